@@ -1,0 +1,45 @@
+# Each target sets up .venv by itself, once; PYTHON chooses the interpreter, TRAIN and TEST the arguments.
+PYTHON ?= python3
+TRAIN  ?= --epochs 12 --batch-size 32 --lr 2e-3 --schedule simultaneous --amp --channels-last
+TEST   ?=
+
+export PIP_DISABLE_PIP_VERSION_CHECK = 1
+BIN := .venv/bin
+# -qq hides pip's remarks on the machine's own configuration; errors are still shown.
+PIP := $(BIN)/python -m pip install -qq --constraint constraints.txt
+
+.PHONY: train test lint format clean
+
+train: .venv/trainer
+	$(BIN)/fastgat train $(TRAIN)
+
+test: .venv/developer
+	$(BIN)/python -m pytest $(TEST)
+
+# mypy reads the packages as a wheel lays them out: kernels/ is fastgat.kernels there.
+lint: .venv/developer
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	@rm -rf build/lint && mkdir -p build/lint && cp -r fastgat tests build/lint/ && cp -r kernels build/lint/fastgat/
+	cd build/lint && ../../$(BIN)/mypy --config-file ../../pyproject.toml fastgat tests
+	$(BIN)/python -m pytest -q tests/test_imports.py
+
+format: .venv/developer
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+clean:
+	rm -rf .venv build
+
+.venv/created:
+	@echo "setting up .venv (PyTorch is large: this takes a minute or more, once)"
+	@$(PYTHON) -m venv .venv
+	@touch $@
+
+.venv/trainer: .venv/created pyproject.toml constraints.txt
+	@$(PIP) --editable .
+	@touch $@
+
+.venv/developer: .venv/trainer
+	@$(PIP) --requirement requirements-dev.txt
+	@touch $@
