@@ -1,0 +1,34 @@
+"""fastgat: generative adversarial training of image classifiers (Lee, Han and Lee 2017), fast.
+
+from fastgat import TrainConfig, Trainer
+
+history = Trainer(TrainConfig(method="gat", epochs=5)).fit()
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from fastgat.config import TrainConfig as TrainConfig
+    from fastgat.engine.load import load_classifier as load_classifier
+    from fastgat.errors import FastgatError as FastgatError
+    from fastgat.trainer import History as History
+    from fastgat.trainer import Trainer as Trainer
+
+_WHERE = {
+    "FastgatError": "fastgat.errors",
+    "History": "fastgat.trainer",
+    "TrainConfig": "fastgat.config",
+    "Trainer": "fastgat.trainer",
+    "load_classifier": "fastgat.engine.load",
+}
+__all__ = ["FastgatError", "History", "TrainConfig", "Trainer", "load_classifier"]
+
+
+def __getattr__(name: str) -> Any:
+    # torch takes seconds to import: `fastgat --help` does without it.
+    if name in _WHERE:
+        return getattr(importlib.import_module(_WHERE[name]), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,0 +1,35 @@
+"""Errors that a user can cause. Each carries one line for the person and the exit code of the command."""
+
+from __future__ import annotations
+
+
+class FastgatError(Exception):
+    """Base of every error that fastgat raises on purpose; its text is one line: what, where, what to do."""
+
+    exit_code = 1
+
+
+class ConfigError(FastgatError, ValueError):
+    """A setting that makes no sense: unknown, out of range, or in conflict with another."""
+
+    exit_code = 2
+
+
+class DataError(FastgatError, ValueError):
+    """Data that are missing, damaged, or not what the settings say."""
+
+
+class CheckpointError(FastgatError, ValueError):
+    """A checkpoint that is damaged, of another version, or of another model."""
+
+
+class DeviceError(FastgatError, RuntimeError):
+    """A device that was asked for and is not there."""
+
+
+class OutputError(FastgatError, OSError):
+    """An output folder that cannot be written."""
+
+
+class NonFiniteError(FastgatError, ArithmeticError):
+    """A loss that became NaN or infinite."""

@@ -1,0 +1,116 @@
+"""Frozen dataclasses whose fields document, convert and check themselves.
+
+One declaration of a field serves the Python constructor, the TOML file and the command line:
+
+    @dataclass(frozen=True)
+    class Player(Options):
+        lr: float = option(1e-3, "learning rate", above=0)
+
+Every value passes the same checks, wherever it comes from; a bad one raises ConfigError with the field's name.
+"""
+
+from __future__ import annotations
+
+import difflib
+import math
+import types
+import typing
+from collections.abc import Iterable
+from dataclasses import Field, dataclass, field, fields
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+from fastgat.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class Constraint:
+    """What a field accepts besides its type."""
+
+    help: str
+    choices: tuple[str, ...] = ()
+    at_least: float | None = None
+    above: float | None = None
+    at_most: float | None = None
+    below: float | None = None
+
+    def check(self, name: str, value: Any) -> None:
+        if self.choices and value not in self.choices:
+            raise ConfigError(f"{name}: unknown value {value!r}{suggestion(str(value), self.choices)}")
+        for bound, holds, words in (
+            (self.at_least, lambda b: value >= b, "at least"),
+            (self.above, lambda b: value > b, "above"),
+            (self.at_most, lambda b: value <= b, "at most"),
+            (self.below, lambda b: value < b, "below"),
+        ):
+            if bound is not None and not holds(bound):
+                raise ConfigError(f"{name} must be {words} {bound:g}, got {value}")
+
+
+def option(default: Any, help: str, **constraint: Any) -> Any:
+    """A dataclass field with a help text and, optionally, choices, at_least, above, at_most and below."""
+    return field(default=default, metadata={"constraint": Constraint(help, **constraint)})
+
+
+def constraint(f: Field[Any]) -> Constraint:
+    return f.metadata["constraint"]
+
+
+def suggestion(word: str, known: Iterable[str]) -> str:
+    """The end of an error message: the nearest known word, or all of them when none is near."""
+    known = list(known)
+    near = difflib.get_close_matches(word, known, n=1)
+    return f"; did you mean {near[0]!r}?" if near else f"; known: {', '.join(known)}"
+
+
+def value_type(cls: type, name: str) -> tuple[type, bool]:
+    """The plain type of a field and whether it may be None."""
+    hint = typing.get_type_hints(cls)[name]
+    if isinstance(hint, types.UnionType):
+        (plain,) = (t for t in typing.get_args(hint) if t is not type(None))
+        return plain, True
+    return hint, False
+
+
+class Options:
+    """Base of the configuration dataclasses: converts and checks every field declared with `option`."""
+
+    def __post_init__(self) -> None:
+        for f in fields(self):  # type: ignore[arg-type]  # every subclass is a dataclass
+            if "constraint" not in f.metadata:
+                continue
+            plain, optional = value_type(type(self), f.name)
+            value = getattr(self, f.name)
+            if value is None and optional:
+                continue
+            value = convert(f.name, value, plain)
+            constraint(f).check(f.name, value)
+            object.__setattr__(self, f.name, value)
+
+
+def convert(name: str, value: Any, plain: type) -> Any:
+    """`value` as `plain`: numbers may come as text ("8/255"), paths as text; nothing else changes its type.
+
+    Raises ConfigError where the value cannot be read as that type.
+    """
+    if plain is bool or isinstance(value, bool):
+        if plain is bool and isinstance(value, bool):
+            return value
+    elif plain is float:
+        try:
+            number = float(Fraction(value)) if isinstance(value, str) and "/" in value else float(value)
+        except (TypeError, ValueError, ZeroDivisionError):
+            raise ConfigError(f"{name} must be a number such as 0.03 or 8/255, got {value!r}") from None
+        if not math.isfinite(number):
+            raise ConfigError(f"{name} must be finite, got {value!r}")
+        return number
+    elif plain is int:
+        if isinstance(value, int):
+            return value
+    elif plain is Path:
+        if isinstance(value, (str, Path)):
+            return Path(value).expanduser()
+    elif isinstance(value, plain):
+        return value
+    raise ConfigError(f"{name} must be of type {plain.__name__}, got {value!r}")

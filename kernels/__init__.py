@@ -1,0 +1,6 @@
+"""The joints of the training step: one family of operations a file, each beside its reference.
+
+input_gradient   per-sample loss gradients -> Delta of the paper, or a fast-gradient perturbation
+perturbation     x + p, its pixel bounds and its power
+dual_loss        cross entropy per sample, F(x)_y, and the dual loss (10)
+"""

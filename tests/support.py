@@ -1,0 +1,105 @@
+"""What several tests need: small players, minibatches, and a plain way to run a method beside the textbook."""
+
+from __future__ import annotations
+
+import copy
+import os
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from fastgat.config import OptimizerConfig
+from fastgat.data.batch import Batch
+from fastgat.engine.state import TrainState
+from fastgat.engine.step import train_step
+from fastgat.methods import Method
+from fastgat.methods.players import Draws
+from fastgat.models import Classifier, Generator
+
+DOUBLE = torch.float64
+
+
+def minibatch(size: int = 4, side: int = 8, dtype: torch.dtype = DOUBLE, classes: int = 10) -> Batch:
+    return Batch(torch.rand(size, 3, side, side, dtype=dtype), torch.randint(classes, (size,)))
+
+
+def players(dropout: float = 0.0, dtype: torch.dtype = DOUBLE, width: int = 6) -> tuple[nn.Module, nn.Module]:
+    """Table 1's networks, the generator narrow; its last layer enlarged so that perturbations matter."""
+    generator = Generator(width)
+    with torch.no_grad():
+        generator.body[-1].weight.mul_(30)  # type: ignore[operator]
+    return Classifier(dropout=dropout).to(dtype), generator.to(dtype)
+
+
+class BatchNormNet(nn.Module):
+    """A classifier whose samples interact in train mode."""
+
+    def __init__(self, classes: int = 10) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 8, 3, padding=1, bias=False)
+        self.norm = nn.BatchNorm2d(8)
+        self.head = nn.Linear(8, classes)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return self.head(self.norm(self.conv(images)).relu().mean((2, 3)))
+
+
+class Engine:
+    """Copies of the players in the engine's state, stepped by a method."""
+
+    def __init__(
+        self,
+        method: Method,
+        classifier: nn.Module,
+        generator: nn.Module | None = None,
+        *,
+        generator_lr: float = 1e-3,
+        autocast: torch.dtype | None = None,
+    ) -> None:
+        self.method = method
+        generator = copy.deepcopy(generator) if method.needs_generator else None
+        optimizer = OptimizerConfig(lr=1e-3, generator_lr=generator_lr)
+        self.state = TrainState(copy.deepcopy(classifier), generator, optimizer, method.metrics, autocast)
+
+    def step(self, batches: Sequence[Batch], draws: Sequence[Draws] | None = None) -> dict[str, float]:
+        train_step(self.state, self.method, batches, draws or [Draws()] * len(batches))
+        sums, _ = self.state.metrics.read()
+        return sums
+
+
+@torch.no_grad()
+def largest_difference(one: nn.Module, other: nn.Module) -> float:
+    """The largest, over all parameters, of max |a - b| / max |b|."""
+    pairs = zip(one.parameters(), other.parameters(), strict=True)
+    return max(float((a - b).abs().max() / b.abs().max()) for a, b in pairs)
+
+
+def numerical_gradient(function: object, at: torch.Tensor, step: float = 1e-5) -> torch.Tensor:
+    """Central differences of a scalar function of a float64 tensor."""
+    assert callable(function)
+    gradient = torch.empty_like(at)
+    for index in range(at.numel()):
+        ends = []
+        for sign in (1, -1):
+            moved = at.clone()
+            moved.view(-1)[index] += sign * step
+            ends.append(float(torch.as_tensor(function(moved)).detach()))
+        gradient.view(-1)[index] = (ends[0] - ends[1]) / (2 * step)
+    return gradient
+
+
+def fastgat(*arguments: object, cwd: Path, **environment: str) -> subprocess.CompletedProcess[str]:
+    """Run the command line in a process of its own."""
+    return subprocess.run(
+        [sys.executable, "-m", "fastgat", *map(str, arguments)],
+        cwd=cwd,
+        env={**os.environ, **environment},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=240,
+    )
