@@ -1,0 +1,19 @@
+"""The paper in plain eager PyTorch, to be read beside it: the oracle of the tests and the baseline of the benchmarks.
+
+Nothing is shared, fused or compiled here. Every step takes modules and their torch.optim optimisers, updates both in
+place, and returns its losses as tensors, so that nothing waits for the device.
+"""
+
+from fastgat.textbook.fast_gradient import fast_gradient_step
+from fastgat.textbook.gat import algorithm1_step, classifier_step, generator_step, input_gradient
+from fastgat.textbook.standard import baseline_step, random_perturbation_step
+
+__all__ = [
+    "algorithm1_step",
+    "baseline_step",
+    "classifier_step",
+    "fast_gradient_step",
+    "generator_step",
+    "input_gradient",
+    "random_perturbation_step",
+]
