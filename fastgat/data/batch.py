@@ -1,0 +1,33 @@
+"""What the step is fed: batches, and the protocol of everything that makes them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import NamedTuple, Protocol
+
+from torch import Tensor
+
+
+class Batch(NamedTuple):
+    """Images (B, C, H, W), floating point in [0, 1], and labels (B,) int64, on the training device."""
+
+    images: Tensor
+    labels: Tensor
+
+
+class Loader(Protocol):
+    """A source of batches whose position is a number: batch `i` of a stream depends on nothing that was read before."""
+
+    @property
+    def batches_per_epoch(self) -> int:
+        """Full batches in one pass; the rest of a pass is dropped in training."""
+        ...
+
+    def stream(self, player: int, start: int = 0) -> Iterator[Batch]:
+        """Endless training batches from number `start` on. Each player (0: classifier, 1: generator) has
+        permutations of its own; epoch `e` of a stream is its batches `e * batches_per_epoch` onwards."""
+        ...
+
+    def once(self) -> Iterator[Batch]:
+        """Every sample once, in order, the last batch smaller where need be."""
+        ...

@@ -1,0 +1,59 @@
+"""Image sets in memory, and the seeded split into train and validation."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fastgat.errors import DataError
+
+
+@dataclass(frozen=True, eq=False)
+class ImageSet:
+    """Images (N, H, W, C) uint8 and labels (N,) int64."""
+
+    images: NDArray[np.uint8]
+    labels: NDArray[np.int64]
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def take(self, indices: NDArray[np.int64]) -> ImageSet:
+        return ImageSet(self.images[indices], self.labels[indices])
+
+    def checked(self, where: str, num_classes: int) -> ImageSet:
+        """The set itself; raises DataError, naming `where`, if shapes, dtypes or labels are not as they must be."""
+        if self.images.ndim != 4 or self.images.dtype != np.uint8:
+            raise DataError(f"{where}: expected images (N, H, W, C) of uint8, got {_described(self.images)}")
+        if self.labels.shape != (len(self.images),):
+            raise DataError(f"{where}: {len(self.images)} images but labels of shape {self.labels.shape}")
+        outside = (self.labels < 0) | (self.labels >= num_classes)
+        if outside.any():
+            first = int(outside.argmax())
+            raise DataError(f"{where}: label {self.labels[first]} of image {first} is outside 0..{num_classes - 1}")
+        return self
+
+
+class DataSet(NamedTuple):
+    """Three splits of one data set, with the names of its classes, where it came from, and why it was chosen."""
+
+    name: str
+    train: ImageSet
+    validation: ImageSet
+    test: ImageSet
+    classes: tuple[str, ...]
+    source: str
+    reason: str = "asked for"
+
+
+def split(images: ImageSet, held_out: int, seed: int) -> tuple[ImageSet, ImageSet]:
+    """All but `held_out` images, and those: a seeded choice, each part in the order of `images`."""
+    order = np.random.default_rng(seed).permutation(len(images))
+    return images.take(np.sort(order[held_out:])), images.take(np.sort(order[:held_out]))
+
+
+def _described(array: NDArray[np.generic]) -> str:
+    return f"{array.shape} of {array.dtype}"

@@ -1,0 +1,159 @@
+"""Where data lie on disk, how they get there, and the proof that they are the published ones."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import tarfile
+import tempfile
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+import pooch
+
+from fastgat.errors import DataError, OutputError
+
+Progress = Callable[[str, int, int], None]
+"""Called with what is being done, how much of it is done, and how much there is, in bytes."""
+
+CONNECT_SECONDS = 10
+
+
+def cache_folder() -> Path:
+    """The user's cache folder for data sets."""
+    return Path(pooch.os_cache("fastgat"))
+
+
+def data_folder(data_dir: Path | None) -> Path:
+    """`data_dir`, else the folder that FASTGAT_DATA names, else the user's cache.
+
+    Raises DataError if a folder that was named does not exist.
+    """
+    for name, folder in (("--data-dir", data_dir), ("FASTGAT_DATA", os.environ.get("FASTGAT_DATA"))):
+        if folder:
+            if not Path(folder).exists():
+                raise DataError(f"{folder}: no such folder (from {name})")
+            return Path(folder).expanduser()
+    return cache_folder()
+
+
+def md5(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, lambda: hashlib.md5(usedforsecurity=False)).hexdigest()
+
+
+def verify(path: Path, expected: str, *, again: bool = False) -> None:
+    """Check the MD5 sum of `path` once; an unchanged file (size and time) is remembered and not read again.
+
+    Raises DataError if the file is not there, or is not the published one.
+    """
+    try:
+        stat = path.stat()
+    except OSError as error:
+        raise DataError(f"{path}: {error.strerror}") from None
+    fingerprint = [stat.st_size, stat.st_mtime_ns, expected]
+    memory = cache_folder() / "verified.json"
+    remembered = _read_json(memory)
+    key = str(path.resolve())
+    if not again and remembered.get(key) == fingerprint:
+        return
+    found = md5(path)
+    if found != expected:
+        raise DataError(
+            f"{path}: damaged or altered (MD5 {found}, published {expected}); delete it and run `fastgat data fetch`"
+        )
+    # A cache that cannot be written costs a second at each start, nothing else.
+    with contextlib.suppress(OSError):
+        _write_json(memory, {**remembered, key: fingerprint})
+
+
+def download(url: str, expected: str, folder: Path, progress: Progress) -> Path:
+    """The file at `url` in `folder`, complete and verified, or nothing. Raises DataError when it cannot be had."""
+    name = url.rsplit("/", 1)[-1]
+    try:
+        pooch.get_logger().setLevel("ERROR")
+        path = pooch.retrieve(
+            url,
+            known_hash=f"md5:{expected}",
+            fname=name,
+            path=folder,
+            downloader=pooch.HTTPDownloader(progressbar=_Bar(f"downloading {name}", progress), timeout=CONNECT_SECONDS),
+        )
+    except PermissionError:
+        raise OutputError(f"{folder}: not writable") from None
+    except OSError as error:  # requests' errors are OSErrors too
+        raise DataError(f"{url}: cannot be downloaded ({_short(error)})") from None
+    except ValueError:
+        raise DataError(f"{url}: the download does not have the published MD5 sum") from None
+    return Path(path)
+
+
+def extract(archive: Path, names: Iterable[str], folder: Path) -> None:
+    """The regular files `names` of the tar `archive`, into `folder` (new), all or none; nothing else is written.
+
+    Raises DataError if the archive is damaged or lacks a file, OutputError if `folder` cannot be written.
+    """
+    with contextlib.ExitStack() as stack:
+        try:
+            folder.parent.mkdir(parents=True, exist_ok=True)
+            part = Path(stack.enter_context(tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}-")))
+        except OSError as error:
+            raise OutputError(f"{folder.parent}: {error.strerror}") from None
+        try:
+            with tarfile.open(archive) as tar:
+                for name in names:
+                    member = tar.extractfile(f"{folder.name}/{name}")
+                    if member is None:
+                        raise DataError(f"{archive}: {name} is not a regular file")
+                    (part / name).write_bytes(member.read())
+        except (KeyError, tarfile.TarError, EOFError) as error:
+            raise DataError(f"{archive}: damaged or not the published archive ({_short(error)})") from None
+        except OSError as error:
+            raise OutputError(f"{part}: {_short(error)}") from None
+        folder.mkdir(exist_ok=True)
+        for name in names:
+            (part / name).replace(folder / name)
+
+
+class _Bar:
+    """What pooch wants of a progress bar, passed on to `progress`."""
+
+    def __init__(self, what: str, progress: Progress) -> None:
+        self.what, self.progress, self.total, self.done = what, progress, 0, 0
+
+    def update(self, size: int) -> None:
+        self.done += size
+        self.progress(self.what, self.done, self.total)
+
+    def reset(self) -> None:
+        self.done = 0
+
+    def close(self) -> None:
+        pass
+
+
+def _short(error: BaseException) -> str:
+    """The innermost reason of a nested error, on one line."""
+    reason: Any = error
+    while getattr(reason, "reason", None) or (reason.args and isinstance(reason.args[0], BaseException)):
+        reason = getattr(reason, "reason", None) or reason.args[0]
+    text = " ".join(str(reason).split())
+    return text.split("): ", 1)[-1] or type(reason).__name__
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_text())
+    except (OSError, ValueError):
+        return {}
+    return content if isinstance(content, dict) else {}
+
+
+def _write_json(path: Path, content: dict[str, Any]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_suffix(f".{os.getpid()}")
+    part.write_text(json.dumps(content))
+    part.replace(path)
