@@ -1,0 +1,48 @@
+"""The rows of Table 2, one file each, by their names on the command line."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from fastgat.errors import ConfigError
+from fastgat.methods.base import Method
+from fastgat.methods.baseline import Baseline
+from fastgat.methods.dropout import Dropout
+from fastgat.methods.dropout_gat import DropoutGAT
+from fastgat.methods.fg_l2 import FastGradientL2
+from fastgat.methods.fg_linf import FastGradientLinf
+from fastgat.methods.gat import GAT
+from fastgat.methods.random import RandomPerturbation
+from fastgat.options import suggestion
+
+METHODS: dict[str, type[Method]] = {
+    method.name: method
+    for method in (Baseline, Dropout, RandomPerturbation, FastGradientLinf, FastGradientL2, GAT, DropoutGAT)
+}
+
+
+def create_method(name: str, **options: Any) -> Method:
+    """The method called `name`; raises ConfigError for a name or an option that does not exist."""
+    if name not in METHODS:
+        raise ConfigError(f"unknown method {name!r}{suggestion(name, METHODS)}")
+    known = METHODS[name].__dataclass_fields__
+    for option in options:
+        if option not in known:
+            users = [m.name for m in METHODS.values() if option in m.__dataclass_fields__]
+            where = f" (it belongs to {', '.join(users)})" if users else suggestion(option, known)
+            raise ConfigError(f"method {name!r} has no option {option!r}{where}")
+    return METHODS[name](**options)
+
+
+__all__ = [
+    "GAT",
+    "METHODS",
+    "Baseline",
+    "Dropout",
+    "DropoutGAT",
+    "FastGradientL2",
+    "FastGradientLinf",
+    "Method",
+    "RandomPerturbation",
+    "create_method",
+]

@@ -1,0 +1,78 @@
+"""What a method is: hyperparameters, and a pure function from players, minibatches and draws to gradients.
+
+A new method is one file: a frozen dataclass derived from Method or OnePlayer, registered in `fastgat.methods`. Its
+fields, declared with `option`, become options of the command line and keys of the `[method]` table by themselves.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from fastgat.data.batch import Batch
+from fastgat.methods.players import Draws, Masks, Metrics, Network, Players, Tensors, Update
+from fastgat.options import Options
+
+
+@dataclass(frozen=True)
+class Method(Options):
+    """Base of the methods.
+
+    Class attributes:
+        name: the name on the command line.
+        needs_generator: whether the method trains a generator.
+        metrics: the names of the 0-d tensors that `step` returns.
+    """
+
+    name: ClassVar[str]
+    needs_generator: ClassVar[bool] = False
+    metrics: ClassVar[tuple[str, ...]]
+
+    @property
+    def generator_minibatches(self) -> int:
+        """How many minibatches a step takes from the generator's own stream, before the classifier's one."""
+        return 0
+
+    @property
+    def classifier_dropout(self) -> float:
+        """The dropout rate that the classifier must be built with."""
+        return 0.0
+
+    def draw(self, classifier: Network, images: Tensor, source: torch.Generator) -> Draws:
+        """The random draws for one minibatch like `images`, from `source`."""
+        return Draws()
+
+    def step(
+        self, players: Players, minibatches: Sequence[Batch], draws: Sequence[Draws], update: Update
+    ) -> tuple[Players, Metrics]:
+        """One training step: gradients of this method, applied through `update`.
+
+        `minibatches` are the generator's ones followed by the classifier's, `draws` one for each.
+        """
+        raise NotImplementedError
+
+
+@dataclass(frozen=True)
+class OnePlayer(Method):
+    """A method that trains the classifier alone, on one minibatch a step."""
+
+    def gradients(self, classifier: Network, minibatch: Batch, draws: Draws) -> tuple[Tensors, Metrics, Tensors]:
+        """F's gradients of the mean loss, metrics, and F's buffers afterwards."""
+        raise NotImplementedError
+
+    def step(
+        self, players: Players, minibatches: Sequence[Batch], draws: Sequence[Draws], update: Update
+    ) -> tuple[Players, Metrics]:
+        (minibatch,), (draw,) = minibatches, draws
+        gradients, metrics, buffers = self.gradients(players.classifier, minibatch, draw)
+        return update(players.after(buffers), classifier=gradients), metrics
+
+
+def dropout_masks(classifier: Network, images: Tensor, source: torch.Generator) -> Masks:
+    """Masks for a classifier that takes them as an input; others draw from torch's global generator by themselves."""
+    draw_masks = getattr(classifier.module, "draw_masks", None)
+    return draw_masks(images, source) if draw_masks else ()

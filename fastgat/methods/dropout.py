@@ -1,0 +1,28 @@
+"""Dropout: the baseline on a classifier with dropout, its masks drawn from the step's seeded stream."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from fastgat.methods.base import dropout_masks
+from fastgat.methods.baseline import Baseline
+from fastgat.methods.players import Draws, Network
+from fastgat.options import option
+
+
+@dataclass(frozen=True)
+class Dropout(Baseline):
+    name: ClassVar[str] = "dropout"
+
+    dropout: float = option(0.2, "dropout rate of the classifier", above=0, below=1)
+
+    @property
+    def classifier_dropout(self) -> float:
+        return self.dropout
+
+    def draw(self, classifier: Network, images: Tensor, source: torch.Generator) -> Draws:
+        return Draws(clean=dropout_masks(classifier, images, source))

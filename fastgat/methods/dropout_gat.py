@@ -1,0 +1,28 @@
+"""Dropout + GAT: the clean pass and Delta share one mask, the perturbed pass has its own."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from fastgat.methods.base import dropout_masks
+from fastgat.methods.gat import GAT
+from fastgat.methods.players import Draws, Network
+from fastgat.options import option
+
+
+@dataclass(frozen=True)
+class DropoutGAT(GAT):
+    name: ClassVar[str] = "dropout-gat"
+
+    dropout: float = option(0.2, "dropout rate of the classifier", above=0, below=1)
+
+    @property
+    def classifier_dropout(self) -> float:
+        return self.dropout
+
+    def draw(self, classifier: Network, images: Tensor, source: torch.Generator) -> Draws:
+        return Draws(dropout_masks(classifier, images, source), dropout_masks(classifier, images, source))

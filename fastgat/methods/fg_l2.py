@@ -1,0 +1,23 @@
+"""Adversarial training with the fast gradient in L2: eta = eps dJ/dx / ||dJ/dx||_2 (3), loss (4)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from torch import Tensor
+
+from fastgat.kernels.input_gradient import l2_perturbation
+from fastgat.methods.perturbed import Perturbed
+from fastgat.methods.players import Draws
+from fastgat.options import option
+
+
+@dataclass(frozen=True)
+class FastGradientL2(Perturbed):
+    name: ClassVar[str] = "fg-l2"
+
+    epsilon: float = option(0.5, "size of the perturbation in its norm, pixels in [0, 1]", at_least=0)
+
+    def perturbation(self, loss_gradient: Tensor, draws: Draws) -> Tensor:
+        return l2_perturbation(loss_gradient, self.epsilon)

@@ -1,0 +1,209 @@
+"""Generative adversarial training: G turns the input gradient Delta into a perturbation, F learns to withstand it.
+
+    Delta = dF(x)_y / dx                                        below (7)
+    (9)     L_G = F(x + G(Delta))_y + c_g ||G(Delta)||_2^2      mean over samples, trains G
+    (10)    L_F = alpha J(x) + (1 - alpha) J(x + G(Delta))      mean over samples, trains F
+
+Since J = -log F_y, dF_y/dx = -F_y dJ/dx: one backward pass of J with a unit seed per sample serves both players. Where
+samples interact inside F (train-mode batch norm) that is not so, and a second pull-back with the seed -F_y is taken.
+The schedules say which minibatch each player sees, and which passes they share.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import ClassVar, NamedTuple
+
+import torch
+from torch import Tensor
+
+from fastgat.data.batch import Batch
+from fastgat.errors import ConfigError
+from fastgat.kernels.dual_loss import dual_loss
+from fastgat.kernels.input_gradient import probability_gradient
+from fastgat.kernels.perturbation import perturb, power
+from fastgat.methods.base import Method
+from fastgat.methods.players import Draws, Metrics, Network, Players, Tensors, Update, mix, pull_back, sample_losses
+from fastgat.options import option
+
+
+class Clean(NamedTuple):
+    """The clean half of a step: J(x), Delta, F's summed gradients of J(x), F's accuracy and buffers."""
+
+    loss: Tensor
+    delta: Tensor
+    gradients: Tensors
+    accuracy: Tensor
+    buffers: Tensors
+
+
+@dataclass(frozen=True)
+class GAT(Method):
+    name: ClassVar[str] = "gat"
+    needs_generator: ClassVar[bool] = True
+    metrics: ClassVar[tuple[str, ...]] = (
+        "loss",
+        "accuracy",
+        "perturbed_accuracy",
+        "perturbation_norm",
+        "generator_loss",
+        "zero_gradients",
+    )
+
+    alpha: float = option(0.5, "weight of the clean loss in (2), (4) and (10)", at_least=0, at_most=1)
+    cg: float = option(1.0, "c_g of (9), the price of the generator's perturbation", at_least=0)
+    generator_steps: int = option(1, "k of Algorithm 1, generator steps for each classifier step", at_least=1)
+    schedule: str = option(
+        "paper",
+        "paper: each step of Algorithm 1 on its own minibatch; alternating: the same order on one minibatch; "
+        "simultaneous: both players step from the same point",
+        choices=("paper", "alternating", "simultaneous"),
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.schedule == "simultaneous" and self.generator_steps > 1:
+            raise ConfigError(
+                "generator_steps must be 1 with schedule 'simultaneous': both players step once, together"
+            )
+
+    @property
+    def generator_minibatches(self) -> int:
+        return self.generator_steps if self.schedule == "paper" else 0
+
+    def step(
+        self, players: Players, minibatches: Sequence[Batch], draws: Sequence[Draws], update: Update
+    ) -> tuple[Players, Metrics]:
+        return SCHEDULES[self.schedule](self, players, minibatches, draws, update)
+
+    def input_gradient(self, classifier: Network, minibatch: Batch, draws: Draws) -> tuple[Tensor, Tensors]:
+        """Delta alone, and F's buffers afterwards: the seed -F(x)_y turns the pull-back of J into dF(x)_y/dx."""
+        losses = sample_losses(classifier, minibatch.labels, draws.clean)
+        loss, pull, aux = pull_back(lambda x: losses(classifier.parameters, x), minibatch.images)
+        (delta,) = pull(-loss.neg().exp())
+        return delta, aux.buffers
+
+    def clean_pass(self, classifier: Network, minibatch: Batch, draws: Draws) -> Clean:
+        """J(x), F's gradients of it, and Delta, from one forward and one shared backward pass."""
+        losses = sample_losses(classifier, minibatch.labels, draws.clean)
+        loss, pull, aux = pull_back(losses, classifier.parameters, minibatch.images)
+        gradients, loss_gradient = pull(torch.ones_like(loss))
+        if classifier.interacts:
+            _, delta = pull(-loss.neg().exp())
+        else:
+            delta = probability_gradient(loss_gradient, loss)
+        return Clean(loss, delta, gradients, aux.accuracy, aux.buffers)
+
+    def generator_gradients(
+        self, players: Players, delta: Tensor, minibatch: Batch, draws: Draws
+    ) -> tuple[Tensors, Metrics, Tensors]:
+        """G's gradients of the mean L_G (9), its metrics, and F's buffers afterwards."""
+        perturbation, pull_generator = self.generate(players, delta)
+        classifier = players.classifier
+        losses = sample_losses(classifier, minibatch.labels, draws.perturbed)
+        loss, pull, aux = pull_back(lambda x: losses(classifier.parameters, x), perturb(minibatch.images, perturbation))
+        (probability_seeded,) = pull(-loss.neg().exp())
+        gradients = pull_generator(self.generator_signal(probability_seeded, perturbation))
+        return gradients, {"generator_loss": self.generator_loss(loss, perturbation)}, aux.buffers
+
+    def classifier_gradients(
+        self, players: Players, clean: Clean, minibatch: Batch, draws: Draws
+    ) -> tuple[Tensors, Metrics, Tensors]:
+        """F's gradients of the mean L_F (10), metrics, and F's buffers afterwards."""
+        classifier = players.classifier
+        perturbation, _ = self.generate(players, clean.delta)
+        losses = sample_losses(classifier, minibatch.labels, draws.perturbed)
+        loss, pull, aux = pull_back(lambda p: losses(p, perturb(minibatch.images, perturbation)), classifier.parameters)
+        (gradients,) = pull(torch.ones_like(loss))
+        metrics = self.classifier_metrics(clean, loss, aux.accuracy, perturbation)
+        return mix(clean.gradients, gradients, self.alpha, len(loss)), metrics, aux.buffers
+
+    def both_gradients(
+        self, players: Players, clean: Clean, minibatch: Batch, draws: Draws
+    ) -> tuple[Tensors, Tensors, Metrics, Tensors]:
+        """F's gradients of (10) and G's of (9) from one perturbed pass, metrics, and F's buffers afterwards."""
+        classifier = players.classifier
+        perturbation, pull_generator = self.generate(players, clean.delta)
+        losses = sample_losses(classifier, minibatch.labels, draws.perturbed)
+        perturbed_images = perturb(minibatch.images, perturbation)
+        loss, pull, aux = pull_back(losses, classifier.parameters, perturbed_images)
+        gradients, loss_gradient = pull(torch.ones_like(loss))
+        if classifier.interacts:
+            _, probability_seeded = pull(-loss.neg().exp())
+        else:
+            probability_seeded = probability_gradient(loss_gradient, loss)
+        generator_gradients = pull_generator(self.generator_signal(probability_seeded, perturbation))
+        metrics = self.classifier_metrics(clean, loss, aux.accuracy, perturbation)
+        metrics["generator_loss"] = self.generator_loss(loss, perturbation)
+        return mix(clean.gradients, gradients, self.alpha, len(loss)), generator_gradients, metrics, aux.buffers
+
+    def generate(self, players: Players, delta: Tensor) -> tuple[Tensor, Callable[[Tensor], Tensors]]:
+        """p = G(Delta) in Delta's dtype, and the pull-back from dL/dp to G's gradients."""
+        generator = players.generator
+        assert generator is not None
+        perturbation, pull = torch.func.vjp(  # type: ignore[misc]  # typed as if it might have three results
+            lambda p: generator(p, delta)[0].to(delta.dtype), generator.parameters
+        )
+        return perturbation, lambda signal: pull(signal)[0]
+
+    def generator_signal(self, probability_gradient: Tensor, perturbation: Tensor) -> Tensor:
+        """dL_G/dp of the mean (9), from dF(x + p)_y/dx': (dF_y/dx' + 2 c_g p) / B."""
+        return (probability_gradient + 2 * self.cg * perturbation) / len(perturbation)
+
+    def generator_loss(self, loss: Tensor, perturbation: Tensor) -> Tensor:
+        """L_G (9) from J(x + p), the mean over samples."""
+        return (loss.neg().exp() + self.cg * power(perturbation)).mean()
+
+    def classifier_metrics(self, clean: Clean, perturbed: Tensor, accuracy: Tensor, perturbation: Tensor) -> Metrics:
+        return {
+            "loss": dual_loss(clean.loss, perturbed, self.alpha).mean(),
+            "accuracy": clean.accuracy,
+            "perturbed_accuracy": accuracy,
+            "perturbation_norm": power(perturbation).sqrt().mean(),
+            "zero_gradients": (clean.delta == 0).float().mean(),
+        }
+
+
+def paper(
+    method: GAT, players: Players, minibatches: Sequence[Batch], draws: Sequence[Draws], update: Update
+) -> tuple[Players, Metrics]:
+    """Algorithm 1: k generator steps, each on its own minibatch, then a classifier step on the last one."""
+    metrics: Metrics = {}
+    for minibatch, draw in zip(minibatches[:-1], draws[:-1], strict=True):
+        delta, buffers = method.input_gradient(players.classifier, minibatch, draw)
+        gradients, metrics, buffers = method.generator_gradients(players.after(buffers), delta, minibatch, draw)
+        players = update(players.after(buffers), generator=gradients)
+    clean = method.clean_pass(players.classifier, minibatches[-1], draws[-1])
+    players = players.after(clean.buffers)
+    gradients, classifier_metrics, buffers = method.classifier_gradients(players, clean, minibatches[-1], draws[-1])
+    return update(players.after(buffers), classifier=gradients), metrics | classifier_metrics
+
+
+def alternating(
+    method: GAT, players: Players, minibatches: Sequence[Batch], draws: Sequence[Draws], update: Update
+) -> tuple[Players, Metrics]:
+    """The order of Algorithm 1 on one minibatch: its clean pass serves the k generator steps and the classifier's."""
+    (minibatch,), (draw,) = minibatches, draws
+    clean = method.clean_pass(players.classifier, minibatch, draw)
+    players = players.after(clean.buffers)
+    metrics: Metrics = {}
+    for _ in range(method.generator_steps):
+        gradients, metrics, buffers = method.generator_gradients(players, clean.delta, minibatch, draw)
+        players = update(players.after(buffers), generator=gradients)
+    gradients, classifier_metrics, buffers = method.classifier_gradients(players, clean, minibatch, draw)
+    return update(players.after(buffers), classifier=gradients), metrics | classifier_metrics
+
+
+def simultaneous(
+    method: GAT, players: Players, minibatches: Sequence[Batch], draws: Sequence[Draws], update: Update
+) -> tuple[Players, Metrics]:
+    """Both players step from the same point: one clean and one perturbed pass serve both."""
+    (minibatch,), (draw,) = minibatches, draws
+    clean = method.clean_pass(players.classifier, minibatch, draw)
+    players = players.after(clean.buffers)
+    gradients, generator_gradients, metrics, buffers = method.both_gradients(players, clean, minibatch, draw)
+    return update(players.after(buffers), classifier=gradients, generator=generator_gradients), metrics
+
+
+SCHEDULES = {"paper": paper, "alternating": alternating, "simultaneous": simultaneous}

@@ -1,0 +1,56 @@
+"""The loss that four rows of Table 2 share: alpha J(x) + (1 - alpha) J(x + eta), (2) and (4), for a given eta.
+
+One backward pass of J(x) gives F's clean gradient and dJ/dx together, so an eta made from dJ/dx costs no pass of its
+own. The seed is the same for every sample, so sharing stays exact under batch norm too.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from fastgat.data.batch import Batch
+from fastgat.kernels.dual_loss import dual_loss
+from fastgat.kernels.input_gradient import sample_norm
+from fastgat.kernels.perturbation import perturb
+from fastgat.methods.base import OnePlayer
+from fastgat.methods.players import Draws, Metrics, Network, Tensors, mix, pull_back, sample_losses
+from fastgat.options import option
+
+
+@dataclass(frozen=True)
+class Perturbed(OnePlayer):
+    """Base of the methods whose perturbation is a formula; `perturbation` is all that they add."""
+
+    metrics: ClassVar[tuple[str, ...]] = ("loss", "accuracy", "perturbed_accuracy", "perturbation_norm")
+
+    alpha: float = option(0.5, "weight of the clean loss in (2), (4) and (10)", at_least=0, at_most=1)
+
+    def perturbation(self, loss_gradient: Tensor, draws: Draws) -> Tensor:
+        """eta, (B, C, H, W), from dJ/dx and the draws."""
+        raise NotImplementedError
+
+    def gradients(self, classifier: Network, minibatch: Batch, draws: Draws) -> tuple[Tensors, Metrics, Tensors]:
+        losses = sample_losses(classifier, minibatch.labels, draws.clean)
+        clean, pull, aux = pull_back(losses, classifier.parameters, minibatch.images)
+        clean_gradients, loss_gradient = pull(torch.ones_like(clean))
+
+        eta = self.perturbation(loss_gradient, draws)
+        classifier = classifier._replace(buffers=aux.buffers)
+        losses = sample_losses(classifier, minibatch.labels, draws.perturbed)
+        perturbed, pull, aux_perturbed = pull_back(
+            lambda p: losses(p, perturb(minibatch.images, eta)), classifier.parameters
+        )
+        (perturbed_gradients,) = pull(torch.ones_like(perturbed))
+
+        metrics = {
+            "loss": dual_loss(clean, perturbed, self.alpha).mean(),
+            "accuracy": aux.accuracy,
+            "perturbed_accuracy": aux_perturbed.accuracy,
+            "perturbation_norm": sample_norm(eta).mean(),
+        }
+        gradients = mix(clean_gradients, perturbed_gradients, self.alpha, len(clean))
+        return gradients, metrics, aux_perturbed.buffers

@@ -1,0 +1,189 @@
+"""Every method against the textbook, step for step in float64, with the same draws."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from fastgat import textbook
+from fastgat.data.batch import Batch
+from fastgat.methods import (
+    GAT,
+    Baseline,
+    Dropout,
+    DropoutGAT,
+    FastGradientL2,
+    FastGradientLinf,
+    Method,
+    RandomPerturbation,
+)
+from fastgat.methods.players import Draws
+from fastgat.textbook.fast_gradient import fast_gradient
+from tests.support import BatchNormNet, Engine, largest_difference, minibatch, players
+
+STEPS = 10
+EXACT = 1e-10
+Step = Callable[[nn.Module, torch.optim.Optimizer, Batch, Draws], Tensor]
+
+
+def adam(module: nn.Module) -> torch.optim.Adam:
+    return torch.optim.Adam(module.parameters(), lr=1e-3)
+
+
+def draws_for(engine: Engine, batch: Batch, seed: int) -> Draws:
+    source = torch.Generator().manual_seed(seed)
+    return engine.method.draw(engine.state.players().classifier, batch.images, source)
+
+
+def noise(draws: Draws) -> Tensor:
+    assert draws.noise is not None
+    return draws.noise
+
+
+ONE_PLAYER: list[tuple[Method, Step]] = [
+    (Baseline(), lambda f, o, b, d: textbook.baseline_step(f, o, b)),
+    (Dropout(dropout=0.4), lambda f, o, b, d: textbook.baseline_step(f, o, b, d.clean)),
+    (
+        RandomPerturbation(epsilon=0.7, alpha=0.3),
+        lambda f, o, b, d: textbook.random_perturbation_step(f, o, b, noise(d), 0.7, 0.3),
+    ),
+    (
+        FastGradientLinf(epsilon=0.03, alpha=0.6),
+        lambda f, o, b, d: textbook.fast_gradient_step(f, o, b, 0.03, "linf", 0.6),
+    ),
+    (FastGradientL2(epsilon=0.9), lambda f, o, b, d: textbook.fast_gradient_step(f, o, b, 0.9, "l2")),
+]
+
+
+@pytest.mark.parametrize("network", ["table1", "batch norm"])
+@pytest.mark.parametrize(("method", "step"), ONE_PLAYER, ids=lambda value: getattr(value, "name", ""))
+def test_one_player(method: Method, step: Step, network: str) -> None:
+    if network == "table1":
+        classifier, _ = players(dropout=method.classifier_dropout)
+    elif method.classifier_dropout:
+        pytest.skip("the batch-norm network has no dropout")
+    else:
+        classifier = BatchNormNet().double()
+    engine = Engine(method, classifier)
+    optimizer = adam(classifier)
+    for number in range(STEPS):
+        batch = minibatch()
+        draws = draws_for(engine, batch, number)
+        metrics = engine.step([batch], [draws])
+        loss = step(classifier, optimizer, batch, draws)
+        assert metrics["loss"] == pytest.approx(float(loss), rel=1e-6)  # metrics are float32
+        assert largest_difference(engine.state.classifier, classifier) < EXACT
+
+
+GAT_CASES = [
+    GAT(cg=0.3),
+    GAT(cg=0.3, alpha=0.7, generator_steps=2),
+    GAT(cg=0.3, schedule="alternating"),
+    DropoutGAT(dropout=0.4, cg=0.3),
+    DropoutGAT(dropout=0.4, cg=0.3, generator_steps=2),
+    DropoutGAT(dropout=0.4, cg=0.3, schedule="alternating"),
+]
+
+
+def described(method: object) -> str:
+    assert isinstance(method, GAT)
+    return f"{method.name}-{method.schedule}-{method.generator_steps}"
+
+
+@pytest.mark.parametrize("method", GAT_CASES, ids=described)
+def test_gat_is_algorithm_1(method: GAT) -> None:
+    """`paper` gives each step its own minibatch, `alternating` gives both the same one."""
+    check_gat(method, *players(dropout=method.classifier_dropout))
+
+
+@pytest.mark.parametrize("method", [GAT(cg=0.3), GAT(cg=0.3, schedule="alternating")], ids=described)
+def test_gat_is_algorithm_1_under_batch_norm(method: GAT) -> None:
+    """There the two gradients are not proportional, and a second pull-back is taken."""
+    check_gat(method, BatchNormNet().double(), players()[1])
+
+
+def check_gat(method: GAT, classifier: nn.Module, generator: nn.Module) -> None:
+    engine = Engine(method, classifier, generator)
+    optimizers = adam(classifier), adam(generator)
+    start = copy.deepcopy(generator)
+    for number in range(STEPS):
+        batches = [minibatch() for _ in range(1 + method.generator_minibatches)]
+        draws = [draws_for(engine, batch, 100 * number + i) for i, batch in enumerate(batches)]
+        metrics = engine.step(batches, draws)
+        repeats = 1 if method.schedule == "paper" else 2
+        masks = [(draw.clean, draw.perturbed) for draw in draws * repeats]
+        generator_losses, loss = textbook.algorithm1_step(
+            classifier, generator, *optimizers, batches * repeats, method.alpha, method.cg, masks
+        )
+        assert metrics["loss"] == pytest.approx(float(loss), rel=1e-6)
+        assert metrics["generator_loss"] == pytest.approx(float(generator_losses[-1]), rel=1e-6)
+        assert engine.state.generator is not None
+        assert largest_difference(engine.state.generator, generator) < EXACT
+        assert largest_difference(engine.state.classifier, classifier) < EXACT
+    assert largest_difference(generator, start) > 1e-3, "the generator must have moved for this to mean anything"
+
+
+@pytest.mark.parametrize("network", ["table1", "batch norm"])
+def test_simultaneous_steps_both_players_from_the_same_point(network: str) -> None:
+    """Each player's step is the textbook's, taken before the other has moved."""
+    classifier, generator = players()
+    if network == "batch norm":
+        classifier = BatchNormNet().double()
+    method = GAT(cg=0.3, schedule="simultaneous")
+    engine = Engine(method, classifier, generator)
+    optimizers = adam(classifier), adam(generator)
+    for _ in range(3):
+        batch = minibatch()
+        engine.step([batch])
+        frozen_classifier, frozen_generator = copy.deepcopy(classifier), copy.deepcopy(generator)
+        textbook.generator_step(frozen_classifier, generator, optimizers[1], batch, method.cg)
+        textbook.classifier_step(classifier, frozen_generator, optimizers[0], batch, method.alpha)
+        assert engine.state.generator is not None
+        assert largest_difference(engine.state.generator, generator) < EXACT
+        assert largest_difference(engine.state.classifier, classifier) < EXACT
+
+
+def test_batch_norm_statistics_see_each_forward_pass_once() -> None:
+    """A shared clean pass counts once: clean, then perturbed."""
+    classifier = BatchNormNet().double()
+    engine = Engine(FastGradientL2(epsilon=0.9), classifier)
+    images, labels = batch = minibatch()
+    engine.step([batch])
+    eta = fast_gradient(copy.deepcopy(classifier), images, labels, 0.9, "l2")
+    classifier(images)
+    classifier(images + eta)
+    for name, buffer in engine.state.classifier.named_buffers():
+        torch.testing.assert_close(buffer, classifier.get_buffer(name), rtol=1e-10, atol=1e-12)
+
+
+def test_frozen_and_shared_parameters_stay_so() -> None:
+    class Tied(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first = nn.Conv2d(3, 3, 3, padding=1)
+            self.second = nn.Conv2d(3, 3, 3, padding=1)
+            self.second.weight = self.first.weight
+            self.first.bias.requires_grad_(False)  # type: ignore[union-attr]
+            self.head = nn.Linear(3, 10)
+
+        def forward(self, images: Tensor) -> Tensor:
+            return self.head(self.second(self.first(images).relu()).mean((2, 3)))
+
+    classifier = Tied().double()
+    frozen = classifier.first.bias.clone()  # type: ignore[union-attr]
+    generator = players()[1]
+    engine = Engine(GAT(cg=0.3), classifier, generator)
+    optimizers = torch.optim.Adam([p for p in classifier.parameters() if p.requires_grad], lr=1e-3), adam(generator)
+    for _ in range(3):
+        batches = [minibatch(), minibatch()]
+        engine.step(batches)
+        textbook.algorithm1_step(classifier, generator, *optimizers, batches, 0.5, 0.3)
+    trained = engine.state.classifier
+    assert isinstance(trained, Tied)
+    assert largest_difference(trained, classifier) < EXACT
+    assert trained.first.bias.equal(frozen)  # type: ignore[union-attr]
+    assert trained.first.weight is trained.second.weight

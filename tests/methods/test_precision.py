@@ -1,0 +1,77 @@
+"""Under mixed precision the small perturbation survives, though most pixels of x + p round to what they were."""
+
+from __future__ import annotations
+
+import itertools
+
+import pytest
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from fastgat import textbook
+from fastgat.data.batch import Batch
+from fastgat.data.digits import DIGITS
+from fastgat.data.registry import silent
+from fastgat.data.resident import ResidentLoader
+from fastgat.methods import GAT
+from fastgat.methods.players import Network
+from fastgat.models import Classifier
+from tests.support import Engine, players
+
+RMS = 1e-3
+
+
+STEPS = 110
+Trained = tuple[Classifier, Tensor, Tensor]
+
+
+@pytest.fixture(scope="module")
+def trained() -> Trained:
+    """A Table-1 network that has begun to learn, and a batch."""
+    torch.manual_seed(0)
+    loader = ResidentLoader(DIGITS.load(None, 0, silent).train, 64, channels_last=True)
+    classifier = Classifier().to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    optimizer = torch.optim.Adam(classifier.parameters(), lr=2e-3)
+    batches = loader.stream(0)
+    for images, labels in itertools.islice(batches, STEPS):
+        optimizer.zero_grad()
+        with torch.autocast("cpu", torch.bfloat16):
+            loss = functional.cross_entropy(classifier(images), labels)
+        loss.backward()
+        optimizer.step()
+    images, labels = next(batches)
+    return classifier, images, labels
+
+
+def test_an_adversarial_perturbation_moves_bfloat16_logits_as_float32_ones(trained: Trained) -> None:
+    classifier, images, labels = trained
+    delta = textbook.input_gradient(classifier, images, labels)
+    p = delta * (RMS / delta.flatten(1).square().mean(1).sqrt().clamp(min=1e-30))[:, None, None, None]
+    bright = images > 0.5  # where bfloat16 is coarsest
+    assert ((images + p).bfloat16() == images.bfloat16())[bright].float().mean() > 0.5, "most round to what they were"
+
+    def change(autocast: torch.dtype | None) -> Tensor:
+        network = Network(classifier, dict(classifier.named_parameters()), {}, autocast)
+        with torch.no_grad():
+            before, after = (network(network.parameters, x)[0].float() for x in (images, images + p))
+        return (after - before).flatten()
+
+    correlation = torch.corrcoef(torch.stack([change(None), change(torch.bfloat16)]))[0, 1]
+    assert correlation >= 0.98
+
+
+def test_a_gat_step_under_autocast_sees_the_same_perturbation(trained: Trained) -> None:
+    """Delta, p and both losses of a bfloat16 step are those of a float32 step to bfloat16's rounding."""
+    classifier, images, labels = trained
+    generator = players(dtype=torch.float32, width=8)[1]
+    steps = [
+        Engine(GAT(cg=0.1, schedule="simultaneous"), classifier, generator, autocast=autocast).step(
+            [Batch(images, labels)]
+        )
+        for autocast in (None, torch.bfloat16)
+    ]
+    for name in ("loss", "generator_loss", "perturbation_norm"):
+        exact, rounded = (step[name] for step in steps)
+        assert abs(rounded - exact) <= 0.03 * abs(exact), name
+    assert steps[0]["perturbation_norm"] > 0
