@@ -1,0 +1,227 @@
+"""The configuration of a run: nested frozen dataclasses, and TOML in and out.
+
+The help texts are those of the command line; every value is checked when a dataclass is made, wherever it comes from.
+"""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+import tomli_w
+
+from fastgat.errors import ConfigError
+from fastgat.methods import GAT, Method, create_method
+from fastgat.options import Options, option, suggestion
+
+
+@dataclass(frozen=True)
+class DataConfig(Options):
+    """Which images."""
+
+    dataset: str = option("auto", "data set: auto, cifar10, cifar100 or digits")
+    data_dir: Path | None = option(
+        None, "folder that holds the data set  [default: $FASTGAT_DATA, else the user's cache]"
+    )
+    split_seed: int = option(0, "seed of the split into train and validation", at_least=0)
+    workers: int = option(0, "threads that prepare batches ahead of the step", at_least=0)
+
+
+@dataclass(frozen=True)
+class ModelConfig(Options):
+    """Which networks."""
+
+    classifier: str = option("table1", "classifier: table1 (the paper's), or a name from timm")
+    generator_width: int = option(48, "channels of the generator's hidden layers", at_least=1)
+
+
+@dataclass(frozen=True)
+class OptimizerConfig(Options):
+    """How they learn: Adam for both players."""
+
+    lr: float = option(1e-3, "learning rate of the classifier", above=0)
+    generator_lr: float = option(1e-6, "learning rate of the generator", above=0)
+    lr_schedule: str = option(
+        "constant", "learning-rate schedule of both players", choices=("constant", "cosine", "one-cycle")
+    )
+    clip_grad: float | None = option(None, "clip each player's gradient to this global L2 norm", above=0)
+    ema: float | None = option(
+        None, "decay of an exponential moving average of the classifier, used for validation", above=0, below=1
+    )
+
+
+@dataclass(frozen=True)
+class PrecisionConfig(Options):
+    """In which number format and memory layout."""
+
+    amp: bool = option(False, "automatic mixed precision")
+    amp_dtype: str = option("bfloat16", "number format of --amp", choices=("bfloat16",))
+    channels_last: bool = option(False, "channels-last memory layout")
+
+
+@dataclass(frozen=True)
+class RunConfig(Options):
+    """How often to report and save, and when to stop early."""
+
+    device: str = option("auto", "cpu, cuda, cuda:N, or auto: a GPU where there is one")
+    deterministic: bool = option(False, "only deterministic algorithms: the same run twice gives the same bits")
+    log_interval: int = option(50, "steps between two reports", at_least=1)
+    checkpoint_interval: int = option(1000, "steps between two checkpoints within an epoch", at_least=1)
+    early_stopping: int | None = option(None, "stop after this many epochs without a better validation", at_least=1)
+    tensorboard: bool = option(False, "also write TensorBoard event files into the run folder")
+
+
+@dataclass(frozen=True)
+class TrainConfig(Options):
+    """Everything that defines a training run.
+
+    `method` is a method object such as `fastgat.methods.GAT(cg=0.5)`, or the name of one with its default options.
+    """
+
+    method: Method | str = field(default_factory=GAT)
+    epochs: int = option(30, "passes over the classifier's training images", at_least=1)
+    batch_size: int = option(128, "images in a minibatch", at_least=1)
+    seed: int = option(0, "seed of initialisation, data order and random draws", at_least=0)
+    output: Path | None = option(None, "run folder  [default: runs/TIME-DATASET-METHOD]")
+    resume: str | None = option(None, "continue: auto (the run in --output, if any), a run folder, or a checkpoint")
+    data: DataConfig = field(default_factory=DataConfig)
+    model: ModelConfig = field(default_factory=ModelConfig)
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    precision: PrecisionConfig = field(default_factory=PrecisionConfig)
+    run: RunConfig = field(default_factory=RunConfig)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if isinstance(self.method, str):
+            object.__setattr__(self, "method", create_method(self.method))
+        for name, kind in {"method": Method, **TABLES}.items():
+            if not isinstance(getattr(self, name), kind):
+                raise ConfigError(f"{name} must be a {kind.__name__}, got {getattr(self, name)!r}")
+        if self.resume == "auto" and self.output is None:
+            raise ConfigError("resume 'auto' continues the run in --output: name that folder")
+
+    def to_dict(self) -> dict[str, Any]:
+        """Nested plain values as TOML has them: settings that are None are left out, paths are text."""
+        assert isinstance(self.method, Method)
+        tables = {name: _plain(getattr(self, name)) for name in TABLES}
+        return {**_plain(self), "method": {"name": self.method.name, **_plain(self.method)}, **tables}
+
+    def to_toml(self) -> str:
+        return tomli_w.dumps(self.to_dict())
+
+    @staticmethod
+    def from_dict(values: Mapping[str, Any], where: str | None = None) -> TrainConfig:
+        """The inverse of `to_dict`; raises ConfigError, naming `where`, for unknown keys and bad values."""
+        try:
+            return TrainConfig(**_read(dict(values)))
+        except ConfigError as error:
+            raise ConfigError(f"{where}: {error}" if where else str(error)) from None
+
+
+TABLES: dict[str, type] = {
+    "data": DataConfig,
+    "model": ModelConfig,
+    "optimizer": OptimizerConfig,
+    "precision": PrecisionConfig,
+    "run": RunConfig,
+}
+
+
+def load_toml(path: Path) -> dict[str, Any]:
+    """The tables of a TOML file, `method = "NAME"` as a table too; raises ConfigError if it cannot be read."""
+    try:
+        values = tomllib.loads(path.read_text())
+    except OSError as error:
+        raise ConfigError(f"{path}: {error.strerror}") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: not TOML: {error}") from None
+    if isinstance(values.get("method"), str):
+        values["method"] = {"name": values["method"]}
+    return values
+
+
+def identity(config: TrainConfig) -> dict[str, Any]:
+    """The settings that decide what a run computes, flat; the others may change when it is continued."""
+    free = {
+        "epochs",
+        "output",
+        "resume",
+        "data.data_dir",
+        "data.workers",
+        *(f"run.{f.name}" for f in fields(RunConfig)),
+    }
+    return {key: value for key, value in flatten(config.to_dict()) if key not in free}
+
+
+def flatten(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """("table.key", value) for each setting of nested tables."""
+    for key, value in values.items():
+        if isinstance(value, Mapping):
+            yield from flatten(value, f"{prefix}{key}.")
+        else:
+            yield prefix + key, value
+
+
+def merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
+    """Nested tables of which `over` decides where both have a key.
+
+    Another method than that of `base` takes none of its options along.
+    """
+    merged = dict(base)
+    for key, value in over.items():
+        below = base.get(key)
+        if not isinstance(value, Mapping) or not isinstance(below, Mapping):
+            merged[key] = value
+        elif key == "method" and value.get("name", below.get("name")) != below.get("name"):
+            merged[key] = dict(value)
+        else:
+            merged[key] = merge(below, value)
+    return merged
+
+
+def _read(values: dict[str, Any]) -> dict[str, Any]:
+    """Constructor arguments from nested tables."""
+    method = _table(values.pop("method", {}), "method")
+    name = method.pop("name", GAT.name)
+    arguments: dict[str, Any] = {"method": create_method(name, **method)}
+    for table, kind in TABLES.items():
+        content = _table(values.pop(table, {}), table)
+        _check_keys(content, kind, f"{table}.")
+        arguments[table] = kind(**content)
+    _check_keys(values, TrainConfig, "")
+    return arguments | values
+
+
+def _table(value: Any, name: str) -> dict[str, Any]:
+    if not isinstance(value, Mapping):
+        raise ConfigError(f"{name} must be a table, got {value!r}")
+    return dict(value)
+
+
+def _check_keys(values: Mapping[str, Any], kind: type, prefix: str) -> None:
+    known = [prefix + f.name for f in fields(kind)]
+    for key in values:
+        if prefix + key not in known:
+            raise ConfigError(f"unknown key {prefix + key!r}{suggestion(prefix + key, known)}")
+
+
+def _plain(settings: Any) -> dict[str, Any]:
+    values = {f.name: getattr(settings, f.name) for f in fields(settings) if "constraint" in f.metadata}
+    return {k: str(v) if isinstance(v, Path) else v for k, v in values.items() if v is not None}
+
+
+__all__ = [
+    "DataConfig",
+    "ModelConfig",
+    "OptimizerConfig",
+    "PrecisionConfig",
+    "RunConfig",
+    "TrainConfig",
+    "flatten",
+    "identity",
+    "load_toml",
+    "merge",
+]

@@ -1,0 +1,61 @@
+"""The device to train on."""
+
+from __future__ import annotations
+
+import platform
+from pathlib import Path
+
+import torch
+
+from fastgat.errors import ConfigError, DeviceError
+
+
+def pick_device(name: str) -> torch.device:
+    """The device called `name`; "auto" is the first GPU where there is one, otherwise the CPU.
+
+    Raises ConfigError for a name that is no device, DeviceError for one that this machine lacks.
+    """
+    if name == "auto":
+        return torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise ConfigError(f"device: unknown device {name!r}; known: auto, cpu, cuda, cuda:N") from None
+    if device.type == "cpu":
+        return device
+    if device.type != "cuda":
+        raise ConfigError(f"device: {name!r} is not supported; known: auto, cpu, cuda, cuda:N")
+    if not torch.cuda.is_available():
+        build = "this build of torch is for CPUs only" if torch.version.cuda is None else "torch sees no GPU"
+        raise DeviceError(f"device {name!r} asked for, but {build}; use --device cpu or auto")
+    index = device.index or 0
+    if index >= torch.cuda.device_count():
+        raise DeviceError(f"device {name!r} asked for, but there are {torch.cuda.device_count()} GPUs")
+    return torch.device("cuda", index)
+
+
+def device_name(device: torch.device) -> str:
+    """The hardware's own name, for people."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return f"{_processor()}, {torch.get_num_threads()} threads"
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor() or platform.machine()
+    names = (line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
+    return next(names, platform.machine())
+
+
+def has_fast_bfloat16(device: torch.device) -> bool:
+    """Whether the hardware multiplies bfloat16 matrices itself; elsewhere --amp is right but slow."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_capability(device) >= (8, 0)
+    try:
+        flags = Path("/proc/cpuinfo").read_text()
+    except OSError:
+        return False
+    return any(flag in flags for flag in ("avx512_bf16", "amx_bf16", "bf16"))

@@ -1,0 +1,100 @@
+"""What the engine tells its listeners. It prints nothing itself."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Start:
+    """Training is about to begin, or to go on from `step`.
+
+    `facts` says what runs on what (data set and why, device, networks), for people and for environment.json.
+    """
+
+    step: int
+    epoch: int
+    epochs: int
+    steps_per_epoch: int
+    best_epoch: int | None
+    facts: dict[str, str]
+    output: Path
+    stop: Callable[[str], None] = field(repr=False)
+
+
+@dataclass(frozen=True)
+class Interval:
+    """Means over the steps since the last one; `step` is the number of steps done."""
+
+    step: int
+    epoch: int
+    metrics: dict[str, float]
+    images_per_second: float
+
+
+@dataclass(frozen=True)
+class EpochEnd:
+    """An epoch is done and validated; `metrics` are its means. Epochs count from 1."""
+
+    step: int
+    epoch: int
+    metrics: dict[str, float]
+    validation_accuracy: float
+    validation_loss: float
+    best_epoch: int
+    images_per_second: float
+    seconds: float
+    stop: Callable[[str], None] = field(repr=False)
+
+    def row(self) -> dict[str, Any]:
+        """The epoch as one flat dictionary of plain values."""
+        return {
+            "epoch": self.epoch,
+            "step": self.step,
+            **self.metrics,
+            "validation_accuracy": self.validation_accuracy,
+            "validation_loss": self.validation_loss,
+            "images_per_second": self.images_per_second,
+            "seconds": self.seconds,
+        }
+
+
+@dataclass(frozen=True)
+class End:
+    """Training has ended; `summary` is None where it was interrupted and can be continued."""
+
+    step: int
+    reason: str
+    summary: dict[str, Any] | None
+
+
+class Callback:
+    """Listens to the engine; override what is of interest. `stop(reason)` ends training after the epoch."""
+
+    def on_start(self, event: Start) -> None: ...
+
+    def on_interval(self, event: Interval) -> None: ...
+
+    def on_epoch(self, event: EpochEnd) -> None: ...
+
+    def on_end(self, event: End) -> None: ...
+
+
+class EarlyStopping(Callback):
+    """Ends training when `patience` epochs have brought no better validation accuracy."""
+
+    def __init__(self, patience: int) -> None:
+        self.patience = patience
+
+    def on_start(self, event: Start) -> None:
+        self._check(event)
+
+    def on_epoch(self, event: EpochEnd) -> None:
+        self._check(event)
+
+    def _check(self, event: Start | EpochEnd) -> None:
+        if event.best_epoch is not None and event.epoch - event.best_epoch >= self.patience:
+            event.stop(f"no better validation accuracy for {self.patience} epochs")

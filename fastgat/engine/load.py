@@ -1,0 +1,62 @@
+"""A trained classifier from a run folder or a checkpoint."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from fastgat.engine.checkpoint import classifier_tensors, load_checkpoint
+from fastgat.engine.loop import BEST, LAST
+from fastgat.errors import CheckpointError
+from fastgat.models import create_classifier
+
+
+def checkpoint_path(run: Path | str, checkpoint: str = "best") -> Path:
+    """The file of a run's `best` or `last` checkpoint; `run` may name a checkpoint itself.
+
+    Raises CheckpointError if there is none.
+    """
+    path = Path(run)
+    if path.is_dir():
+        path /= {"best": BEST, "last": LAST}[checkpoint]
+    if not path.is_file():
+        raise CheckpointError(f"{path}: no such checkpoint")
+    return path
+
+
+def load_classifier(
+    run: Path | str,
+    *,
+    checkpoint: str = "best",
+    device: torch.device | str = "cpu",
+    classifier: nn.Module | None = None,
+) -> nn.Module:
+    """The classifier that a run trained, in eval mode: images (B, C, H, W) in [0, 1] -> logits (B, K).
+
+    Args:
+        run: a run folder or a checkpoint file.
+        checkpoint: "best" (by validation accuracy) or "last".
+        classifier: a module to load into, needed where the run trained one that fastgat cannot build by name.
+
+    Raises CheckpointError if the file is missing, damaged, or of another model.
+    """
+    path = checkpoint_path(run, checkpoint)
+    tensors, header = load_checkpoint(path)
+    module = classifier if classifier is not None else _rebuilt(path, header)
+    try:
+        module.load_state_dict(classifier_tensors(tensors))
+    except RuntimeError as error:
+        reason = " ".join(str(error).split())
+        raise CheckpointError(f"{path}: of another model: {reason}") from None
+    return module.to(device).eval()
+
+
+def _rebuilt(path: Path, header: dict[str, Any]) -> nn.Module:
+    """A classifier of the kind that the checkpoint's header names."""
+    model = header["model"]
+    if model["classifier"] is None:
+        raise CheckpointError(f"{path}: the run trained a classifier of its own; pass one like it as `classifier`")
+    return create_classifier(model["classifier"], model["num_classes"], model["in_channels"], model["dropout"])

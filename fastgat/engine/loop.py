@@ -1,0 +1,240 @@
+"""The training loop: steps, validation, checkpoints, events. It can stop and go on at any step, bit for bit."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from fastgat.config import TrainConfig
+from fastgat.data.batch import Batch, Loader
+from fastgat.engine.accuracy import score
+from fastgat.engine.checkpoint import classifier_tensors, load_checkpoint, save_checkpoint
+from fastgat.engine.events import Callback, End, EpochEnd, Interval, Start
+from fastgat.engine.interrupts import Interrupts
+from fastgat.engine.learning_rate import learning_rate_factor
+from fastgat.engine.random import random_state, restore_random_state, seed_step
+from fastgat.engine.state import TrainState
+from fastgat.engine.step import train_step
+from fastgat.errors import CheckpointError, ConfigError, NonFiniteError
+from fastgat.methods.base import Method
+
+LAST, BEST = "last.safetensors", "best.safetensors"
+
+
+@dataclass
+class Position:
+    """Where a run is, and what it knows so far: the part of a checkpoint that is no tensor."""
+
+    step: int = 0
+    best_epoch: int | None = None
+    best_accuracy: float = -1.0
+    seconds: float = 0.0
+    epoch_seconds: float = 0.0
+    epoch_sums: dict[str, float] = field(default_factory=dict)
+    epochs: list[dict[str, Any]] = field(default_factory=list)
+
+
+class Loop:
+    """Trains the players in `state` by `method`.
+
+    Args:
+        header: what every checkpoint says about the run beside its position (configuration, versions).
+        folder: where checkpoints go.
+        facts: what the Start event tells its listeners.
+    """
+
+    def __init__(
+        self,
+        state: TrainState,
+        method: Method,
+        config: TrainConfig,
+        train_loader: Loader,
+        validation_loader: Loader,
+        test_loader: Loader | None = None,
+        *,
+        folder: Path,
+        header: dict[str, Any],
+        facts: dict[str, str],
+        callbacks: Sequence[Callback] = (),
+    ) -> None:
+        self.state, self.method, self.config = state, method, config
+        self.train_loader, self.validation_loader, self.test_loader = train_loader, validation_loader, test_loader
+        self.folder, self.header, self.facts, self.callbacks = folder, header, facts, callbacks
+        self.position = Position()
+        self.steps_per_epoch = train_loader.batches_per_epoch
+        if not self.steps_per_epoch:
+            raise ConfigError(f"batch_size {config.batch_size} is larger than the training set")
+        self.total_steps = config.epochs * self.steps_per_epoch
+        self._stop_reason: str | None = None
+
+    def restore(self, tensors: dict[str, Tensor], header: dict[str, Any]) -> None:
+        """Continue from a checkpoint; raises CheckpointError if it is one of other networks."""
+        state = {name: tensor for name, tensor in tensors.items() if not name.startswith("random.")}
+        expected = self.state.state_dict()
+        for name in sorted(expected.keys() ^ state.keys()):
+            raise CheckpointError(f"the checkpoint is of another model: {name} is only in one of the two")
+        for name, tensor in state.items():
+            if tensor.shape != expected[name].shape:
+                shapes = f"{tuple(tensor.shape)}, here {tuple(expected[name].shape)}"
+                raise CheckpointError(f"the checkpoint is of another model: {name} has shape {shapes}")
+        self.state.load_state_dict(state)
+        self.position = Position(**header["position"])
+        restore_random_state(tensors, header["random"], self.state.device)
+
+    def run(self) -> dict[str, Any] | None:
+        """Train until the configured number of epochs, a callback's wish, or a signal; ends on a checkpoint.
+
+        Returns the contents of summary.json, or None if a signal came first.
+        """
+        at = self.position
+        for callback in self.callbacks:
+            callback.on_start(self._start())
+        with Interrupts() as interrupts:
+            if at.step == 0:
+                self._save(LAST)
+            batches = self.train_loader.stream(0, at.step)
+            generator_batches = self.train_loader.stream(1, at.step * self.method.generator_minibatches)
+            while at.step < self.total_steps and not self._stop_reason and not interrupts.received:
+                if self._train_to_epoch_end(batches, generator_batches, interrupts):
+                    self._finish_epoch()
+        finished = at.step >= self.total_steps or self._stop_reason is not None
+        summary = self._summary() if finished else None
+        reason = self._stop_reason or ("all epochs done" if finished else f"interrupted by {interrupts.received}")
+        for callback in self.callbacks:
+            callback.on_end(End(at.step, reason, summary))
+        return summary
+
+    def _train_to_epoch_end(
+        self, batches: Iterator[Batch], generator_batches: Iterator[Batch], interrupts: Interrupts
+    ) -> bool:
+        """Steps until the epoch is complete (True), or a signal has come and its checkpoint is written (False)."""
+        at, config = self.position, self.config
+        epoch_end = (at.step // self.steps_per_epoch + 1) * self.steps_per_epoch
+        started, counted = time.perf_counter(), at.step
+        while at.step < epoch_end:
+            self._step(batches, generator_batches)
+            save = interrupts.received or at.step % config.run.checkpoint_interval == 0
+            if at.step % config.run.log_interval == 0 or at.step == epoch_end or save:
+                metrics = self._read_metrics()
+                now = time.perf_counter()
+                at.epoch_seconds += now - started
+                rate = (at.step - counted) * config.batch_size / (now - started)
+                self._emit_interval(metrics, rate)
+                started, counted = now, at.step
+            if save and at.step < epoch_end:
+                self._save(LAST)
+                if interrupts.received:
+                    return False
+        return True
+
+    def _step(self, batches: Iterator[Batch], generator_batches: Iterator[Batch]) -> None:
+        at, state = self.position, self.state
+        config = self.config
+        state.set_learning_rates(learning_rate_factor(config.optimizer.lr_schedule, at.step, self.total_steps))
+        minibatches = [next(generator_batches) for _ in range(self.method.generator_minibatches)]
+        minibatches.append(next(batches))
+        source = seed_step(config.seed, at.step, state.device)
+        classifier = state.players().classifier
+        draws = [self.method.draw(classifier, minibatch.images, source) for minibatch in minibatches]
+        train_step(state, self.method, minibatches, draws)
+        at.step += 1
+
+    def _read_metrics(self) -> dict[str, float]:
+        """Means of the interval, added to the epoch's sums."""
+        sums, steps = self.state.metrics.read()
+        for name, value in sums.items():
+            self.position.epoch_sums[name] = self.position.epoch_sums.get(name, 0.0) + value
+        return {name: value / steps for name, value in sums.items()}
+
+    def _finish_epoch(self) -> None:
+        """Validate, save (the best first, so that the last never knows of a best that is not there), report."""
+        at, state = self.position, self.state
+        epoch = at.step // self.steps_per_epoch
+        began = time.perf_counter()
+        validation = score(
+            state.classifier, self.validation_loader.once(), state.evaluation_parameters(), state.autocast
+        )
+        if not abs(validation.loss) < float("inf"):
+            raise NonFiniteError(f"the validation loss of the classifier became NaN or infinite after step {at.step}")
+        metrics = {name: total / self.steps_per_epoch for name, total in at.epoch_sums.items()}
+        seconds, at.epoch_seconds, at.epoch_sums = at.epoch_seconds, 0.0, {}
+        rate = self.steps_per_epoch * self.config.batch_size / seconds
+        at.seconds += seconds + time.perf_counter() - began
+        is_best = validation.accuracy > at.best_accuracy
+        if is_best:
+            at.best_epoch, at.best_accuracy = epoch, validation.accuracy
+        assert at.best_epoch is not None
+        event = EpochEnd(
+            step=at.step,
+            epoch=epoch,
+            metrics=metrics,
+            validation_accuracy=validation.accuracy,
+            validation_loss=validation.loss,
+            best_epoch=at.best_epoch,
+            images_per_second=rate,
+            seconds=seconds,
+            stop=self._request_stop,
+        )
+        at.epochs.append(event.row())
+        if is_best:
+            self._save(BEST)
+        self._save(LAST)
+        for callback in self.callbacks:
+            callback.on_epoch(event)
+
+    def _save(self, name: str) -> None:
+        """Write a checkpoint of this moment, unless its tensors have gone bad: then the one before stays."""
+        if not self.state.is_finite():
+            raise NonFiniteError(f"a parameter became NaN or infinite by step {self.position.step}")
+        random_tensors, random_plain = random_state(self.state.device)
+        header = {**self.header, "position": vars(self.position), "random": random_plain}
+        save_checkpoint(self.folder / name, {**self.state.state_dict(), **random_tensors}, header)
+
+    def _emit_interval(self, metrics: dict[str, float], rate: float) -> None:
+        at = self.position
+        event = Interval(at.step, (at.step - 1) // self.steps_per_epoch + 1, metrics, rate)
+        for callback in self.callbacks:
+            callback.on_interval(event)
+
+    def _summary(self) -> dict[str, Any]:
+        """The contents of summary.json; the test accuracy is that of the best epoch's classifier."""
+        at = self.position
+        test = None
+        if self.test_loader is not None:
+            best = classifier_tensors(load_checkpoint(self.folder / BEST)[0])
+            best = {name: tensor.to(self.state.device) for name, tensor in best.items()}
+            test = score(self.state.classifier, self.test_loader.once(), best, self.state.autocast).accuracy
+        trained = [row["seconds"] for row in at.epochs]
+        images = len(at.epochs) * self.steps_per_epoch * self.config.batch_size
+        return {
+            "method": self.method.name,
+            "dataset": self.config.data.dataset,
+            "seed": self.config.seed,
+            "epochs": len(at.epochs),
+            "best_epoch": at.best_epoch,
+            "validation_accuracy": at.best_accuracy,
+            "test_accuracy": test,
+            "images_per_second": images / sum(trained) if trained else 0.0,
+            "seconds": at.seconds,
+        }
+
+    def _start(self) -> Start:
+        at = self.position
+        return Start(
+            at.step,
+            at.step // self.steps_per_epoch,
+            self.config.epochs,
+            self.steps_per_epoch,
+            at.best_epoch,
+            self.facts,
+            self.folder,
+            self._request_stop,
+        )
+
+    def _request_stop(self, reason: str) -> None:
+        self._stop_reason = self._stop_reason or reason

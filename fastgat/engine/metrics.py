@@ -1,0 +1,53 @@
+"""Running means on the device: the host reads them once an interval, so that no step waits for it."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from fastgat.errors import NonFiniteError
+
+PLAYER_OF_LOSS = {"loss": "classifier", "generator_loss": "generator"}
+
+
+class RunningMetrics(nn.Module):
+    """Sums of named 0-d tensors since the last reading, and for each the first step at which it was not finite."""
+
+    totals: Tensor
+    count: Tensor
+    first_bad: Tensor
+
+    def __init__(self, names: tuple[str, ...], device: torch.device) -> None:
+        super().__init__()
+        self.names = names
+        self.register_buffer("totals", torch.zeros(len(names), device=device))
+        self.register_buffer("count", torch.zeros((), device=device))
+        self.register_buffer("first_bad", torch.full((len(names),), -1, dtype=torch.int64, device=device))
+
+    def add(self, values: dict[str, Tensor], step: Tensor) -> None:
+        row = torch.stack([values[name].to(self.totals.dtype) for name in self.names])
+        newly_bad = (self.first_bad < 0) & ~row.isfinite()
+        self.first_bad.copy_(torch.where(newly_bad, step, self.first_bad))
+        self.totals.add_(row)
+        self.count.add_(1)
+
+    def read(self) -> tuple[dict[str, float], int]:
+        """The sums since the last reading, and over how many steps; starts again from zero.
+
+        Raises NonFiniteError, naming the player and the step, if a loss was NaN or infinite.
+        """
+        # One transfer; float64 holds every step number exactly.
+        packed = torch.cat([self.totals.double(), self.count.double()[None], self.first_bad.double()]).tolist()
+        totals, count, first_bad = packed[: len(self.names)], packed[len(self.names)], packed[len(self.names) + 1 :]
+        _check(dict(zip(self.names, first_bad, strict=True)))
+        self.totals.zero_()
+        self.count.zero_()
+        return dict(zip(self.names, totals, strict=True)), int(count)
+
+
+def _check(first_bad: dict[str, float]) -> None:
+    bad = {name: int(step) for name, step in first_bad.items() if step >= 0 and name in PLAYER_OF_LOSS}
+    if bad:
+        step = min(bad.values())
+        players = " and ".join(PLAYER_OF_LOSS[name] for name, first in bad.items() if first == step)
+        raise NonFiniteError(f"the loss of the {players} became NaN or infinite at step {step}")

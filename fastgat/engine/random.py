@@ -1,0 +1,70 @@
+"""Randomness: seeds, the draws of a step, and the state of every generator for a checkpoint."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import random
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+DRAWS = 2
+"""Keeps the draws' seeds apart from those of the loaders' permutations (players 0 and 1)."""
+
+
+def seed_step(seed: int, step: int, device: torch.device) -> torch.Generator:
+    """Make all of a step's randomness a pure function of the seed and the step.
+
+    Seeds torch's global generators, for modules that draw by themselves (nn.Dropout), whatever loaders or callbacks
+    have drawn in between. Returns the source of the draws that are inputs of the step.
+    """
+    source, rest = np.random.SeedSequence((seed, DRAWS, step)).generate_state(2, np.uint64) >> np.uint64(1)
+    torch.default_generator.manual_seed(int(rest))
+    if device.type == "cuda":
+        torch.cuda.default_generators[device.index].manual_seed(int(rest))
+    return torch.Generator(device).manual_seed(int(source))
+
+
+@contextlib.contextmanager
+def seeded(seed: int, device: torch.device, deterministic: bool) -> Iterator[None]:
+    """Seed the global generators of python, numpy and torch, and put them back as they were at the end.
+
+    With `deterministic`, torch refuses algorithms that do not repeat themselves.
+    """
+    before = torch.are_deterministic_algorithms_enabled(), random.getstate(), np.random.get_state()
+    with torch.random.fork_rng([device] if device.type == "cuda" else []):
+        random.seed(seed)
+        np.random.seed(seed % 2**32)  # numpy's global generator is the one that other code uses
+        torch.manual_seed(seed)
+        if deterministic:
+            os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+            torch.use_deterministic_algorithms(True)
+        try:
+            yield
+        finally:
+            torch.use_deterministic_algorithms(before[0])
+            random.setstate(before[1])
+            np.random.set_state(before[2])
+
+
+def random_state(device: torch.device) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """The global generators' states: torch's as tensors, python's and numpy's as plain values."""
+    tensors = {"random.cpu": torch.get_rng_state()}
+    if device.type == "cuda":
+        tensors["random.cuda"] = torch.cuda.get_rng_state(device)
+    numbers = np.random.get_state(legacy=False)
+    numbers["state"]["key"] = numbers["state"]["key"].tolist()
+    return tensors, {"python": random.getstate(), "numpy": numbers}
+
+
+def restore_random_state(tensors: dict[str, Tensor], plain: dict[str, Any], device: torch.device) -> None:
+    torch.set_rng_state(tensors["random.cpu"])
+    if device.type == "cuda" and "random.cuda" in tensors:
+        torch.cuda.set_rng_state(tensors["random.cuda"], device)
+    version, internal, gauss = plain["python"]
+    random.setstate((version, tuple(internal), gauss))
+    np.random.set_state(plain["numpy"])

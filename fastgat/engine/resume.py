@@ -1,0 +1,54 @@
+"""Which checkpoint a run continues from, and whether it is the same run."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from torch import Tensor
+
+from fastgat.config import TrainConfig, identity
+from fastgat.engine.checkpoint import load_checkpoint
+from fastgat.engine.loop import LAST
+from fastgat.errors import CheckpointError, ConfigError
+
+
+class Checkpoint(NamedTuple):
+    """A checkpoint that has been read: where from, its tensors and its header."""
+
+    path: Path
+    tensors: dict[str, Tensor]
+    header: dict[str, Any]
+
+
+def find_checkpoint(resume: str | None, output: Path | None) -> Checkpoint | None:
+    """The checkpoint to continue from, or None to start afresh.
+
+    Raises ConfigError where a fresh start would write over a run, CheckpointError where there is nothing to continue.
+    """
+    if resume is None:
+        if output is not None and (output / LAST).exists():
+            raise ConfigError(
+                f"{output} already holds a run: continue it with --resume auto, or choose another --output"
+            )
+        return None
+    if resume == "auto":
+        assert output is not None
+        path = output / LAST
+        if not path.exists():
+            return None
+    else:
+        path = Path(resume).expanduser()
+        path = path / LAST if path.is_dir() else path
+    return Checkpoint(path, *load_checkpoint(path))
+
+
+def check_same_run(checkpoint: Checkpoint, config: TrainConfig) -> None:
+    """Raises CheckpointError, naming the first difference, if `config` would compute something else."""
+    before, now = (identity(c) for c in (TrainConfig.from_dict(checkpoint.header["config"]), config))
+    for key in sorted(before.keys() | now.keys()):
+        if before.get(key) != now.get(key):
+            was, wanted = (repr(value) if value is not None else "unset" for value in (before.get(key), now.get(key)))
+            raise CheckpointError(
+                f"{checkpoint.path}: made with {key} = {was}, but now {wanted} is asked for; a run keeps its settings"
+            )

@@ -1,0 +1,1 @@
+"""Listeners to the engine's events: the run folder, the progress display, TensorBoard."""

@@ -1,0 +1,40 @@
+"""curves.png: loss and accuracy of a run, epoch by epoch."""
+
+from __future__ import annotations
+
+import io
+import logging
+from typing import Any
+
+
+def draw_curves(epochs: list[dict[str, Any]]) -> bytes:
+    """A PNG of the rows that metrics.jsonl has for epochs; what a method does not measure is not drawn."""
+    # Its first use on a machine announces a font cache, as a warning.
+    logging.getLogger("matplotlib.font_manager").setLevel(logging.ERROR)
+    from matplotlib.figure import Figure
+
+    panels: dict[str, dict[str, tuple[str, float]]] = {
+        "accuracy, %": {
+            "training": ("accuracy", 100),
+            "training, perturbed": ("perturbed_accuracy", 100),
+            "validation": ("validation_accuracy", 100),
+        },
+        "loss": {"training": ("loss", 1), "validation": ("validation_loss", 1), "generator": ("generator_loss", 1)},
+        "perturbation, mean L2 norm": {"": ("perturbation_norm", 1)},
+    }
+    panels = {title: lines for title, lines in panels.items() if any(key in epochs[0] for key, _ in lines.values())}
+    figure = Figure(figsize=(4.2 * len(panels), 3.2), layout="constrained")
+    x = [row["epoch"] for row in epochs]
+    for axes, (title, lines) in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels.items(), strict=True):
+        for label, (key, scale) in lines.items():
+            if key in epochs[0]:
+                axes.plot(x, [scale * row[key] for row in epochs], marker=".", label=label)
+        axes.set_xlabel("epoch")
+        axes.set_title(title)
+        axes.grid(alpha=0.3)
+        axes.xaxis.get_major_locator().set_params(integer=True)
+        if any(lines):
+            axes.legend()
+    image = io.BytesIO()
+    figure.savefig(image, format="png", dpi=120)
+    return image.getvalue()

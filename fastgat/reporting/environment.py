@@ -1,0 +1,36 @@
+"""What a run ran on: versions, hardware, threads."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import platform
+import sys
+from typing import Any
+
+import torch
+
+PACKAGES = ("fastgat-trainer", "torch", "triton", "numpy", "nvidia-dali-cuda120", "nvidia-dali-cuda130", "timm")
+
+
+def environment() -> dict[str, Any]:
+    """Versions, hardware and settings that decide how fast a run is, as plain values."""
+    gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
+    return {
+        "packages": {name: version for name in PACKAGES if (version := _version(name))},
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "cpus": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "cpu_capability": torch.backends.cpu.get_cpu_capability(),
+        "cuda": torch.version.cuda,
+        "gpus": gpus,
+        "command": sys.argv,
+    }
+
+
+def _version(package: str) -> str | None:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None

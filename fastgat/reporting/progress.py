@@ -1,0 +1,101 @@
+"""Training on the terminal: what runs on what, a progress bar, a line an epoch, the result."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+
+from fastgat.engine.events import Callback, End, EpochEnd, Interval, Start
+
+NAMES = {
+    "loss": ("loss", "{:.3f}"),
+    "accuracy": ("accuracy", "{:.1%}"),
+    "perturbed_accuracy": ("perturbed", "{:.1%}"),
+    "perturbation_norm": ("|p|", "{:.3g}"),
+}
+"""The metrics that a person follows, with their short names and formats."""
+
+
+class ConsoleProgress(Callback):
+    """A live bar on a terminal; elsewhere (a log file) a line an epoch."""
+
+    def __init__(self, console: Console) -> None:
+        self.console = console
+        self.output = Path()
+        self.bar = Progress(
+            TextColumn("epoch {task.fields[epoch]}"),
+            BarColumn(),
+            TextColumn("{task.completed}/{task.total} steps"),
+            TextColumn("{task.fields[metrics]}"),
+            TextColumn("{task.fields[rate]}"),
+            TimeRemainingColumn(),
+            console=console,
+            transient=True,
+            disable=not console.is_terminal,
+        )
+        self.task: TaskID | None = None
+        self.epochs = 0
+
+    def on_start(self, event: Start) -> None:
+        self.epochs = event.epochs
+        self.output = event.output
+        self.describe(event.facts, event.output)
+        if event.step:
+            self._print(f"{'continues':11} after step {event.step} (epoch {event.epoch} of {event.epochs})")
+        total = event.epochs * event.steps_per_epoch
+        self.task = self.bar.add_task(
+            "", total=total, completed=event.step, epoch=f"{event.epoch + 1}/{self.epochs}", metrics="", rate=""
+        )
+        self.bar.start()
+
+    def on_interval(self, event: Interval) -> None:
+        assert self.task is not None
+        self.bar.update(
+            self.task,
+            completed=event.step,
+            epoch=f"{event.epoch}/{self.epochs}",
+            metrics=_described(event.metrics),
+            rate=f"{event.images_per_second:,.0f} images/s",
+        )
+
+    def on_epoch(self, event: EpochEnd) -> None:
+        best = "  best so far" if event.best_epoch == event.epoch else ""
+        self._print(
+            f"epoch {event.epoch:>{len(str(self.epochs))}}/{self.epochs}  {_described(event.metrics)}  "
+            f"validation {event.validation_accuracy:.1%}  {event.images_per_second:,.0f} images/s  "
+            f"{event.seconds:.1f} s{best}"
+        )
+
+    def on_end(self, event: End) -> None:
+        self.close()
+        if event.summary is None:
+            self._print(f"{event.reason} after step {event.step}; continue with: --output {self.output} --resume auto")
+            return
+        summary = event.summary
+        self._print(f"{event.reason}: {summary['epochs']} epochs, {summary['images_per_second']:,.0f} images/s")
+        if summary["best_epoch"] is not None:
+            test = summary["test_accuracy"]
+            self._print(
+                f"best epoch {summary['best_epoch']}: validation accuracy {summary['validation_accuracy']:.2%}"
+                + (f", test accuracy {test:.2%}" if test is not None else "")
+            )
+        self._print(f"the run is in {self.output}: curves.png, metrics.jsonl, best.safetensors")
+
+    def close(self) -> None:
+        """Take the bar off the terminal; needed where training ends by an error."""
+        self.bar.stop()
+
+    def describe(self, facts: dict[str, str], output: Path) -> None:
+        """Print what runs on what, and where it goes."""
+        for name, fact in {**facts, "output": output}.items():
+            self._print(f"{name:11} {fact}")
+
+    def _print(self, text: str) -> None:
+        self.console.print(text, highlight=False, markup=False, soft_wrap=True)
+
+
+def _described(metrics: dict[str, float]) -> str:
+    shown = ((*NAMES[name], value) for name, value in metrics.items() if name in NAMES)
+    return "  ".join(f"{short} {form.format(value)}" for short, form, value in shown)

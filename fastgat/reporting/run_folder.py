@@ -1,0 +1,72 @@
+"""The run folder: config.toml, environment.json, metrics.jsonl, summary.json and curves.png.
+
+metrics.jsonl has a row for each report ("event": "interval", means over the steps since the last one) and for each
+epoch ("event": "epoch"); `step` is the number of steps done. A run that continues drops the rows that it will write
+again.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from pathlib import Path
+from typing import Any
+
+from fastgat.config import TrainConfig
+from fastgat.engine.events import Callback, End, EpochEnd, Interval, Start
+from fastgat.engine.files import append_line, write_atomically
+from fastgat.reporting.curves import draw_curves
+from fastgat.reporting.environment import environment
+
+SUMMARY = "summary.json"
+
+
+class RunFolder(Callback):
+    """Writes what people and programs want to know of a run; the checkpoints are the engine's."""
+
+    def __init__(self, folder: Path, config: TrainConfig) -> None:
+        self.folder, self.config = folder, config
+        self.metrics = folder / "metrics.jsonl"
+
+    def on_start(self, event: Start) -> None:
+        self._write("config.toml", self.config.to_toml())
+        self._write("environment.json", _json({**environment(), **event.facts}))
+        rows = [row for row in read_metrics(self.metrics) if row["step"] <= event.step]
+        self._write(self.metrics.name, "".join(json.dumps(row) + "\n" for row in rows))
+        with contextlib.suppress(FileNotFoundError):
+            (self.folder / SUMMARY).unlink()
+
+    def on_interval(self, event: Interval) -> None:
+        row = {"event": "interval", "step": event.step, "epoch": event.epoch, **event.metrics}
+        append_line(self.metrics, json.dumps({**row, "images_per_second": event.images_per_second}))
+
+    def on_epoch(self, event: EpochEnd) -> None:
+        append_line(self.metrics, json.dumps({"event": "epoch", **event.row()}))
+
+    def on_end(self, event: End) -> None:
+        epochs = [row for row in read_metrics(self.metrics) if row["event"] == "epoch"]
+        if epochs:
+            self._write_bytes("curves.png", draw_curves(epochs))
+        if event.summary is not None:
+            self._write(SUMMARY, _json(event.summary))
+
+    def _write(self, name: str, text: str) -> None:
+        self._write_bytes(name, text.encode())
+
+    def _write_bytes(self, name: str, content: bytes) -> None:
+        write_atomically(self.folder / name, content)
+
+
+def read_metrics(path: Path) -> list[dict[str, Any]]:
+    """The complete rows of a metrics.jsonl; a line that was cut off by a kill is left out."""
+    if not path.exists():
+        return []
+    rows = []
+    for line in path.read_text().splitlines():
+        with contextlib.suppress(ValueError):
+            rows.append(json.loads(line))
+    return rows
+
+
+def _json(content: dict[str, Any]) -> str:
+    return json.dumps(content, indent=2) + "\n"

@@ -1,0 +1,31 @@
+"""A progress bar for the reading and downloading of data."""
+
+from __future__ import annotations
+
+from rich.console import Console
+from rich.progress import BarColumn, DownloadColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+
+
+class TransferBar:
+    """Call it with what is being done and the bytes done and in all; it shows itself from first call to last."""
+
+    def __init__(self, console: Console) -> None:
+        self.console = console
+        self._bars: dict[str, tuple[Progress, TaskID]] = {}
+
+    def __call__(self, what: str, done: int, total: int) -> None:
+        if what not in self._bars:
+            columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TimeRemainingColumn())
+            progress = Progress(*columns, console=self.console, disable=not self.console.is_terminal)
+            progress.start()
+            self._bars[what] = progress, progress.add_task(what, total=total or None)
+        progress, task = self._bars[what]
+        progress.update(task, completed=done)
+        if done >= total:
+            progress.stop()
+            del self._bars[what]
+
+    def close(self) -> None:
+        """Take every bar off the terminal, also one whose work has failed."""
+        for progress, _ in self._bars.values():
+            progress.stop()

@@ -1,0 +1,245 @@
+"""Trainer: from a configuration to a finished run folder."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from datetime import datetime
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import nn
+
+from fastgat.config import TrainConfig
+from fastgat.data import IterableLoader, Loader, ResidentLoader, load_dataset
+from fastgat.data.registry import silent
+from fastgat.data.store import Progress
+from fastgat.engine.device import device_name, has_fast_bfloat16, pick_device
+from fastgat.engine.events import Callback, EarlyStopping
+from fastgat.engine.loop import Loop
+from fastgat.engine.random import seeded
+from fastgat.engine.resume import check_same_run, find_checkpoint
+from fastgat.engine.state import TrainState
+from fastgat.errors import ConfigError, OutputError
+from fastgat.methods import Method
+from fastgat.models import Generator, create_classifier
+from fastgat.reporting.run_folder import RunFolder
+from fastgat.reporting.tensorboard import TensorBoard
+
+
+@dataclass(frozen=True)
+class History:
+    """What a run has shown: a dictionary an epoch, the contents of summary.json (None if interrupted), its folder."""
+
+    epochs: list[dict[str, Any]]
+    summary: dict[str, Any] | None
+    output: Path
+
+
+class Feed(NamedTuple):
+    """Where a run's batches come from, and what the networks must fit."""
+
+    name: str
+    description: str
+    train: Loader
+    validation: Loader
+    test: Loader | None
+    num_classes: int
+    channels: int
+
+
+class Trainer:
+    """Trains a classifier as `config` says, into a run folder.
+
+        history = Trainer(TrainConfig(method="gat", epochs=5)).fit()
+
+    Args:
+        config: everything that defines the run; by default GAT on CIFAR-10, or on digits where there is none.
+        classifier: a module of your own, images (B, C, H, W) in [0, 1] -> logits (B, K); it is trained in place.
+        generator: a module of your own, input gradients (B, C, H, W) -> perturbations of that shape, trained in place.
+        train_loader, validation_loader: sized iterables of (images, labels) instead of a data set; they need a
+            classifier of your own, whose output tells the number of classes.
+        callbacks: listeners to the run's events, beside the run folder's.
+        progress: told how far the reading of data has come.
+    """
+
+    def __init__(
+        self,
+        config: TrainConfig | None = None,
+        *,
+        classifier: nn.Module | None = None,
+        generator: nn.Module | None = None,
+        train_loader: Iterable[Any] | None = None,
+        validation_loader: Iterable[Any] | None = None,
+        callbacks: Sequence[Callback] = (),
+        progress: Progress = silent,
+    ) -> None:
+        if (train_loader is None) != (validation_loader is None):
+            raise ConfigError("give both train_loader and validation_loader, or neither")
+        if train_loader is not None and classifier is None:
+            raise ConfigError("loaders of your own need a classifier of your own")
+        self.config = config or TrainConfig()
+        assert isinstance(self.config.method, Method)
+        self.method: Method = self.config.method
+        self.classifier, self.generator = classifier, generator
+        self.train_loader, self.validation_loader = train_loader, validation_loader
+        self.callbacks, self.progress = tuple(callbacks), progress
+
+    def fit(self) -> History:
+        """Train to the end, or until a signal, and write the run folder.
+
+        Raises FastgatError with a one-line reason; the last good checkpoint stays.
+        """
+        with seeded(self.config.seed, pick_device(self.config.run.device), self.config.run.deterministic):
+            loop = self.prepare()
+            try:
+                loop.folder.mkdir(parents=True, exist_ok=True)
+            except OSError as error:
+                raise OutputError(f"{loop.folder}: cannot be made: {error.strerror}") from None
+            summary = loop.run()
+        return History(loop.position.epochs, summary, loop.folder)
+
+    def prepare(self) -> Loop:
+        """Everything short of training: data, device, networks and checkpoint, in place; nothing is written.
+
+        Raises FastgatError where one of them is not as it must be.
+        """
+        device = pick_device(self.config.run.device)
+        checkpoint = find_checkpoint(self.config.resume, self.config.output)
+        feed = self._feed(device)
+        state = self._state(feed, device)
+        config = replace(
+            self.config,
+            data=replace(self.config.data, dataset=feed.name),
+            output=self._output(feed.name, checkpoint.path.parent if checkpoint else None),
+            resume=None,
+        )
+        assert config.output is not None
+        loop = Loop(
+            state,
+            self.method,
+            config,
+            feed.train,
+            feed.validation,
+            feed.test,
+            folder=config.output,
+            header={"config": config.to_dict(), "model": self._model(feed)},
+            facts=self._facts(feed, state),
+            callbacks=[RunFolder(config.output, config), *self._options(config.output), *self.callbacks],
+        )
+        if checkpoint is not None:
+            check_same_run(checkpoint, config)
+            loop.restore(checkpoint.tensors, checkpoint.header)
+        return loop
+
+    def _output(self, dataset: str, resumed: Path | None) -> Path:
+        now = f"{datetime.now():%Y%m%d-%H%M%S}"
+        return self.config.output or resumed or Path("runs") / f"{now}-{dataset}-{self.method.name}"
+
+    def _feed(self, device: torch.device) -> Feed:
+        if self.train_loader is not None and self.validation_loader is not None:
+            return self._own_feed(self.train_loader, self.validation_loader, device)
+        config, data = self.config, self.config.data
+        images = load_dataset(data.dataset, data.data_dir, data.split_seed, self.progress)
+        parts = (images.train, images.validation, images.test)
+        train, validation, test = (
+            ResidentLoader(
+                part,
+                config.batch_size,
+                seed=config.seed,
+                device=device,
+                channels_last=config.precision.channels_last,
+                workers=data.workers,
+            )
+            for part in parts
+        )
+        sizes = " / ".join(f"{len(part):,}" for part in parts)
+        description = f"{images.name} ({images.reason}): {sizes} images to train, validate, test; from {images.source}"
+        channels = images.train.images.shape[-1]
+        return Feed(images.name, description, train, validation, test, len(images.classes), channels)
+
+    def _own_feed(self, train: Iterable[Any], validation: Iterable[Any], device: torch.device) -> Feed:
+        num_classes, channels = self._shape(device)
+        loaders = [
+            IterableLoader(source, num_classes, device=device, channels_last=self.config.precision.channels_last)
+            for source in (train, validation)
+        ]
+        return Feed("custom", "loaders of your own", loaders[0], loaders[1], None, num_classes, channels)
+
+    def _shape(self, device: torch.device) -> tuple[int, int]:
+        """The classes of the user's classifier and the channels of the user's images."""
+        assert self.classifier is not None
+        assert self.validation_loader is not None
+        images, _ = next(iter(IterableLoader(self.validation_loader, num_classes=2**31, device=device).once()))
+        training = self.classifier.training
+        with torch.no_grad():
+            logits = self.classifier.to(device).eval()(images)
+        self.classifier.train(training)
+        if logits.dim() != 2 or len(logits) != len(images):
+            raise ConfigError(f"the classifier must return logits (B, K), got {tuple(logits.shape)}")
+        return logits.shape[1], images.shape[1]
+
+    def _state(self, feed: Feed, device: torch.device) -> TrainState:
+        dropout = self.method.classifier_dropout
+        if self.classifier is None:
+            classifier = create_classifier(self.config.model.classifier, feed.num_classes, feed.channels, dropout)
+        elif dropout and not _has_dropout(self.classifier):
+            raise ConfigError(f"method {self.method.name!r} needs a classifier with dropout; yours has none")
+        else:
+            classifier = self.classifier
+        generator = None
+        if self.method.needs_generator:
+            generator = self.generator or Generator(self.config.model.generator_width, feed.channels)
+        precision = self.config.precision
+        for module in (classifier, generator):
+            if module is not None:
+                module.to(device).train()
+                if precision.channels_last:
+                    module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch's stub lacks it
+        autocast = getattr(torch, precision.amp_dtype) if precision.amp else None
+        return TrainState(classifier, generator, self.config.optimizer, self.method.metrics, autocast)
+
+    def _model(self, feed: Feed) -> dict[str, Any]:
+        """What `load_classifier` needs to build the classifier again."""
+        return {
+            "classifier": self.config.model.classifier if self.classifier is None else None,
+            "num_classes": feed.num_classes,
+            "in_channels": feed.channels,
+            "dropout": self.method.classifier_dropout,
+        }
+
+    def _options(self, output: Path) -> list[Callback]:
+        run = self.config.run
+        callbacks: list[Callback] = []
+        if run.early_stopping is not None:
+            callbacks.append(EarlyStopping(run.early_stopping))
+        if run.tensorboard:
+            callbacks.append(TensorBoard(output))
+        return callbacks
+
+    def _facts(self, feed: Feed, state: TrainState) -> dict[str, str]:
+        name = self.config.model.classifier if self.classifier is None else type(self.classifier).__name__
+        networks = f"classifier {name} with {_size(state.classifier)} parameters"
+        if state.generator is not None:
+            networks += f", generator with {_size(state.generator)}"
+        precision = self.config.precision
+        numbers = f"{precision.amp_dtype} (automatic mixed precision)" if precision.amp else "float32"
+        if precision.amp and not has_fast_bfloat16(state.device):
+            numbers += ", which this device has no instructions for: expect it to be slow"
+        layout = "channels last" if precision.channels_last else "channels first"
+        settings = [f"{key} {value}" for key, value in self.config.to_dict()["method"].items() if key != "name"]
+        return {
+            "data set": feed.description,
+            "method": ", ".join([self.method.name, *settings]),
+            "networks": networks,
+            "device": f"{device_name(state.device)}; {numbers}, {layout}",
+        }
+
+
+def _has_dropout(module: nn.Module) -> bool:
+    return hasattr(module, "draw_masks") or any("Dropout" in type(layer).__name__ for layer in module.modules())
+
+
+def _size(module: nn.Module) -> str:
+    return f"{sum(parameter.numel() for parameter in module.parameters()):,}"

@@ -1,0 +1,88 @@
+"""Checkpoints: whole, versioned, without pickles."""
+
+from __future__ import annotations
+
+import errno
+import os
+from pathlib import Path
+
+import pytest
+import torch
+
+from fastgat.engine import checkpoint
+from fastgat.engine.checkpoint import load_checkpoint, save_checkpoint
+from fastgat.errors import CheckpointError, OutputError
+
+TENSORS = {"a": torch.arange(6.0).reshape(2, 3), "b.c/d": torch.tensor(3), "bf": torch.ones(3).bfloat16()}
+
+
+def test_what_is_saved_is_loaded(tmp_path: Path) -> None:
+    path = tmp_path / "last.safetensors"
+    shared = torch.rand(3)
+    save_checkpoint(path, {**TENSORS, "e": shared, "f": shared}, {"position": {"step": 7}})
+    tensors, header = load_checkpoint(path)
+    assert header["position"] == {"step": 7}
+    for name, tensor in TENSORS.items():
+        assert tensors[name].equal(tensor)
+        assert tensors[name].dtype == tensor.dtype
+    assert [file.name for file in tmp_path.iterdir()] == ["last.safetensors"]
+
+
+def test_a_layout_of_channels_last_survives(tmp_path: Path) -> None:
+    image = torch.rand(2, 3, 4, 5).contiguous(memory_format=torch.channels_last)
+    save_checkpoint(tmp_path / "x", {"image": image}, {})
+    assert load_checkpoint(tmp_path / "x")[0]["image"].equal(image)
+
+
+def test_a_missing_file(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match="nothing: No such file"):
+        load_checkpoint(tmp_path / "nothing")
+
+
+@pytest.mark.parametrize("length", [0, 5, 100, -1])
+def test_half_a_file(tmp_path: Path, length: int) -> None:
+    path = tmp_path / "half"
+    save_checkpoint(path, TENSORS, {})
+    path.write_bytes(path.read_bytes()[:length])
+    with pytest.raises(CheckpointError, match="half: damaged or not a checkpoint"):
+        load_checkpoint(path)
+
+
+def test_an_altered_tensor(tmp_path: Path) -> None:
+    path = tmp_path / "altered"
+    save_checkpoint(path, TENSORS, {})
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(CheckpointError, match="do not match their checksum"):
+        load_checkpoint(path)
+
+
+def test_another_program_s_file(tmp_path: Path) -> None:
+    import safetensors.torch
+
+    safetensors.torch.save_file(TENSORS, tmp_path / "other")
+    with pytest.raises(CheckpointError, match="not a checkpoint of fastgat"):
+        load_checkpoint(tmp_path / "other")
+
+
+def test_another_version(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(checkpoint, "FORMAT", 0)
+    save_checkpoint(tmp_path / "old", TENSORS, {})
+    monkeypatch.undo()
+    with pytest.raises(CheckpointError, match="checkpoint format 0, but this fastgat reads format 1"):
+        load_checkpoint(tmp_path / "old")
+
+
+def test_a_full_disk_keeps_what_was_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "last.safetensors"
+    save_checkpoint(path, TENSORS, {"position": 1})
+
+    def full(_: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OutputError, match=r"last\.safetensors: cannot be written: No space left on device"):
+        save_checkpoint(path, TENSORS, {"position": 2})
+    assert load_checkpoint(path)[1]["position"] == 1
+    assert [file.name for file in tmp_path.iterdir()] == ["last.safetensors"]
