@@ -1,0 +1,68 @@
+"""The command line: one file a command; options and printing only."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.metadata
+import sys
+from typing import Any
+
+import click
+
+from fastgat.errors import FastgatError
+from fastgat.options import suggestion
+
+COMMANDS = {
+    "train": "Train a classifier.",
+    "evaluate": "Say what a trained classifier is worth.",
+    "data": "Find, fetch and verify data sets.",
+    "info": "Say what fastgat finds on this machine.",
+}
+
+
+class LazyGroup(click.Group):
+    """Imports a command's module when that command is called: torch takes seconds, `--help` should not."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, name: str) -> click.Command | None:
+        if name not in COMMANDS:
+            return None
+        return getattr(importlib.import_module(f"fastgat.cli.{name}"), name)
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl(list(COMMANDS.items()))
+
+    def resolve_command(self, ctx: click.Context, args: list[str]) -> tuple[Any, Any, list[str]]:
+        if args and args[0] not in COMMANDS and not args[0].startswith("-"):
+            raise click.UsageError(f"no such command {args[0]!r}{suggestion(args[0], COMMANDS)}")
+        return super().resolve_command(ctx, args)
+
+
+@click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(importlib.metadata.version("fastgat-trainer"), prog_name="fastgat")
+def cli() -> None:
+    """Generative adversarial training of image classifiers (Lee, Han and Lee 2017), fast."""
+
+
+def main() -> None:
+    """The `fastgat` command. Errors that a user can cause end in one line and the error's exit code."""
+    try:
+        sys.exit(cli(standalone_mode=False))
+    except FastgatError as error:
+        _fail(str(error), error.exit_code)
+    except click.UsageError as error:
+        _fail(error.format_message(), 2, error.ctx)
+    except click.ClickException as error:
+        _fail(error.format_message(), error.exit_code)
+    except (click.Abort, KeyboardInterrupt):
+        _fail("interrupted", 1)
+
+
+def _fail(message: str, exit_code: int, ctx: click.Context | None = None) -> None:
+    line = " ".join(message.split())
+    hint = f" (try `{ctx.command_path} --help`)" if ctx is not None else ""
+    click.echo(f"fastgat: error: {line}{hint}", err=True)
+    sys.exit(exit_code)

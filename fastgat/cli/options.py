@@ -1,0 +1,115 @@
+"""Command-line options from the configuration's fields, and the configuration from the options that were given.
+
+Each field is one option of the same name; an option that is not given leaves its field to the file or the default.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import Field, fields
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import click
+
+from fastgat.config import TABLES, TrainConfig
+from fastgat.errors import ConfigError
+from fastgat.methods import GAT, METHODS
+from fastgat.options import constraint, suggestion, value_type
+
+METAVARS = {int: "N", float: "X", str: "NAME", Path: "PATH"}
+SECTIONS = {"method": "Method", "": "Run", "run": "Running", "optimizer": "Optimisation"}
+
+
+class Setting(NamedTuple):
+    """One option: the table that it belongs to ("" for the top level), its field, and the dataclass."""
+
+    table: str
+    field: Field[Any]
+    owner: type
+
+    @property
+    def flag(self) -> str:
+        return "--" + self.field.name.replace("_", "-")
+
+
+class SectionedCommand(click.Command):
+    """Lists its options table by table, and those of the command itself last."""
+
+    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        sections: dict[str, list[tuple[str, str]]] = {"Method": []}
+        where = {setting.field.name: SECTIONS.get(setting.table, setting.table.title()) for setting in settings()}
+        for parameter in self.get_params(ctx):
+            record = parameter.get_help_record(ctx)
+            if record is not None and parameter.name is not None:
+                section = "Method" if parameter.name == "method" else where.get(parameter.name, "Other")
+                sections.setdefault(section, []).append(record)
+        for name, records in sections.items():
+            with formatter.section(name):
+                formatter.write_dl(records)
+
+
+def settings() -> Iterator[Setting]:
+    """Every option of a training run, the method's first; a field that methods share appears once."""
+    seen: set[str] = set()
+    for method in METHODS.values():
+        for f in fields(method):
+            if f.name not in seen:
+                seen.add(f.name)
+                yield Setting("method", f, method)
+    for table, owner in {"": TrainConfig, **TABLES}.items():
+        for f in fields(owner):
+            if "constraint" in f.metadata:
+                yield Setting(table, f, owner)
+
+
+def train_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Decorates a click command with --method and every option of `settings`, in that order."""
+    for setting in reversed(list(settings())):
+        command = _click_option(setting)(command)
+    names = ", ".join(METHODS)
+    return click.option("--method", metavar="NAME", help=f"{names}  [default: {GAT.name}]")(command)
+
+
+def overrides(given: dict[str, Any]) -> dict[str, Any]:
+    """The options that were given, as the nested tables of a configuration."""
+    values: dict[str, Any] = {}
+    for setting in settings():
+        value = given.get(setting.field.name)
+        if value is not None:
+            table = values.setdefault(setting.table, {}) if setting.table else values
+            table[setting.field.name] = value
+    if given["method"] is not None:
+        if given["method"] not in METHODS:
+            raise ConfigError(f"--method: unknown method {given['method']!r}{suggestion(given['method'], METHODS)}")
+        values.setdefault("method", {})["name"] = given["method"]
+    return values
+
+
+def _click_option(setting: Setting) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    f = setting.field
+    plain, _ = value_type(setting.owner, f.name)
+    rule = constraint(f)
+    text = rule.help
+    if setting.table == "method":
+        text += f" (for {', '.join(method.name for method in _users(f.name))})"
+    if f.default is not None and plain is not bool:
+        text += f"  [default: {_default(setting)}]"
+    if plain is bool:
+        return click.option(f"{setting.flag}/--no-{setting.flag[2:]}", default=None, help=text)
+    if rule.choices:
+        return click.option(setting.flag, type=click.Choice(rule.choices), help=text)
+    return click.option(setting.flag, type=int if plain is int else str, metavar=METAVARS[plain], help=text)
+
+
+def _users(name: str) -> list[Any]:
+    """The methods that have an option called `name`."""
+    return [method for method in METHODS.values() if name in method.__dataclass_fields__]
+
+
+def _default(setting: Setting) -> str:
+    f = setting.field
+    defaults = {user.name: user.__dataclass_fields__[f.name].default for user in _users(f.name)}
+    if setting.table != "method" or len(set(defaults.values())) == 1:
+        return f"{f.default:g}" if isinstance(f.default, float) else str(f.default)
+    return ", ".join(f"{name} {value:.4g}" for name, value in defaults.items())

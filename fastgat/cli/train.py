@@ -1,0 +1,59 @@
+"""fastgat train."""
+
+from __future__ import annotations
+
+import contextlib
+from pathlib import Path
+from typing import Any
+
+import click
+from rich.console import Console
+
+from fastgat.cli.options import SectionedCommand, overrides, train_options
+from fastgat.config import TrainConfig, load_toml, merge
+from fastgat.engine.resume import find_checkpoint
+from fastgat.reporting.progress import ConsoleProgress
+from fastgat.reporting.transfer import TransferBar
+from fastgat.trainer import Trainer
+
+
+@click.command(cls=SectionedCommand)
+@train_options
+@click.option("--config", "file", metavar="FILE", type=Path, help="settings in TOML; options given here go over them")
+@click.option("--print-config", is_flag=True, help="print the settings as TOML and stop")
+@click.option("--dry-run", is_flag=True, help="find data, device and networks, say what would run, and stop")
+def train(file: Path | None, print_config: bool, dry_run: bool, **given: Any) -> None:
+    """Train a classifier, by default by the paper's generative adversarial training.
+
+    Without a data set named, CIFAR-10 is taken where it is on disk or can be downloaded, otherwise a set of handwritten
+    digits that needs no download.
+    """
+    config = _config(file, given)
+    if print_config:
+        click.echo(config.to_toml(), nl=False)
+        return
+    console = Console()
+    with contextlib.closing(TransferBar(console)) as transfer, contextlib.closing(ConsoleProgress(console)) as display:
+        trainer = Trainer(config, callbacks=[display], progress=transfer)
+        if dry_run:
+            loop = trainer.prepare()
+            display.describe(loop.facts, loop.folder)
+            click.echo(
+                f"would run   {loop.total_steps - loop.position.step:,} steps, {loop.steps_per_epoch:,} an epoch"
+            )
+        else:
+            trainer.fit()
+
+
+def _config(file: Path | None, given: dict[str, Any]) -> TrainConfig:
+    """Defaults, below the settings of the run that is continued, below the file, below the command line."""
+    values: dict[str, Any] = {}
+    resume, output = given["resume"], given["output"]
+    if resume is not None and (resume != "auto" or output is not None):
+        checkpoint = find_checkpoint(resume, Path(output) if output else None)
+        values = checkpoint.header["config"] if checkpoint else {}
+    if file is not None:
+        settings = load_toml(file)
+        TrainConfig.from_dict(settings, str(file))
+        values = merge(values, settings)
+    return TrainConfig.from_dict(merge(values, overrides(given)))

@@ -1,0 +1,54 @@
+"""Evaluate the classifier of a run folder on the data set that it was trained on."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from fastgat.config import TrainConfig
+from fastgat.data import ResidentLoader, load_dataset
+from fastgat.engine.accuracy import score
+from fastgat.engine.checkpoint import load_checkpoint
+from fastgat.engine.device import pick_device
+from fastgat.engine.files import write_atomically
+from fastgat.engine.load import checkpoint_path, load_classifier
+
+
+def evaluate_run(
+    run: Path,
+    checkpoint: str = "best",
+    split: str = "test",
+    *,
+    data_dir: Path | None = None,
+    batch_size: int = 256,
+    device: str = "auto",
+) -> dict[str, Any]:
+    """Clean accuracy in float32 and eval mode, also written to evaluation.json beside the checkpoint.
+
+    Args:
+        run: a run folder or a checkpoint.
+        checkpoint: "best" or "last" of a run folder.
+        split: "test", or the run's own "validation" images.
+        data_dir: the folder of the data set, where it is not that of the training.
+
+    Raises FastgatError if the checkpoint or the data are not as they must be.
+    """
+    path = checkpoint_path(run, checkpoint)
+    on = pick_device(device)
+    classifier = load_classifier(path, device=on)
+    config = TrainConfig.from_dict(load_checkpoint(path)[1]["config"], str(path))
+    data = config.data
+    images = load_dataset(data.dataset, data_dir or data.data_dir, data.split_seed)
+    part = {"test": images.test, "validation": images.validation}[split]
+    result = score(classifier, ResidentLoader(part, batch_size, device=on).once())
+    content = {
+        "checkpoint": path.name,
+        "dataset": data.dataset,
+        "split": split,
+        "samples": result.samples,
+        "accuracy": result.accuracy,
+        "loss": result.loss,
+    }
+    write_atomically(path.parent / "evaluation.json", (json.dumps(content, indent=2) + "\n").encode())
+    return content
