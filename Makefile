@@ -1,6 +1,6 @@
 # Each target sets up .venv by itself, once; PYTHON chooses the interpreter, TRAIN and TEST the arguments.
 PYTHON ?= python3
-TRAIN  ?= --epochs 12 --batch-size 32 --lr 2e-3 --schedule simultaneous --amp --channels-last
+TRAIN  ?= --epochs 10 --batch-size 32 --channels-last
 TEST   ?=
 
 export PIP_DISABLE_PIP_VERSION_CHECK = 1

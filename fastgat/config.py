@@ -202,10 +202,10 @@ def _table(value: Any, name: str) -> dict[str, Any]:
 
 
 def _check_keys(values: Mapping[str, Any], kind: type, prefix: str) -> None:
-    known = [prefix + f.name for f in fields(kind)]
+    known = [f.name for f in fields(kind)]
     for key in values:
-        if prefix + key not in known:
-            raise ConfigError(f"unknown key {prefix + key!r}{suggestion(prefix + key, known)}")
+        if key not in known:
+            raise ConfigError(f"unknown key {prefix + key!r}{suggestion(key, known)}")
 
 
 def _plain(settings: Any) -> dict[str, Any]:

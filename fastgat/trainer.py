@@ -42,6 +42,7 @@ class Feed(NamedTuple):
 
     name: str
     description: str
+    reason: str
     train: Loader
     validation: Loader
     test: Loader | None
@@ -155,9 +156,9 @@ class Trainer:
             for part in parts
         )
         sizes = " / ".join(f"{len(part):,}" for part in parts)
-        description = f"{images.name} ({images.reason}): {sizes} images to train, validate, test; from {images.source}"
+        description = f"{images.name}: {sizes} images to train, validate, test; from {images.source}"
         channels = images.train.images.shape[-1]
-        return Feed(images.name, description, train, validation, test, len(images.classes), channels)
+        return Feed(images.name, description, images.reason, train, validation, test, len(images.classes), channels)
 
     def _own_feed(self, train: Iterable[Any], validation: Iterable[Any], device: torch.device) -> Feed:
         num_classes, channels = self._shape(device)
@@ -165,7 +166,7 @@ class Trainer:
             IterableLoader(source, num_classes, device=device, channels_last=self.config.precision.channels_last)
             for source in (train, validation)
         ]
-        return Feed("custom", "loaders of your own", loaders[0], loaders[1], None, num_classes, channels)
+        return Feed("custom", "loaders of your own", "asked for", loaders[0], loaders[1], None, num_classes, channels)
 
     def _shape(self, device: torch.device) -> tuple[int, int]:
         """The classes of the user's classifier and the channels of the user's images."""
@@ -231,6 +232,7 @@ class Trainer:
         settings = [f"{key} {value}" for key, value in self.config.to_dict()["method"].items() if key != "name"]
         return {
             "data set": feed.description,
+            "chosen": feed.reason,
             "method": ", ".join([self.method.name, *settings]),
             "networks": networks,
             "device": f"{device_name(state.device)}; {numbers}, {layout}",

@@ -54,7 +54,7 @@ class Cifar:
             try:
                 found = download(self.url, self.archive_md5, root, progress)
             except DataError as error:
-                raise DataError(f"{root} holds no {self.folder}/ or its archive, and {error}") from None
+                raise DataError(f"{root} holds neither {self.folder}/ nor its archive, and {error}") from None
         if found.is_file():
             verify(found, self.archive_md5, again=again)
             archive, found = found, found.parent / self.folder

@@ -62,6 +62,6 @@ def _auto(data_dir: Path | None, split_seed: int, progress: Progress) -> DataSet
     except (DataError, OutputError) as error:
         if data_dir is not None:
             raise
-        reason = f"CIFAR-10 is not on this machine, and {error}"
+        reason = f"for want of CIFAR-10: {error}"
         return DIGITS.load(data_dir, split_seed, progress)._replace(reason=reason)
     return CIFAR10.load(data_dir, split_seed, progress)._replace(reason="downloaded")

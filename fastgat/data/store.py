@@ -85,9 +85,9 @@ def download(url: str, expected: str, folder: Path, progress: Progress) -> Path:
     except PermissionError:
         raise OutputError(f"{folder}: not writable") from None
     except OSError as error:  # requests' errors are OSErrors too
-        raise DataError(f"{url}: cannot be downloaded ({_short(error)})") from None
+        raise DataError(f"{name} cannot be downloaded: {_short(error)}") from None
     except ValueError:
-        raise DataError(f"{url}: the download does not have the published MD5 sum") from None
+        raise DataError(f"{name} as downloaded does not have the published MD5 sum") from None
     return Path(path)
 
 
@@ -141,7 +141,7 @@ def _short(error: BaseException) -> str:
     while getattr(reason, "reason", None) or (reason.args and isinstance(reason.args[0], BaseException)):
         reason = getattr(reason, "reason", None) or reason.args[0]
     text = " ".join(str(reason).split())
-    return text.split("): ", 1)[-1] or type(reason).__name__
+    return text.split("): ", 1)[-1].split(" ([Errno")[0] or type(reason).__name__
 
 
 def _read_json(path: Path) -> dict[str, Any]:

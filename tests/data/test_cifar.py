@@ -188,7 +188,7 @@ def test_a_cache_that_cannot_be_written_does_not_matter(
 def test_a_folder_that_is_not_a_data_set(source: Cifar, tmp_path: Path) -> None:
     source = replace(source, url="https://nowhere.invalid/x.tar.gz")
     (tmp_path / "holiday.jpg").touch()
-    with pytest.raises(DataError, match=rf"holds no {source.folder}/ .* cannot be downloaded"):
+    with pytest.raises(DataError, match=rf"holds neither {source.folder}/ nor .* cannot be downloaded"):
         source.fetch(tmp_path, silent)
 
 

@@ -1,0 +1,154 @@
+"""What a person can get wrong: one line each, the right exit code, nothing lost."""
+
+from __future__ import annotations
+
+import errno
+import os
+import resource
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.cli.conftest import Run
+from tests.support import fastgat
+
+BASE = ("train", "--dataset", "digits", "--method", "baseline", "--epochs", 1)
+
+USAGE: list[tuple[tuple[object, ...], str]] = [
+    (("tran",), "no such command 'tran'; did you mean 'train'?"),
+    (("train", "--epoch", 3), "No such option '--epoch'"),
+    (("train", "--method", "gta"), "--method: unknown method 'gta'; did you mean 'gat'?"),
+    (
+        ("train", "--method", "baseline", "--cg", 2),
+        "method 'baseline' has no option 'cg' (it belongs to gat, dropout-gat)",
+    ),
+    (("train", "--cg", -1), "cg must be at least 0, got -1.0"),
+    (("train", "--cg", "much"), "cg must be a number such as 0.03 or 8/255, got 'much'"),
+    (("train", "--cg", "nan"), "cg must be finite, got 'nan'"),
+    (("train", "--method", "fg-linf", "--epsilon", "8/0"), "epsilon must be a number"),
+    (("train", "--epochs", 0), "epochs must be at least 1, got 0"),
+    (("train", "--epochs", "x"), "Invalid value for '--epochs': 'x' is not a valid integer"),
+    (("train", "--schedule", "altrnating"), "Invalid value for '--schedule'"),
+    (("train", "--schedule", "simultaneous", "--generator-steps", 2), "generator_steps must be 1"),
+    (("train", "--amp-dtype", "float15"), "Invalid value for '--amp-dtype'"),
+    (("train", "--dataset", "cifar11"), "unknown data set 'cifar11'; did you mean 'cifar10'?"),
+    ((*BASE, "--classifier", "resnet"), "unknown classifier 'resnet'"),
+    ((*BASE, "--batch-size", 2000), "batch_size 2000 is larger than the training set"),
+    ((*BASE, "--device", "tpu"), "device: unknown device 'tpu'"),
+    (("train", "--resume", "auto"), "resume 'auto' continues the run in --output: name that folder"),
+    (("train", "--config", "nowhere.toml"), "nowhere.toml: No such file or directory"),
+    (("data", "fetch", "cifar"), "unknown data set 'cifar'; did you mean"),
+]
+
+FAILURES: list[tuple[tuple[object, ...], str]] = [
+    (("train", "--data-dir", "nowhere"), "nowhere: no such folder (from --data-dir)"),
+    (("train", "--resume", "nowhere"), "nowhere: No such file or directory"),
+    ((*BASE, "--output", "file/run"), "file/run: cannot be made: Not a directory"),
+    (("evaluate", "nowhere"), "nowhere: no such checkpoint"),
+    (("evaluate", "file"), "file: damaged or not a checkpoint"),
+    ((*BASE, "--lr", "1e30", "--output", "out"), "became NaN or infinite"),
+]
+
+
+def short(value: object) -> str:
+    return value[:40] if isinstance(value, str) else ""
+
+
+def check(run: Run, arguments: tuple[object, ...], message: str, code: int) -> None:
+    Path("file").write_text("not a checkpoint")
+    result = run(*arguments)
+    assert message in result.err
+    assert result.err.startswith("fastgat: error: ")
+    assert result.err.count("\n") == 1
+    assert result.code == code
+
+
+@pytest.mark.parametrize(("arguments", "message"), USAGE, ids=short)
+def test_usage(run: Run, arguments: tuple[object, ...], message: str) -> None:
+    check(run, arguments, message, code=2)
+
+
+@pytest.mark.parametrize(("arguments", "message"), FAILURES, ids=short)
+def test_failure(run: Run, arguments: tuple[object, ...], message: str) -> None:
+    check(run, arguments, message, code=1)
+
+
+def test_a_gpu_that_is_not_there(run: Run) -> None:
+    import torch
+
+    if torch.cuda.is_available():
+        pytest.skip("there is a GPU")
+    check(run, (*BASE, "--device", "cuda"), "device 'cuda' asked for", code=1)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("epochz = 3", "unknown key 'epochz'; did you mean 'epochs'?"),
+        ("[method]\nname = 'gat'\ncgg = 1", "method 'gat' has no option 'cgg'; did you mean 'cg'?"),
+        ("[optimizer]\nlearning_rate = 1", "unknown key 'optimizer.learning_rate'; known: lr, generator_lr"),
+        ("data = 'cifar10'", "data must be a table, got 'cifar10'"),
+        ("epochs = 2.5", "epochs must be of type int, got 2.5"),
+        ("seed = true", "seed must be of type int, got True"),
+        ("[precision]\namp = 1", "amp must be of type bool, got 1"),
+        ("[precision]\namp_dtype = 'float'", "amp_dtype: unknown value 'float'; did you mean 'bfloat16'?"),
+        ("= 3", "not TOML"),
+    ],
+)
+def test_a_configuration_file(run: Run, text: str, message: str) -> None:
+    Path("settings.toml").write_text(text)
+    check(run, ("train", "--config", "settings.toml"), f"settings.toml: {message}", code=2)
+
+
+def test_a_run_is_not_written_over(run: Run) -> None:
+    assert run(*BASE, "--batch-size", 256, "--output", "out").code == 0
+    before = {path.name: path.read_bytes() for path in Path("out").iterdir()}
+    check(run, (*BASE, "--output", "out"), "out already holds a run: continue it with --resume auto", code=2)
+    check(run, ("train", "--resume", "auto", "--output", "out", "--lr", 0.5), "made with optimizer.lr = 0.001", code=1)
+    assert {path.name: path.read_bytes() for path in Path("out").iterdir()} == before
+
+
+def test_a_disk_that_fills_up(run: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """The checkpoint of the start is written, that of the epoch is not."""
+    from fastgat.engine import loop
+
+    original = loop.save_checkpoint  # type: ignore[attr-defined]  # patched where it is used
+    calls: list[str] = []
+
+    def full(path: Path, *content: object) -> None:
+        calls.append(path.name)
+        if len(calls) > 1:
+            monkeypatch.setattr(os, "fsync", lambda _: (_ for _ in ()).throw(OSError(errno.ENOSPC, "No space left")))
+        original(path, *content)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(loop, "save_checkpoint", full)
+    arguments = (*BASE, "--batch-size", 256, "--output", "out")
+    check(run, arguments, "best.safetensors: cannot be written: No space left", code=1)
+    assert sorted(path.name for path in (tmp_path / "out").iterdir() if "safetensors" in path.name) == [
+        "last.safetensors"
+    ]
+
+
+@pytest.mark.slow
+def test_a_file_size_limit_of_the_system(tmp_path: Path) -> None:
+    """The same with a limit that the operating system enforces, in a process of its own."""
+    result = subprocess.run(
+        [sys.executable, "-m", "fastgat", *map(str, BASE), "--output", "out"],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=False,
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000)),
+    )
+    assert result.returncode == 1
+    assert result.stderr == f"fastgat: error: {Path('out/last.safetensors')}: cannot be written: File too large\n"
+
+
+@pytest.mark.slow
+def test_a_traceback_is_never_shown(tmp_path: Path) -> None:
+    result = fastgat("train", "--dataset", "cifar10", "--data-dir", tmp_path, cwd=tmp_path)
+    assert result.returncode == 1
+    assert "Traceback" not in result.stderr
+    assert result.stderr.count("\n") == 1

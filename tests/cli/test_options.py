@@ -1,0 +1,74 @@
+"""The command line is frozen: an option that goes, changes its name or its default breaks people's scripts."""
+
+from __future__ import annotations
+
+import collections
+import dataclasses
+
+from fastgat.cli.options import settings
+from fastgat.cli.train import train
+from fastgat.methods import METHODS
+
+FROZEN = {
+    "--method": None,
+    "--alpha": 0.5,
+    "--cg": 1.0,
+    "--epsilon": {"random": 0.5, "fg-linf": 2 / 255, "fg-l2": 0.5},
+    "--generator-steps": 1,
+    "--schedule": "paper",
+    "--dropout": 0.2,
+    "--epochs": 30,
+    "--batch-size": 128,
+    "--seed": 0,
+    "--output": None,
+    "--resume": None,
+    "--dataset": "auto",
+    "--data-dir": None,
+    "--split-seed": 0,
+    "--workers": 0,
+    "--classifier": "table1",
+    "--generator-width": 48,
+    "--lr": 1e-3,
+    "--generator-lr": 1e-6,
+    "--lr-schedule": "constant",
+    "--clip-grad": None,
+    "--ema": None,
+    "--amp": False,
+    "--amp-dtype": "bfloat16",
+    "--channels-last": False,
+    "--device": "auto",
+    "--deterministic": False,
+    "--log-interval": 50,
+    "--checkpoint-interval": 1000,
+    "--early-stopping": None,
+    "--tensorboard": False,
+    "--config": None,
+    "--print-config": False,
+    "--dry-run": False,
+}
+
+
+def test_names_and_defaults() -> None:
+    shown = {option.opts[0] for option in train.params}
+    assert shown == set(FROZEN)
+    for setting in settings():
+        default = FROZEN[setting.flag]
+        if isinstance(default, dict):
+            for name, value in default.items():
+                assert METHODS[name].__dataclass_fields__[setting.field.name].default == value
+        else:
+            assert setting.field.default == default, setting.flag
+
+
+def test_a_name_means_one_thing() -> None:
+    """Options are flat, tables are not: two tables must not have fields of one name."""
+    counts = collections.Counter(setting.field.name for setting in settings())
+    assert max(counts.values()) == 1
+
+
+def test_methods_agree_on_what_an_option_means() -> None:
+    texts: dict[str, set[object]] = collections.defaultdict(set)
+    for method in METHODS.values():
+        for field in dataclasses.fields(method):
+            texts[field.name].add((field.metadata["constraint"], str(field.type)))
+    assert {name: len(kinds) for name, kinds in texts.items()} == dict.fromkeys(texts, 1)

@@ -1,0 +1,174 @@
+"""fastgat train, evaluate, data and info as a person types them, on digits and a narrow generator."""
+
+from __future__ import annotations
+
+import json
+import tomllib
+from pathlib import Path
+
+import pytest
+import torch
+
+import fastgat
+from fastgat.errors import FastgatError
+from tests.cli.conftest import Run
+
+QUICK = ("--dataset", "digits", "--epochs", "1", "--batch-size", "256", "--generator-width", "4", "--amp")
+BASE = ("train", "--dataset", "digits", "--epochs", "1", "--batch-size", "256", "--method", "baseline", "--amp")
+
+
+@pytest.fixture(scope="module")
+def baseline(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished run of the baseline."""
+    from fastgat import TrainConfig, Trainer
+    from fastgat.config import DataConfig, PrecisionConfig
+
+    folder = tmp_path_factory.mktemp("runs") / "baseline"
+    settings = TrainConfig(
+        method="baseline",
+        epochs=1,
+        batch_size=256,
+        output=folder,
+        data=DataConfig(dataset="digits"),
+        precision=PrecisionConfig(amp=True),
+    )
+    Trainer(settings).fit()
+    return folder
+
+
+@pytest.mark.parametrize("method", ["gat", "dropout-gat", "fg-linf"])
+def test_a_run_from_start_to_end(run: Run, method: str, tmp_path: Path) -> None:
+    quick = [*QUICK, "--channels-last"] if "gat" in method else ["--dataset", "digits", "--epochs", 1]
+    result = run("train", *quick, "--method", method, "--output", "out")
+    assert result.code == 0, result.err
+    assert result.err == ""
+    assert "digits: 1,257 / 180 / 360 images" in result.out
+    assert "epoch 1/1" in result.out
+    assert "test accuracy" in result.out
+    summary = json.loads((tmp_path / "out" / "summary.json").read_text())
+    assert summary["method"] == method
+    assert summary["dataset"] == "digits"
+
+
+def test_the_default_output_tells_when_what_and_how(run: Run, tmp_path: Path) -> None:
+    assert run(*BASE).code == 0
+    (folder,) = (tmp_path / "runs").iterdir()
+    assert folder.name.endswith("-digits-baseline")
+
+
+def test_auto_names_the_data_set_and_the_reason(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    from dataclasses import replace
+
+    from fastgat.data import registry
+    from fastgat.data.cifar import CIFAR10
+
+    nowhere = replace(CIFAR10, url="https://nowhere.invalid/cifar-10-python.tar.gz")
+    monkeypatch.setattr(registry, "CIFAR10", nowhere)
+    result = run("train", "--dry-run", "--generator-width", 4)
+    assert result.code == 0, result.err
+    assert "for want of CIFAR-10: " in result.out
+    assert "cannot be downloaded" in result.out
+
+
+def test_a_dry_run_writes_nothing(run: Run, tmp_path: Path) -> None:
+    result = run("train", *QUICK, "--output", "out", "--dry-run")
+    assert result.code == 0
+    assert "would run   4 steps, 4 an epoch" in result.out
+    assert not (tmp_path / "out").exists()
+
+
+def test_print_config_is_a_configuration_file(run: Run, tmp_path: Path) -> None:
+    first = run("train", "--method", "fg-linf", "--epsilon", "8/255", "--lr", "3e-4", "--print-config")
+    values = tomllib.loads(first.out)
+    assert values["method"] == {"name": "fg-linf", "alpha": 0.5, "epsilon": 8 / 255}
+    assert values["optimizer"]["lr"] == 3e-4
+    (tmp_path / "settings.toml").write_text(first.out)
+    assert run("train", "--config", "settings.toml", "--print-config").out == first.out
+
+
+def test_the_command_line_goes_over_the_file(run: Run, tmp_path: Path) -> None:
+    (tmp_path / "settings.toml").write_text(
+        'method = "gat"\nseed = 5\n[optimizer]\nlr = 0.5\n[precision]\namp = true\n'
+    )
+    values = tomllib.loads(run("train", "--config", "settings.toml", "--seed", 6, "--cg", 2, "--print-config").out)
+    assert (values["seed"], values["optimizer"]["lr"], values["method"]["cg"]) == (6, 0.5, 2.0)
+    assert tomllib.loads(run("train", "--config", "settings.toml", "--no-amp", "--print-config").out)["precision"] == {
+        "amp": False,
+        "amp_dtype": "bfloat16",
+        "channels_last": False,
+    }
+
+
+def test_another_method_takes_none_of_the_file_s_options_along(run: Run, tmp_path: Path) -> None:
+    (tmp_path / "settings.toml").write_text('[method]\nname = "gat"\ncg = 3.0\n')
+    values = tomllib.loads(run("train", "--config", "settings.toml", "--method", "fg-l2", "--print-config").out)
+    assert values["method"] == {"name": "fg-l2", "alpha": 0.5, "epsilon": 0.5}
+
+
+def test_a_run_goes_on_with_its_own_settings(run: Run, tmp_path: Path) -> None:
+    assert run(*BASE, "--seed", 3, "--output", "out").code == 0
+    result = run("train", "--resume", "auto", "--output", "out", "--epochs", 2)
+    assert result.code == 0, result.err
+    assert "continues   after step 4 (epoch 1 of 2)" in result.out
+    summary = json.loads((tmp_path / "out" / "summary.json").read_text())
+    assert (summary["method"], summary["seed"], summary["epochs"]) == ("baseline", 3, 2)
+    assert run("train", "--resume", "out", "--epochs", 3).code == 0
+    assert json.loads((tmp_path / "out" / "summary.json").read_text())["epochs"] == 3
+
+
+def test_resume_auto_starts_afresh_where_there_is_no_run(run: Run, tmp_path: Path) -> None:
+    assert run(*BASE, "--output", "new", "--resume", "auto").code == 0
+    assert (tmp_path / "new" / "summary.json").exists()
+
+
+def test_tensorboard_files(run: Run, tmp_path: Path) -> None:
+    pytest.importorskip("tensorboard")
+    assert run(*BASE, "--output", "out", "--tensorboard").code == 0
+    (events,) = (tmp_path / "out" / "tensorboard").iterdir()
+    assert b"validation/accuracy" in events.read_bytes()
+
+
+def test_evaluate_repeats_the_run_s_own_figures(run: Run, baseline: Path) -> None:
+    summary = json.loads((baseline / "summary.json").read_text())
+    result = run("evaluate", baseline)
+    assert result.code == 0, result.err
+    evaluation = json.loads((baseline / "evaluation.json").read_text())
+    assert evaluation["samples"] == 360
+    # The run judged under mixed precision, the evaluation judges in float32.
+    assert evaluation["accuracy"] == pytest.approx(summary["test_accuracy"], abs=0.02)
+    assert f"{evaluation['accuracy']:.2%}" in result.out
+    assert run("evaluate", baseline, "--split", "validation", "--checkpoint", "last").code == 0
+    assert json.loads((baseline / "evaluation.json").read_text())["samples"] == 180
+
+
+def test_load_classifier_gives_a_plain_module(baseline: Path) -> None:
+    classifier = fastgat.load_classifier(baseline)
+    assert not classifier.training
+    assert classifier(torch.rand(2, 3, 32, 32)).shape == (2, 10)
+    with pytest.raises(FastgatError, match="no such checkpoint"):
+        fastgat.load_classifier(baseline.parent)
+
+
+def test_info(run: Run) -> None:
+    result = run("info")
+    assert result.code == 0
+    assert "gat" in result.out
+    content = json.loads(run("info", "--json").out)
+    assert content["packages"]["torch"] == torch.__version__
+    assert content["datasets"]["cifar10"] is None
+
+
+def test_data_commands(run: Run, tmp_path: Path) -> None:
+    listed = run("data", "list")
+    assert listed.code == 0
+    assert "not on this machine" in listed.out
+    assert run("data", "verify").out.startswith("digits:")
+    assert run("data", "fetch", "digits").code == 0
+    missing = run("data", "verify", "cifar10")
+    assert missing.code == 1
+    assert missing.err == "fastgat: error: cifar10 is not on this machine: run `fastgat data fetch cifar10`\n"
+
+
+def test_version_and_help(run: Run) -> None:
+    assert run("--version").out.startswith("fastgat, version ")
+    assert "train" in run("--help").out
