@@ -1,40 +1,202 @@
 """Input gradient: from dJ/dx per sample to what a method feeds on, in one pass over the image.
 
-probability   Delta = dF(x)_y/dx = -exp(-J) dJ/dx      below (7), since J = -log F(x)_y
-l2            eta   = eps dJ/dx / ||dJ/dx||_2          (3), the norm per sample; a zero gradient stays zero
-linf          eta   = eps sign(dJ/dx)                  (1)
+    probability   Delta = dF(x)_y/dx = -exp(-J) dJ/dx      below (7), since J = -log F(x)_y
+    l2            eta   = eps dJ/dx / ||dJ/dx||_2          (3), the norm per sample; a zero gradient stays zero
+    linf          eta   = eps sign(dJ/dx)                  (1)
+    none          dJ/dx
+
+The norm is accumulated relative to the largest entry seen, so that neither the tiny gradients of a confident classifier
+underflow when squared nor large ones overflow.
 """
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
+import torch
+from fastgat.kernels.backend import accumulation_dtype, runs_kernel, tl, triton
+from fastgat.kernels.images import ImageLaunch, Walk, as_images, image_offsets, layout
 from torch import Tensor
 
-
-def _per_sample(values: Tensor, like: Tensor) -> Tensor:
-    """A (B,) tensor shaped to broadcast against (B, ...)."""
-    return values.reshape(-1, *[1] * (like.dim() - 1))
+MODES = ("probability", "l2", "linf", "none")
 
 
-def sample_norm(images: Tensor) -> Tensor:
-    """||.||_2 of each sample: (B, ...) -> (B,)."""
-    return images.flatten(1).norm(dim=1)
+class InputGradient(NamedTuple):
+    """`value` as the mode says, ||dJ/dx||_2 of each sample (B,), and the share of zeros in each sample's value (B,)."""
+
+    value: Tensor
+    norm: Tensor
+    zeros: Tensor
 
 
-def probability_gradient(loss_gradient: Tensor, loss: Tensor) -> Tensor:
-    """Delta = dF(x)_y/dx from dJ/dx and J: (B, C, H, W), (B,) -> (B, C, H, W) of the gradient's dtype.
+def input_gradient_reference(
+    gradient: Tensor, mode: str, loss: Tensor | None, epsilon: float, inverse_scale: Tensor | None, dtype: torch.dtype
+) -> InputGradient:
+    g = gradient.to(accumulation_dtype(gradient.dtype))
+    g = g if inverse_scale is None else g * inverse_scale
+    each = (-1, *[1] * (g.dim() - 1))
+    largest = g.flatten(1).abs().amax(1) if g[0:1].numel() else g.new_zeros(len(g))
+    direction = g / largest.where(largest > 0, 1).view(each)
+    length = direction.flatten(1).norm(dim=1)
+    value = {
+        "probability": lambda: g * -loss.to(g.dtype).neg().exp().view(each),  # type: ignore[union-attr]
+        "l2": lambda: direction * (epsilon / length.where(length > 0, 1)).view(each),
+        "linf": lambda: g.where(g.isnan(), epsilon * g.sign()),
+        "none": lambda: g,
+    }[mode]().to(dtype)
+    return InputGradient(value, largest * length, (value == 0).flatten(1).to(g.dtype).mean(1))
 
-    Exact where each sample's loss depends on that sample alone; under train-mode batch norm it is not (seed the
-    backward pass with -exp(-J) there instead).
+
+@triton.jit
+def _transformed(g, factor, epsilon, MODE: tl.constexpr):
+    if MODE == "linf":
+        return tl.where(g > 0, epsilon, tl.where(g < 0, -epsilon, g))  # a NaN stays one
+    return g * factor
+
+
+@triton.jit
+def _input_gradient_kernel(
+    gradient,
+    loss,
+    inverse_scale,
+    value,
+    norm,
+    zeros,
+    elements,
+    gradient_stride,
+    value_stride,
+    middle,
+    inner,
+    outer_stride,
+    middle_stride,
+    inner_stride,
+    epsilon,
+    MODE: tl.constexpr,
+    SCALED: tl.constexpr,
+    DENSE: tl.constexpr,
+    SINGLE: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    sample = tl.program_id(0).to(tl.int64)
+    gradient += sample * gradient_stride
+    value += sample * value_stride
+    epsilon = tl.cast(epsilon, tl.float32)  # Inductor passes floats as float64
+    lane = tl.arange(0, BLOCK)
+    scale = 1.0
+    if SCALED:
+        scale = tl.load(inverse_scale).to(tl.float32)
+    factor = 1.0
+    if MODE == "probability":
+        factor = -tl.exp(-tl.load(loss + sample).to(tl.float32))
+
+    largest = tl.zeros((BLOCK,), tl.float32)
+    squares = tl.zeros((BLOCK,), tl.float32)
+    zero = tl.zeros((BLOCK,), tl.int32)
+    g = tl.zeros((BLOCK,), tl.float32)
+    for start in range(0, elements, BLOCK):
+        index = start + lane
+        offset = image_offsets(index, middle, inner, outer_stride, middle_stride, inner_stride, DENSE)
+        g = tl.load(gradient + offset, index < elements, other=0.0).to(tl.float32) * scale
+        grown = tl.maximum(largest, tl.abs(g))
+        unit = tl.where(grown > 0, grown, 1.0)
+        squares = squares * (largest / unit) * (largest / unit) + (g / unit) * (g / unit)
+        largest = grown
+        if MODE != "l2":
+            out = _transformed(g, factor, epsilon, MODE).to(value.dtype.element_ty)
+            tl.store(value + index, out, index < elements)
+            zero += ((out.to(tl.float32) == 0) & (index < elements)).to(tl.int32)
+
+    top = tl.max(largest, 0)
+    unit = tl.where(top > 0, top, 1.0)
+    length = tl.sqrt_rn(tl.sum(squares * (largest / unit) * (largest / unit), 0))
+    tl.store(norm + sample, top * length)
+    if MODE == "l2":
+        factor = epsilon / tl.where(length > 0, length, 1.0)
+        for start in range(0, elements, BLOCK):
+            index = start + lane
+            if not SINGLE:
+                offset = image_offsets(index, middle, inner, outer_stride, middle_stride, inner_stride, DENSE)
+                g = tl.load(gradient + offset, index < elements, other=0.0).to(tl.float32) * scale
+            out = (g / unit * factor).to(value.dtype.element_ty)
+            tl.store(value + index, out, index < elements)
+            zero += ((out.to(tl.float32) == 0) & (index < elements)).to(tl.int32)
+    tl.store(zeros + sample, tl.sum(zero, 0).to(tl.float32) / elements)
+
+
+def input_gradient_kernel(
+    gradient: Tensor,
+    mode: str,
+    loss: Tensor | None,
+    epsilon: float,
+    inverse_scale: Tensor | None,
+    dtype: torch.dtype,
+    memory_format: torch.memory_format,
+) -> InputGradient:
+    images = as_images(gradient)
+    memory_format = layout(images) if memory_format == torch.preserve_format else memory_format
+    value = torch.empty_like(images, dtype=dtype, memory_format=memory_format)
+    norm = images.new_empty(len(images), dtype=torch.float32)
+    zeros = torch.empty_like(norm)
+    elements = images[0:1].numel()
+    if not elements:
+        return InputGradient(value.view(gradient.shape), norm.zero_(), zeros.zero_())
+    walk, launch = Walk.over(value), ImageLaunch.for_elements(elements)
+    _input_gradient_kernel[(len(images),)](
+        images,
+        loss if loss is not None else norm,
+        inverse_scale if inverse_scale is not None else norm,
+        value,
+        norm,
+        zeros,
+        elements,
+        images.stride(0),
+        value.stride(0),
+        *walk.sizes[1:],
+        *walk.strides(images),
+        epsilon,
+        MODE=mode,
+        SCALED=inverse_scale is not None,
+        DENSE=walk.is_dense(images),
+        SINGLE=elements <= launch.block,
+        BLOCK=launch.block,
+        num_warps=launch.warps,
+    )
+    return InputGradient(value.view(gradient.shape), norm, zeros)
+
+
+def input_gradient(
+    gradient: Tensor,
+    mode: str,
+    *,
+    loss: Tensor | None = None,
+    epsilon: float = 1.0,
+    inverse_scale: Tensor | None = None,
+    dtype: torch.dtype | None = None,
+    memory_format: torch.memory_format = torch.preserve_format,
+) -> InputGradient:
+    """What a method feeds on, from the gradient of each sample's loss by its image. Not differentiable.
+
+    Args:
+        gradient: dJ/dx, (B, C, H, W) or (B, ...), float32, bfloat16 or float16, any strides; float64 by the reference.
+        mode: "probability", "l2", "linf" or "none".
+        loss: J, (B,), for "probability". Exact where each sample's loss depends on that sample alone; under train-mode
+            batch norm seed the backward pass with -exp(-J) instead.
+        epsilon: the norm for "l2" and "linf", in pixel units.
+        inverse_scale: 0-d, on the device: multiplies `gradient` first, to undo a loss scale.
+        dtype: of the value; by default that of `gradient`.
+        memory_format: of the value; by default that of `gradient`.
+
+    Raises ValueError for an unknown mode, or "probability" without a loss.
     """
-    return loss_gradient * _per_sample(-loss.neg().exp(), loss_gradient).to(loss_gradient.dtype)
-
-
-def l2_perturbation(loss_gradient: Tensor, epsilon: float) -> Tensor:
-    """Fast gradient (3): each sample scaled to the L2 norm `epsilon` (pixel units of [0, 1])."""
-    norm = _per_sample(sample_norm(loss_gradient), loss_gradient)
-    return loss_gradient * (epsilon / norm.where(norm > 0, norm.new_ones(())))
-
-
-def linf_perturbation(loss_gradient: Tensor, epsilon: float) -> Tensor:
-    """Fast gradient sign (1): `epsilon` times the sign, zero where the gradient is zero."""
-    return epsilon * loss_gradient.sign()
+    if mode not in MODES:
+        raise ValueError(f"unknown mode {mode!r}; known: {', '.join(MODES)}")
+    if mode == "probability" and loss is None:
+        raise ValueError("mode 'probability' needs the loss of each sample")
+    gradient = gradient.detach()
+    dtype = dtype or gradient.dtype
+    if runs_kernel(gradient):
+        return input_gradient_kernel(gradient, mode, loss, epsilon, inverse_scale, dtype, memory_format)
+    result = input_gradient_reference(gradient, mode, loss, epsilon, inverse_scale, dtype)
+    if memory_format == torch.preserve_format:
+        return result
+    return result._replace(value=result.value.contiguous(memory_format=memory_format))

@@ -7,7 +7,7 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from fastgat.kernels.input_gradient import linf_perturbation
+from fastgat.kernels.input_gradient import input_gradient
 from fastgat.methods.perturbed import Perturbed
 from fastgat.methods.players import Draws
 from fastgat.options import option
@@ -20,4 +20,4 @@ class FastGradientLinf(Perturbed):
     epsilon: float = option(2 / 255, "size of the perturbation in its norm, pixels in [0, 1]", at_least=0)
 
     def perturbation(self, loss_gradient: Tensor, draws: Draws) -> Tensor:
-        return linf_perturbation(loss_gradient, self.epsilon)
+        return input_gradient(loss_gradient, "linf", epsilon=self.epsilon).value

@@ -20,19 +20,19 @@ from torch import Tensor
 
 from fastgat.data.batch import Batch
 from fastgat.errors import ConfigError
-from fastgat.kernels.dual_loss import dual_loss
-from fastgat.kernels.input_gradient import probability_gradient
-from fastgat.kernels.perturbation import perturb, power
+from fastgat.kernels.input_gradient import input_gradient
+from fastgat.kernels.perturbation import Perturbation, perturb
 from fastgat.methods.base import Method
 from fastgat.methods.players import Draws, Metrics, Network, Players, Tensors, Update, mix, pull_back, sample_losses
 from fastgat.options import option
 
 
 class Clean(NamedTuple):
-    """The clean half of a step: J(x), Delta, F's summed gradients of J(x), F's accuracy and buffers."""
+    """The clean half of a step: J(x), Delta and its share of zeros; F's summed gradients, accuracy and buffers."""
 
     loss: Tensor
     delta: Tensor
+    zeros: Tensor
     gradients: Tensors
     accuracy: Tensor
     buffers: Tensors
@@ -90,33 +90,33 @@ class GAT(Method):
         loss, pull, aux = pull_back(losses, classifier.parameters, minibatch.images)
         gradients, loss_gradient = pull(torch.ones_like(loss))
         if classifier.interacts:
-            _, delta = pull(-loss.neg().exp())
+            delta, _, zeros = input_gradient(pull(-loss.neg().exp())[1], "none")
         else:
-            delta = probability_gradient(loss_gradient, loss)
-        return Clean(loss, delta, gradients, aux.accuracy, aux.buffers)
+            delta, _, zeros = input_gradient(loss_gradient, "probability", loss=loss)
+        return Clean(loss, delta, zeros.mean(), gradients, aux.accuracy, aux.buffers)
 
     def generator_gradients(
         self, players: Players, delta: Tensor, minibatch: Batch, draws: Draws
     ) -> tuple[Tensors, Metrics, Tensors]:
         """G's gradients of the mean L_G (9), its metrics, and F's buffers afterwards."""
-        perturbation, pull_generator = self.generate(players, delta)
+        moved, pull_generator = self.generate(players, delta, minibatch.images)
         classifier = players.classifier
         losses = sample_losses(classifier, minibatch.labels, draws.perturbed)
-        loss, pull, aux = pull_back(lambda x: losses(classifier.parameters, x), perturb(minibatch.images, perturbation))
+        loss, pull, aux = pull_back(lambda x: losses(classifier.parameters, x), moved.perturbed)
         (probability_seeded,) = pull(-loss.neg().exp())
-        gradients = pull_generator(self.generator_signal(probability_seeded, perturbation))
-        return gradients, {"generator_loss": self.generator_loss(loss, perturbation)}, aux.buffers
+        gradients = pull_generator(self.generator_signal(probability_seeded, moved))
+        return gradients, {"generator_loss": self.generator_loss(loss, moved)}, aux.buffers
 
     def classifier_gradients(
         self, players: Players, clean: Clean, minibatch: Batch, draws: Draws
     ) -> tuple[Tensors, Metrics, Tensors]:
         """F's gradients of the mean L_F (10), metrics, and F's buffers afterwards."""
         classifier = players.classifier
-        perturbation, _ = self.generate(players, clean.delta)
+        moved, _ = self.generate(players, clean.delta, minibatch.images)
         losses = sample_losses(classifier, minibatch.labels, draws.perturbed)
-        loss, pull, aux = pull_back(lambda p: losses(p, perturb(minibatch.images, perturbation)), classifier.parameters)
+        loss, pull, aux = pull_back(lambda p: losses(p, moved.perturbed), classifier.parameters)
         (gradients,) = pull(torch.ones_like(loss))
-        metrics = self.classifier_metrics(clean, loss, aux.accuracy, perturbation)
+        metrics = self.classifier_metrics(clean, loss, aux.accuracy, moved)
         return mix(clean.gradients, gradients, self.alpha, len(loss)), metrics, aux.buffers
 
     def both_gradients(
@@ -124,44 +124,45 @@ class GAT(Method):
     ) -> tuple[Tensors, Tensors, Metrics, Tensors]:
         """F's gradients of (10) and G's of (9) from one perturbed pass, metrics, and F's buffers afterwards."""
         classifier = players.classifier
-        perturbation, pull_generator = self.generate(players, clean.delta)
+        moved, pull_generator = self.generate(players, clean.delta, minibatch.images)
         losses = sample_losses(classifier, minibatch.labels, draws.perturbed)
-        perturbed_images = perturb(minibatch.images, perturbation)
-        loss, pull, aux = pull_back(losses, classifier.parameters, perturbed_images)
+        loss, pull, aux = pull_back(losses, classifier.parameters, moved.perturbed)
         gradients, loss_gradient = pull(torch.ones_like(loss))
         if classifier.interacts:
             _, probability_seeded = pull(-loss.neg().exp())
         else:
-            probability_seeded = probability_gradient(loss_gradient, loss)
-        generator_gradients = pull_generator(self.generator_signal(probability_seeded, perturbation))
-        metrics = self.classifier_metrics(clean, loss, aux.accuracy, perturbation)
-        metrics["generator_loss"] = self.generator_loss(loss, perturbation)
+            probability_seeded = input_gradient(loss_gradient, "probability", loss=loss).value
+        generator_gradients = pull_generator(self.generator_signal(probability_seeded, moved))
+        metrics = self.classifier_metrics(clean, loss, aux.accuracy, moved)
+        metrics["generator_loss"] = self.generator_loss(loss, moved)
         return mix(clean.gradients, gradients, self.alpha, len(loss)), generator_gradients, metrics, aux.buffers
 
-    def generate(self, players: Players, delta: Tensor) -> tuple[Tensor, Callable[[Tensor], Tensors]]:
-        """p = G(Delta) in Delta's dtype, and the pull-back from dL/dp to G's gradients."""
+    def generate(
+        self, players: Players, delta: Tensor, images: Tensor
+    ) -> tuple[Perturbation, Callable[[Tensor], Tensors]]:
+        """x + p and the power of p = G(Delta), p in Delta's dtype, and the pull-back from dL/dp to G's gradients."""
         generator = players.generator
         assert generator is not None
         perturbation, pull = torch.func.vjp(  # type: ignore[misc]  # typed as if it might have three results
             lambda p: generator(p, delta)[0].to(delta.dtype), generator.parameters
         )
-        return perturbation, lambda signal: pull(signal)[0]
+        return perturb(images, perturbation), lambda signal: pull(signal)[0]
 
-    def generator_signal(self, probability_gradient: Tensor, perturbation: Tensor) -> Tensor:
+    def generator_signal(self, probability_gradient: Tensor, moved: Perturbation) -> Tensor:
         """dL_G/dp of the mean (9), from dF(x + p)_y/dx': (dF_y/dx' + 2 c_g p) / B."""
-        return (probability_gradient + 2 * self.cg * perturbation) / len(perturbation)
+        return (probability_gradient + 2 * self.cg * moved.perturbation) / len(probability_gradient)
 
-    def generator_loss(self, loss: Tensor, perturbation: Tensor) -> Tensor:
+    def generator_loss(self, loss: Tensor, moved: Perturbation) -> Tensor:
         """L_G (9) from J(x + p), the mean over samples."""
-        return (loss.neg().exp() + self.cg * power(perturbation)).mean()
+        return (loss.neg().exp() + self.cg * moved.power).mean()
 
-    def classifier_metrics(self, clean: Clean, perturbed: Tensor, accuracy: Tensor, perturbation: Tensor) -> Metrics:
+    def classifier_metrics(self, clean: Clean, perturbed: Tensor, accuracy: Tensor, moved: Perturbation) -> Metrics:
         return {
-            "loss": dual_loss(clean.loss, perturbed, self.alpha).mean(),
+            "loss": (self.alpha * clean.loss + (1 - self.alpha) * perturbed).mean(),
             "accuracy": clean.accuracy,
             "perturbed_accuracy": accuracy,
-            "perturbation_norm": power(perturbation).sqrt().mean(),
-            "zero_gradients": (clean.delta == 0).float().mean(),
+            "perturbation_norm": moved.power.sqrt().mean(),
+            "zero_gradients": clean.zeros,
         }
 
 

@@ -13,8 +13,6 @@ import torch
 from torch import Tensor
 
 from fastgat.data.batch import Batch
-from fastgat.kernels.dual_loss import dual_loss
-from fastgat.kernels.input_gradient import sample_norm
 from fastgat.kernels.perturbation import perturb
 from fastgat.methods.base import OnePlayer
 from fastgat.methods.players import Draws, Metrics, Network, Tensors, mix, pull_back, sample_losses
@@ -38,19 +36,17 @@ class Perturbed(OnePlayer):
         clean, pull, aux = pull_back(losses, classifier.parameters, minibatch.images)
         clean_gradients, loss_gradient = pull(torch.ones_like(clean))
 
-        eta = self.perturbation(loss_gradient, draws)
+        moved = perturb(minibatch.images, self.perturbation(loss_gradient, draws))
         classifier = classifier._replace(buffers=aux.buffers)
         losses = sample_losses(classifier, minibatch.labels, draws.perturbed)
-        perturbed, pull, aux_perturbed = pull_back(
-            lambda p: losses(p, perturb(minibatch.images, eta)), classifier.parameters
-        )
+        perturbed, pull, aux_perturbed = pull_back(lambda p: losses(p, moved.perturbed), classifier.parameters)
         (perturbed_gradients,) = pull(torch.ones_like(perturbed))
 
         metrics = {
-            "loss": dual_loss(clean, perturbed, self.alpha).mean(),
+            "loss": (self.alpha * clean + (1 - self.alpha) * perturbed).mean(),
             "accuracy": aux.accuracy,
             "perturbed_accuracy": aux_perturbed.accuracy,
-            "perturbation_norm": sample_norm(eta).mean(),
+            "perturbation_norm": moved.power.sqrt().mean(),
         }
         gradients = mix(clean_gradients, perturbed_gradients, self.alpha, len(clean))
         return gradients, metrics, aux_perturbed.buffers

@@ -8,7 +8,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from fastgat.kernels.input_gradient import l2_perturbation
+from fastgat.kernels.input_gradient import input_gradient
 from fastgat.methods.perturbed import Perturbed
 from fastgat.methods.players import Draws, Network
 from fastgat.options import option
@@ -25,4 +25,4 @@ class RandomPerturbation(Perturbed):
 
     def perturbation(self, loss_gradient: Tensor, draws: Draws) -> Tensor:
         assert draws.noise is not None
-        return l2_perturbation(draws.noise, self.epsilon)
+        return input_gradient(draws.noise, "l2", epsilon=self.epsilon).value

@@ -1,52 +1,156 @@
-"""input_gradient: Delta and the fast-gradient perturbations."""
+"""input_gradient: Delta and the fast-gradient perturbations; reference against formula, kernel against reference."""
 
 from __future__ import annotations
 
 import pytest
 import torch
-from fastgat.kernels.input_gradient import l2_perturbation, linf_perturbation, probability_gradient, sample_norm
-from hypothesis import given
+from fastgat.kernels.backend import forced_kernels
+from fastgat.kernels.images import ImageLaunch
+from fastgat.kernels.input_gradient import MODES, InputGradient, input_gradient, input_gradient_reference
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from torch import Tensor
 
-LAYOUTS = [torch.contiguous_format, torch.channels_last]
+from tests.kernels.oracle import DEVICE, DTYPES, assert_as_good_as_torch, dtypes, laid_out, layouts, shapes
+
+modes = pytest.mark.parametrize("mode", MODES)
 
 
-@pytest.mark.parametrize("layout", LAYOUTS)
-def test_probability_gradient_is_minus_probability_times_loss_gradient(layout: torch.memory_format) -> None:
-    gradient = torch.randn(3, 2, 4, 5, dtype=torch.float64).contiguous(memory_format=layout)
-    loss = torch.tensor([0.1, 2.0, 30.0], dtype=torch.float64)
-    delta = probability_gradient(gradient, loss)
+def problem(shape: tuple[int, ...], dtype: torch.dtype = torch.float32) -> tuple[Tensor, Tensor]:
+    """A gradient with some zeros and a sample of zeros, and losses."""
+    gradient = torch.randn(shape) * torch.randint(0, 4, shape).clamp(max=1)
+    gradient[1:2] = 0
+    return gradient.to(DEVICE, dtype), (3 * torch.rand(shape[0])).to(DEVICE)
+
+
+def test_reference_probability_is_minus_f_y_times_the_loss_gradient() -> None:
+    gradient, loss = torch.randn(3, 2, 4, 5, dtype=torch.float64), torch.tensor([0.1, 2.0, 30.0], dtype=torch.float64)
+    delta = input_gradient(gradient, "probability", loss=loss).value
     for i in range(3):
         torch.testing.assert_close(delta[i], -torch.exp(-loss[i]) * gradient[i])
-    assert delta.is_contiguous(memory_format=layout)
 
 
-def test_probability_gradient_keeps_the_gradients_dtype() -> None:
-    assert probability_gradient(torch.randn(2, 3).bfloat16(), torch.rand(2)).dtype == torch.bfloat16
+def test_reference_directions() -> None:
+    gradient = torch.tensor([[[[3.0, 0.0], [-4.0, 0.0]]]], dtype=torch.float64)
+    l2, linf = (input_gradient(gradient, mode, epsilon=0.5) for mode in ("l2", "linf"))
+    assert l2.value.flatten().tolist() == pytest.approx([0.3, 0.0, -0.4, 0.0])
+    assert linf.value.flatten().tolist() == [0.5, 0.0, -0.5, 0.0]
+    assert (l2.norm.item(), l2.zeros.item()) == (5.0, 0.5)
 
 
-@given(st.floats(1e-6, 1e3), st.integers(1, 5), st.floats(1e-15, 1e15))
-def test_l2_has_the_norm_asked_for(epsilon: float, samples: int, scale: float) -> None:
-    eta = l2_perturbation(scale * torch.randn(samples, 3, 4, 4), epsilon)
-    torch.testing.assert_close(sample_norm(eta), torch.full((samples,), epsilon), rtol=1e-5, atol=0)
+def check(gradient: Tensor, mode: str, loss: Tensor, scale: Tensor | None = None, **options: object) -> InputGradient:
+    """The kernel beside the reference in the same dtype and in float64."""
+    result = input_gradient(gradient, mode, loss=loss, epsilon=0.7, inverse_scale=scale, **options)  # type: ignore[arg-type]
+    dtype = result.value.dtype
+    torchs = input_gradient_reference(gradient, mode, loss, 0.7, scale, dtype)
+    wide = (None if scale is None else scale.double()), torch.float64
+    exact = input_gradient_reference(gradient.double(), mode, loss.double(), 0.7, *wide)
+    for name in ("value", "norm"):
+        assert_as_good_as_torch(getattr(result, name), getattr(torchs, name), getattr(exact, name))
+    assert result.zeros.tolist() == pytest.approx((result.value == 0).flatten(1).float().mean(1).nan_to_num().tolist())
+    return result
 
 
-@given(st.floats(0, 1e3))
-def test_linf_has_the_size_asked_for(epsilon: float) -> None:
-    eta = linf_perturbation(torch.randn(2, 3, 4, 4), epsilon)
-    assert eta.abs().max() <= torch.tensor(epsilon)
+@pytest.mark.usefixtures("kernels")
+@modes
+@dtypes
+@shapes
+def test_kernel_shapes_and_dtypes(shape: tuple[int, ...], dtype: torch.dtype, mode: str) -> None:
+    gradient, loss = problem(shape, dtype)
+    check(gradient, mode, loss)
 
 
-def test_a_zero_gradient_stays_zero() -> None:
-    gradient = torch.randn(3, 1, 2, 2)
-    gradient[1] = 0
-    for eta in (l2_perturbation(gradient, 0.5), linf_perturbation(gradient, 0.5)):
-        assert not eta[1].any()
-        assert eta[0].any()
-        assert eta.isfinite().all()
+@pytest.mark.usefixtures("kernels")
+@modes
+@layouts
+def test_kernel_layouts(layout: str, mode: str) -> None:
+    gradient, loss = problem((3, 4, 6, 5))
+    result = check(laid_out(gradient, layout), mode, loss)
+    last = layout == "channels_last"
+    assert result.value.is_contiguous(memory_format=torch.channels_last if last else torch.contiguous_format)
 
 
-def test_no_sample() -> None:
-    none = torch.empty(0, 3, 4, 4)
-    assert probability_gradient(none, torch.empty(0)).shape == none.shape
-    assert l2_perturbation(none, 1.0).shape == none.shape
+@pytest.mark.usefixtures("kernels")
+@modes
+@layouts
+@pytest.mark.parametrize("to", [torch.channels_last, torch.contiguous_format])
+def test_kernel_writes_the_layout_and_dtype_of_its_reader(layout: str, to: torch.memory_format, mode: str) -> None:
+    gradient, loss = problem((2, 3, 4, 5))
+    result = check(laid_out(gradient, layout), mode, loss, dtype=torch.bfloat16, memory_format=to)
+    assert result.value.is_contiguous(memory_format=to)
+    assert result.value.dtype == torch.bfloat16
+
+
+@pytest.mark.usefixtures("kernels")
+@modes
+@pytest.mark.parametrize("shape", [(2, 3, 8, 8), (2, 3, 40, 36)])
+def test_kernel_undoes_a_loss_scale(mode: str, shape: tuple[int, ...]) -> None:
+    gradient, loss = problem(shape, torch.float16)
+    check(gradient, mode, loss, torch.tensor(1 / 1024, device=DEVICE))
+
+
+@pytest.mark.usefixtures("reference_and_kernels")
+@pytest.mark.parametrize("elements", [7, 5000])
+@pytest.mark.parametrize("size", [1e-37, 1e-25, 1e25, 1e36])
+def test_tiny_and_huge_gradients_keep_their_direction(size: float, elements: int) -> None:
+    """Squared, they would be zero or infinite: a confident classifier's gradients are that small."""
+    gradient = torch.randn(2, elements, dtype=torch.float64)
+    result = input_gradient((size * gradient).float().to(DEVICE), "l2", epsilon=0.5)
+    expected = 0.5 * gradient / gradient.norm(dim=1, keepdim=True)
+    torch.testing.assert_close(result.value.double().cpu(), expected, rtol=1e-4, atol=1e-7)
+    torch.testing.assert_close(result.norm.double().cpu(), size * gradient.norm(dim=1), rtol=1e-4, atol=0)
+
+
+@pytest.mark.usefixtures("reference_and_kernels")
+@pytest.mark.parametrize("mode", MODES)
+def test_a_nan_is_not_hidden(mode: str) -> None:
+    gradient, loss = problem((2, 3, 4, 4))
+    gradient[0, 0, 0, 0] = torch.nan
+    assert input_gradient(gradient, mode, loss=loss).value[0].isnan().any()
+
+
+@settings(deadline=None, max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    epsilon=st.floats(1e-3, 1e3),
+    samples=st.integers(1, 4),
+    dtype=st.sampled_from(DTYPES),
+    forced=st.booleans(),
+    seed=st.integers(0, 2**31),
+)
+def test_perturbations_have_the_size_asked_for(
+    epsilon: float, samples: int, dtype: torch.dtype, forced: bool, seed: int
+) -> None:
+    """||eta||_2 = eps, |eta| <= eps, and a sample without gradient gets none."""
+    source = torch.Generator().manual_seed(seed)
+    gradient = torch.randn(samples, 3, 5, 4, generator=source).to(DEVICE, dtype)
+    gradient[0] = 0
+
+    def run(mode: str) -> Tensor:
+        return input_gradient(gradient, mode, epsilon=epsilon, dtype=torch.float32).value
+
+    if forced:
+        with forced_kernels():
+            l2, linf = run("l2"), run("linf")
+    else:
+        l2, linf = run("l2"), run("linf")
+    torch.testing.assert_close(l2[1:].flatten(1).norm(dim=1), torch.full_like(l2[1:, 0, 0, 0], epsilon))
+    assert linf.abs().max() <= torch.tensor(epsilon)
+    assert not l2[0].any()
+    assert not linf[0].any()
+
+
+def test_what_makes_no_sense_is_refused() -> None:
+    with pytest.raises(ValueError, match="unknown mode 'l1'; known: probability, l2"):
+        input_gradient(torch.rand(1, 3, 2, 2), "l1")
+    with pytest.raises(ValueError, match="needs the loss"):
+        input_gradient(torch.rand(1, 3, 2, 2), "probability")
+
+
+def test_launches_cover_the_image() -> None:
+    pytest.importorskip("triton")
+    for elements in (1, 127, 3072, 4096, 4097, 786_432):
+        launch = ImageLaunch.for_elements(elements)
+        assert launch.block & (launch.block - 1) == 0
+        assert launch.block <= 4096
+        assert launch.block >= min(elements, 4096)
+        assert 1 <= launch.warps <= 8
