@@ -2,13 +2,14 @@
 PYTHON ?= python3
 TRAIN  ?= --epochs 10 --batch-size 32 --channels-last
 TEST   ?=
+KERNELS ?=
 
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 BIN := .venv/bin
 # -qq hides pip's remarks on the machine's own configuration; errors are still shown.
 PIP := $(BIN)/python -m pip install -qq --constraint constraints.txt
 
-.PHONY: train test lint format clean
+.PHONY: train test bench kernels gpu lint format clean
 
 train: .venv/trainer
 	$(BIN)/fastgat train $(TRAIN)
@@ -16,12 +17,27 @@ train: .venv/trainer
 test: .venv/developer
 	$(BIN)/python -m pytest $(TEST)
 
+bench: .venv/developer
+	$(BIN)/python -m pytest bench --benchmark-only
+
+# Every kernel, compiled for GPUs that need not be here and held to its budget.
+kernels: .venv/developer
+	$(BIN)/cmake -S . -B build/cmake -DPython3_EXECUTABLE=$(CURDIR)/$(BIN)/python $(KERNELS)
+	$(BIN)/cmake --build build/cmake --parallel 2
+	$(BIN)/ctest --test-dir build/cmake --output-on-failure
+
+# Everything that wants a GPU: its tests, then the kernels' benchmarks as one table and one JSON file.
+gpu: .venv/developer
+	$(BIN)/python -m pytest tests -m gpu
+	@mkdir -p build
+	$(BIN)/python -m pytest bench --benchmark-only --benchmark-json build/gpu.json
+
 # mypy reads the packages as a wheel lays them out: kernels/ is fastgat.kernels there.
 lint: .venv/developer
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	@rm -rf build/lint && mkdir -p build/lint && cp -r fastgat tests build/lint/ && cp -r kernels build/lint/fastgat/
-	cd build/lint && ../../$(BIN)/mypy --config-file ../../pyproject.toml fastgat tests
+	@rm -rf build/lint && mkdir -p build/lint && cp -r fastgat tests bench build/lint/ && cp -r kernels build/lint/fastgat/
+	cd build/lint && ../../$(BIN)/mypy --config-file ../../pyproject.toml fastgat tests bench
 	$(BIN)/python -m pytest -q tests/test_imports.py
 
 format: .venv/developer

@@ -19,7 +19,7 @@ tl: Any
 try:
     triton, tl = importlib.import_module("triton"), importlib.import_module("triton.language")
 except ModuleNotFoundError:
-    triton, tl = SimpleNamespace(jit=lambda function: function), SimpleNamespace()
+    triton, tl = SimpleNamespace(jit=lambda function: function), SimpleNamespace(constexpr=lambda value: value)
 
 _forced = False
 

@@ -59,7 +59,7 @@ class LossLaunch:
         """Tiles of at most 4096 elements: the whole of 10 x 64, or a run of 4096 classes without a map."""
         across = min(triton.next_power_of_2(places), 1024)
         down = min(max(triton.next_power_of_2(classes), 16), 4096 // across)
-        return LossLaunch(down, across, warps=max(1, min(8, down * across // 512)))
+        return LossLaunch(down, across, warps=max(1, min(8, down * across // 256)))
 
 
 @triton.jit

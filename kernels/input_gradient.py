@@ -47,11 +47,22 @@ def input_gradient_reference(
     return InputGradient(value, largest * length, (value == 0).flatten(1).to(g.dtype).mean(1))
 
 
+TINY = tl.constexpr(torch.finfo(torch.float32).smallest_normal)
+"""Keeps the reciprocal of the largest entry finite; below it a float32 has lost its digits anyway."""
+
+
 @triton.jit
-def _transformed(g, factor, epsilon, MODE: tl.constexpr):
+def _write(value, index, inside, g, unit, factor, epsilon, MODE: tl.constexpr):
+    """The value of some entries, and where they are zero once rounded."""
     if MODE == "linf":
-        return tl.where(g > 0, epsilon, tl.where(g < 0, -epsilon, g))  # a NaN stays one
-    return g * factor
+        out = tl.where(g > 0, epsilon, tl.where(g < 0, -epsilon, g))  # a NaN stays one
+    elif MODE == "l2":
+        out = g * unit * factor  # in this order: neither product leaves float32's range
+    else:
+        out = g * factor
+    out = out.to(value.dtype.element_ty)
+    tl.store(value + index, out, inside)
+    return ((out.to(tl.float32) == 0) & inside).to(tl.int32)
 
 
 @triton.jit
@@ -89,37 +100,41 @@ def _input_gradient_kernel(
     if MODE == "probability":
         factor = -tl.exp(-tl.load(loss + sample).to(tl.float32))
 
-    largest = tl.zeros((BLOCK,), tl.float32)
-    squares = tl.zeros((BLOCK,), tl.float32)
-    zero = tl.zeros((BLOCK,), tl.int32)
-    g = tl.zeros((BLOCK,), tl.float32)
-    for start in range(0, elements, BLOCK):
-        index = start + lane
-        offset = image_offsets(index, middle, inner, outer_stride, middle_stride, inner_stride, DENSE)
-        g = tl.load(gradient + offset, index < elements, other=0.0).to(tl.float32) * scale
-        grown = tl.maximum(largest, tl.abs(g))
-        unit = tl.where(grown > 0, grown, 1.0)
-        squares = squares * (largest / unit) * (largest / unit) + (g / unit) * (g / unit)
-        largest = grown
-        if MODE != "l2":
-            out = _transformed(g, factor, epsilon, MODE).to(value.dtype.element_ty)
-            tl.store(value + index, out, index < elements)
-            zero += ((out.to(tl.float32) == 0) & (index < elements)).to(tl.int32)
-
-    top = tl.max(largest, 0)
-    unit = tl.where(top > 0, top, 1.0)
-    length = tl.sqrt_rn(tl.sum(squares * (largest / unit) * (largest / unit), 0))
-    tl.store(norm + sample, top * length)
-    if MODE == "l2":
-        factor = epsilon / tl.where(length > 0, length, 1.0)
+    if SINGLE:  # the image stays in registers from its load to its write
+        inside = lane < elements
+        at = image_offsets(lane, middle, inner, outer_stride, middle_stride, inner_stride, DENSE)
+        g = tl.load(gradient + at, inside, other=0.0).to(tl.float32) * scale
+        unit = 1 / tl.maximum(tl.max(tl.abs(g), 0), TINY)
+        length = tl.sqrt_rn(tl.sum((g * unit) * (g * unit), 0))
+        if MODE == "l2":
+            factor = epsilon / tl.where(length > 0, length, 1.0)
+        zero = _write(value, lane, inside, g, unit, factor, epsilon, MODE)
+    else:
+        largest = tl.full((BLOCK,), TINY, tl.float32)
+        squares = tl.zeros((BLOCK,), tl.float32)
+        zero = tl.zeros((BLOCK,), tl.int32)
         for start in range(0, elements, BLOCK):
             index = start + lane
-            if not SINGLE:
-                offset = image_offsets(index, middle, inner, outer_stride, middle_stride, inner_stride, DENSE)
-                g = tl.load(gradient + offset, index < elements, other=0.0).to(tl.float32) * scale
-            out = (g / unit * factor).to(value.dtype.element_ty)
-            tl.store(value + index, out, index < elements)
-            zero += ((out.to(tl.float32) == 0) & (index < elements)).to(tl.int32)
+            inside = index < elements
+            at = image_offsets(index, middle, inner, outer_stride, middle_stride, inner_stride, DENSE)
+            g = tl.load(gradient + at, inside, other=0.0).to(tl.float32) * scale
+            grown = tl.maximum(largest, tl.abs(g))
+            unit = 1 / grown
+            squares = squares * (largest * unit) * (largest * unit) + (g * unit) * (g * unit)
+            largest = grown
+            if MODE != "l2":
+                zero += _write(value, index, inside, g, unit, factor, epsilon, MODE)
+        unit = 1 / tl.max(largest, 0)
+        length = tl.sqrt_rn(tl.sum(squares * (largest * unit) * (largest * unit), 0))
+        if MODE == "l2":
+            factor = epsilon / tl.where(length > 0, length, 1.0)
+            for start in range(0, elements, BLOCK):  # from the second-level cache
+                index = start + lane
+                inside = index < elements
+                at = image_offsets(index, middle, inner, outer_stride, middle_stride, inner_stride, DENSE)
+                g = tl.load(gradient + at, inside, other=0.0).to(tl.float32) * scale
+                zero += _write(value, index, inside, g, unit, factor, epsilon, MODE)
+    tl.store(norm + sample, length / unit)
     tl.store(zeros + sample, tl.sum(zero, 0).to(tl.float32) / elements)
 
 

@@ -197,10 +197,10 @@ def perturbation_backward_kernel(
     bounded: bool,
 ) -> tuple[Tensor, Tensor]:
     # All in one dense layout; what comes otherwise, which is rare, is copied.
-    format = layout(as_images(images))
-    x, z = as_images(images).contiguous(memory_format=format), as_images(z).contiguous(memory_format=format)
+    dense = layout(as_images(images))
+    x, z = as_images(images).contiguous(memory_format=dense), as_images(z).contiguous(memory_format=dense)
     through, own = (
-        as_images(d).contiguous(memory_format=format) if d is not None else x for d in (d_perturbed, d_perturbation)
+        as_images(d).contiguous(memory_format=dense) if d is not None else x for d in (d_perturbed, d_perturbation)
     )
     d_images, d_z = torch.empty_like(x), torch.empty_like(z)
     elements = x[0:1].numel()

@@ -1,0 +1,28 @@
+"""input_gradient: one read of dJ/dx, one write of the value; two figures a sample besides."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from fastgat.kernels.input_gradient import input_gradient, input_gradient_reference
+
+from bench.conftest import DEVICE, INPUT_SETS, SIDES, compiled
+
+
+@pytest.mark.parametrize("side", SIDES)
+@pytest.mark.parametrize("batch", [128, 1024])
+@pytest.mark.parametrize("mode", ["probability", "l2"])
+def bench_input_gradient(measure: Callable[..., None], mode: str, batch: int, side: str) -> None:
+    def reference(gradient: torch.Tensor, loss: torch.Tensor) -> object:
+        return input_gradient_reference(gradient, mode, loss, 0.5, None, gradient.dtype)
+
+    def kernel(gradient: torch.Tensor, loss: torch.Tensor) -> object:
+        return input_gradient(gradient, mode, loss=loss, epsilon=0.5)
+
+    operation = {"eager": reference, "compiled": compiled(reference), "kernel": kernel}[side]
+    inputs = [
+        (torch.randn(batch, 3, 32, 32, device=DEVICE), torch.rand(batch, device=DEVICE)) for _ in range(INPUT_SETS)
+    ]
+    measure(operation, reference, inputs, moved=2 * inputs[0][0].nbytes)

@@ -1,0 +1,239 @@
+"""Compile every kernel for a GPU that is not here, and hold it to its budget of registers, spills and access widths.
+
+    python -m fastgat.kernels.offline compile 90 build/kernels     cubins and resources-sm_90.json
+    python -m fastgat.kernels.offline check build/kernels/resources-sm_90.json
+
+A kernel is specialised as Triton's launcher would: its launch is recorded on CPU tensors of the sizes that are used,
+and the types, the divisibility by 16 and the ones among its arguments are taken from there. Without the divisibility
+Triton emits scalar loads, and nothing that is measured here would hold on a GPU.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import re
+import subprocess
+import sys
+import tomllib
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+from unittest import mock
+
+import torch
+from fastgat.kernels.backend import forced_kernels, triton
+from fastgat.kernels.dual_loss import dual_loss, perturbed_loss, sample_loss
+from fastgat.kernels.input_gradient import MODES, input_gradient
+from fastgat.kernels.perturbation import perturb, perturbation
+from torch import Tensor
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+BUDGETS = Path(__file__).with_name("budgets.toml")
+
+
+class Case(NamedTuple):
+    """A use of a kernel; `wide` where the layout allows 16-byte accesses."""
+
+    name: str
+    call: Callable[[], object]
+    wide: bool = True
+
+
+class Launch(NamedTuple):
+    """A recorded launch: the kernel, its arguments by name, and the options of the compiler."""
+
+    kernel: Any
+    arguments: dict[str, Any]
+    options: dict[str, Any]
+
+
+def images(dtype: torch.dtype, side: int = 32, batch: int = 128, *, channels_last: bool = False) -> Tensor:
+    tensor = torch.zeros(batch, 3, side, side, dtype=dtype)
+    return tensor.contiguous(memory_format=torch.channels_last) if channels_last else tensor
+
+
+def cases() -> Iterator[Case]:
+    """Every kernel in the dtypes, modes and layouts that are used."""
+    for short, dtype in DTYPES.items():
+        x = images(dtype)
+        losses = torch.zeros(len(x))
+        for mode in MODES:
+            yield Case(f"{mode}-{short}", partial(input_gradient, x, mode, loss=losses))
+        large = images(dtype, side=512, batch=4)
+        yield Case(f"l2-{short}-512", partial(input_gradient, large, "l2"))
+        other = images(dtype, channels_last=True)
+        yield Case(
+            f"l2-{short}-relaid",
+            partial(input_gradient, other, "l2", memory_format=torch.contiguous_format),
+            wide=False,
+        )
+        yield Case(f"tanh-{short}", partial(perturbation, x, x))
+        yield Case(f"tanh-{short}-clamped", partial(perturbation, x, x, low=0.0, high=1.0))
+        yield Case(f"plain-{short}", partial(perturb, x, x))
+        yield Case(f"tanh-{short}-relaid", partial(perturbation, x, other), wide=False)
+        clamp = {"low": 0.0, "high": 1.0}
+        for name, bounds in (("", dict[str, float]()), ("-clamped", clamp)):
+            yield Case(f"backward-{short}{name}", partial(backward, x, bounds))
+        for classes, batch in ((10, 128), (1024, 128), (65_536, 4)):
+            logits, labels = torch.zeros(batch, classes, dtype=dtype), torch.zeros(batch, dtype=torch.int64)
+            wide = classes > 10
+            yield Case(f"clean-{short}-{classes}", partial(sample_loss, logits, labels), wide)
+        logits, labels = torch.zeros(128, 10, 8, 8, dtype=dtype), torch.zeros(128, dtype=torch.int64)
+        clean = torch.zeros(128)
+        yield Case(f"clean-{short}-map", partial(sample_loss, logits, labels))
+        yield Case(f"perturbed-{short}-map", partial(perturbed_loss, logits, labels, clean, 0.5))
+        yield Case(f"both-{short}-map", partial(dual_loss, logits, logits, labels, 0.5))
+        yield Case(f"smoothed-{short}-map", partial(sample_loss, logits, labels, smoothing=0.1))
+    half, scale = images(torch.float16), torch.ones(())
+    yield Case("probability-fp16-scaled", partial(input_gradient, half, "probability", loss=clean, inverse_scale=scale))
+    x, z = images(torch.float32), images(torch.bfloat16)
+    yield Case("tanh-fp32-bf16", partial(perturbation, x, z))
+
+
+def backward(x: Tensor, bounds: dict[str, float]) -> None:
+    z = torch.zeros_like(x, requires_grad=True)
+    moved, _, power = perturbation(x, z, **bounds)
+    torch.autograd.backward([moved, power], [torch.zeros_like(moved), torch.zeros_like(power)])
+
+
+def record(case: Case) -> Launch:
+    """The last launch of a case: of its forward pass, or of its backward pass where it has one."""
+    launches: list[Launch] = []
+
+    def run(kernel: Any, *arguments: Any, grid: Any, warmup: bool, **options: Any) -> None:
+        named = dict(zip(kernel.arg_names, arguments, strict=False))
+        named |= {name: options.pop(name) for name in list(options) if name in kernel.arg_names}
+        launches.append(Launch(kernel, named, options))
+
+    with forced_kernels(), mock.patch.object(triton.runtime.jit.JITFunction, "run", run):
+        case.call()
+    return launches[-1]
+
+
+def specialised(launch: Launch) -> Any:
+    """The kernel's source as the launcher would compile it for these arguments."""
+    signature: dict[str, str] = {}
+    constants: dict[tuple[int], Any] = {}
+    attributes: dict[tuple[int], list[list[Any]]] = {}
+    for position, parameter in enumerate(launch.kernel.params):
+        value = launch.arguments[parameter.name]
+        at = (position,)
+        if parameter.is_constexpr or value is None or (type(value) is int and value == 1):
+            signature[parameter.name], constants[at] = "constexpr", value
+        elif isinstance(value, float):
+            signature[parameter.name] = "fp32"
+        elif isinstance(value, Tensor):
+            signature[parameter.name] = "*" + _type_name(value.dtype)
+            attributes[at] = [["tt.divisibility", 16]]
+        else:
+            signature[parameter.name] = "i32" if -(2**31) <= value < 2**31 else "i64"
+            if value % 16 == 0:
+                attributes[at] = [["tt.divisibility", 16]]
+    return triton.compiler.ASTSource(launch.kernel, signature, constants, attributes)
+
+
+def _type_name(dtype: torch.dtype) -> str:
+    names = {torch.bool: "i1", torch.int64: "i64", **{dtype: short for short, dtype in DTYPES.items()}}
+    return names[dtype]
+
+
+def compile_all(capability: int, folder: Path) -> Path:
+    """Cubins of every case for sm_`capability`, and a report of their resources."""
+    folder.mkdir(parents=True, exist_ok=True)
+    target = triton.backends.compiler.GPUTarget("cuda", capability, 32)
+    rows = []
+    for case in cases():
+        launch = record(case)
+        compiled = triton.compile(specialised(launch), target=target, options=launch.options)
+        name = launch.kernel.__name__.strip("_").removesuffix("_kernel")
+        cubin = folder / f"{name}.{case.name}.sm_{capability}.cubin"
+        cubin.write_bytes(compiled.asm["cubin"])
+        shared = compiled.metadata.shared
+        rows.append(
+            {"kernel": name, "case": case.name, "wide": case.wide, "shared": shared, **resources(cubin, compiled)}
+        )
+    report = folder / f"resources-sm_{capability}.json"
+    report.write_text(json.dumps({"capability": capability, "triton": triton.__version__, "rows": rows}, indent=1))
+    return report
+
+
+def resources(cubin: Path, compiled: Any) -> dict[str, int | bool]:
+    """Registers, spills, float64 instructions and access widths in bytes, from the machine code."""
+    usage = _tool("cuobjdump", "--dump-resource-usage", cubin)
+    code = _tool("cuobjdump", "--dump-sass", cubin)
+    (registers,) = re.findall(r"REG:(\d+)", usage)
+    widths = {kind: [_width(suffix) for suffix in re.findall(rf"\b{kind}\.E(\S*)", code)] for kind in ("LDG", "STG")}
+    return {
+        "registers": int(registers),
+        "spills": len(re.findall(r"\b(?:LDL|STL)\b", code)),
+        "fp64": len(re.findall(r"\b(?:DADD|DMUL|DFMA|DSETP|F2F\.F64\S*|F2F\.F32\.F64)\b", code)),
+        "load": max(widths["LDG"], default=0),
+        "store": max(widths["STG"], default=0),
+        "wide_addresses": bool(re.search(r"\b(?:mul|mad)\.(?:lo\.s64|wide\.)", compiled.asm["ptx"])),
+    }
+
+
+def _width(suffix: str) -> int:
+    """Bytes of an access whose instruction ends in `suffix`, such as ".128.CONSTANT"."""
+    for mark, size in (("256", 32), ("128", 16), ("64", 8), ("U16", 2), ("S16", 2), ("U8", 1), ("S8", 1)):
+        if f".{mark}" in suffix:
+            return size
+    return 4
+
+
+def _tool(name: str, *arguments: object) -> str:
+    path = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / name
+    return subprocess.run([path, *map(str, arguments)], capture_output=True, text=True, check=True).stdout
+
+
+def failures(row: dict[str, Any], budget: dict[str, int]) -> list[str]:
+    """What a compiled case does that its budget does not allow."""
+    found = []
+    if row["registers"] > budget["registers"]:
+        found.append(f"{row['registers']} registers, budget {budget['registers']}")
+    if row["shared"] > budget["shared"]:
+        found.append(f"{row['shared']} bytes of shared memory, budget {budget['shared']}")
+    found += [f"{row[name]} {name}, none allowed" for name in ("spills", "fp64") if row[name]]
+    found += [
+        f"{name}s of {row[name]} bytes at most, not 16" for name in ("load", "store") if row["wide"] and row[name] < 16
+    ]
+    if not row["wide_addresses"]:
+        found.append("no 64-bit offsets")
+    return found
+
+
+def check(report: Path) -> int:
+    """Print the report as a table; the number of cases over budget."""
+    content = json.loads(report.read_text())
+    budgets = tomllib.loads(BUDGETS.read_text())
+    print(f"sm_{content['capability']}, triton {content['triton']}")  # noqa: T201
+    print(f"{'kernel':22} {'case':26} registers spills fp64 shared load store")  # noqa: T201
+    bad = 0
+    for row in content["rows"]:
+        problems = failures(row, budgets[row["kernel"]])
+        bad += bool(problems)
+        figures = (
+            f"{row['registers']:9} {row['spills']:6} {row['fp64']:4} {row['shared']:6} {row['load']:4} {row['store']:5}"
+        )
+        print(f"{row['kernel']:22} {row['case']:26} {figures}  {'; '.join(problems)}")  # noqa: T201
+    return bad
+
+
+def main(arguments: list[str]) -> int:
+    with contextlib.suppress(ValueError):
+        command, *rest = arguments
+        if command == "compile":
+            capability, folder = rest
+            compile_all(int(capability), Path(folder))
+            return 0
+        if command == "check":
+            (report,) = rest
+            return 1 if check(Path(report)) else 0
+    print(__doc__, file=sys.stderr)  # noqa: T201
+    return 2
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,44 @@
+"""The public functions inside torch.compile(fullgraph=True), as the step will use them, against themselves outside."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from fastgat.kernels.dual_loss import cross_entropy, perturbed_loss, sample_loss
+from fastgat.kernels.input_gradient import MODES, input_gradient
+from fastgat.kernels.perturbation import perturb, perturbation
+from torch import Tensor
+
+from tests.kernels.oracle import DEVICE
+
+Function = Callable[[Tensor, Tensor, Tensor], object]
+
+
+def _input_gradient(mode: str) -> Function:
+    return lambda x, z, y: input_gradient(x, mode, loss=x.sum((1, 2, 3)), epsilon=0.3)
+
+
+FUNCTIONS: dict[str, Function] = {
+    **{mode: _input_gradient(mode) for mode in MODES},
+    "perturbation": lambda x, z, y: perturbation(x, z, epsilon=0.5, low=0.0, high=1.0),
+    "perturb": lambda x, z, y: perturb(x, z),
+    "sample_loss": lambda x, z, y: sample_loss(z.flatten(1), y, smoothing=0.1),
+    "perturbed_loss": lambda x, z, y: perturbed_loss(z.flatten(1), y, x.sum((1, 2, 3)), 0.3),
+    "vjp of perturbation": lambda x, z, y: torch.func.vjp(lambda z: perturbation(x, z).perturbed, z)[1](x),
+    "vjp of cross_entropy": lambda x, z, y: torch.func.vjp(lambda z: cross_entropy(z.flatten(1), y), z)[1](
+        x[:, 0, 0, 0]
+    ),
+}
+
+
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_one_graph_and_the_same_result(name: str) -> None:
+    function = FUNCTIONS[name]
+    backend = "inductor" if DEVICE == "cuda" else "aot_eager"
+    x, z = (torch.rand(4, 3, 6, 5, device=DEVICE) for _ in range(2))
+    y = torch.randint(90, (4,), device=DEVICE)
+    torch._dynamo.reset()
+    compiled = torch.compile(function, fullgraph=True, backend=backend)(x, z, y)
+    torch.testing.assert_close(compiled, function(x, z, y), equal_nan=True)
