@@ -47,6 +47,7 @@ def measure(benchmark: BenchmarkFixture) -> Callable[..., None]:
                 torch.cuda.synchronize()
 
         benchmark.pedantic(call, rounds=50, warmup_rounds=5)
+        assert benchmark.stats is not None
         seconds = benchmark.stats.stats.median
         benchmark.extra_info |= {"bytes": moved, "GB/s": round(moved / seconds / 1e9, 2), "torch": torch.__version__}
 

@@ -26,7 +26,7 @@ class DataConfig(Options):
     data_dir: Path | None = option(
         None, "folder that holds the data set  [default: $FASTGAT_DATA, else the user's cache]"
     )
-    split_seed: int = option(0, "seed of the split into train and validation", at_least=0)
+    split_seed: int = option(0, "seed of the split into train and validation", at_least=0, at_most=2**63 - 1)
     workers: int = option(0, "threads that prepare batches ahead of the step", at_least=0)
 
 
@@ -84,8 +84,8 @@ class TrainConfig(Options):
     method: Method | str = field(default_factory=GAT)
     epochs: int = option(30, "passes over the classifier's training images", at_least=1)
     batch_size: int = option(128, "images in a minibatch", at_least=1)
-    seed: int = option(0, "seed of initialisation, data order and random draws", at_least=0)
-    output: Path | None = option(None, "run folder  [default: runs/TIME-DATASET-METHOD]")
+    seed: int = option(0, "seed of initialisation, data order and random draws", at_least=0, at_most=2**63 - 1)
+    output: Path | None = option(None, "run folder  [default: runs/TIME-DATASET-METHOD-seedSEED]")
     resume: str | None = option(None, "continue: auto (the run in --output, if any), a run folder, or a checkpoint")
     data: DataConfig = field(default_factory=DataConfig)
     model: ModelConfig = field(default_factory=ModelConfig)
@@ -136,7 +136,7 @@ def load_toml(path: Path) -> dict[str, Any]:
         values = tomllib.loads(path.read_text())
     except OSError as error:
         raise ConfigError(f"{path}: {error.strerror}") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
         raise ConfigError(f"{path}: not TOML: {error}") from None
     if isinstance(values.get("method"), str):
         values["method"] = {"name": values["method"]}
@@ -145,14 +145,9 @@ def load_toml(path: Path) -> dict[str, Any]:
 
 def identity(config: TrainConfig) -> dict[str, Any]:
     """The settings that decide what a run computes, flat; the others may change when it is continued."""
-    free = {
-        "epochs",
-        "output",
-        "resume",
-        "data.data_dir",
-        "data.workers",
-        *(f"run.{f.name}" for f in fields(RunConfig)),
-    }
+    free = {"output", "resume", "data.data_dir", "data.workers", *(f"run.{f.name}" for f in fields(RunConfig))}
+    if config.optimizer.lr_schedule == "constant":  # the others stretch over all epochs
+        free.add("epochs")
     return {key: value for key, value in flatten(config.to_dict()) if key not in free}
 
 
@@ -175,17 +170,23 @@ def merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
         below = base.get(key)
         if not isinstance(value, Mapping) or not isinstance(below, Mapping):
             merged[key] = value
-        elif key == "method" and value.get("name", below.get("name")) != below.get("name"):
+        elif key == "method" and value.get("name", _name(below)) != _name(below):
             merged[key] = dict(value)
         else:
             merged[key] = merge(below, value)
     return merged
 
 
+def _name(method: Mapping[str, Any]) -> Any:
+    return method.get("name", GAT.name)
+
+
 def _read(values: dict[str, Any]) -> dict[str, Any]:
     """Constructor arguments from nested tables."""
     method = _table(values.pop("method", {}), "method")
     name = method.pop("name", GAT.name)
+    if not isinstance(name, str):
+        raise ConfigError(f"method.name must be of type str, got {name!r}")
     arguments: dict[str, Any] = {"method": create_method(name, **method)}
     for table, kind in TABLES.items():
         content = _table(values.pop(table, {}), table)

@@ -100,7 +100,7 @@ def convert(name: str, value: Any, plain: type) -> Any:
     elif plain is float:
         try:
             number = float(Fraction(value)) if isinstance(value, str) and "/" in value else float(value)
-        except (TypeError, ValueError, ZeroDivisionError):
+        except (TypeError, ValueError, ZeroDivisionError, OverflowError):
             raise ConfigError(f"{name} must be a number such as 0.03 or 8/255, got {value!r}") from None
         if not math.isfinite(number):
             raise ConfigError(f"{name} must be finite, got {value!r}")
@@ -109,7 +109,7 @@ def convert(name: str, value: Any, plain: type) -> Any:
         if isinstance(value, int):
             return value
     elif plain is Path:
-        if isinstance(value, (str, Path)):
+        if isinstance(value, (str, Path)) and str(value):
             return Path(value).expanduser()
     elif isinstance(value, plain):
         return value

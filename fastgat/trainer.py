@@ -9,17 +9,17 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from fastgat.config import TrainConfig
-from fastgat.data import IterableLoader, Loader, ResidentLoader, load_dataset
+from fastgat.data import Batch, IterableLoader, Loader, ResidentLoader, load_dataset
 from fastgat.data.registry import silent
 from fastgat.data.store import Progress
 from fastgat.engine.device import device_name, has_fast_bfloat16, pick_device
 from fastgat.engine.events import Callback, EarlyStopping
 from fastgat.engine.loop import Loop
 from fastgat.engine.random import seeded
-from fastgat.engine.resume import check_same_run, find_checkpoint
+from fastgat.engine.resume import Checkpoint, adopt_best, check_same_run, find_checkpoint
 from fastgat.engine.state import TrainState
 from fastgat.errors import ConfigError, OutputError
 from fastgat.methods import Method
@@ -57,7 +57,8 @@ class Trainer:
 
     Args:
         config: everything that defines the run; by default GAT on CIFAR-10, or on digits where there is none.
-        classifier: a module of your own, images (B, C, H, W) in [0, 1] -> logits (B, K); it is trained in place.
+        classifier: a module of your own, images (B, C, H, W) in [0, 1] -> logits (B, K); it is trained in place. Its
+            dropout, if any, is its own: the rate of a method with dropout is not applied to it.
         generator: a module of your own, input gradients (B, C, H, W) -> perturbations of that shape, trained in place.
         train_loader, validation_loader: sized iterables of (images, labels) instead of a data set; they need a
             classifier of your own, whose output tells the number of classes.
@@ -86,6 +87,7 @@ class Trainer:
         self.classifier, self.generator = classifier, generator
         self.train_loader, self.validation_loader = train_loader, validation_loader
         self.callbacks, self.progress = tuple(callbacks), progress
+        self._checkpoint: Checkpoint | None = None
 
     def fit(self) -> History:
         """Train to the end, or until a signal, and write the run folder.
@@ -98,6 +100,8 @@ class Trainer:
                 loop.folder.mkdir(parents=True, exist_ok=True)
             except OSError as error:
                 raise OutputError(f"{loop.folder}: cannot be made: {error.strerror}") from None
+            if self._checkpoint is not None:
+                adopt_best(self._checkpoint, loop.folder)
             summary = loop.run()
         return History(loop.position.epochs, summary, loop.folder)
 
@@ -107,9 +111,11 @@ class Trainer:
         Raises FastgatError where one of them is not as it must be.
         """
         device = pick_device(self.config.run.device)
-        checkpoint = find_checkpoint(self.config.resume, self.config.output)
+        self._checkpoint = checkpoint = find_checkpoint(self.config.resume, self.config.output)
         feed = self._feed(device)
         state = self._state(feed, device)
+        for loader in (feed.train, feed.validation):
+            probe(state.classifier, state.generator, next(loader.once(), None), feed.num_classes)
         config = replace(
             self.config,
             data=replace(self.config.data, dataset=feed.name),
@@ -135,8 +141,11 @@ class Trainer:
         return loop
 
     def _output(self, dataset: str, resumed: Path | None) -> Path:
-        now = f"{datetime.now():%Y%m%d-%H%M%S}"
-        return self.config.output or resumed or Path("runs") / f"{now}-{dataset}-{self.method.name}"
+        if self.config.output or resumed:
+            return self.config.output or resumed  # type: ignore[return-value]  # one of them is a path
+        name = f"{datetime.now():%Y%m%d-%H%M%S}-{dataset}-{self.method.name}-seed{self.config.seed}"
+        folders = (Path("runs") / (name + suffix) for suffix in ("", *(f"-{n}" for n in range(2, 1000))))
+        return next(folder for folder in folders if not folder.exists())
 
     def _feed(self, device: torch.device) -> Feed:
         if self.train_loader is not None and self.validation_loader is not None:
@@ -172,21 +181,13 @@ class Trainer:
         """The classes of the user's classifier and the channels of the user's images."""
         assert self.classifier is not None
         assert self.validation_loader is not None
-        images, _ = next(iter(IterableLoader(self.validation_loader, num_classes=2**31, device=device).once()))
-        training = self.classifier.training
-        with torch.no_grad():
-            logits = self.classifier.to(device).eval()(images)
-        self.classifier.train(training)
-        if logits.dim() != 2 or len(logits) != len(images):
-            raise ConfigError(f"the classifier must return logits (B, K), got {tuple(logits.shape)}")
-        return logits.shape[1], images.shape[1]
+        batch = next(IterableLoader(self.validation_loader, num_classes=2**31, device=device).once(), None)
+        return probe(self.classifier.to(device), None, batch), batch.images.shape[1] if batch else 0
 
     def _state(self, feed: Feed, device: torch.device) -> TrainState:
         dropout = self.method.classifier_dropout
         if self.classifier is None:
             classifier = create_classifier(self.config.model.classifier, feed.num_classes, feed.channels, dropout)
-        elif dropout and not _has_dropout(self.classifier):
-            raise ConfigError(f"method {self.method.name!r} needs a classifier with dropout; yours has none")
         else:
             classifier = self.classifier
         generator = None
@@ -229,7 +230,10 @@ class Trainer:
         if precision.amp and not has_fast_bfloat16(state.device):
             numbers += ", which this device has no instructions for: expect it to be slow"
         layout = "channels last" if precision.channels_last else "channels first"
-        settings = [f"{key} {value}" for key, value in self.config.to_dict()["method"].items() if key != "name"]
+        hidden = {"name", "dropout"} if self.classifier is not None else {"name"}
+        settings = [f"{key} {value}" for key, value in self.config.to_dict()["method"].items() if key not in hidden]
+        if self.classifier is not None and self.method.classifier_dropout:
+            settings.append("dropout as your classifier has it")
         return {
             "data set": feed.description,
             "chosen": feed.reason,
@@ -239,8 +243,39 @@ class Trainer:
         }
 
 
-def _has_dropout(module: nn.Module) -> bool:
-    return hasattr(module, "draw_masks") or any("Dropout" in type(layer).__name__ for layer in module.modules())
+@torch.no_grad()
+def probe(
+    classifier: nn.Module, generator: nn.Module | None, batch: Batch | None, num_classes: int | None = None
+) -> int:
+    """The number of classes that the classifier tells apart, found on two images in eval mode.
+
+    Raises ConfigError where the networks do not fit the images, or each other, or the number of classes.
+    """
+    if batch is None:
+        raise ConfigError("a loader is empty: it must yield at least one batch")
+    images = batch.images[:2]
+    modes = [(module, module.training) for module in (classifier, generator) if module is not None]
+    try:
+        for module, _ in modes:
+            module.eval()
+        logits = classifier(images)
+        perturbation = generator(images) if generator is not None else images
+    except (RuntimeError, TypeError, ValueError) as error:
+        shape = tuple(images.shape)
+        reason = " ".join(str(error).split("\n")[0].split())
+        raise ConfigError(f"the networks do not take images of shape {shape}: {reason}") from None
+    finally:
+        for module, mode in modes:
+            module.train(mode)
+    if not isinstance(logits, Tensor) or logits.dim() != 2 or len(logits) != len(images):
+        found = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
+        raise ConfigError(f"the classifier must return logits (B, K), got {found}")
+    if num_classes is not None and logits.shape[1] != num_classes:
+        raise ConfigError(f"the classifier tells {logits.shape[1]} classes apart, but the data have {num_classes}")
+    if perturbation.shape != images.shape:
+        shapes = f"{tuple(perturbation.shape)} for {tuple(images.shape)}"
+        raise ConfigError(f"the generator must return perturbations of its input's shape, got {shapes}")
+    return logits.shape[1]
 
 
 def _size(module: nn.Module) -> str:

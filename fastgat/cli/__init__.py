@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import importlib.metadata
+import os
 import sys
 from typing import Any
 
@@ -50,15 +51,34 @@ def cli() -> None:
 def main() -> None:
     """The `fastgat` command. Errors that a user can cause end in one line and the error's exit code."""
     try:
-        sys.exit(cli(standalone_mode=False))
+        sys.exit(cli(prog_name="fastgat", standalone_mode=False))
     except FastgatError as error:
         _fail(str(error), error.exit_code)
+    except click.exceptions.NoArgsIsHelpError as error:
+        click.echo(error.format_message(), err=True)
+        sys.exit(2)
     except click.UsageError as error:
         _fail(error.format_message(), 2, error.ctx)
     except click.ClickException as error:
         _fail(error.format_message(), error.exit_code)
     except (click.Abort, KeyboardInterrupt):
         _fail("interrupted", 1)
+    except BrokenPipeError:
+        # The reader of a pipe has gone, as `| head` does; the interpreter must not try to write there once more.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
+    except OSError as error:
+        _fail(f"{error.filename or 'output'}: {error.strerror or error}", 1)
+    except (RuntimeError, MemoryError) as error:
+        if not _out_of_memory(error):
+            raise
+        _fail("out of memory: try a smaller --batch-size or network", 1)
+
+
+def _out_of_memory(error: BaseException) -> bool:
+    """torch's own error on a GPU; on a CPU its allocator raises a RuntimeError."""
+    named = type(error).__name__ in ("OutOfMemoryError", "MemoryError")
+    return named or "can't allocate memory" in str(error) or "not enough memory" in str(error)
 
 
 def _fail(message: str, exit_code: int, ctx: click.Context | None = None) -> None:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from fastgat.evaluation.run import evaluate_run
+from fastgat.evaluation.run import evaluate_run, write_evaluation
 
 
 @click.command()
@@ -38,3 +38,4 @@ def evaluate(run: Path, checkpoint: str, split: str, data_dir: Path | None, batc
         f"{result['checkpoint']}: {split} accuracy {result['accuracy']:.2%}, cross entropy {result['loss']:.4f}, "
         f"{result['samples']:,} images of {result['dataset']}"
     )
+    write_evaluation(run, result)

@@ -47,13 +47,17 @@ def train(file: Path | None, print_config: bool, dry_run: bool, **given: Any) ->
 
 def _config(file: Path | None, given: dict[str, Any]) -> TrainConfig:
     """Defaults, below the settings of the run that is continued, below the file, below the command line."""
-    values: dict[str, Any] = {}
-    resume, output = given["resume"], given["output"]
-    if resume is not None and (resume != "auto" or output is not None):
-        checkpoint = find_checkpoint(resume, Path(output) if output else None)
-        values = checkpoint.header["config"] if checkpoint else {}
+    asked: dict[str, Any] = {}
     if file is not None:
-        settings = load_toml(file)
-        TrainConfig.from_dict(settings, str(file))
-        values = merge(values, settings)
-    return TrainConfig.from_dict(merge(values, overrides(given)))
+        asked = load_toml(file)
+        TrainConfig.from_dict({key: value for key, value in asked.items() if key != "resume"}, str(file))
+    asked = merge(asked, overrides(given))
+    resume, output = asked.get("resume"), asked.get("output")
+    if resume is None or (resume == "auto" and not output):
+        return TrainConfig.from_dict(asked)
+    checkpoint = find_checkpoint(str(resume), Path(output) if output else None)
+    if checkpoint is None:
+        return TrainConfig.from_dict(asked)
+    before = {key: value for key, value in checkpoint.header.get("config", {}).items() if key != "output"}
+    TrainConfig.from_dict(before, str(checkpoint.path))
+    return TrainConfig.from_dict(merge(before, asked))

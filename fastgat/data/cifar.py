@@ -55,6 +55,9 @@ class Cifar:
                 found = download(self.url, self.archive_md5, root, progress)
             except DataError as error:
                 raise DataError(f"{root} holds neither {self.folder}/ nor its archive, and {error}") from None
+        archive = found.parent / self.url.rsplit("/", 1)[-1]
+        if found.is_dir() and archive.is_file() and not all((found / name).exists() for name in self.files):
+            found = archive  # an extraction that was cut short
         if found.is_file():
             verify(found, self.archive_md5, again=again)
             archive, found = found, found.parent / self.folder

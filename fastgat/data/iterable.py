@@ -43,7 +43,7 @@ class IterableLoader:
 
     def stream(self, player: int, start: int = 0) -> Iterator[Batch]:
         shape = None
-        for pair in itertools.islice(itertools.chain.from_iterable(itertools.repeat(self.source)), start, None):
+        for pair in itertools.islice(self._passes(), start, None):
             batch = self._checked(pair)
             shape = shape or batch.images.shape
             if batch.images.shape != shape:
@@ -52,6 +52,19 @@ class IterableLoader:
                     "a DataLoader needs drop_last=True"
                 )
             yield batch
+
+    def _passes(self) -> Iterator[Any]:
+        """The source over and over."""
+        while True:
+            count = 0
+            for pair in self.source:
+                count += 1
+                yield pair
+            if count != len(self.source):
+                raise DataError(
+                    f"a pass over the loader gave {count} batches, but its length is {len(self.source)}; it must be "
+                    "iterable again and again"
+                )
 
     def once(self) -> Iterator[Batch]:
         return map(self._checked, self.source)

@@ -34,15 +34,24 @@ def data_folder(data_dir: Path | None) -> Path:
     """
     for name, folder in (("--data-dir", data_dir), ("FASTGAT_DATA", os.environ.get("FASTGAT_DATA"))):
         if folder:
-            if not Path(folder).exists():
-                raise DataError(f"{folder}: no such folder (from {name})")
-            return Path(folder).expanduser()
+            path = Path(folder).expanduser()
+            try:
+                exists = path.exists()
+            except OSError as error:
+                raise DataError(f"{path}: {error.strerror} (from {name})") from None
+            if not exists:
+                raise DataError(f"{path}: no such folder (from {name})")
+            return path
     return cache_folder()
 
 
 def md5(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, lambda: hashlib.md5(usedforsecurity=False)).hexdigest()
+    """The MD5 sum of a file; raises DataError if it cannot be read."""
+    try:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, lambda: hashlib.md5(usedforsecurity=False)).hexdigest()
+    except OSError as error:
+        raise DataError(f"{path}: {error.strerror}") from None
 
 
 def verify(path: Path, expected: str, *, again: bool = False) -> None:
@@ -92,7 +101,8 @@ def download(url: str, expected: str, folder: Path, progress: Progress) -> Path:
 
 
 def extract(archive: Path, names: Iterable[str], folder: Path) -> None:
-    """The regular files `names` of the tar `archive`, into `folder` (new), all or none; nothing else is written.
+    """The regular files `names` of the tar `archive`, into `folder`; nothing else is written, and nothing before the
+    whole archive has been read.
 
     Raises DataError if the archive is damaged or lacks a file, OutputError if `folder` cannot be written.
     """
@@ -125,11 +135,12 @@ class _Bar:
         self.what, self.progress, self.total, self.done = what, progress, 0, 0
 
     def update(self, size: int) -> None:
-        self.done += size
-        self.progress(self.what, self.done, self.total)
+        if not self.total or self.done < self.total:
+            self.done += size
+            self.progress(self.what, self.done, self.total)
 
     def reset(self) -> None:
-        self.done = 0
+        """Called once more before the end, when everything has been shown."""
 
     def close(self) -> None:
         pass

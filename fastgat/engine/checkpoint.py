@@ -1,6 +1,6 @@
 """Checkpoints: tensors in safetensors, everything else as JSON in the same file; written whole or not at all.
 
-Nothing is unpickled. A file carries the version of its format and a checksum of its tensors.
+Nothing is unpickled. A file carries the version of its format and a checksum of its contents.
 """
 
 from __future__ import annotations
@@ -13,13 +13,13 @@ from typing import Any
 import safetensors
 import safetensors.torch
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from fastgat.engine.files import write_atomically
 from fastgat.errors import CheckpointError
 
 FORMAT = 1
-HEADER = "fastgat"
+HEADER, CHECKSUM = "fastgat", "checksum"
 CLASSIFIER, EMA = "classifier.", "ema.shadow."
 
 
@@ -27,8 +27,8 @@ def save_checkpoint(path: Path, tensors: dict[str, Tensor], header: dict[str, An
     """Write tensors and header to `path`; raises OutputError and leaves what was there if that fails."""
     # Copies: tensors that share memory (tied weights) are refused by safetensors.
     copies = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
-    header = {"format": FORMAT, "checksum": _checksum(copies), **header}
-    write_atomically(path, safetensors.torch.save(copies, {HEADER: json.dumps(header)}))
+    text = json.dumps({"format": FORMAT, **header})
+    write_atomically(path, safetensors.torch.save(copies, {HEADER: text, CHECKSUM: _checksum(copies, text)}))
 
 
 def load_checkpoint(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -41,33 +41,40 @@ def load_checkpoint(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         tensors = safetensors.torch.load(raw)
         length = int.from_bytes(raw[:8], "little")
         metadata = json.loads(raw[8 : 8 + length]).get("__metadata__") or {}
+        header = json.loads(metadata[HEADER]) if HEADER in metadata else None
     except OSError as error:
         raise CheckpointError(f"{path}: {error.strerror}") from None
     except (safetensors.SafetensorError, ValueError) as error:
         raise CheckpointError(f"{path}: damaged or not a checkpoint ({error})") from None
-    if HEADER not in metadata:
+    if not isinstance(header, dict):
         raise CheckpointError(f"{path}: not a checkpoint of fastgat (a safetensors file without its header)")
-    header = json.loads(metadata[HEADER])
-    if header["format"] != FORMAT:
-        raise CheckpointError(
-            f"{path}: checkpoint format {header['format']}, but this fastgat reads format {FORMAT} only"
-        )
-    if header["checksum"] != _checksum(tensors):
-        raise CheckpointError(f"{path}: damaged: its tensors do not match their checksum")
+    if header.get("format") != FORMAT:
+        version = header.get("format", "unknown")
+        raise CheckpointError(f"{path}: checkpoint format {version}, but this fastgat reads format {FORMAT} only")
+    if metadata.get(CHECKSUM) != _checksum(tensors, metadata[HEADER]):
+        raise CheckpointError(f"{path}: damaged: its contents do not match their checksum")
     return tensors, header
 
 
-def classifier_tensors(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The classifier's parameters and buffers in a checkpoint, the moving averages in place of what they average."""
-    averages = {
-        name.removeprefix(EMA).replace("/", "."): tensor for name, tensor in tensors.items() if name.startswith(EMA)
-    }
+def classifier_tensors(tensors: dict[str, Tensor], module: nn.Module) -> dict[str, Tensor]:
+    """The parameters and buffers of `module`, a classifier, in a checkpoint: averages in place of what they average.
+
+    A tied parameter appears once. Raises CheckpointError if the checkpoint is of another classifier.
+    """
     own = {name.removeprefix(CLASSIFIER): tensor for name, tensor in tensors.items() if name.startswith(CLASSIFIER)}
-    return own | averages
+    expected = module.state_dict()
+    for name in sorted(expected.keys() ^ own.keys()):
+        raise CheckpointError(f"the checkpoint is of another classifier: {name} is only in one of the two")
+    for name, tensor in own.items():
+        if tensor.shape != expected[name].shape:
+            shapes = f"{tuple(tensor.shape)}, here {tuple(expected[name].shape)}"
+            raise CheckpointError(f"the checkpoint is of another classifier: {name} has shape {shapes}")
+    names = [name for name, _ in (*module.named_parameters(), *module.named_buffers()) if name in own]
+    return {name: tensors.get(EMA + name.replace(".", "/"), own[name]) for name in names}
 
 
-def _checksum(tensors: dict[str, Tensor]) -> int:
-    checksum = 0
+def _checksum(tensors: dict[str, Tensor], header: str) -> str:
+    checksum = zlib.crc32(header.encode())
     for name in sorted(tensors):
         checksum = zlib.crc32(tensors[name].flatten().view(torch.uint8).numpy().tobytes(), checksum)
-    return checksum
+    return str(checksum)

@@ -12,7 +12,8 @@ from typing import Any
 class Start:
     """Training is about to begin, or to go on from `step`.
 
-    `facts` says what runs on what (data set and why, device, networks), for people and for environment.json.
+    `history` has a row for each epoch done. `facts` says what runs on what (data set and why, device, networks), for
+    people and for environment.json.
     """
 
     step: int
@@ -20,6 +21,7 @@ class Start:
     epochs: int
     steps_per_epoch: int
     best_epoch: int | None
+    history: list[dict[str, Any]]
     facts: dict[str, str]
     output: Path
     stop: Callable[[str], None] = field(repr=False)

@@ -20,9 +20,13 @@ def checkpoint_path(run: Path | str, checkpoint: str = "best") -> Path:
     Raises CheckpointError if there is none.
     """
     path = Path(run)
-    if path.is_dir():
-        path /= {"best": BEST, "last": LAST}[checkpoint]
-    if not path.is_file():
+    try:
+        if path.is_dir():
+            path /= {"best": BEST, "last": LAST}[checkpoint]
+        found = path.is_file()
+    except OSError as error:
+        raise CheckpointError(f"{path}: {error.strerror}") from None
+    if not found:
         raise CheckpointError(f"{path}: no such checkpoint")
     return path
 
@@ -47,10 +51,13 @@ def load_classifier(
     tensors, header = load_checkpoint(path)
     module = classifier if classifier is not None else _rebuilt(path, header)
     try:
-        module.load_state_dict(classifier_tensors(tensors))
-    except RuntimeError as error:
-        reason = " ".join(str(error).split())
-        raise CheckpointError(f"{path}: of another model: {reason}") from None
+        found = classifier_tensors(tensors, module)
+    except CheckpointError as error:
+        raise CheckpointError(f"{path}: {error}") from None
+    with torch.no_grad():
+        for name, own in (*module.named_parameters(), *module.named_buffers()):
+            if name in found:
+                own.copy_(found[name])
     return module.to(device).eval()
 
 

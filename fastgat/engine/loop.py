@@ -31,10 +31,12 @@ class Position:
     """Where a run is, and what it knows so far: the part of a checkpoint that is no tensor."""
 
     step: int = 0
+    steps_per_epoch: int = 0
     best_epoch: int | None = None
     best_accuracy: float = -1.0
     seconds: float = 0.0
     epoch_seconds: float = 0.0
+    epoch_images: int = 0
     epoch_sums: dict[str, float] = field(default_factory=dict)
     epochs: list[dict[str, Any]] = field(default_factory=list)
 
@@ -65,15 +67,17 @@ class Loop:
         self.state, self.method, self.config = state, method, config
         self.train_loader, self.validation_loader, self.test_loader = train_loader, validation_loader, test_loader
         self.folder, self.header, self.facts, self.callbacks = folder, header, facts, callbacks
-        self.position = Position()
         self.steps_per_epoch = train_loader.batches_per_epoch
         if not self.steps_per_epoch:
-            raise ConfigError(f"batch_size {config.batch_size} is larger than the training set")
+            raise ConfigError(
+                f"no full batch in an epoch: batch_size {config.batch_size} is larger than the training set"
+            )
+        self.position = Position(steps_per_epoch=self.steps_per_epoch)
         self.total_steps = config.epochs * self.steps_per_epoch
         self._stop_reason: str | None = None
 
     def restore(self, tensors: dict[str, Tensor], header: dict[str, Any]) -> None:
-        """Continue from a checkpoint; raises CheckpointError if it is one of other networks."""
+        """Continue from a checkpoint; raises CheckpointError if it is one of other networks or data."""
         state = {name: tensor for name, tensor in tensors.items() if not name.startswith("random.")}
         expected = self.state.state_dict()
         for name in sorted(expected.keys() ^ state.keys()):
@@ -82,9 +86,18 @@ class Loop:
             if tensor.shape != expected[name].shape:
                 shapes = f"{tuple(tensor.shape)}, here {tuple(expected[name].shape)}"
                 raise CheckpointError(f"the checkpoint is of another model: {name} has shape {shapes}")
+        try:
+            position = Position(**header["position"])
+            restore_random_state(tensors, header["random"], self.state.device)
+        except (KeyError, TypeError, ValueError, RuntimeError) as error:
+            raise CheckpointError(f"the checkpoint's header is not one of this version ({error})") from None
+        if position.steps_per_epoch != self.steps_per_epoch:
+            before = position.steps_per_epoch
+            raise CheckpointError(
+                f"the checkpoint had {before} batches an epoch, the data now have {self.steps_per_epoch}"
+            )
         self.state.load_state_dict(state)
-        self.position = Position(**header["position"])
-        restore_random_state(tensors, header["random"], self.state.device)
+        self.position = position
 
     def run(self) -> dict[str, Any] | None:
         """Train until the configured number of epochs, a callback's wish, or a signal; ends on a checkpoint.
@@ -92,47 +105,64 @@ class Loop:
         Returns the contents of summary.json, or None if a signal came first.
         """
         at = self.position
-        for callback in self.callbacks:
-            callback.on_start(self._start())
         with Interrupts() as interrupts:
-            if at.step == 0:
-                self._save(LAST)
+            self._settle_in()
+            for callback in self.callbacks:
+                callback.on_start(self._start())
             batches = self.train_loader.stream(0, at.step)
             generator_batches = self.train_loader.stream(1, at.step * self.method.generator_minibatches)
             while at.step < self.total_steps and not self._stop_reason and not interrupts.received:
                 if self._train_to_epoch_end(batches, generator_batches, interrupts):
                     self._finish_epoch()
-        finished = at.step >= self.total_steps or self._stop_reason is not None
-        summary = self._summary() if finished else None
-        reason = self._stop_reason or ("all epochs done" if finished else f"interrupted by {interrupts.received}")
-        for callback in self.callbacks:
-            callback.on_end(End(at.step, reason, summary))
+            finished = at.step >= self.total_steps or self._stop_reason is not None
+            summary = self._summary() if finished else None
+            reason = self._stop_reason or ("all epochs done" if finished else f"interrupted by {interrupts.received}")
+            for callback in self.callbacks:
+                callback.on_end(End(at.step, reason, summary))
         return summary
+
+    def _settle_in(self) -> None:
+        """Make the folder hold a checkpoint of this moment, and the best one only if it is this run's."""
+        for part in self.folder.glob(".*.safetensors.*"):  # left behind by a kill within a write
+            part.unlink(missing_ok=True)
+        at = self.position
+        if at.best_epoch is not None and not self._holds_best():
+            # Killed between the writing of a better one and of the last: its epoch will be done again. Or continued
+            # from another folder that had lost it.
+            at.best_epoch, at.best_accuracy = None, -1.0
+        self._save(LAST)
+
+    def _holds_best(self) -> bool:
+        if not (self.folder / BEST).exists():
+            return False
+        _, header = load_checkpoint(self.folder / BEST)
+        return bool(header["position"]["best_epoch"] == self.position.best_epoch)
 
     def _train_to_epoch_end(
         self, batches: Iterator[Batch], generator_batches: Iterator[Batch], interrupts: Interrupts
     ) -> bool:
         """Steps until the epoch is complete (True), or a signal has come and its checkpoint is written (False)."""
-        at, config = self.position, self.config
+        at, run = self.position, self.config.run
         epoch_end = (at.step // self.steps_per_epoch + 1) * self.steps_per_epoch
-        started, counted = time.perf_counter(), at.step
+        started, images = time.perf_counter(), 0
         while at.step < epoch_end:
-            self._step(batches, generator_batches)
-            save = interrupts.received or at.step % config.run.checkpoint_interval == 0
-            if at.step % config.run.log_interval == 0 or at.step == epoch_end or save:
+            images += self._step(batches, generator_batches)
+            save = interrupts.received or at.step % run.checkpoint_interval == 0
+            if at.step % run.log_interval == 0 or at.step == epoch_end or save:
                 metrics = self._read_metrics()
                 now = time.perf_counter()
                 at.epoch_seconds += now - started
-                rate = (at.step - counted) * config.batch_size / (now - started)
-                self._emit_interval(metrics, rate)
-                started, counted = now, at.step
+                at.epoch_images += images
+                self._emit_interval(metrics, images / (now - started))
+                started, images = now, 0
             if save and at.step < epoch_end:
                 self._save(LAST)
                 if interrupts.received:
                     return False
         return True
 
-    def _step(self, batches: Iterator[Batch], generator_batches: Iterator[Batch]) -> None:
+    def _step(self, batches: Iterator[Batch], generator_batches: Iterator[Batch]) -> int:
+        """One training step; returns how many images the classifier has learnt from."""
         at, state = self.position, self.state
         config = self.config
         state.set_learning_rates(learning_rate_factor(config.optimizer.lr_schedule, at.step, self.total_steps))
@@ -143,6 +173,7 @@ class Loop:
         draws = [self.method.draw(classifier, minibatch.images, source) for minibatch in minibatches]
         train_step(state, self.method, minibatches, draws)
         at.step += 1
+        return len(minibatches[-1].labels)
 
     def _read_metrics(self) -> dict[str, float]:
         """Means of the interval, added to the epoch's sums."""
@@ -162,8 +193,8 @@ class Loop:
         if not abs(validation.loss) < float("inf"):
             raise NonFiniteError(f"the validation loss of the classifier became NaN or infinite after step {at.step}")
         metrics = {name: total / self.steps_per_epoch for name, total in at.epoch_sums.items()}
-        seconds, at.epoch_seconds, at.epoch_sums = at.epoch_seconds, 0.0, {}
-        rate = self.steps_per_epoch * self.config.batch_size / seconds
+        seconds, rate = at.epoch_seconds, at.epoch_images / at.epoch_seconds
+        at.epoch_seconds, at.epoch_images, at.epoch_sums = 0.0, 0, {}
         at.seconds += seconds + time.perf_counter() - began
         is_best = validation.accuracy > at.best_accuracy
         if is_best:
@@ -189,8 +220,9 @@ class Loop:
 
     def _save(self, name: str) -> None:
         """Write a checkpoint of this moment, unless its tensors have gone bad: then the one before stays."""
-        if not self.state.is_finite():
-            raise NonFiniteError(f"a parameter became NaN or infinite by step {self.position.step}")
+        if bad := self.state.not_finite():
+            players = " and of the ".join(bad)
+            raise NonFiniteError(f"a parameter of the {players} became NaN or infinite by step {self.position.step}")
         random_tensors, random_plain = random_state(self.state.device)
         header = {**self.header, "position": vars(self.position), "random": random_plain}
         save_checkpoint(self.folder / name, {**self.state.state_dict(), **random_tensors}, header)
@@ -205,21 +237,21 @@ class Loop:
         """The contents of summary.json; the test accuracy is that of the best epoch's classifier."""
         at = self.position
         test = None
-        if self.test_loader is not None:
-            best = classifier_tensors(load_checkpoint(self.folder / BEST)[0])
+        if self.test_loader is not None and at.best_epoch is not None:
+            best = classifier_tensors(load_checkpoint(self.folder / BEST)[0], self.state.classifier)
             best = {name: tensor.to(self.state.device) for name, tensor in best.items()}
             test = score(self.state.classifier, self.test_loader.once(), best, self.state.autocast).accuracy
-        trained = [row["seconds"] for row in at.epochs]
-        images = len(at.epochs) * self.steps_per_epoch * self.config.batch_size
+        seconds = sum(row["seconds"] for row in at.epochs)
+        images = sum(row["images_per_second"] * row["seconds"] for row in at.epochs)
         return {
             "method": self.method.name,
             "dataset": self.config.data.dataset,
             "seed": self.config.seed,
             "epochs": len(at.epochs),
             "best_epoch": at.best_epoch,
-            "validation_accuracy": at.best_accuracy,
+            "validation_accuracy": at.best_accuracy if at.best_epoch is not None else None,
             "test_accuracy": test,
-            "images_per_second": images / sum(trained) if trained else 0.0,
+            "images_per_second": images / seconds if seconds else 0.0,
             "seconds": at.seconds,
         }
 
@@ -231,6 +263,7 @@ class Loop:
             self.config.epochs,
             self.steps_per_epoch,
             at.best_epoch,
+            self.position.epochs,
             self.facts,
             self.folder,
             self._request_stop,

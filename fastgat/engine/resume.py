@@ -9,7 +9,8 @@ from torch import Tensor
 
 from fastgat.config import TrainConfig, identity
 from fastgat.engine.checkpoint import load_checkpoint
-from fastgat.engine.loop import LAST
+from fastgat.engine.files import write_atomically
+from fastgat.engine.loop import BEST, LAST
 from fastgat.errors import CheckpointError, ConfigError
 
 
@@ -27,7 +28,7 @@ def find_checkpoint(resume: str | None, output: Path | None) -> Checkpoint | Non
     Raises ConfigError where a fresh start would write over a run, CheckpointError where there is nothing to continue.
     """
     if resume is None:
-        if output is not None and (output / LAST).exists():
+        if output is not None and _exists(output / LAST):
             raise ConfigError(
                 f"{output} already holds a run: continue it with --resume auto, or choose another --output"
             )
@@ -35,11 +36,13 @@ def find_checkpoint(resume: str | None, output: Path | None) -> Checkpoint | Non
     if resume == "auto":
         assert output is not None
         path = output / LAST
-        if not path.exists():
+        if not _exists(path):
             return None
     else:
         path = Path(resume).expanduser()
         path = path / LAST if path.is_dir() else path
+        if output is not None and _exists(output / LAST) and output.resolve() != path.parent.resolve():
+            raise ConfigError(f"{output} holds another run already: choose another --output")
     return Checkpoint(path, *load_checkpoint(path))
 
 
@@ -52,3 +55,17 @@ def check_same_run(checkpoint: Checkpoint, config: TrainConfig) -> None:
             raise CheckpointError(
                 f"{checkpoint.path}: made with {key} = {was}, but now {wanted} is asked for; a run keeps its settings"
             )
+
+
+def adopt_best(checkpoint: Checkpoint, output: Path) -> None:
+    """Bring the run's best checkpoint along to another folder, where there is one."""
+    best = checkpoint.path.parent / BEST
+    if output.resolve() != checkpoint.path.parent.resolve() and _exists(best):
+        write_atomically(output / BEST, best.read_bytes())
+
+
+def _exists(path: Path) -> bool:
+    try:
+        return path.exists()
+    except OSError as error:
+        raise CheckpointError(f"{path}: {error.strerror}") from None

@@ -63,10 +63,12 @@ class TrainState(nn.Module):
                 self.ema.update(players.classifier.parameters)
         return players
 
-    def keep_buffers(self, buffers: Tensors) -> None:
-        """Make `buffers` (batch-norm statistics) the classifier's own."""
-        for name, buffer in self.classifier.named_buffers():
-            buffer.copy_(buffers[name])
+    def keep_buffers(self, players: Players) -> None:
+        """Make the buffers that a step has left (batch-norm statistics) the networks' own."""
+        for network in (players.classifier, players.generator):
+            if network is not None:
+                for name, buffer in network.module.named_buffers():
+                    buffer.copy_(network.buffers[name])
 
     def set_learning_rates(self, factor: float) -> None:
         """Scale both players' learning rates for the next step."""
@@ -80,10 +82,13 @@ class TrainState(nn.Module):
             return self.ema.parameters_by_name(self.classifier)
         return dict(trainable_parameters(self.classifier))
 
-    def is_finite(self) -> bool:
-        """Whether every floating-point tensor of the state is finite; waits for the device."""
-        tensors = [tensor for tensor in self.state_dict().values() if tensor.is_floating_point()]
-        return bool(torch.stack([tensor.isfinite().all() for tensor in tensors]).all())
+    def not_finite(self) -> list[str]:
+        """The players of whom a parameter or a moment is NaN or infinite; waits for the device."""
+        players: dict[str, tuple[nn.Module | None, nn.Module | None]] = {
+            "classifier": (self.classifier, self.classifier_adam),
+            "generator": (self.generator, self.generator_adam),
+        }
+        return [name for name, modules in players.items() if not _all_finite([m for m in modules if m is not None])]
 
     def _network(self, module: nn.Module) -> Network:
         return Network(module, dict(trainable_parameters(module)), dict(module.named_buffers()), self.autocast)
@@ -95,3 +100,9 @@ class TrainState(nn.Module):
         norm = torch.nn.utils.get_total_norm(list(gradients.values()))
         scale = (limit / (norm + 1e-6)).clamp(max=1)
         return {name: gradient * scale for name, gradient in gradients.items()}
+
+
+def _all_finite(modules: list[nn.Module]) -> bool:
+    # Of the networks only the parameters: a buffer, such as a mask, may be infinite by right.
+    tensors = [p for m in modules for p in (m.buffers() if isinstance(m, Adam) else m.parameters())]
+    return not tensors or bool(torch.stack([tensor.isfinite().all() for tensor in tensors]).all())

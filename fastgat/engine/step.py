@@ -16,6 +16,6 @@ from fastgat.methods.players import Draws
 def train_step(state: TrainState, method: Method, batches: Sequence[Batch], draws: Sequence[Draws]) -> None:
     """One step of `method`, in place: everything that changes is in `state`, and nothing waits for the device."""
     players, metrics = method.step(state.players(), batches, draws, state.update)
-    state.keep_buffers(players.classifier.buffers)
-    state.metrics.add(metrics, state.step)
+    state.keep_buffers(players)
     state.step.add_(1)
+    state.metrics.add(metrics, state.step)

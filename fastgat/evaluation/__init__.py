@@ -1,5 +1,5 @@
 """What a trained classifier is worth."""
 
-from fastgat.evaluation.run import evaluate_run
+from fastgat.evaluation.run import evaluate_run, write_evaluation
 
-__all__ = ["evaluate_run"]
+__all__ = ["evaluate_run", "write_evaluation"]

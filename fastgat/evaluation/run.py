@@ -24,7 +24,7 @@ def evaluate_run(
     batch_size: int = 256,
     device: str = "auto",
 ) -> dict[str, Any]:
-    """Clean accuracy in float32 and eval mode, also written to evaluation.json beside the checkpoint.
+    """Clean accuracy and cross entropy, in float32 and eval mode.
 
     Args:
         run: a run folder or a checkpoint.
@@ -42,7 +42,7 @@ def evaluate_run(
     images = load_dataset(data.dataset, data_dir or data.data_dir, data.split_seed)
     part = {"test": images.test, "validation": images.validation}[split]
     result = score(classifier, ResidentLoader(part, batch_size, device=on).once())
-    content = {
+    return {
         "checkpoint": path.name,
         "dataset": data.dataset,
         "split": split,
@@ -50,5 +50,9 @@ def evaluate_run(
         "accuracy": result.accuracy,
         "loss": result.loss,
     }
-    write_atomically(path.parent / "evaluation.json", (json.dumps(content, indent=2) + "\n").encode())
-    return content
+
+
+def write_evaluation(run: Path, content: dict[str, Any]) -> None:
+    """Keep the figures in evaluation.json, in the run folder (or beside the checkpoint) `run`."""
+    folder = run if run.is_dir() else run.parent
+    write_atomically(folder / "evaluation.json", (json.dumps(content, indent=2) + "\n").encode())

@@ -8,14 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
 from fastgat.data.batch import Batch
 from fastgat.methods.players import Draws, Masks, Metrics, Network, Players, Tensors, Update
-from fastgat.options import Options
+from fastgat.options import Options, option
 
 
 @dataclass(frozen=True)
@@ -69,7 +69,19 @@ class OnePlayer(Method):
     ) -> tuple[Players, Metrics]:
         (minibatch,), (draw,) = minibatches, draws
         gradients, metrics, buffers = self.gradients(players.classifier, minibatch, draw)
-        return update(players.after(buffers), classifier=gradients), metrics
+        return update(players.after(classifier=buffers), classifier=gradients), metrics
+
+
+def alpha_option() -> Any:
+    return option(0.5, "weight of the clean loss in (2), (4) and (10)", at_least=0, at_most=1)
+
+
+def epsilon_option(default: float) -> Any:
+    return option(default, "size of the perturbation in its norm, pixels in [0, 1]", at_least=0)
+
+
+def dropout_option() -> Any:
+    return option(0.2, "dropout rate of the classifier", above=0, below=1)
 
 
 def dropout_masks(classifier: Network, images: Tensor, source: torch.Generator) -> Masks:

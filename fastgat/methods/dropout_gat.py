@@ -8,17 +8,16 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from fastgat.methods.base import dropout_masks
+from fastgat.methods.base import dropout_masks, dropout_option
 from fastgat.methods.gat import GAT
 from fastgat.methods.players import Draws, Network
-from fastgat.options import option
 
 
 @dataclass(frozen=True)
 class DropoutGAT(GAT):
     name: ClassVar[str] = "dropout-gat"
 
-    dropout: float = option(0.2, "dropout rate of the classifier", above=0, below=1)
+    dropout: float = dropout_option()
 
     @property
     def classifier_dropout(self) -> float:

@@ -8,16 +8,17 @@ from typing import ClassVar
 from torch import Tensor
 
 from fastgat.kernels.input_gradient import input_gradient
+from fastgat.methods.base import epsilon_option
 from fastgat.methods.perturbed import Perturbed
 from fastgat.methods.players import Draws
-from fastgat.options import option
 
 
 @dataclass(frozen=True)
 class FastGradientLinf(Perturbed):
     name: ClassVar[str] = "fg-linf"
 
-    epsilon: float = option(2 / 255, "size of the perturbation in its norm, pixels in [0, 1]", at_least=0)
+    epsilon: float = epsilon_option(2 / 255)
 
-    def perturbation(self, loss_gradient: Tensor, draws: Draws) -> Tensor:
+    def perturbation(self, loss_gradient: Tensor | None, draws: Draws) -> Tensor:
+        assert loss_gradient is not None
         return input_gradient(loss_gradient, "linf", epsilon=self.epsilon).value

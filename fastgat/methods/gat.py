@@ -6,7 +6,8 @@
 
 Since J = -log F_y, dF_y/dx = -F_y dJ/dx: one backward pass of J with a unit seed per sample serves both players. Where
 samples interact inside F (train-mode batch norm) that is not so, and a second pull-back with the seed -F_y is taken.
-The schedules say which minibatch each player sees, and which passes they share.
+The schedules say which minibatch each player sees, and which passes they share. Every pass returns the players with
+the buffers that it left behind.
 """
 
 from __future__ import annotations
@@ -22,20 +23,19 @@ from fastgat.data.batch import Batch
 from fastgat.errors import ConfigError
 from fastgat.kernels.input_gradient import input_gradient
 from fastgat.kernels.perturbation import Perturbation, perturb
-from fastgat.methods.base import Method
-from fastgat.methods.players import Draws, Metrics, Network, Players, Tensors, Update, mix, pull_back, sample_losses
+from fastgat.methods.base import Method, alpha_option
+from fastgat.methods.players import Draws, Metrics, Players, Tensors, Update, mix, pull_back, sample_losses
 from fastgat.options import option
 
 
 class Clean(NamedTuple):
-    """The clean half of a step: J(x), Delta and its share of zeros; F's summed gradients, accuracy and buffers."""
+    """The clean half of a step: J(x), Delta and its share of zeros, F's gradients summed over samples, its accuracy."""
 
     loss: Tensor
     delta: Tensor
     zeros: Tensor
     gradients: Tensors
     accuracy: Tensor
-    buffers: Tensors
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,7 @@ class GAT(Method):
         "zero_gradients",
     )
 
-    alpha: float = option(0.5, "weight of the clean loss in (2), (4) and (10)", at_least=0, at_most=1)
+    alpha: float = alpha_option()
     cg: float = option(1.0, "c_g of (9), the price of the generator's perturbation", at_least=0)
     generator_steps: int = option(1, "k of Algorithm 1, generator steps for each classifier step", at_least=1)
     schedule: str = option(
@@ -77,15 +77,16 @@ class GAT(Method):
     ) -> tuple[Players, Metrics]:
         return SCHEDULES[self.schedule](self, players, minibatches, draws, update)
 
-    def input_gradient(self, classifier: Network, minibatch: Batch, draws: Draws) -> tuple[Tensor, Tensors]:
-        """Delta alone, and F's buffers afterwards: the seed -F(x)_y turns the pull-back of J into dF(x)_y/dx."""
-        losses = sample_losses(classifier, minibatch.labels, draws.clean)
-        loss, pull, aux = pull_back(lambda x: losses(classifier.parameters, x), minibatch.images)
+    def input_gradient(self, players: Players, minibatch: Batch, draws: Draws) -> tuple[Tensor, Players]:
+        """Delta alone: the seed -F(x)_y turns the pull-back of J into dF(x)_y/dx."""
+        losses = sample_losses(players.classifier, minibatch.labels, draws.clean)
+        loss, pull, aux = pull_back(lambda x: losses(players.classifier.parameters, x), minibatch.images)
         (delta,) = pull(-loss.neg().exp())
-        return delta, aux.buffers
+        return delta, players.after(classifier=aux.buffers)
 
-    def clean_pass(self, classifier: Network, minibatch: Batch, draws: Draws) -> Clean:
+    def clean_pass(self, players: Players, minibatch: Batch, draws: Draws) -> tuple[Clean, Players]:
         """J(x), F's gradients of it, and Delta, from one forward and one shared backward pass."""
+        classifier = players.classifier
         losses = sample_losses(classifier, minibatch.labels, draws.clean)
         loss, pull, aux = pull_back(losses, classifier.parameters, minibatch.images)
         gradients, loss_gradient = pull(torch.ones_like(loss))
@@ -93,60 +94,62 @@ class GAT(Method):
             delta, _, zeros = input_gradient(pull(-loss.neg().exp())[1], "none")
         else:
             delta, _, zeros = input_gradient(loss_gradient, "probability", loss=loss)
-        return Clean(loss, delta, zeros.mean(), gradients, aux.accuracy, aux.buffers)
+        return Clean(loss, delta, zeros.mean(), gradients, aux.accuracy), players.after(classifier=aux.buffers)
 
     def generator_gradients(
         self, players: Players, delta: Tensor, minibatch: Batch, draws: Draws
-    ) -> tuple[Tensors, Metrics, Tensors]:
-        """G's gradients of the mean L_G (9), its metrics, and F's buffers afterwards."""
-        moved, pull_generator = self.generate(players, delta, minibatch.images)
-        classifier = players.classifier
-        losses = sample_losses(classifier, minibatch.labels, draws.perturbed)
-        loss, pull, aux = pull_back(lambda x: losses(classifier.parameters, x), moved.perturbed)
-        (probability_seeded,) = pull(-loss.neg().exp())
-        gradients = pull_generator(self.generator_signal(probability_seeded, moved))
-        return gradients, {"generator_loss": self.generator_loss(loss, moved)}, aux.buffers
+    ) -> tuple[Tensors, Metrics, Players]:
+        """G's gradients of the mean L_G (9), and its metrics."""
+        moved, pull_generator, players = self.generate(players, delta, minibatch.images)
+        losses = sample_losses(players.classifier, minibatch.labels, draws.perturbed)
+        loss, pull, aux = pull_back(lambda x: losses(players.classifier.parameters, x), moved.perturbed)
+        (probability_gradient,) = pull(-loss.neg().exp())
+        gradients = pull_generator(self.generator_signal(probability_gradient, moved))
+        return gradients, {"generator_loss": self.generator_loss(loss, moved)}, players.after(classifier=aux.buffers)
 
     def classifier_gradients(
         self, players: Players, clean: Clean, minibatch: Batch, draws: Draws
-    ) -> tuple[Tensors, Metrics, Tensors]:
-        """F's gradients of the mean L_F (10), metrics, and F's buffers afterwards."""
-        classifier = players.classifier
-        moved, _ = self.generate(players, clean.delta, minibatch.images)
-        losses = sample_losses(classifier, minibatch.labels, draws.perturbed)
-        loss, pull, aux = pull_back(lambda p: losses(p, moved.perturbed), classifier.parameters)
+    ) -> tuple[Tensors, Metrics, Players]:
+        """F's gradients of the mean L_F (10), and metrics."""
+        moved, _, players = self.generate(players, clean.delta, minibatch.images)
+        losses = sample_losses(players.classifier, minibatch.labels, draws.perturbed)
+        loss, pull, aux = pull_back(lambda p: losses(p, moved.perturbed), players.classifier.parameters)
         (gradients,) = pull(torch.ones_like(loss))
         metrics = self.classifier_metrics(clean, loss, aux.accuracy, moved)
-        return mix(clean.gradients, gradients, self.alpha, len(loss)), metrics, aux.buffers
+        return mix(clean.gradients, gradients, self.alpha, len(loss)), metrics, players.after(classifier=aux.buffers)
 
     def both_gradients(
         self, players: Players, clean: Clean, minibatch: Batch, draws: Draws
-    ) -> tuple[Tensors, Tensors, Metrics, Tensors]:
-        """F's gradients of (10) and G's of (9) from one perturbed pass, metrics, and F's buffers afterwards."""
+    ) -> tuple[Tensors, Tensors, Metrics, Players]:
+        """F's gradients of (10) and G's of (9) from one perturbed pass, and metrics."""
+        moved, pull_generator, players = self.generate(players, clean.delta, minibatch.images)
         classifier = players.classifier
-        moved, pull_generator = self.generate(players, clean.delta, minibatch.images)
         losses = sample_losses(classifier, minibatch.labels, draws.perturbed)
         loss, pull, aux = pull_back(losses, classifier.parameters, moved.perturbed)
         gradients, loss_gradient = pull(torch.ones_like(loss))
         if classifier.interacts:
-            _, probability_seeded = pull(-loss.neg().exp())
+            _, probability_gradient = pull(-loss.neg().exp())
         else:
-            probability_seeded = input_gradient(loss_gradient, "probability", loss=loss).value
-        generator_gradients = pull_generator(self.generator_signal(probability_seeded, moved))
+            probability_gradient = input_gradient(loss_gradient, "probability", loss=loss).value
+        generator_gradients = pull_generator(self.generator_signal(probability_gradient, moved))
         metrics = self.classifier_metrics(clean, loss, aux.accuracy, moved)
         metrics["generator_loss"] = self.generator_loss(loss, moved)
-        return mix(clean.gradients, gradients, self.alpha, len(loss)), generator_gradients, metrics, aux.buffers
+        gradients = mix(clean.gradients, gradients, self.alpha, len(loss))
+        return gradients, generator_gradients, metrics, players.after(classifier=aux.buffers)
 
     def generate(
         self, players: Players, delta: Tensor, images: Tensor
-    ) -> tuple[Perturbation, Callable[[Tensor], Tensors]]:
+    ) -> tuple[Perturbation, Callable[[Tensor], Tensors], Players]:
         """x + p and the power of p = G(Delta), p in Delta's dtype, and the pull-back from dL/dp to G's gradients."""
         generator = players.generator
         assert generator is not None
-        perturbation, pull = torch.func.vjp(  # type: ignore[misc]  # typed as if it might have three results
-            lambda p: generator(p, delta)[0].to(delta.dtype), generator.parameters
-        )
-        return perturb(images, perturbation), lambda signal: pull(signal)[0]
+
+        def perturbation(parameters: Tensors) -> tuple[Tensor, Tensors]:
+            p, buffers = generator(parameters, delta)
+            return p.to(delta.dtype), buffers
+
+        p, pull, buffers = pull_back(perturbation, generator.parameters)
+        return perturb(images, p), lambda signal: pull(signal)[0], players.after(generator=buffers)
 
     def generator_signal(self, probability_gradient: Tensor, moved: Perturbation) -> Tensor:
         """dL_G/dp of the mean (9), from dF(x + p)_y/dx': (dF_y/dx' + 2 c_g p) / B."""
@@ -172,13 +175,12 @@ def paper(
     """Algorithm 1: k generator steps, each on its own minibatch, then a classifier step on the last one."""
     metrics: Metrics = {}
     for minibatch, draw in zip(minibatches[:-1], draws[:-1], strict=True):
-        delta, buffers = method.input_gradient(players.classifier, minibatch, draw)
-        gradients, metrics, buffers = method.generator_gradients(players.after(buffers), delta, minibatch, draw)
-        players = update(players.after(buffers), generator=gradients)
-    clean = method.clean_pass(players.classifier, minibatches[-1], draws[-1])
-    players = players.after(clean.buffers)
-    gradients, classifier_metrics, buffers = method.classifier_gradients(players, clean, minibatches[-1], draws[-1])
-    return update(players.after(buffers), classifier=gradients), metrics | classifier_metrics
+        delta, players = method.input_gradient(players, minibatch, draw)
+        gradients, metrics, players = method.generator_gradients(players, delta, minibatch, draw)
+        players = update(players, generator=gradients)
+    clean, players = method.clean_pass(players, minibatches[-1], draws[-1])
+    gradients, own, players = method.classifier_gradients(players, clean, minibatches[-1], draws[-1])
+    return update(players, classifier=gradients), metrics | own
 
 
 def alternating(
@@ -186,14 +188,13 @@ def alternating(
 ) -> tuple[Players, Metrics]:
     """The order of Algorithm 1 on one minibatch: its clean pass serves the k generator steps and the classifier's."""
     (minibatch,), (draw,) = minibatches, draws
-    clean = method.clean_pass(players.classifier, minibatch, draw)
-    players = players.after(clean.buffers)
+    clean, players = method.clean_pass(players, minibatch, draw)
     metrics: Metrics = {}
     for _ in range(method.generator_steps):
-        gradients, metrics, buffers = method.generator_gradients(players, clean.delta, minibatch, draw)
-        players = update(players.after(buffers), generator=gradients)
-    gradients, classifier_metrics, buffers = method.classifier_gradients(players, clean, minibatch, draw)
-    return update(players.after(buffers), classifier=gradients), metrics | classifier_metrics
+        gradients, metrics, players = method.generator_gradients(players, clean.delta, minibatch, draw)
+        players = update(players, generator=gradients)
+    gradients, own, players = method.classifier_gradients(players, clean, minibatch, draw)
+    return update(players, classifier=gradients), metrics | own
 
 
 def simultaneous(
@@ -201,10 +202,9 @@ def simultaneous(
 ) -> tuple[Players, Metrics]:
     """Both players step from the same point: one clean and one perturbed pass serve both."""
     (minibatch,), (draw,) = minibatches, draws
-    clean = method.clean_pass(players.classifier, minibatch, draw)
-    players = players.after(clean.buffers)
-    gradients, generator_gradients, metrics, buffers = method.both_gradients(players, clean, minibatch, draw)
-    return update(players.after(buffers), classifier=gradients, generator=generator_gradients), metrics
+    clean, players = method.clean_pass(players, minibatch, draw)
+    gradients, generator_gradients, metrics, players = method.both_gradients(players, clean, minibatch, draw)
+    return update(players, classifier=gradients, generator=generator_gradients), metrics
 
 
 SCHEDULES = {"paper": paper, "alternating": alternating, "simultaneous": simultaneous}

@@ -14,9 +14,8 @@ from torch import Tensor
 
 from fastgat.data.batch import Batch
 from fastgat.kernels.perturbation import perturb
-from fastgat.methods.base import OnePlayer
+from fastgat.methods.base import OnePlayer, alpha_option
 from fastgat.methods.players import Draws, Metrics, Network, Tensors, mix, pull_back, sample_losses
-from fastgat.options import option
 
 
 @dataclass(frozen=True)
@@ -24,17 +23,22 @@ class Perturbed(OnePlayer):
     """Base of the methods whose perturbation is a formula; `perturbation` is all that they add."""
 
     metrics: ClassVar[tuple[str, ...]] = ("loss", "accuracy", "perturbed_accuracy", "perturbation_norm")
+    needs_input_gradient: ClassVar[bool] = True
 
-    alpha: float = option(0.5, "weight of the clean loss in (2), (4) and (10)", at_least=0, at_most=1)
+    alpha: float = alpha_option()
 
-    def perturbation(self, loss_gradient: Tensor, draws: Draws) -> Tensor:
-        """eta, (B, C, H, W), from dJ/dx and the draws."""
+    def perturbation(self, loss_gradient: Tensor | None, draws: Draws) -> Tensor:
+        """eta, (B, C, H, W), from dJ/dx (None unless `needs_input_gradient`) and the draws."""
         raise NotImplementedError
 
     def gradients(self, classifier: Network, minibatch: Batch, draws: Draws) -> tuple[Tensors, Metrics, Tensors]:
         losses = sample_losses(classifier, minibatch.labels, draws.clean)
-        clean, pull, aux = pull_back(losses, classifier.parameters, minibatch.images)
-        clean_gradients, loss_gradient = pull(torch.ones_like(clean))
+        if self.needs_input_gradient:
+            clean, pull, aux = pull_back(losses, classifier.parameters, minibatch.images)
+            clean_gradients, loss_gradient = pull(torch.ones_like(clean))
+        else:
+            clean, pull, aux = pull_back(lambda p: losses(p, minibatch.images), classifier.parameters)
+            (clean_gradients,), loss_gradient = pull(torch.ones_like(clean)), None
 
         moved = perturb(minibatch.images, self.perturbation(loss_gradient, draws))
         classifier = classifier._replace(buffers=aux.buffers)

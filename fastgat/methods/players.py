@@ -7,7 +7,7 @@ and passes on the buffers that a forward pass changed (batch-norm statistics), s
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -19,6 +19,7 @@ from fastgat.kernels.dual_loss import cross_entropy
 Tensors = dict[str, Tensor]
 Masks = tuple[Tensor, ...]
 Metrics = dict[str, Tensor]
+Left = TypeVar("Left")
 
 
 class Network(NamedTuple):
@@ -48,9 +49,14 @@ class Players(NamedTuple):
     classifier: Network
     generator: Network | None = None
 
-    def after(self, buffers: Tensors) -> Players:
-        """The players once a forward pass of F has left these buffers."""
-        return self._replace(classifier=self.classifier._replace(buffers=buffers))
+    def after(self, *, classifier: Tensors | None = None, generator: Tensors | None = None) -> Players:
+        """The players once a forward pass of F, or of G, has left these buffers."""
+        players = self
+        if classifier is not None:
+            players = players._replace(classifier=players.classifier._replace(buffers=classifier))
+        if generator is not None and players.generator is not None:
+            players = players._replace(generator=players.generator._replace(buffers=generator))
+        return players
 
 
 class Draws(NamedTuple):
@@ -89,10 +95,10 @@ def sample_losses(
     return losses
 
 
-def pull_back(losses: Callable[..., tuple[Tensor, Aux]], *at: Any) -> tuple[Tensor, Callable[[Tensor], Any], Aux]:
-    """J of each sample where F's parameters, images or both are `at`; its pull-back, from a seed per sample to the
-    gradients of each of `at`; and what the forward pass left beside."""
-    value, pull, aux = torch.func.vjp(losses, *at, has_aux=True)  # type: ignore[misc]  # typed as if without aux
+def pull_back(function: Callable[..., tuple[Tensor, Left]], *at: Any) -> tuple[Tensor, Callable[[Tensor], Any], Left]:
+    """The value of `function` at `at` (J of each sample, or p), its pull-back from a seed of the value's shape to the
+    gradients of each of `at`, and what the forward pass left beside."""
+    value, pull, aux = torch.func.vjp(function, *at, has_aux=True)  # type: ignore[misc]  # typed as if without aux
     return value, pull, aux
 
 

@@ -9,20 +9,21 @@ import torch
 from torch import Tensor
 
 from fastgat.kernels.input_gradient import input_gradient
+from fastgat.methods.base import epsilon_option
 from fastgat.methods.perturbed import Perturbed
 from fastgat.methods.players import Draws, Network
-from fastgat.options import option
 
 
 @dataclass(frozen=True)
 class RandomPerturbation(Perturbed):
     name: ClassVar[str] = "random"
+    needs_input_gradient: ClassVar[bool] = False
 
-    epsilon: float = option(0.5, "size of the perturbation in its norm, pixels in [0, 1]", at_least=0)
+    epsilon: float = epsilon_option(0.5)
 
     def draw(self, classifier: Network, images: Tensor, source: torch.Generator) -> Draws:
         return Draws(noise=torch.empty_like(images).normal_(generator=source))
 
-    def perturbation(self, loss_gradient: Tensor, draws: Draws) -> Tensor:
+    def perturbation(self, loss_gradient: Tensor | None, draws: Draws) -> Tensor:
         assert draws.noise is not None
         return input_gradient(draws.noise, "l2", epsilon=self.epsilon).value

@@ -33,6 +33,7 @@ class ConsoleProgress(Callback):
             TimeRemainingColumn(),
             console=console,
             transient=True,
+            speed_estimate_period=3600,  # steps may be reported minutes apart
             disable=not console.is_terminal,
         )
         self.task: TaskID | None = None

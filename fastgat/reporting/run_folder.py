@@ -1,8 +1,8 @@
 """The run folder: config.toml, environment.json, metrics.jsonl, summary.json and curves.png.
 
 metrics.jsonl has a row for each report ("event": "interval", means over the steps since the last one) and for each
-epoch ("event": "epoch"); `step` is the number of steps done. A run that continues drops the rows that it will write
-again.
+epoch ("event": "epoch"); `step` is the number of steps done. A run that continues drops the
+rows that it will write again.
 """
 
 from __future__ import annotations
@@ -31,7 +31,8 @@ class RunFolder(Callback):
     def on_start(self, event: Start) -> None:
         self._write("config.toml", self.config.to_toml())
         self._write("environment.json", _json({**environment(), **event.facts}))
-        rows = [row for row in read_metrics(self.metrics) if row["step"] <= event.step]
+        known = [row for row in read_metrics(self.metrics) if row["event"] == "interval" and row["step"] <= event.step]
+        rows = sorted([*known, *({"event": "epoch", **row} for row in event.history)], key=lambda row: row["step"])
         self._write(self.metrics.name, "".join(json.dumps(row) + "\n" for row in rows))
         with contextlib.suppress(FileNotFoundError):
             (self.folder / SUMMARY).unlink()
@@ -58,13 +59,15 @@ class RunFolder(Callback):
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """The complete rows of a metrics.jsonl; a line that was cut off by a kill is left out."""
+    """The complete rows of a metrics.jsonl; what a kill has cut off, or another program written, is left out."""
     if not path.exists():
         return []
     rows = []
     for line in path.read_text().splitlines():
         with contextlib.suppress(ValueError):
-            rows.append(json.loads(line))
+            row = json.loads(line)
+            if isinstance(row, dict) and {"event", "step"} <= row.keys():
+                rows.append(row)
     return rows
 
 

@@ -21,7 +21,7 @@ class TransferBar:
             self._bars[what] = progress, progress.add_task(what, total=total or None)
         progress, task = self._bars[what]
         progress.update(task, completed=done)
-        if done >= total:
+        if total and done >= total:
             progress.stop()
             del self._bars[what]
 

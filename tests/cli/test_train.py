@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import tomllib
 from pathlib import Path
 
@@ -53,7 +54,7 @@ def test_a_run_from_start_to_end(run: Run, method: str, tmp_path: Path) -> None:
 def test_the_default_output_tells_when_what_and_how(run: Run, tmp_path: Path) -> None:
     assert run(*BASE).code == 0
     (folder,) = (tmp_path / "runs").iterdir()
-    assert folder.name.endswith("-digits-baseline")
+    assert folder.name.endswith("-digits-baseline-seed0")
 
 
 def test_auto_names_the_data_set_and_the_reason(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -116,6 +117,27 @@ def test_a_run_goes_on_with_its_own_settings(run: Run, tmp_path: Path) -> None:
     assert json.loads((tmp_path / "out" / "summary.json").read_text())["epochs"] == 3
 
 
+def test_a_copied_run_goes_on_where_it_lies(run: Run, tmp_path: Path) -> None:
+    assert run(*BASE, "--output", "out").code == 0
+    shutil.copytree(tmp_path / "out", tmp_path / "copy")
+    before = (tmp_path / "out" / "last.safetensors").read_bytes()
+    assert run("train", "--resume", "copy", "--epochs", 2).code == 0
+    assert json.loads((tmp_path / "copy" / "summary.json").read_text())["epochs"] == 2
+    assert (tmp_path / "out" / "last.safetensors").read_bytes() == before
+    elsewhere = run("train", "--resume", "out", "--output", "new", "--epochs", 2)
+    assert elsewhere.code == 0, elsewhere.err
+    assert json.loads((tmp_path / "new" / "summary.json").read_text())["test_accuracy"] is not None
+    taken = run("train", "--resume", "out", "--output", "copy", "--epochs", 3)
+    assert taken.code == 2
+    assert "copy holds another run already" in taken.err
+
+
+def test_resume_and_method_may_stand_in_the_file(run: Run, tmp_path: Path) -> None:
+    (tmp_path / "settings.toml").write_text('resume = "auto"\n[method]\ncg = 3.0\n')
+    printed = run("train", "--config", "settings.toml", "--output", "out", "--method", "gat", "--print-config")
+    assert tomllib.loads(printed.out)["method"]["cg"] == 3.0
+
+
 def test_resume_auto_starts_afresh_where_there_is_no_run(run: Run, tmp_path: Path) -> None:
     assert run(*BASE, "--output", "new", "--resume", "auto").code == 0
     assert (tmp_path / "new" / "summary.json").exists()
@@ -167,6 +189,14 @@ def test_data_commands(run: Run, tmp_path: Path) -> None:
     missing = run("data", "verify", "cifar10")
     assert missing.code == 1
     assert missing.err == "fastgat: error: cifar10 is not on this machine: run `fastgat data fetch cifar10`\n"
+
+
+def test_no_command_shows_the_help(run: Run) -> None:
+    for arguments in ((), ("data",)):
+        result = run(*arguments)
+        assert result.code == 2
+        assert result.err.startswith("Usage: fastgat")
+        assert result.err.count("\n") > 5
 
 
 def test_version_and_help(run: Run) -> None:

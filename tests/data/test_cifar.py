@@ -128,6 +128,21 @@ def test_a_wrong_file_is_named(small: tuple[Cifar, Path], change: Callable[[Path
             load_dataset(name, root)
 
 
+def test_a_folder_in_place_of_a_file_is_named(small: tuple[Cifar, Path]) -> None:
+    source, root = small
+    (root / source.folder / "data_batch_3").unlink()
+    (root / source.folder / "data_batch_3").mkdir()
+    with pytest.raises(DataError, match="data_batch_3: Is a directory"):
+        load_dataset("cifar10", root)
+
+
+def test_an_extraction_that_was_cut_short_is_done_again(small: tuple[Cifar, Path]) -> None:
+    source, root = small
+    (root / "made.tar.gz").rename(root / "cifar-10-python.tar.gz")
+    (root / source.folder / "test_batch").unlink()
+    assert len(load_dataset("cifar10", root).test) == 40
+
+
 def test_a_damaged_archive_is_named(small: tuple[Cifar, Path], tmp_path: Path) -> None:
     _, root = small
     target = tmp_path / "elsewhere"

@@ -58,6 +58,14 @@ def test_an_altered_tensor(tmp_path: Path) -> None:
         load_checkpoint(path)
 
 
+def test_an_altered_header(tmp_path: Path) -> None:
+    path = tmp_path / "altered"
+    save_checkpoint(path, TENSORS, {"position": {"step": 4}})
+    path.write_bytes(path.read_bytes().replace(b'step\\": 4', b'step\\": 0'))
+    with pytest.raises(CheckpointError, match="do not match their checksum"):
+        load_checkpoint(path)
+
+
 def test_another_program_s_file(tmp_path: Path) -> None:
     import safetensors.torch
 

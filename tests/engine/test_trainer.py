@@ -6,7 +6,7 @@ import json
 import os
 import signal
 import tomllib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,9 +17,9 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from fastgat import TrainConfig, Trainer, load_classifier
-from fastgat.config import OptimizerConfig, PrecisionConfig, RunConfig
-from fastgat.engine.checkpoint import load_checkpoint
-from fastgat.engine.events import Callback, EpochEnd, Interval
+from fastgat.config import DataConfig, OptimizerConfig, PrecisionConfig, RunConfig
+from fastgat.engine.checkpoint import load_checkpoint, save_checkpoint
+from fastgat.engine.events import Callback, EpochEnd, Interval, Start
 from fastgat.errors import CheckpointError, ConfigError, DataError, FastgatError, NonFiniteError, OutputError
 from fastgat.methods import GAT, DropoutGAT
 from fastgat.models import Generator
@@ -298,7 +298,7 @@ def test_the_generator_is_named_too(tmp_path: Path) -> None:
     job = trainer(config(tmp_path / "run", method=GAT(cg=1e37)))
     assert isinstance(job.generator, Generator)
     nn.init.constant_(job.generator.body[-1].bias, 20.0)  # type: ignore[arg-type]  # saturated: no gradient
-    with pytest.raises(NonFiniteError, match="the loss of the generator became NaN or infinite at step 0"):
+    with pytest.raises(NonFiniteError, match="the loss of the generator became NaN or infinite at step 1"):
         job.fit()
 
 
@@ -311,7 +311,7 @@ def test_a_checkpoint_is_not_overwritten_by_bad_weights(tmp_path: Path) -> None:
         job.classifier.get_parameter("conv.weight").data.fill_(torch.nan)
 
     job.callbacks = (At(4, spoil),)
-    with pytest.raises(NonFiniteError, match="a parameter became NaN or infinite by step 4"):
+    with pytest.raises(NonFiniteError, match="a parameter of the classifier became NaN or infinite by step 4"):
         job.fit()
     assert load_checkpoint(tmp_path / "run" / "last.safetensors")[1]["position"]["step"] == 0
 
@@ -369,13 +369,8 @@ def test_half_a_choice_is_refused(arguments: dict[str, Any], message: str) -> No
         Trainer(**arguments)
 
 
-def test_dropout_needs_a_classifier_that_drops(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="needs a classifier with dropout"):
-        trainer(config(tmp_path / "run", method="dropout"), classifier=lambda: BatchNormNet(4)).fit()
-
-
 def test_a_classifier_of_another_shape_is_described(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"must return logits \(B, K\), got \(8, 3, 8, 8\)"):
+    with pytest.raises(ConfigError, match=r"must return logits \(B, K\), got \(2, 3, 8, 8\)"):
         trainer(config(tmp_path / "run"), classifier=lambda: nn.Conv2d(3, 3, 1)).fit()
 
 
@@ -390,3 +385,155 @@ def test_a_gpu_that_is_not_there(tmp_path: Path) -> None:
     with pytest.raises(FastgatError, match="device 'cuda' asked for") as error:
         trainer(config(tmp_path / "run", run=RunConfig(device="cuda"))).fit()
     assert error.value.exit_code == 1
+
+
+class Tied(nn.Module):
+    """Two convolutions that share their weights."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Conv2d(3, 3, 3, padding=1), nn.Conv2d(3, 3, 3, padding=1)
+        self.second.weight = self.first.weight
+        self.head = nn.Linear(3, 4)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return self.head(self.second(self.first(images).relu()).mean((2, 3)))
+
+
+def test_tied_weights_are_averaged_and_loaded_as_one(tmp_path: Path) -> None:
+    trainer(config(tmp_path / "run", optimizer=OptimizerConfig(lr=1e-2, ema=0.9)), classifier=Tied).fit()
+    tensors = load_checkpoint(tmp_path / "run" / "best.safetensors")[0]
+    loaded = load_classifier(tmp_path / "run", classifier=Tied())
+    assert isinstance(loaded, Tied)
+    assert loaded.first.weight is loaded.second.weight
+    assert loaded.first.weight.equal(tensors["ema.shadow.first/weight"])
+
+
+def test_a_generator_s_batch_norm_statistics_are_kept(tmp_path: Path) -> None:
+    job = trainer(config(tmp_path / "run"))
+    job.generator = nn.Sequential(nn.Conv2d(3, 3, 1), nn.BatchNorm2d(3), nn.Tanh())
+    job.fit()
+    assert int(job.generator.get_buffer("1.num_batches_tracked")) == 2 * 3 * STEPS
+
+
+def test_images_are_counted_and_not_assumed(tmp_path: Path) -> None:
+    history = trainer(config(tmp_path / "run", batch_size=128)).fit()
+    for row in history.epochs:
+        assert row["images_per_second"] * row["seconds"] == pytest.approx(8 * STEPS)
+
+
+def test_an_epoch_that_a_kill_kept_from_metrics_is_written_later(tmp_path: Path) -> None:
+    trainer(config(tmp_path / "run", epochs=2)).fit()
+    path = tmp_path / "run" / "metrics.jsonl"
+    path.write_text("".join(line + "\n" for line in path.read_text().splitlines()[:-1]) + '{"event": "epo')
+    trainer(config(tmp_path / "run", epochs=3, resume="auto")).fit()
+    assert [row["epoch"] for row in rows(tmp_path / "run", "epoch")] == [1, 2, 3]
+
+
+def test_a_best_checkpoint_that_is_not_this_run_s_is_not_believed(tmp_path: Path) -> None:
+    trainer(config(tmp_path / "run", epochs=2)).fit()
+    for content in (None, (tmp_path / "run" / "last.safetensors")):
+        best = tmp_path / "run" / "best.safetensors"
+        best.unlink()
+        if content is not None:
+            trainer(config(tmp_path / "other", epochs=1, seed=5)).fit()
+            tensors, header = load_checkpoint(tmp_path / "other" / "best.safetensors")
+            header["position"]["best_epoch"] = 77
+            save_checkpoint(best, tensors, header)
+        epochs = 3 if content is None else 4
+        history = trainer(config(tmp_path / "run", epochs=epochs, resume="auto")).fit()
+        assert history.summary is not None
+        assert history.summary["best_epoch"] == epochs, "the only epoch whose weights are known"
+
+
+def test_a_run_that_continues_elsewhere_takes_its_best_along(tmp_path: Path) -> None:
+    first = trainer(config(tmp_path / "run", epochs=2)).fit()
+    history = trainer(config(tmp_path / "new", epochs=2, resume=str(tmp_path / "run"))).fit()
+    assert first.summary is not None
+    assert history.summary is not None
+    assert history.summary["best_epoch"] == first.summary["best_epoch"]
+    assert [row["epoch"] for row in rows(tmp_path / "new", "epoch")] == [1, 2]
+    assert_same_weights(tmp_path / "run", tmp_path / "new")
+
+
+def test_a_folder_of_another_run_is_not_continued_into(tmp_path: Path) -> None:
+    for name in ("run", "other"):
+        trainer(config(tmp_path / name, epochs=1)).fit()
+    with pytest.raises(ConfigError, match="other holds another run already"):
+        trainer(config(tmp_path / "other", epochs=2, resume=str(tmp_path / "run"))).fit()
+
+
+def test_a_schedule_over_all_epochs_keeps_their_number(tmp_path: Path) -> None:
+    cosine = OptimizerConfig(lr_schedule="cosine")
+    trainer(config(tmp_path / "run", epochs=1, optimizer=cosine)).fit()
+    with pytest.raises(CheckpointError, match="made with epochs = 1, but now 2"):
+        trainer(config(tmp_path / "run", epochs=2, optimizer=cosine, resume="auto")).fit()
+
+
+def test_other_data_are_noticed(tmp_path: Path) -> None:
+    trainer(config(tmp_path / "run", epochs=1)).fit()
+    job = trainer(config(tmp_path / "run", epochs=2, resume="auto"))
+    job.train_loader = list(loader(0))[:2]
+    with pytest.raises(CheckpointError, match="had 6 batches an epoch, the data now have 2"):
+        job.fit()
+
+
+def test_parts_of_a_killed_write_are_cleared_away(tmp_path: Path) -> None:
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / ".last.safetensors.12345").write_bytes(b"half")
+    trainer(config(tmp_path / "run", epochs=1)).fit()
+    assert not list((tmp_path / "run").glob(".*"))
+
+
+def test_a_callback_can_stop_before_the_start(tmp_path: Path) -> None:
+    class Never(Callback):
+        def on_start(self, event: Start) -> None:
+            event.stop("not today")
+
+    history = trainer(config(tmp_path / "run"), callbacks=(Never(),)).fit()
+    assert history.summary is not None
+    assert history.summary["epochs"] == 0
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"classifier": Small(5), "generator": nn.Conv2d(3, 1, 1)}, r"generator must return .* got \(2, 1, 8, 8\) for"),
+        ({"validation_loader": []}, "a loader is empty"),
+        ({"train_loader": []}, "no full batch in an epoch|a loader is empty"),
+        (
+            {"train_loader": [(torch.rand(8, 1, 8, 8), torch.zeros(8).long())]},
+            r"do not take images of shape \(2, 1, 8, 8\)",
+        ),
+    ],
+)
+def test_what_does_not_fit_is_described(tmp_path: Path, change: dict[str, Any], message: str) -> None:
+    arguments = {"classifier": Small(), "train_loader": loader(0), "validation_loader": loader(1), **change}
+    with pytest.raises(ConfigError, match=message):
+        Trainer(config(tmp_path / "run"), **arguments).fit()
+
+
+def test_a_classifier_of_too_few_classes_for_a_data_set(tmp_path: Path) -> None:
+    settings = config(tmp_path / "run", data=DataConfig(dataset="digits"))
+    with pytest.raises(ConfigError, match="tells 3 classes apart, but the data have 10"):
+        Trainer(settings, classifier=Small(3)).fit()
+
+
+class Once:
+    """A loader that can be iterated one time only."""
+
+    def __init__(self) -> None:
+        self.batches = iter(list(loader(0)))
+
+    def __len__(self) -> int:
+        return STEPS
+
+    def __iter__(self) -> Iterator[Any]:
+        return self.batches
+
+
+def test_a_loader_that_runs_dry_is_an_error(tmp_path: Path) -> None:
+    job = trainer(config(tmp_path / "run", method="baseline"))
+    job.train_loader = Once()
+    with pytest.raises(DataError, match=r"gave \d batches, but its length is 6"):
+        job.fit()

@@ -1,0 +1,22 @@
+"""curves.png: a picture of what the method measures, and of nothing else."""
+
+from __future__ import annotations
+
+import pytest
+
+from fastgat.reporting.curves import draw_curves
+
+BASELINE = {"epoch": 1, "loss": 1.0, "accuracy": 0.5, "validation_accuracy": 0.6, "validation_loss": 0.9}
+GAT = {**BASELINE, "perturbed_accuracy": 0.4, "perturbation_norm": 0.1, "generator_loss": 0.5}
+
+
+def size(png: bytes) -> tuple[int, int]:
+    assert png.startswith(b"\x89PNG")
+    return int.from_bytes(png[16:20], "big"), int.from_bytes(png[20:24], "big")
+
+
+@pytest.mark.parametrize("epochs", [1, 3])
+def test_a_panel_for_each_thing_measured(epochs: int) -> None:
+    narrow, wide = (size(draw_curves([{**row, "epoch": e + 1} for e in range(epochs)])) for row in (BASELINE, GAT))
+    assert narrow[1] == wide[1]
+    assert wide[0] == pytest.approx(1.5 * narrow[0], abs=2)
