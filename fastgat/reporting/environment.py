@@ -17,7 +17,10 @@ def environment() -> dict[str, Any]:
     """Versions, hardware and settings that decide how fast a run is, as plain values."""
     gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
     return {
-        "packages": {name: version for name in PACKAGES if (version := _version(name))},
+        "packages": {
+            **{name: version for name in PACKAGES if (version := _version(name))},
+            "torch": torch.__version__,  # with the build that it is, which the package's metadata may leave out
+        },
         "python": platform.python_version(),
         "platform": platform.platform(),
         "cpus": os.cpu_count(),

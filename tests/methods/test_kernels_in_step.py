@@ -6,8 +6,8 @@ from collections.abc import Sequence
 
 import pytest
 import torch
-
 from fastgat.kernels.backend import forced_kernels
+
 from fastgat.methods import GAT, FastGradientL2, FastGradientLinf, Method, RandomPerturbation
 from fastgat.methods.players import Draws
 from tests.support import Engine, minibatch, players
