@@ -136,7 +136,8 @@ class _Bar:
 
     def update(self, size: int) -> None:
         if not self.total or self.done < self.total:
-            self.done += size
+            # pooch counts whole chunks, the last one too.
+            self.done = min(self.done + size, self.total or self.done + size)
             self.progress(self.what, self.done, self.total)
 
     def reset(self) -> None:

@@ -62,15 +62,20 @@ def classifier_tensors(tensors: dict[str, Tensor], module: nn.Module) -> dict[st
     A tied parameter appears once. Raises CheckpointError if the checkpoint is of another classifier.
     """
     own = {name.removeprefix(CLASSIFIER): tensor for name, tensor in tensors.items() if name.startswith(CLASSIFIER)}
-    expected = module.state_dict()
-    for name in sorted(expected.keys() ^ own.keys()):
-        raise CheckpointError(f"the checkpoint is of another classifier: {name} is only in one of the two")
-    for name, tensor in own.items():
-        if tensor.shape != expected[name].shape:
-            shapes = f"{tuple(tensor.shape)}, here {tuple(expected[name].shape)}"
-            raise CheckpointError(f"the checkpoint is of another classifier: {name} has shape {shapes}")
+    check_match(own, module)
     names = [name for name, _ in (*module.named_parameters(), *module.named_buffers()) if name in own]
     return {name: tensors.get(EMA + name.replace(".", "/"), own[name]) for name in names}
+
+
+def check_match(tensors: dict[str, Tensor], module: nn.Module) -> None:
+    """Raises CheckpointError, naming the first difference, if these are not the tensors of `module`'s state."""
+    expected = module.state_dict()
+    for name in sorted(expected.keys() ^ tensors.keys()):
+        raise CheckpointError(f"the checkpoint is of another model: {name} is only in one of the two")
+    for name, tensor in tensors.items():
+        if tensor.shape != expected[name].shape:
+            shapes = f"{tuple(tensor.shape)}, here {tuple(expected[name].shape)}"
+            raise CheckpointError(f"the checkpoint is of another model: {name} has shape {shapes}")
 
 
 def _checksum(tensors: dict[str, Tensor], header: str) -> str:

@@ -13,7 +13,7 @@ from torch import Tensor
 from fastgat.config import TrainConfig
 from fastgat.data.batch import Batch, Loader
 from fastgat.engine.accuracy import score
-from fastgat.engine.checkpoint import classifier_tensors, load_checkpoint, save_checkpoint
+from fastgat.engine.checkpoint import check_match, classifier_tensors, load_checkpoint, save_checkpoint
 from fastgat.engine.events import Callback, End, EpochEnd, Interval, Start
 from fastgat.engine.interrupts import Interrupts
 from fastgat.engine.learning_rate import learning_rate_factor
@@ -79,13 +79,7 @@ class Loop:
     def restore(self, tensors: dict[str, Tensor], header: dict[str, Any]) -> None:
         """Continue from a checkpoint; raises CheckpointError if it is one of other networks or data."""
         state = {name: tensor for name, tensor in tensors.items() if not name.startswith("random.")}
-        expected = self.state.state_dict()
-        for name in sorted(expected.keys() ^ state.keys()):
-            raise CheckpointError(f"the checkpoint is of another model: {name} is only in one of the two")
-        for name, tensor in state.items():
-            if tensor.shape != expected[name].shape:
-                shapes = f"{tuple(tensor.shape)}, here {tuple(expected[name].shape)}"
-                raise CheckpointError(f"the checkpoint is of another model: {name} has shape {shapes}")
+        check_match(state, self.state)
         try:
             position = Position(**header["position"])
             restore_random_state(tensors, header["random"], self.state.device)

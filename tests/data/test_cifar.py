@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
+import http.server
 import io
 import os
 import tarfile
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -90,6 +93,37 @@ def test_the_archive_is_verified_and_extracted(small: tuple[Cifar, Path], tmp_pa
     (root / "made.tar.gz").rename(target / "cifar-10-python.tar.gz")
     assert len(load_dataset("cifar10", target).train) == 180
     assert {path.name for path in (target / source.folder).iterdir()} == set(source.files)
+
+
+@pytest.fixture
+def server(small: tuple[Cifar, Path], monkeypatch: pytest.MonkeyPatch) -> Iterator[Cifar]:
+    """The archive on a web server of this machine, and nowhere else."""
+    source, root = small
+    (root / "made.tar.gz").rename(root / "cifar-10-python.tar.gz")
+    handler = functools.partial(http.server.SimpleHTTPRequestHandler, directory=str(root))
+    monkeypatch.setattr(http.server.SimpleHTTPRequestHandler, "log_message", lambda *_: None)
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as web:
+        threading.Thread(target=web.serve_forever, daemon=True).start()
+        yield replace(source, url=f"http://127.0.0.1:{web.server_address[1]}/cifar-10-python.tar.gz")
+        web.shutdown()
+
+
+def test_it_is_downloaded_with_progress_verified_and_extracted(server: Cifar, tmp_path: Path) -> None:
+    steps: list[tuple[str, int, int]] = []
+    found = server.fetch(None, lambda *step: steps.append(step))
+    assert found == store.cache_folder() / server.folder
+    assert {path.name for path in found.iterdir()} == set(server.files)
+    assert {what for what, _, _ in steps} == {"downloading cifar-10-python.tar.gz"}
+    assert steps[-1][1] == steps[-1][2] > 0
+    assert [done for _, done, _ in steps] == sorted(done for _, done, _ in steps)
+
+
+def test_a_download_that_is_not_the_published_file_is_not_kept(server: Cifar, tmp_path: Path) -> None:
+    target = tmp_path / "target"
+    target.mkdir()
+    with pytest.raises(DataError, match="as downloaded does not have the published MD5 sum"):
+        replace(server, archive_md5="0" * 32).fetch(target, silent)
+    assert not list(target.iterdir())
 
 
 def test_the_split_is_seeded_and_covers_every_image_once(small: tuple[Cifar, Path]) -> None:
