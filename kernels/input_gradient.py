@@ -39,7 +39,7 @@ def input_gradient_reference(
     direction = g / largest.where(largest > 0, 1).view(each)
     length = direction.flatten(1).norm(dim=1)
     value = {
-        "probability": lambda: g * -loss.to(g.dtype).neg().exp().view(each),  # type: ignore[union-attr]
+        "probability": lambda: g * -loss.to(g.dtype).neg().exp().view(each),  # type: ignore[union-attr]  # checked by the caller
         "l2": lambda: direction * (epsilon / length.where(length > 0, 1)).view(each),
         "linf": lambda: g.where(g.isnan(), epsilon * g.sign()),
         "none": lambda: g,

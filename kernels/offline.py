@@ -208,8 +208,8 @@ def check(report: Path) -> int:
     """Print the report as a table; the number of cases over budget."""
     content = json.loads(report.read_text())
     budgets = tomllib.loads(BUDGETS.read_text())
-    print(f"sm_{content['capability']}, triton {content['triton']}")  # noqa: T201
-    print(f"{'kernel':22} {'case':26} registers spills fp64 shared load store")  # noqa: T201
+    print(f"sm_{content['capability']}, triton {content['triton']}")
+    print(f"{'kernel':22} {'case':26} registers spills fp64 shared load store")
     bad = 0
     for row in content["rows"]:
         problems = failures(row, budgets[row["kernel"]])
@@ -217,7 +217,7 @@ def check(report: Path) -> int:
         figures = (
             f"{row['registers']:9} {row['spills']:6} {row['fp64']:4} {row['shared']:6} {row['load']:4} {row['store']:5}"
         )
-        print(f"{row['kernel']:22} {row['case']:26} {figures}  {'; '.join(problems)}")  # noqa: T201
+        print(f"{row['kernel']:22} {row['case']:26} {figures}  {'; '.join(problems)}")
     return bad
 
 
@@ -231,7 +231,7 @@ def main(arguments: list[str]) -> int:
         if command == "check":
             (report,) = rest
             return 1 if check(Path(report)) else 0
-    print(__doc__, file=sys.stderr)  # noqa: T201
+    print(__doc__, file=sys.stderr)
     return 2
 
 

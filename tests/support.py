@@ -31,7 +31,7 @@ def players(dropout: float = 0.0, dtype: torch.dtype = DOUBLE, width: int = 6) -
     """Table 1's networks, the generator narrow; its last layer enlarged so that perturbations matter."""
     generator = Generator(width)
     with torch.no_grad():
-        generator.body[-1].weight.mul_(30)  # type: ignore[operator]
+        generator.body[-1].weight.mul_(30)  # type: ignore[operator]  # a convolution
     return Classifier(dropout=dropout).to(dtype), generator.to(dtype)
 
 

@@ -130,7 +130,7 @@ def test_a_disk_that_fills_up(run: Run, monkeypatch: pytest.MonkeyPatch, tmp_pat
         calls.append(path.name)
         if len(calls) > 1:
             monkeypatch.setattr(os, "fsync", lambda _: (_ for _ in ()).throw(OSError(errno.ENOSPC, "No space left")))
-        original(path, *content)  # type: ignore[arg-type]
+        original(path, *content)  # type: ignore[arg-type]  # passed on as they come
 
     monkeypatch.setattr(loop, "save_checkpoint", full)
     arguments = (*BASE, "--batch-size", 256, "--output", "out")

@@ -105,7 +105,7 @@ def test_bytes_are_scaled() -> None:
     ],
 )
 def test_wrong_batches_are_described(source: object, message: str) -> None:
-    loader = IterableLoader(source, num_classes=8)  # type: ignore[arg-type]
+    loader = IterableLoader(source, num_classes=8)  # type: ignore[arg-type]  # that is what is tested
     with pytest.raises(DataError, match=message):
         list(loader.once())
 

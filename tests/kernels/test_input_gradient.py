@@ -40,7 +40,7 @@ def test_reference_directions() -> None:
 
 def check(gradient: Tensor, mode: str, loss: Tensor, scale: Tensor | None = None, **options: object) -> InputGradient:
     """The kernel beside the reference in the same dtype and in float64."""
-    result = input_gradient(gradient, mode, loss=loss, epsilon=0.7, inverse_scale=scale, **options)  # type: ignore[arg-type]
+    result = input_gradient(gradient, mode, loss=loss, epsilon=0.7, inverse_scale=scale, **options)  # type: ignore[arg-type]  # passed on as they come
     dtype = result.value.dtype
     torchs = input_gradient_reference(gradient, mode, loss, 0.7, scale, dtype)
     wide = (None if scale is None else scale.double()), torch.float64

@@ -167,14 +167,14 @@ def test_frozen_and_shared_parameters_stay_so() -> None:
             self.first = nn.Conv2d(3, 3, 3, padding=1)
             self.second = nn.Conv2d(3, 3, 3, padding=1)
             self.second.weight = self.first.weight
-            self.first.bias.requires_grad_(False)  # type: ignore[union-attr]
+            self.first.bias.requires_grad_(False)  # type: ignore[union-attr]  # it has a bias
             self.head = nn.Linear(3, 10)
 
         def forward(self, images: Tensor) -> Tensor:
             return self.head(self.second(self.first(images).relu()).mean((2, 3)))
 
     classifier = Tied().double()
-    frozen = classifier.first.bias.clone()  # type: ignore[union-attr]
+    frozen = classifier.first.bias.clone()  # type: ignore[union-attr]  # it has a bias
     generator = players()[1]
     engine = Engine(GAT(cg=0.3), classifier, generator)
     optimizers = torch.optim.Adam([p for p in classifier.parameters() if p.requires_grad], lr=1e-3), adam(generator)
@@ -185,5 +185,5 @@ def test_frozen_and_shared_parameters_stay_so() -> None:
     trained = engine.state.classifier
     assert isinstance(trained, Tied)
     assert largest_difference(trained, classifier) < EXACT
-    assert trained.first.bias.equal(frozen)  # type: ignore[union-attr]
+    assert trained.first.bias.equal(frozen)  # type: ignore[union-attr]  # it has a bias
     assert trained.first.weight is trained.second.weight

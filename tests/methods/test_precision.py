@@ -31,7 +31,7 @@ def trained() -> Trained:
     """A Table-1 network that has begun to learn, and a batch."""
     torch.manual_seed(0)
     loader = ResidentLoader(DIGITS.load(None, 0, silent).train, 64, channels_last=True)
-    classifier = Classifier().to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    classifier = Classifier().to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch's stub lacks it
     optimizer = torch.optim.Adam(classifier.parameters(), lr=2e-3)
     batches = loader.stream(0)
     for images, labels in itertools.islice(batches, STEPS):

@@ -43,7 +43,7 @@ def test_relu_stands_between_all_other_layers() -> None:
     classifier = Classifier()
     for name in ("conv2", "conv3", "conv4", "conv5", "conv6", "conv7"):
         inputs = []
-        handle = getattr(classifier, name).register_forward_pre_hook(lambda module, args: inputs.append(args[0]))  # noqa: B023
+        handle = getattr(classifier, name).register_forward_pre_hook(lambda module, args: inputs.append(args[0]))  # noqa: B023  # called within the loop
         classifier(torch.rand(2, 3, 32, 32))
         handle.remove()
         assert inputs[0].min() == 0, f"the input of {name} is rectified"
