@@ -171,7 +171,8 @@ def resources(cubin: Path, compiled: Any) -> dict[str, int | bool]:
         "fp64": len(re.findall(r"\b(?:DADD|DMUL|DFMA|DSETP|F2F\.F64\S*|F2F\.F32\.F64)\b", code)),
         "load": max(widths["LDG"], default=0),
         "store": max(widths["STG"], default=0),
-        "wide_addresses": bool(re.search(r"\b(?:mul|mad)\.(?:lo\.s64|wide\.)", compiled.asm["ptx"])),
+        # The offset of a sample: its number times its stride, multiplied in 64 bits.
+        "wide_addresses": bool(re.search(r"arith\.muli .*: i64", compiled.asm["ttir"])),
     }
 
 
