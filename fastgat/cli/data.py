@@ -47,7 +47,6 @@ def fetch(name: str, data_dir: Path | None) -> None:
 @where
 def verify(names: tuple[str, ...], data_dir: Path | None) -> None:
     """Read the data sets NAMES (all that are here, if none is named) and compare them with the published MD5 sums."""
-    checked = 0
     for name in names or DATASETS:
         source = _source(name)
         if source.find(data_dir) is None:
@@ -55,7 +54,6 @@ def verify(names: tuple[str, ...], data_dir: Path | None) -> None:
                 raise DataError(f"{name} is not on this machine: run `fastgat data fetch {name}`")
             continue
         click.echo(f"{name}: {source.fetch(data_dir, silent, again=True)} is complete and as published")
-        checked += 1
 
 
 def _source(name: str) -> Source:
