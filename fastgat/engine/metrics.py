@@ -11,7 +11,7 @@ PLAYER_OF_LOSS = {"loss": "classifier", "generator_loss": "generator"}
 
 
 class RunningMetrics(nn.Module):
-    """Sums of named 0-d tensors since the last reading, and for each the first step, from 1, at which it was not finite."""
+    """Sums of named 0-d tensors since the last reading, and for each the first step (from 1) that was not finite."""
 
     totals: Tensor
     count: Tensor

@@ -1,0 +1,171 @@
+"""Going on: a run that was stopped ends as one that was not, and never becomes another one."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from torch import nn
+
+from fastgat import load_classifier
+from fastgat.config import OptimizerConfig, PrecisionConfig
+from fastgat.engine.checkpoint import load_checkpoint, save_checkpoint
+from fastgat.errors import CheckpointError, ConfigError
+from fastgat.methods import GAT, DropoutGAT
+from tests.engine.small import At, Small, assert_same_weights, config, loader, rows, trainer
+from tests.support import BatchNormNet
+
+SETTINGS: list[dict[str, Any]] = [
+    {},
+    {"method": DropoutGAT(cg=0.1, generator_steps=2)},
+    {"method": "random", "optimizer": OptimizerConfig(lr_schedule="one-cycle", ema=0.9, clip_grad=0.1)},
+    {"precision": PrecisionConfig(amp=True, channels_last=True)},
+]
+
+
+@pytest.mark.parametrize("changes", SETTINGS, ids=["gat", "dropout-gat k=2", "one-cycle ema clip", "amp"])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_writes_a_checkpoint_and_going_on_changes_nothing(
+    tmp_path: Path, changes: dict[str, Any], number: signal.Signals
+) -> None:
+    whole = config(tmp_path / "whole", **changes)
+    trainer(whole).fit()
+    interrupted = config(tmp_path / "interrupted", resume="auto", **changes)
+    for step in (2, 8, 10):
+        history = trainer(interrupted, callbacks=(At(step, lambda: os.kill(os.getpid(), number)),)).fit()
+        assert history.summary is None
+        position = load_checkpoint(history.output / "last.safetensors")[1]["position"]
+        assert step <= position["step"] <= step + 1
+        assert not (history.output / "summary.json").exists()
+    assert trainer(interrupted).fit().summary is not None
+    assert_same_weights(tmp_path / "whole", tmp_path / "interrupted")
+    numbers = [
+        [{k: v for k, v in row.items() if k not in ("images_per_second", "seconds")} for row in rows(folder, "epoch")]
+        for folder in (tmp_path / "whole", tmp_path / "interrupted")
+    ]
+    assert [row["step"] for row in numbers[1]] == [6, 12, 18]
+    for one, other in zip(*numbers, strict=True):
+        assert one == pytest.approx(other)
+
+
+def test_more_epochs_go_on_from_the_end(tmp_path: Path) -> None:
+    trainer(config(tmp_path / "whole", epochs=4)).fit()
+    trainer(config(tmp_path / "parts", epochs=2)).fit()
+    trainer(config(tmp_path / "elsewhere", epochs=4, resume=str(tmp_path / "parts"))).fit()
+    assert_same_weights(tmp_path / "whole", tmp_path / "elsewhere")
+    assert [row["epoch"] for row in trainer(config(tmp_path / "parts", epochs=4, resume="auto")).fit().epochs] == [
+        1,
+        2,
+        3,
+        4,
+    ]
+
+
+def test_a_finished_run_is_reported_again(tmp_path: Path) -> None:
+    first = trainer(config(tmp_path / "run")).fit()
+    again = trainer(config(tmp_path / "run", resume="auto")).fit()
+    assert again.summary is not None
+    assert first.summary is not None
+    assert {**again.summary, "seconds": 0} == {**first.summary, "seconds": 0}
+
+
+def test_a_run_is_not_written_over(tmp_path: Path) -> None:
+    trainer(config(tmp_path / "run", epochs=1)).fit()
+    before = (tmp_path / "run" / "last.safetensors").read_bytes()
+    with pytest.raises(ConfigError, match="already holds a run: continue it with --resume auto"):
+        trainer(config(tmp_path / "run", epochs=1)).fit()
+    assert (tmp_path / "run" / "last.safetensors").read_bytes() == before
+
+
+def check_resume(tmp_path: Path, message: str, classifier: Callable[[], nn.Module] = Small, **changes: Any) -> None:
+    trainer(config(tmp_path / "run", epochs=1)).fit()
+    with pytest.raises(CheckpointError, match=message):
+        trainer(config(tmp_path / "run", resume="auto", **changes), classifier=classifier).fit()
+
+
+def test_a_run_keeps_its_settings(tmp_path: Path) -> None:
+    check_resume(tmp_path, r"made with method\.cg = 0\.1, but now 0\.2 is asked for", method=GAT(cg=0.2))
+
+
+def test_a_run_keeps_its_networks(tmp_path: Path) -> None:
+    check_resume(tmp_path, "of another model: .* is only in one", classifier=lambda: BatchNormNet(4))
+
+
+def test_a_run_keeps_its_classes(tmp_path: Path) -> None:
+    check_resume(tmp_path, r"of another model: .*head.* has shape \(4", classifier=lambda: Small(5))
+
+
+def test_a_damaged_checkpoint_is_named(tmp_path: Path) -> None:
+    trainer(config(tmp_path / "run", epochs=1)).fit()
+    last = tmp_path / "run" / "last.safetensors"
+    last.write_bytes(last.read_bytes()[:-10])
+    with pytest.raises(CheckpointError, match=r"last\.safetensors: damaged"):
+        trainer(config(tmp_path / "run", resume="auto")).fit()
+    assert load_classifier(tmp_path / "run", classifier=Small()) is not None, "the best one is still good"
+
+
+def test_an_epoch_that_a_kill_kept_from_metrics_is_written_later(tmp_path: Path) -> None:
+    trainer(config(tmp_path / "run", epochs=2)).fit()
+    path = tmp_path / "run" / "metrics.jsonl"
+    path.write_text("".join(line + "\n" for line in path.read_text().splitlines()[:-1]) + '{"event": "epo')
+    trainer(config(tmp_path / "run", epochs=3, resume="auto")).fit()
+    assert [row["epoch"] for row in rows(tmp_path / "run", "epoch")] == [1, 2, 3]
+
+
+def test_a_best_checkpoint_that_is_not_this_run_s_is_not_believed(tmp_path: Path) -> None:
+    trainer(config(tmp_path / "run", epochs=2)).fit()
+    for content in (None, (tmp_path / "run" / "last.safetensors")):
+        best = tmp_path / "run" / "best.safetensors"
+        best.unlink()
+        if content is not None:
+            trainer(config(tmp_path / "other", epochs=1, seed=5)).fit()
+            tensors, header = load_checkpoint(tmp_path / "other" / "best.safetensors")
+            header["position"]["best_epoch"] = 77
+            save_checkpoint(best, tensors, header)
+        epochs = 3 if content is None else 4
+        history = trainer(config(tmp_path / "run", epochs=epochs, resume="auto")).fit()
+        assert history.summary is not None
+        assert history.summary["best_epoch"] == epochs, "the only epoch whose weights are known"
+
+
+def test_a_run_that_continues_elsewhere_takes_its_best_along(tmp_path: Path) -> None:
+    first = trainer(config(tmp_path / "run", epochs=2)).fit()
+    history = trainer(config(tmp_path / "new", epochs=2, resume=str(tmp_path / "run"))).fit()
+    assert first.summary is not None
+    assert history.summary is not None
+    assert history.summary["best_epoch"] == first.summary["best_epoch"]
+    assert [row["epoch"] for row in rows(tmp_path / "new", "epoch")] == [1, 2]
+    assert_same_weights(tmp_path / "run", tmp_path / "new")
+
+
+def test_a_folder_of_another_run_is_not_continued_into(tmp_path: Path) -> None:
+    for name in ("run", "other"):
+        trainer(config(tmp_path / name, epochs=1)).fit()
+    with pytest.raises(ConfigError, match="other holds another run already"):
+        trainer(config(tmp_path / "other", epochs=2, resume=str(tmp_path / "run"))).fit()
+
+
+def test_a_schedule_over_all_epochs_keeps_their_number(tmp_path: Path) -> None:
+    cosine = OptimizerConfig(lr_schedule="cosine")
+    trainer(config(tmp_path / "run", epochs=1, optimizer=cosine)).fit()
+    with pytest.raises(CheckpointError, match="made with epochs = 1, but now 2"):
+        trainer(config(tmp_path / "run", epochs=2, optimizer=cosine, resume="auto")).fit()
+
+
+def test_other_data_are_noticed(tmp_path: Path) -> None:
+    trainer(config(tmp_path / "run", epochs=1)).fit()
+    job = trainer(config(tmp_path / "run", epochs=2, resume="auto"))
+    job.train_loader = list(loader(0))[:2]
+    with pytest.raises(CheckpointError, match="had 6 batches an epoch, the data now have 2"):
+        job.fit()
+
+
+def test_parts_of_a_killed_write_are_cleared_away(tmp_path: Path) -> None:
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / ".last.safetensors.12345").write_bytes(b"half")
+    trainer(config(tmp_path / "run", epochs=1)).fit()
+    assert not list((tmp_path / "run").glob(".*"))
