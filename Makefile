@@ -2,9 +2,10 @@
 PYTHON ?= python3
 TRAIN  ?= --epochs 10 --batch-size 32 --channels-last
 TEST   ?=
-KERNELS ?=
+KERNELS ?= -UFASTGAT_ARCHITECTURES
 
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
+MAKEFLAGS += --no-print-directory
 BIN := .venv/bin
 # -qq hides pip's remarks on the machine's own configuration; errors are still shown.
 PIP := $(BIN)/python -m pip install -qq --constraint constraints.txt
