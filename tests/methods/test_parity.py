@@ -187,3 +187,23 @@ def test_frozen_and_shared_parameters_stay_so() -> None:
     assert largest_difference(trained, classifier) < EXACT
     assert trained.first.bias.equal(frozen)  # type: ignore[union-attr]  # it has a bias
     assert trained.first.weight is trained.second.weight
+
+
+@pytest.mark.slow
+def test_a_resnet_of_timm_is_trained_as_by_the_textbook() -> None:
+    pytest.importorskip("timm", reason="timm is not installed")
+    from fastgat.models import create_classifier
+
+    classifier = create_classifier("timm:resnet18", num_classes=10).double()
+    generator = players()[1]
+    engine = Engine(GAT(cg=0.3), classifier, generator)
+    optimizers = adam(classifier), adam(generator)
+    for _ in range(2):
+        batches = [minibatch(side=32) for _ in range(2)]
+        engine.step(batches)
+        textbook.algorithm1_step(classifier, generator, *optimizers, batches, 0.5, 0.3)
+    assert engine.state.generator is not None
+    assert largest_difference(engine.state.generator, generator) < EXACT
+    assert largest_difference(engine.state.classifier, classifier) < 1e-7, (
+        "Adam enlarges the rounding of tiny gradients"
+    )
