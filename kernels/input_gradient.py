@@ -5,8 +5,8 @@
     linf          eta   = eps sign(dJ/dx)                  (1)
     none          dJ/dx
 
-The norm is accumulated relative to the largest entry seen, so that neither the tiny gradients of a confident classifier
-underflow when squared nor large ones overflow.
+The norm is accumulated relative to the largest entry seen, so that neither tiny gradients underflow when squared nor
+large ones overflow.
 """
 
 from __future__ import annotations

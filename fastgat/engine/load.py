@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from fastgat.engine.checkpoint import classifier_tensors, load_checkpoint
 from fastgat.engine.loop import BEST, LAST
@@ -48,7 +48,13 @@ def load_classifier(
     Raises CheckpointError if the file is missing, damaged, or of another model.
     """
     path = checkpoint_path(run, checkpoint)
-    tensors, header = load_checkpoint(path)
+    return trained_classifier(path, *load_checkpoint(path), classifier=classifier).to(device)
+
+
+def trained_classifier(
+    path: Path, tensors: dict[str, Tensor], header: dict[str, Any], *, classifier: nn.Module | None = None
+) -> nn.Module:
+    """The classifier in a checkpoint that has been read from `path`, in eval mode; as `load_classifier`."""
     module = classifier if classifier is not None else _rebuilt(path, header)
     try:
         found = classifier_tensors(tensors, module)
@@ -58,7 +64,7 @@ def load_classifier(
         for name, own in (*module.named_parameters(), *module.named_buffers()):
             if name in found:
                 own.copy_(found[name])
-    return module.to(device).eval()
+    return module.eval()
 
 
 def _rebuilt(path: Path, header: dict[str, Any]) -> nn.Module:

@@ -163,8 +163,7 @@ class Loop:
         minibatches = [next(generator_batches) for _ in range(self.method.generator_minibatches)]
         minibatches.append(next(batches))
         source = seed_step(config.seed, at.step, state.device)
-        classifier = state.players().classifier
-        draws = [self.method.draw(classifier, minibatch.images, source) for minibatch in minibatches]
+        draws = [self.method.draw(state.classifier, minibatch.images, source) for minibatch in minibatches]
         train_step(state, self.method, minibatches, draws)
         at.step += 1
         return len(minibatches[-1].labels)

@@ -12,7 +12,7 @@ from fastgat.engine.accuracy import score
 from fastgat.engine.checkpoint import load_checkpoint
 from fastgat.engine.device import pick_device
 from fastgat.engine.files import write_atomically
-from fastgat.engine.load import checkpoint_path, load_classifier
+from fastgat.engine.load import checkpoint_path, trained_classifier
 
 
 def evaluate_run(
@@ -36,9 +36,9 @@ def evaluate_run(
     """
     path = checkpoint_path(run, checkpoint)
     on = pick_device(device)
-    classifier = load_classifier(path, device=on)
-    config = TrainConfig.from_dict(load_checkpoint(path)[1]["config"], str(path))
-    data = config.data
+    tensors, header = load_checkpoint(path)
+    classifier = trained_classifier(path, tensors, header).to(on)
+    data = TrainConfig.from_dict(header["config"], str(path)).data
     images = load_dataset(data.dataset, data_dir or data.data_dir, data.split_seed)
     part = {"test": images.test, "validation": images.validation}[split]
     result = score(classifier, ResidentLoader(part, batch_size, device=on).once())

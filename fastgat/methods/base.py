@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from fastgat.data.batch import Batch
 from fastgat.methods.players import Draws, Masks, Metrics, Network, Players, Tensors, Update
@@ -42,7 +42,7 @@ class Method(Options):
         """The dropout rate that the classifier must be built with."""
         return 0.0
 
-    def draw(self, classifier: Network, images: Tensor, source: torch.Generator) -> Draws:
+    def draw(self, classifier: nn.Module, images: Tensor, source: torch.Generator) -> Draws:
         """The random draws for one minibatch like `images`, from `source`."""
         return Draws()
 
@@ -84,7 +84,7 @@ def dropout_option() -> Any:
     return option(0.2, "dropout rate of the classifier", above=0, below=1)
 
 
-def dropout_masks(classifier: Network, images: Tensor, source: torch.Generator) -> Masks:
+def dropout_masks(classifier: nn.Module, images: Tensor, source: torch.Generator) -> Masks:
     """Masks for a classifier that takes them as an input; others draw from torch's global generator by themselves."""
-    draw_masks = getattr(classifier.module, "draw_masks", None)
+    draw_masks = getattr(classifier, "draw_masks", None)
     return draw_masks(images, source) if draw_masks else ()

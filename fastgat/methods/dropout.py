@@ -6,11 +6,11 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from fastgat.methods.base import dropout_masks, dropout_option
 from fastgat.methods.baseline import Baseline
-from fastgat.methods.players import Draws, Network
+from fastgat.methods.players import Draws
 
 
 @dataclass(frozen=True)
@@ -23,5 +23,5 @@ class Dropout(Baseline):
     def classifier_dropout(self) -> float:
         return self.dropout
 
-    def draw(self, classifier: Network, images: Tensor, source: torch.Generator) -> Draws:
+    def draw(self, classifier: nn.Module, images: Tensor, source: torch.Generator) -> Draws:
         return Draws(clean=dropout_masks(classifier, images, source))

@@ -6,12 +6,12 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from fastgat.kernels.input_gradient import input_gradient
 from fastgat.methods.base import epsilon_option
 from fastgat.methods.perturbed import Perturbed
-from fastgat.methods.players import Draws, Network
+from fastgat.methods.players import Draws
 
 
 @dataclass(frozen=True)
@@ -21,7 +21,7 @@ class RandomPerturbation(Perturbed):
 
     epsilon: float = epsilon_option(0.5)
 
-    def draw(self, classifier: Network, images: Tensor, source: torch.Generator) -> Draws:
+    def draw(self, classifier: nn.Module, images: Tensor, source: torch.Generator) -> Draws:
         return Draws(noise=torch.empty_like(images).normal_(generator=source))
 
     def perturbation(self, loss_gradient: Tensor | None, draws: Draws) -> Tensor:

@@ -93,7 +93,7 @@ def test_kernel_undoes_a_loss_scale(mode: str, shape: tuple[int, ...]) -> None:
 @pytest.mark.parametrize("elements", [7, 5000])
 @pytest.mark.parametrize("size", [1e-37, 1e-25, 1e25, 1e36])
 def test_tiny_and_huge_gradients_keep_their_direction(size: float, elements: int) -> None:
-    """Squared, they would be zero or infinite: a confident classifier's gradients are that small."""
+    """Squared, they would be zero or infinite."""
     gradient = (size * torch.randn(2, elements, dtype=torch.float64)).float()
     result = input_gradient(gradient.to(DEVICE), "l2", epsilon=0.5)
     gradient = gradient.double()

@@ -36,7 +36,7 @@ def adam(module: nn.Module) -> torch.optim.Adam:
 
 def draws_for(engine: Engine, batch: Batch, seed: int) -> Draws:
     source = torch.Generator().manual_seed(seed)
-    return engine.method.draw(engine.state.players().classifier, batch.images, source)
+    return engine.method.draw(engine.state.classifier, batch.images, source)
 
 
 def noise(draws: Draws) -> Tensor:
