@@ -27,6 +27,7 @@ class DataConfig(Options):
         None, "folder that holds the data set  [default: $FASTGAT_DATA, else the user's cache]"
     )
     split_seed: int = option(0, "seed of the split into train and validation", at_least=0, at_most=2**63 - 1)
+    train_images: int | None = option(None, "use only the first N images of the training split", at_least=1)
     workers: int = option(0, "threads that prepare batches ahead of the step", at_least=0)
 
 
@@ -36,6 +37,12 @@ class ModelConfig(Options):
 
     classifier: str = option("table1", "classifier: table1 (the paper's), or a name from timm")
     generator_width: int = option(48, "channels of the generator's hidden layers", at_least=1)
+    batch_norm: str = option(
+        "both",
+        "which forward passes the running statistics of the classifier's batch norm see: clean, perturbed, or both, "
+        "as the paper's algorithm in plain PyTorch",
+        choices=("clean", "perturbed", "both"),
+    )
 
 
 @dataclass(frozen=True)
@@ -58,7 +65,13 @@ class PrecisionConfig(Options):
     """In which number format and memory layout."""
 
     amp: bool = option(False, "automatic mixed precision")
-    amp_dtype: str = option("bfloat16", "number format of --amp", choices=("bfloat16",))
+    amp_dtype: str = option(
+        "auto",
+        "number format of --amp: bfloat16, float16 (with dynamic loss scaling), or auto: bfloat16 but for a GPU "
+        "without it",
+        choices=("auto", "bfloat16", "float16"),
+    )
+    tf32: bool = option(False, "TF32 for float32 matrix products and convolutions on a GPU")
     channels_last: bool = option(False, "channels-last memory layout")
 
 
@@ -67,6 +80,10 @@ class RunConfig(Options):
     """How often to report and save, and when to stop early."""
 
     device: str = option("auto", "cpu, cuda, cuda:N, or auto: a GPU where there is one")
+    compile: bool | None = option(
+        None, "compile the training step; by default where there is a compiler  [default: yes, if possible]"
+    )
+    cuda_graph: bool = option(True, "on a GPU, replay the compiled step as one CUDA graph")
     deterministic: bool = option(False, "only deterministic algorithms: the same run twice gives the same bits")
     log_interval: int = option(50, "steps between two reports", at_least=1)
     checkpoint_interval: int = option(1000, "steps between two checkpoints within an epoch", at_least=1)

@@ -33,3 +33,7 @@ class OutputError(FastgatError, OSError):
 
 class NonFiniteError(FastgatError, ArithmeticError):
     """A loss that became NaN or infinite."""
+
+
+class CompileError(FastgatError, RuntimeError):
+    """A step that was to be compiled, or captured, and cannot be."""

@@ -15,13 +15,15 @@ from fastgat.config import TrainConfig
 from fastgat.data import Batch, IterableLoader, Loader, ResidentLoader, load_dataset
 from fastgat.data.registry import silent
 from fastgat.data.store import Progress
-from fastgat.engine.device import device_name, has_fast_bfloat16, pick_device
+from fastgat.engine.compiled import Stepper, missing_compiler
+from fastgat.engine.device import autocast_dtype, device_name, has_fast_bfloat16, pick_device, tf32
 from fastgat.engine.events import Callback, EarlyStopping
+from fastgat.engine.interaction import samples_interact
 from fastgat.engine.loop import Loop
 from fastgat.engine.random import seeded
 from fastgat.engine.resume import Checkpoint, adopt_best, check_same_run, find_checkpoint
 from fastgat.engine.state import TrainState
-from fastgat.errors import ConfigError, OutputError
+from fastgat.errors import CompileError, ConfigError, OutputError
 from fastgat.methods import Method
 from fastgat.models import Generator, create_classifier
 from fastgat.reporting.run_folder import RunFolder
@@ -35,6 +37,13 @@ class History:
     epochs: list[dict[str, Any]]
     summary: dict[str, Any] | None
     output: Path
+
+
+SECOND_PULL_BACK = {
+    True: "a second pull-back through it keeps Delta exact",
+    False: "its gradients are the batch's",
+}
+"""What becomes of the shared backward pass under batch norm, with a generator and without."""
 
 
 class Feed(NamedTuple):
@@ -94,7 +103,8 @@ class Trainer:
 
         Raises FastgatError with a one-line reason; the last good checkpoint stays.
         """
-        with seeded(self.config.seed, pick_device(self.config.run.device), self.config.run.deterministic):
+        device, run = pick_device(self.config.run.device), self.config.run
+        with seeded(self.config.seed, device, run.deterministic), tf32(self.config.precision.tf32):
             loop = self.prepare()
             try:
                 loop.folder.mkdir(parents=True, exist_ok=True)
@@ -116,6 +126,7 @@ class Trainer:
         state = self._state(feed, device)
         for loader in (feed.train, feed.validation):
             probe(state.classifier, state.generator, next(loader.once(), None), feed.num_classes)
+        state.interacts = samples_interact(state.classifier, next(feed.train.once()).images)
         config = replace(
             self.config,
             data=replace(self.config.data, dataset=feed.name),
@@ -123,22 +134,34 @@ class Trainer:
             resume=None,
         )
         assert config.output is not None
+        compiled, why_not = self._compiled(device)
         loop = Loop(
-            state,
-            self.method,
+            Stepper(state, self.method, compiled=compiled, cuda_graph=config.run.cuda_graph),
             config,
             feed.train,
             feed.validation,
             feed.test,
             folder=config.output,
             header={"config": config.to_dict(), "model": self._model(feed)},
-            facts=self._facts(feed, state),
+            facts=self._facts(feed, state) | ({"step": why_not} if why_not else {}),
             callbacks=[RunFolder(config.output, config), *self._options(config.output), *self.callbacks],
         )
         if checkpoint is not None:
             check_same_run(checkpoint, config)
             loop.restore(checkpoint.tensors, checkpoint.header)
         return loop
+
+    def _compiled(self, device: torch.device) -> tuple[bool, str | None]:
+        """Whether to compile the step; where not, and nobody asked for that, why."""
+        wanted = self.config.run.compile
+        if wanted is False:
+            return False, "not compiled, as asked for"
+        missing = missing_compiler(device)
+        if missing is None:
+            return True, None
+        if wanted:
+            raise CompileError(f"--compile needs {missing}; none is installed")
+        return False, f"NOT compiled, and so slower: that needs {missing}; none is installed"
 
     def _output(self, dataset: str, resumed: Path | None) -> Path:
         if self.config.output or resumed:
@@ -152,7 +175,7 @@ class Trainer:
             return self._own_feed(self.train_loader, self.validation_loader, device)
         config, data = self.config, self.config.data
         images = load_dataset(data.dataset, data.data_dir, data.split_seed, self.progress)
-        parts = (images.train, images.validation, images.test)
+        parts = (images.train.first(data.train_images), images.validation, images.test)
         train, validation, test = (
             ResidentLoader(
                 part,
@@ -199,8 +222,15 @@ class Trainer:
                 module.to(device).train()
                 if precision.channels_last:
                     module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch's stub lacks it
-        autocast = getattr(torch, precision.amp_dtype) if precision.amp else None
-        return TrainState(classifier, generator, self.config.optimizer, self.method.metrics, autocast)
+        autocast = autocast_dtype(precision.amp_dtype, device) if precision.amp else None
+        return TrainState(
+            classifier,
+            generator,
+            self.config.optimizer,
+            self.method.metrics,
+            autocast,
+            statistics=self.config.model.batch_norm,
+        )
 
     def _model(self, feed: Feed) -> dict[str, Any]:
         """What `load_classifier` needs to build the classifier again."""
@@ -226,9 +256,13 @@ class Trainer:
         if state.generator is not None:
             networks += f", generator with {_size(state.generator)}"
         precision = self.config.precision
-        numbers = f"{precision.amp_dtype} (automatic mixed precision)" if precision.amp else "float32"
-        if precision.amp and not has_fast_bfloat16(state.device):
-            numbers += ", which this device has no instructions for: expect it to be slow"
+        numbers = "float32"
+        if state.autocast is not None:
+            numbers = f"{str(state.autocast).removeprefix('torch.')} (automatic mixed precision)"
+            if state.autocast == torch.bfloat16 and not has_fast_bfloat16(state.device):
+                numbers += ", which this device has no instructions for: expect it to be slow"
+        if state.interacts:
+            networks += f"; samples interact in the classifier: {SECOND_PULL_BACK[self.method.needs_generator]}"
         layout = "channels last" if precision.channels_last else "channels first"
         hidden = {"name", "dropout"} if self.classifier is not None else {"name"}
         settings = [f"{key} {value}" for key, value in self.config.to_dict()["method"].items() if key not in hidden]

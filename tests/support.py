@@ -14,8 +14,8 @@ from torch import nn
 
 from fastgat.config import OptimizerConfig
 from fastgat.data.batch import Batch
+from fastgat.engine.compiled import Stepper
 from fastgat.engine.state import TrainState
-from fastgat.engine.step import train_step
 from fastgat.methods import Method
 from fastgat.methods.players import Draws
 from fastgat.models import Classifier, Generator
@@ -59,14 +59,26 @@ class Engine:
         *,
         generator_lr: float = 1e-3,
         autocast: torch.dtype | None = None,
+        statistics: str = "both",
+        compiled: bool = False,
     ) -> None:
         self.method = method
         generator = copy.deepcopy(generator) if method.needs_generator else None
         optimizer = OptimizerConfig(lr=1e-3, generator_lr=generator_lr)
-        self.state = TrainState(copy.deepcopy(classifier), generator, optimizer, method.metrics, autocast)
+        self.state = TrainState(
+            copy.deepcopy(classifier), generator, optimizer, method.metrics, autocast, statistics=statistics
+        )
+        self.stepper = Stepper(self.state, method, compiled=compiled)
+        self.prepared = False
 
-    def step(self, batches: Sequence[Batch], draws: Sequence[Draws] | None = None) -> dict[str, float]:
-        train_step(self.state, self.method, batches, draws or [Draws()] * len(batches))
+    def step(
+        self, batches: Sequence[Batch], draws: Sequence[Draws] | None = None, kind: str = "full"
+    ) -> dict[str, float]:
+        draws = draws or [Draws()] * len(batches)
+        if not self.prepared:
+            self.stepper.prepare(batches, draws)
+            self.prepared = True
+        self.stepper(batches, draws, kind)
         sums, _ = self.state.metrics.read()
         return sums
 

@@ -15,6 +15,7 @@ from fastgat.options import suggestion
 
 COMMANDS = {
     "train": "Train a classifier.",
+    "profile": "Time a training step: the textbook against fastgat.",
     "evaluate": "Say what a trained classifier is worth.",
     "data": "Find, fetch and verify data sets.",
     "info": "Say what fastgat finds on this machine.",

@@ -5,7 +5,7 @@ Each field is one option of the same name; an option that is not given leaves it
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import Field, fields
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -63,12 +63,17 @@ def settings() -> Iterator[Setting]:
                 yield Setting(table, f, owner)
 
 
-def train_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Decorates a click command with --method and every option of `settings`, in that order."""
-    for setting in reversed(list(settings())):
-        command = _click_option(setting)(command)
-    names = ", ".join(METHODS)
-    return click.option("--method", metavar="NAME", help=f"{names}  [default: {GAT.name}]")(command)
+def run_options(names: Collection[str] | None = None) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """Decorates a click command with --method, the methods' options, and those of `settings` called `names` (all)."""
+
+    def decorate(command: Callable[..., Any]) -> Callable[..., Any]:
+        for setting in reversed(list(settings())):
+            if names is None or setting.table == "method" or setting.field.name in names:
+                command = _click_option(setting)(command)
+        known = ", ".join(METHODS)
+        return click.option("--method", metavar="NAME", help=f"{known}  [default: {GAT.name}]")(command)
+
+    return decorate
 
 
 def overrides(given: dict[str, Any]) -> dict[str, Any]:
@@ -93,7 +98,9 @@ def _click_option(setting: Setting) -> Callable[[Callable[..., Any]], Callable[.
     text = rule.help
     if setting.table == "method":
         text += f" (for {', '.join(method.name for method in _users(f.name))})"
-    if f.default is not None and plain is not bool:
+    if f.default is True:
+        text += "  [default: yes]"
+    elif f.default is not None and plain is not bool:
         text += f"  [default: {_default(setting)}]"
     if plain is bool:
         return click.option(f"{setting.flag}/--no-{setting.flag[2:]}", default=None, help=text)

@@ -9,8 +9,9 @@ from typing import Any
 import click
 from rich.console import Console
 
-from fastgat.cli.options import SectionedCommand, overrides, train_options
+from fastgat.cli.options import SectionedCommand, overrides, run_options
 from fastgat.config import TrainConfig, load_toml, merge
+from fastgat.engine.allocator import keep_freed_memory
 from fastgat.engine.resume import find_checkpoint
 from fastgat.reporting.progress import ConsoleProgress
 from fastgat.reporting.transfer import TransferBar
@@ -18,7 +19,7 @@ from fastgat.trainer import Trainer
 
 
 @click.command(cls=SectionedCommand)
-@train_options
+@run_options()
 @click.option("--config", "file", metavar="FILE", type=Path, help="settings in TOML; options given here go over them")
 @click.option("--print-config", is_flag=True, help="print the settings as TOML and stop")
 @click.option("--dry-run", is_flag=True, help="find data, device and networks, say what would run, and stop")
@@ -32,6 +33,7 @@ def train(file: Path | None, print_config: bool, dry_run: bool, **given: Any) ->
     if print_config:
         click.echo(config.to_toml(), nl=False)
         return
+    keep_freed_memory()
     console = Console()
     with contextlib.closing(TransferBar(console)) as transfer, contextlib.closing(ConsoleProgress(console)) as display:
         trainer = Trainer(config, callbacks=[display], progress=transfer)

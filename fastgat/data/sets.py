@@ -24,6 +24,10 @@ class ImageSet:
     def take(self, indices: NDArray[np.int64]) -> ImageSet:
         return ImageSet(self.images[indices], self.labels[indices])
 
+    def first(self, count: int | None) -> ImageSet:
+        """The first `count` images, or all of them."""
+        return self if count is None else ImageSet(self.images[:count], self.labels[:count])
+
     def checked(self, where: str, num_classes: int) -> ImageSet:
         """The set itself; raises DataError, naming `where`, if shapes, dtypes or labels are not as they must be."""
         if self.images.ndim != 4 or self.images.dtype != np.uint8:

@@ -18,7 +18,9 @@ from torch import Tensor, nn
 from fastgat.engine.files import write_atomically
 from fastgat.errors import CheckpointError
 
-FORMAT = 1
+FORMAT = 2
+READABLE = (1, 2)
+"""Of format 1 the classifier can be read; the optimisers counted their updates in another way."""
 HEADER, CHECKSUM = "fastgat", "checksum"
 CLASSIFIER, EMA = "classifier.", "ema.shadow."
 
@@ -48,9 +50,9 @@ def load_checkpoint(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         raise CheckpointError(f"{path}: damaged or not a checkpoint ({error})") from None
     if not isinstance(header, dict):
         raise CheckpointError(f"{path}: not a checkpoint of fastgat (a safetensors file without its header)")
-    if header.get("format") != FORMAT:
+    if header.get("format") not in READABLE:
         version = header.get("format", "unknown")
-        raise CheckpointError(f"{path}: checkpoint format {version}, but this fastgat reads format {FORMAT} only")
+        raise CheckpointError(f"{path}: checkpoint format {version}, but this fastgat reads up to format {FORMAT}")
     if metadata.get(CHECKSUM) != _checksum(tensors, metadata[HEADER]):
         raise CheckpointError(f"{path}: damaged: its contents do not match their checksum")
     return tensors, header

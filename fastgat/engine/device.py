@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import platform
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -48,6 +51,27 @@ def _processor() -> str:
         return platform.processor() or platform.machine()
     names = (line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
     return next(names, platform.machine())
+
+
+def autocast_dtype(name: str, device: torch.device) -> torch.dtype:
+    """The dtype of mixed precision: `name`, or for "auto" bfloat16 unless the device is a GPU that lacks it."""
+    if name == "auto":
+        name = "float16" if device.type == "cuda" and not has_fast_bfloat16(device) else "bfloat16"
+    return {"bfloat16": torch.bfloat16, "float16": torch.float16}[name]
+
+
+@contextlib.contextmanager
+def tf32(allowed: bool) -> Iterator[None]:
+    """Whether float32 matrix products and convolutions on a GPU may round their factors to TF32, for a while."""
+    backends: tuple[Any, ...] = torch.backends.cuda.matmul, torch.backends.cudnn.conv  # type: ignore[attr-defined]
+    before = [backend.fp32_precision for backend in backends]
+    try:
+        for backend in backends:
+            backend.fp32_precision = "tf32" if allowed else "ieee"
+        yield
+    finally:
+        for backend, precision in zip(backends, before, strict=True):
+            backend.fp32_precision = precision
 
 
 def has_fast_bfloat16(device: torch.device) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor, nn
 
 from fastgat.engine.adam import buffer_name, trainable_parameters
@@ -19,12 +20,14 @@ class Ema(nn.Module):
         parameters = trainable_parameters(module)
         for name, parameter in parameters.items():
             self.shadow.register_buffer(buffer_name(name), parameter.detach().clone())
-        self.register_buffer("updates", next(iter(parameters.values())).new_zeros((), requires_grad=False))
+        device = next(iter(parameters.values())).device
+        self.register_buffer("updates", torch.zeros((), dtype=torch.int64, device=device))
 
     def update(self, parameters: dict[str, Tensor]) -> None:
         decay = ((1 + self.updates) / (10 + self.updates)).clamp(max=self.decay)
-        for name, parameter in parameters.items():
-            self.shadow.get_buffer(buffer_name(name)).lerp_(parameter, 1 - decay)
+        shadows = [self.shadow.get_buffer(buffer_name(name)) for name in parameters]
+        for shadow, parameter in zip(shadows, parameters.values(), strict=True):
+            shadow.lerp_(parameter, (1 - decay).to(shadow.dtype))
         self.updates.add_(1)
 
     def parameters_by_name(self, module: nn.Module) -> dict[str, Tensor]:

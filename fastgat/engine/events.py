@@ -28,6 +28,20 @@ class Start:
 
 
 @dataclass(frozen=True)
+class Compiling:
+    """The step is being compiled, which takes a while the first time."""
+
+
+@dataclass(frozen=True)
+class Compiled:
+    """The step has been compiled, in `seconds`, or cannot be: `failure` says why, and it runs as it is written."""
+
+    seconds: float
+    captured: bool = False
+    failure: str | None = None
+
+
+@dataclass(frozen=True)
 class Interval:
     """Means over the steps since the last one; `step` is the number of steps done."""
 
@@ -77,6 +91,10 @@ class Callback:
     """Listens to the engine; override what is of interest. `stop(reason)` ends training after the epoch."""
 
     def on_start(self, event: Start) -> None: ...
+
+    def on_compiling(self, event: Compiling) -> None: ...
+
+    def on_compiled(self, event: Compiled) -> None: ...
 
     def on_interval(self, event: Interval) -> None: ...
 

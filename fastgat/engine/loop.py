@@ -8,20 +8,23 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from fastgat.config import TrainConfig
 from fastgat.data.batch import Batch, Loader
 from fastgat.engine.accuracy import score
 from fastgat.engine.checkpoint import check_match, classifier_tensors, load_checkpoint, save_checkpoint
-from fastgat.engine.events import Callback, End, EpochEnd, Interval, Start
+from fastgat.engine.compiled import Stepper
+from fastgat.engine.events import Callback, Compiled, Compiling, End, EpochEnd, Interval, Start
 from fastgat.engine.interrupts import Interrupts
 from fastgat.engine.learning_rate import learning_rate_factor
 from fastgat.engine.random import random_state, restore_random_state, seed_step
 from fastgat.engine.state import TrainState
-from fastgat.engine.step import train_step
-from fastgat.errors import CheckpointError, ConfigError, NonFiniteError
+from fastgat.errors import CheckpointError, CompileError, ConfigError, NonFiniteError
 from fastgat.methods.base import Method
+from fastgat.methods.players import Draws
+from fastgat.phases import phase
 
 LAST, BEST = "last.safetensors", "best.safetensors"
 
@@ -45,6 +48,7 @@ class Loop:
     """Trains the players in `state` by `method`.
 
     Args:
+        stepper: takes the steps.
         header: what every checkpoint says about the run beside its position (configuration, versions).
         folder: where checkpoints go.
         facts: what the Start event tells its listeners.
@@ -52,8 +56,7 @@ class Loop:
 
     def __init__(
         self,
-        state: TrainState,
-        method: Method,
+        stepper: Stepper,
         config: TrainConfig,
         train_loader: Loader,
         validation_loader: Loader,
@@ -64,7 +67,9 @@ class Loop:
         facts: dict[str, str],
         callbacks: Sequence[Callback] = (),
     ) -> None:
-        self.state, self.method, self.config = state, method, config
+        self.stepper, self.config = stepper, config
+        self.state: TrainState = stepper.state
+        self.method: Method = stepper.method
         self.train_loader, self.validation_loader, self.test_loader = train_loader, validation_loader, test_loader
         self.folder, self.header, self.facts, self.callbacks = folder, header, facts, callbacks
         self.steps_per_epoch = train_loader.batches_per_epoch
@@ -103,8 +108,9 @@ class Loop:
             self._settle_in()
             for callback in self.callbacks:
                 callback.on_start(self._start())
+            self._compile()
             batches = self.train_loader.stream(0, at.step)
-            generator_batches = self.train_loader.stream(1, at.step * self.method.generator_minibatches)
+            generator_batches = self.train_loader.stream(1, self.method.generator_position(at.step))
             while at.step < self.total_steps and not self._stop_reason and not interrupts.received:
                 if self._train_to_epoch_end(batches, generator_batches, interrupts):
                     self._finish_epoch()
@@ -114,6 +120,27 @@ class Loop:
             for callback in self.callbacks:
                 callback.on_end(End(at.step, reason, summary))
         return summary
+
+    def _compile(self) -> None:
+        """Compile the step, on a batch of the kind to come, before the clock of the training runs."""
+        if not self.stepper.compiled:
+            return
+        for callback in self.callbacks:
+            callback.on_compiling(Compiling())
+        began, failure = time.perf_counter(), None
+        with torch.random.fork_rng([self.state.device] if self.state.device.type == "cuda" else []):
+            batch = next(self.train_loader.once())
+            batches = [batch] * (1 + self.method.generator_minibatches)
+            try:
+                self.stepper.prepare(batches, self._draws(batches))
+            except CompileError as error:
+                if self.config.run.compile:
+                    raise
+                failure = str(error)
+                self.stepper.give_up_compiling()
+        event = Compiled(time.perf_counter() - began, self.stepper.captured, failure)
+        for callback in self.callbacks:
+            callback.on_compiled(event)
 
     def _settle_in(self) -> None:
         """Make the folder hold a checkpoint of this moment, and the best one only if it is this run's."""
@@ -160,20 +187,27 @@ class Loop:
         at, state = self.position, self.state
         config = self.config
         state.set_learning_rates(learning_rate_factor(config.optimizer.lr_schedule, at.step, self.total_steps))
-        minibatches = [next(generator_batches) for _ in range(self.method.generator_minibatches)]
-        minibatches.append(next(batches))
-        source = seed_step(config.seed, at.step, state.device)
-        draws = [self.method.draw(state.classifier, minibatch.images, source) for minibatch in minibatches]
-        train_step(state, self.method, minibatches, draws)
+        kind = self.method.kind(at.step)
+        with phase("data"):
+            owed = self.method.generator_minibatches if kind == "full" else 0
+            minibatches = [next(generator_batches) for _ in range(owed)]
+            minibatches.append(next(batches))
+        self.stepper(minibatches, self._draws(minibatches), kind)
         at.step += 1
         return len(minibatches[-1].labels)
+
+    def _draws(self, minibatches: Sequence[Batch]) -> list[Draws]:
+        """The random draws of the next step, one for each of its minibatches."""
+        source = seed_step(self.config.seed, self.position.step, self.state.device)
+        return [self.method.draw(self.state.classifier, minibatch.images, source) for minibatch in minibatches]
 
     def _read_metrics(self) -> dict[str, float]:
         """Means of the interval, added to the epoch's sums."""
         sums, steps = self.state.metrics.read()
+        self.state.check_loss_scale()
         for name, value in sums.items():
             self.position.epoch_sums[name] = self.position.epoch_sums.get(name, 0.0) + value
-        return {name: value / steps for name, value in sums.items()}
+        return {name: value / max(steps, 1) for name, value in sums.items()}  # float16 skips steps that overflow
 
     def _finish_epoch(self) -> None:
         """Validate, save (the best first, so that the last never knows of a best that is not there), report."""

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 from torch import Tensor
 
 from fastgat.config import TrainConfig, identity
-from fastgat.engine.checkpoint import load_checkpoint
+from fastgat.engine.checkpoint import FORMAT, load_checkpoint
 from fastgat.engine.files import write_atomically
 from fastgat.engine.loop import BEST, LAST
 from fastgat.errors import CheckpointError, ConfigError
@@ -43,7 +43,12 @@ def find_checkpoint(resume: str | None, output: Path | None) -> Checkpoint | Non
         path = path / LAST if path.is_dir() else path
         if output is not None and _exists(output / LAST) and output.resolve() != path.parent.resolve():
             raise ConfigError(f"{output} holds another run already: choose another --output")
-    return Checkpoint(path, *load_checkpoint(path))
+    tensors, header = load_checkpoint(path)
+    if header["format"] != FORMAT:
+        raise CheckpointError(
+            f"{path}: made by an earlier fastgat (format {header['format']}): it can be evaluated, but not continued"
+        )
+    return Checkpoint(path, tensors, header)
 
 
 def check_same_run(checkpoint: Checkpoint, config: TrainConfig) -> None:

@@ -2,21 +2,31 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from fastgat.config import OptimizerConfig
 from fastgat.engine.adam import Adam, trainable_parameters
 from fastgat.engine.ema import Ema
+from fastgat.engine.loss_scale import SMALLEST, LossScale, all_finite
 from fastgat.engine.metrics import RunningMetrics
-from fastgat.errors import ConfigError
-from fastgat.methods.players import Network, Players, Tensors
+from fastgat.errors import ConfigError, NonFiniteError
+from fastgat.methods.players import Metrics, Network, Players, Tensors
+from fastgat.phases import phase
 
 
 class TrainState(nn.Module):
     """Both players, their optimisers, the moving average, the step counter and the running metrics.
 
     The players come as modules on their device, in train mode, and stay the same objects.
+
+    Args:
+        autocast: the dtype of mixed precision; float16 brings a loss scale along.
+        interacts: whether the classifier's samples influence each other; by default, whether it has batch norm.
+        statistics: which forward passes change the classifier's buffers: "clean", "perturbed" or "both".
     """
 
     step: Tensor
@@ -28,18 +38,25 @@ class TrainState(nn.Module):
         optimizer: OptimizerConfig,
         metrics: tuple[str, ...],
         autocast: torch.dtype | None = None,
+        *,
+        interacts: bool | None = None,
+        statistics: str = "both",
     ) -> None:
         super().__init__()
         if not trainable_parameters(classifier):
             raise ConfigError("the classifier has no trainable parameters")
         device = next(classifier.parameters()).device
         self.optimizer, self.autocast = optimizer, autocast
+        self.interacts = has_batch_norm(classifier) if interacts is None else interacts
+        self.statistics = statistics
         self.classifier, self.generator = classifier, generator
         self.classifier_adam = Adam(classifier, optimizer.lr)
         self.generator_adam = Adam(generator, optimizer.generator_lr) if generator is not None else None
         self.ema = Ema(classifier, optimizer.ema) if optimizer.ema is not None else None
+        self.loss_scale = LossScale(device) if autocast == torch.float16 else None
         self.metrics = RunningMetrics(metrics, device)
         self.register_buffer("step", torch.zeros((), dtype=torch.int64, device=device))
+        self.learning_rate_factor = math.nan
 
     @property
     def device(self) -> torch.device:
@@ -47,21 +64,39 @@ class TrainState(nn.Module):
 
     def players(self) -> Players:
         generator = self.generator
-        return Players(self._network(self.classifier), self._network(generator) if generator is not None else None)
+        return Players(
+            self._network("classifier", self.classifier),
+            self._network("generator", generator) if generator is not None else None,
+        )
+
+    def begin(self) -> list[Tensor]:
+        """What a step may have to be taken back to."""
+        return [tensor.clone() for tensor in self._revocable()]
 
     def update(
         self, players: Players, *, classifier: Tensors | None = None, generator: Tensors | None = None
     ) -> Players:
         """Apply gradients to the players' parameters, in place (`fastgat.methods.players.Update`)."""
-        if generator is not None:
-            assert players.generator is not None
-            assert self.generator_adam is not None
-            self.generator_adam.update(players.generator.parameters, self._clipped(generator))
-        if classifier is not None:
-            self.classifier_adam.update(players.classifier.parameters, self._clipped(classifier))
-            if self.ema is not None:
-                self.ema.update(players.classifier.parameters)
+        with phase("updates"):
+            if generator is not None:
+                assert players.generator is not None
+                assert self.generator_adam is not None
+                self.generator_adam.update(players.generator.parameters, self._clipped(generator))
+            if classifier is not None:
+                self.classifier_adam.update(players.classifier.parameters, self._clipped(classifier))
+                if self.ema is not None:
+                    self.ema.update(players.classifier.parameters)
         return players
+
+    def finish(self, metrics: Metrics, before: list[Tensor]) -> None:
+        """Count the step and its metrics; take it back where a float16 gradient has overflowed."""
+        with phase("updates"):
+            finite = None
+            if self.loss_scale is not None:
+                finite = all_finite([*self._learned(), *metrics.values()])
+                self.loss_scale.settle(finite, self._revocable(), before)
+            self.step.add_(1)
+            self.metrics.add(metrics, self.step, finite)
 
     def keep_buffers(self, players: Players) -> None:
         """Make the buffers that a step has left (batch-norm statistics) the networks' own."""
@@ -72,6 +107,9 @@ class TrainState(nn.Module):
 
     def set_learning_rates(self, factor: float) -> None:
         """Scale both players' learning rates for the next step."""
+        if factor == self.learning_rate_factor:
+            return
+        self.learning_rate_factor = factor
         self.classifier_adam.learning_rate.fill_(self.optimizer.lr * factor)
         if self.generator_adam is not None:
             self.generator_adam.learning_rate.fill_(self.optimizer.generator_lr * factor)
@@ -82,16 +120,49 @@ class TrainState(nn.Module):
             return self.ema.parameters_by_name(self.classifier)
         return dict(trainable_parameters(self.classifier))
 
+    def check_loss_scale(self) -> None:
+        """Raises NonFiniteError where float16 gradients overflow whatever they are scaled by; waits for the device."""
+        if self.loss_scale is not None and float(self.loss_scale.scale) < SMALLEST:
+            step = int(self.step)
+            raise NonFiniteError(f"gradients overflow float16 at any loss scale, up to step {step}: train in bfloat16")
+
     def not_finite(self) -> list[str]:
         """The players of whom a parameter or a moment is NaN or infinite; waits for the device."""
-        players: dict[str, tuple[nn.Module | None, nn.Module | None]] = {
-            "classifier": (self.classifier, self.classifier_adam),
-            "generator": (self.generator, self.generator_adam),
-        }
-        return [name for name, modules in players.items() if not _all_finite([m for m in modules if m is not None])]
+        names = ["classifier"] if self.generator is None else ["classifier", "generator"]
+        return [name for name in names if not bool(all_finite(self._learned(name)))]
 
-    def _network(self, module: nn.Module) -> Network:
-        return Network(module, dict(trainable_parameters(module)), dict(module.named_buffers()), self.autocast)
+    def _network(self, name: str, module: nn.Module) -> Network:
+        classifier = module is self.classifier
+        return Network(
+            name,
+            module,
+            dict(trainable_parameters(module)),
+            dict(module.named_buffers()),
+            self.autocast,
+            self.loss_scale.scale if self.loss_scale is not None else None,
+            interacts=classifier and self.interacts,
+            statistics=self.statistics if classifier else "both",
+        )
+
+    def _revocable(self) -> list[Tensor]:
+        """The tensors of which a skipped step changes none, where steps may be skipped."""
+        if self.loss_scale is None:
+            return []
+        changing = (self.classifier, self.generator, self.classifier_adam, self.generator_adam, self.ema)
+        modules = [module for module in changing if module is not None]
+        return [tensor for module in modules for tensor in (*module.parameters(), *module.buffers())]
+
+    def _learned(self, *players: str) -> list[Tensor]:
+        """The players' parameters and moments. Not their buffers: a mask, say, may be infinite by right."""
+        return [
+            tensor
+            for name, module, adam in (
+                ("classifier", self.classifier, self.classifier_adam),
+                ("generator", self.generator, self.generator_adam),
+            )
+            if module is not None and adam is not None and (not players or name in players)
+            for tensor in (*module.parameters(), *adam.buffers())
+        ]
 
     def _clipped(self, gradients: Tensors) -> Tensors:
         limit = self.optimizer.clip_grad
@@ -102,7 +173,6 @@ class TrainState(nn.Module):
         return {name: gradient * scale for name, gradient in gradients.items()}
 
 
-def _all_finite(modules: list[nn.Module]) -> bool:
-    # Of the networks only the parameters: a buffer, such as a mask, may be infinite by right.
-    tensors = [p for m in modules for p in (m.buffers() if isinstance(m, Adam) else m.parameters())]
-    return not tensors or bool(torch.stack([tensor.isfinite().all() for tensor in tensors]).all())
+def has_batch_norm(module: nn.Module) -> bool:
+    """Whether a layer of batch norm is in train mode, so that the samples of a batch influence each other."""
+    return any(isinstance(layer, _BatchNorm) and layer.training for layer in module.modules())

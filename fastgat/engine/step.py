@@ -13,9 +13,11 @@ from fastgat.methods.players import Draws
 
 
 @torch.no_grad()
-def train_step(state: TrainState, method: Method, batches: Sequence[Batch], draws: Sequence[Draws]) -> None:
+def train_step(
+    state: TrainState, method: Method, batches: Sequence[Batch], draws: Sequence[Draws], kind: str = "full"
+) -> None:
     """One step of `method`, in place: everything that changes is in `state`, and nothing waits for the device."""
-    players, metrics = method.step(state.players(), batches, draws, state.update)
+    before = state.begin()
+    players, metrics = method.step(state.players(), batches, draws, state.update, kind)
     state.keep_buffers(players)
-    state.step.add_(1)
-    state.metrics.add(metrics, state.step)
+    state.finish(metrics, before)

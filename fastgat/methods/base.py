@@ -33,8 +33,21 @@ class Method(Options):
     metrics: ClassVar[tuple[str, ...]]
 
     @property
+    def kinds(self) -> tuple[str, ...]:
+        """The kinds of step that there are: "full", and "resting" where the generator sits some steps out."""
+        return ("full",)
+
+    def kind(self, step: int) -> str:
+        """The kind of step number `step`, from 0."""
+        return "full"
+
+    @property
     def generator_minibatches(self) -> int:
-        """How many minibatches a step takes from the generator's own stream, before the classifier's one."""
+        """How many minibatches a full step takes from the generator's own stream, before the classifier's one."""
+        return 0
+
+    def generator_position(self, step: int) -> int:
+        """How many minibatches the steps before number `step` have taken from the generator's own stream."""
         return 0
 
     @property
@@ -47,11 +60,16 @@ class Method(Options):
         return Draws()
 
     def step(
-        self, players: Players, minibatches: Sequence[Batch], draws: Sequence[Draws], update: Update
+        self,
+        players: Players,
+        minibatches: Sequence[Batch],
+        draws: Sequence[Draws],
+        update: Update,
+        kind: str = "full",
     ) -> tuple[Players, Metrics]:
         """One training step: gradients of this method, applied through `update`.
 
-        `minibatches` are the generator's ones followed by the classifier's, `draws` one for each.
+        `minibatches` are the generator's ones, in a full step, followed by the classifier's, `draws` one for each.
         """
         raise NotImplementedError
 
@@ -65,11 +83,17 @@ class OnePlayer(Method):
         raise NotImplementedError
 
     def step(
-        self, players: Players, minibatches: Sequence[Batch], draws: Sequence[Draws], update: Update
+        self,
+        players: Players,
+        minibatches: Sequence[Batch],
+        draws: Sequence[Draws],
+        update: Update,
+        kind: str = "full",
     ) -> tuple[Players, Metrics]:
         (minibatch,), (draw,) = minibatches, draws
         gradients, metrics, buffers = self.gradients(players.classifier, minibatch, draw)
-        return update(players.after(classifier=buffers), classifier=gradients), metrics
+        players = players._replace(classifier=players.classifier._replace(buffers=buffers))
+        return update(players, classifier=gradients), metrics
 
 
 def alpha_option() -> Any:

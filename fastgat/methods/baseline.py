@@ -5,11 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-import torch
-
 from fastgat.data.batch import Batch
 from fastgat.methods.base import OnePlayer
-from fastgat.methods.players import Draws, Metrics, Network, Tensors, pull_back, sample_losses
+from fastgat.methods.joints import sample_loss
+from fastgat.methods.players import Draws, Metrics, Network, Tensors, logits, mean, pull_back
 
 
 @dataclass(frozen=True)
@@ -18,7 +17,9 @@ class Baseline(OnePlayer):
     metrics: ClassVar[tuple[str, ...]] = ("loss", "accuracy")
 
     def gradients(self, classifier: Network, minibatch: Batch, draws: Draws) -> tuple[Tensors, Metrics, Tensors]:
-        losses = sample_losses(classifier, minibatch.labels, draws.clean)
-        loss, pull, aux = pull_back(lambda p: losses(p, minibatch.images), classifier.parameters)
-        (gradients,) = pull(torch.full_like(loss, 1 / len(loss)))
-        return gradients, {"loss": loss.mean(), "accuracy": aux.accuracy}, aux.buffers
+        of = logits(classifier, draws.clean)
+        z, pull, buffers = pull_back(classifier, lambda p: of(p, minibatch.images), classifier.parameters)
+        half = sample_loss(z, minibatch.labels)
+        (gradients,) = pull(half.gradient)
+        metrics = {"loss": half.loss.mean(), "accuracy": half.correct.float().mean()}
+        return mean(gradients, len(z)), metrics, buffers

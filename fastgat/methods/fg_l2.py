@@ -7,8 +7,8 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from fastgat.kernels.input_gradient import input_gradient
 from fastgat.methods.base import epsilon_option
+from fastgat.methods.joints import input_gradient
 from fastgat.methods.perturbed import Perturbed
 from fastgat.methods.players import Draws
 

@@ -21,21 +21,40 @@ from torch import Tensor
 
 from fastgat.data.batch import Batch
 from fastgat.errors import ConfigError
-from fastgat.kernels.input_gradient import input_gradient
-from fastgat.kernels.perturbation import Perturbation, perturb
+from fastgat.kernels.dual_loss import SampleLoss
 from fastgat.methods.base import Method, alpha_option
-from fastgat.methods.players import Draws, Metrics, Players, Tensors, Update, mix, pull_back, sample_losses
+from fastgat.methods.joints import input_gradient, perturb, perturbation, perturbed_loss, sample_loss
+from fastgat.methods.players import (
+    Draws,
+    Metrics,
+    Players,
+    Tensors,
+    Update,
+    logits,
+    mean,
+    mix,
+    of_probability,
+    pull_back,
+)
 from fastgat.options import option
 
 
 class Clean(NamedTuple):
-    """The clean half of a step: J(x), Delta and its share of zeros, F's gradients summed over samples, its accuracy."""
+    """The clean half of a step: J(x) and its companions, Delta and its share of zeros, F's gradients summed over
+    samples."""
 
-    loss: Tensor
+    half: SampleLoss
     delta: Tensor
     zeros: Tensor
     gradients: Tensors
-    accuracy: Tensor
+
+
+class Moved(NamedTuple):
+    """x + p and the power of p = G(Delta), and the pull-back from (dL/dx', dL/dpower) to G's gradients."""
+
+    perturbed: Tensor
+    power: Tensor
+    pull: Callable[[tuple[Tensor, Tensor]], Tensors]
 
 
 @dataclass(frozen=True)
@@ -54,6 +73,7 @@ class GAT(Method):
     alpha: float = alpha_option()
     cg: float = option(1.0, "c_g of (9), the price of the generator's perturbation", at_least=0)
     generator_steps: int = option(1, "k of Algorithm 1, generator steps for each classifier step", at_least=1)
+    generator_interval: int = option(1, "update the generator at every n-th step only", at_least=1)
     schedule: str = option(
         "paper",
         "paper: each step of Algorithm 1 on its own minibatch; alternating: the same order on one minibatch; "
@@ -69,102 +89,134 @@ class GAT(Method):
             )
 
     @property
+    def kinds(self) -> tuple[str, ...]:
+        return ("full", "resting") if self.generator_interval > 1 else ("full",)
+
+    def kind(self, step: int) -> str:
+        return "full" if step % self.generator_interval == 0 else "resting"
+
+    @property
     def generator_minibatches(self) -> int:
         return self.generator_steps if self.schedule == "paper" else 0
 
+    def generator_position(self, step: int) -> int:
+        return -(-step // self.generator_interval) * self.generator_minibatches
+
     def step(
-        self, players: Players, minibatches: Sequence[Batch], draws: Sequence[Draws], update: Update
+        self,
+        players: Players,
+        minibatches: Sequence[Batch],
+        draws: Sequence[Draws],
+        update: Update,
+        kind: str = "full",
     ) -> tuple[Players, Metrics]:
-        return SCHEDULES[self.schedule](self, players, minibatches, draws, update)
+        schedule = SCHEDULES[self.schedule] if kind == "full" else resting
+        return schedule(self, players, minibatches, draws, update)
 
     def input_gradient(self, players: Players, minibatch: Batch, draws: Draws) -> tuple[Tensor, Players]:
-        """Delta alone: the seed -F(x)_y turns the pull-back of J into dF(x)_y/dx."""
-        losses = sample_losses(players.classifier, minibatch.labels, draws.clean)
-        loss, pull, aux = pull_back(lambda x: losses(players.classifier.parameters, x), minibatch.images)
-        (delta,) = pull(-loss.neg().exp())
-        return delta, players.after(classifier=aux.buffers)
+        """Delta alone: the seed of F(x)_y instead of that of J."""
+        classifier = players.classifier
+        of = logits(classifier, draws.clean)
+        z, pull, buffers = pull_back(classifier, lambda x: of(classifier.parameters, x), minibatch.images)
+        half = sample_loss(z, minibatch.labels)
+        (delta,) = pull(of_probability(half.gradient, half.probability))
+        return delta, players.after_classifier("clean", buffers)
 
     def clean_pass(self, players: Players, minibatch: Batch, draws: Draws) -> tuple[Clean, Players]:
         """J(x), F's gradients of it, and Delta, from one forward and one shared backward pass."""
         classifier = players.classifier
-        losses = sample_losses(classifier, minibatch.labels, draws.clean)
-        loss, pull, aux = pull_back(losses, classifier.parameters, minibatch.images)
-        gradients, loss_gradient = pull(torch.ones_like(loss))
+        of = logits(classifier, draws.clean)
+        z, pull, buffers = pull_back(classifier, of, classifier.parameters, minibatch.images)
+        half = sample_loss(z, minibatch.labels)
+        gradients, loss_gradient = pull(half.gradient)
         if classifier.interacts:
-            delta, _, zeros = input_gradient(pull(-loss.neg().exp())[1], "none")
+            _, probability_gradient = pull(of_probability(half.gradient, half.probability))
+            delta = input_gradient(probability_gradient, "none")
         else:
-            delta, _, zeros = input_gradient(loss_gradient, "probability", loss=loss)
-        return Clean(loss, delta, zeros.mean(), gradients, aux.accuracy), players.after(classifier=aux.buffers)
+            delta = input_gradient(loss_gradient, "probability", loss=half.loss)
+        clean = Clean(half, delta.value, delta.zeros.mean(), gradients)
+        return clean, players.after_classifier("clean", buffers)
 
     def generator_gradients(
         self, players: Players, delta: Tensor, minibatch: Batch, draws: Draws
     ) -> tuple[Tensors, Metrics, Players]:
-        """G's gradients of the mean L_G (9), and its metrics."""
-        moved, pull_generator, players = self.generate(players, delta, minibatch.images)
-        losses = sample_losses(players.classifier, minibatch.labels, draws.perturbed)
-        loss, pull, aux = pull_back(lambda x: losses(players.classifier.parameters, x), moved.perturbed)
-        (probability_gradient,) = pull(-loss.neg().exp())
-        gradients = pull_generator(self.generator_signal(probability_gradient, moved))
-        return gradients, {"generator_loss": self.generator_loss(loss, moved)}, players.after(classifier=aux.buffers)
+        """G's gradients of the mean L_G (9), and that loss."""
+        moved, players = self.generate(players, delta, minibatch.images)
+        classifier = players.classifier
+        of = logits(classifier, draws.perturbed)
+        z, pull, buffers = pull_back(classifier, lambda x: of(classifier.parameters, x), moved.perturbed)
+        half = sample_loss(z, minibatch.labels)
+        (probability_gradient,) = pull(of_probability(half.gradient, half.probability))
+        gradients = self.pull_generator(moved, probability_gradient)
+        metrics = {"generator_loss": self.generator_loss(half, moved)}
+        return gradients, metrics, players.after_classifier("perturbed", buffers)
 
     def classifier_gradients(
         self, players: Players, clean: Clean, minibatch: Batch, draws: Draws
     ) -> tuple[Tensors, Metrics, Players]:
         """F's gradients of the mean L_F (10), and metrics."""
-        moved, _, players = self.generate(players, clean.delta, minibatch.images)
-        losses = sample_losses(players.classifier, minibatch.labels, draws.perturbed)
-        loss, pull, aux = pull_back(lambda p: losses(p, moved.perturbed), players.classifier.parameters)
-        (gradients,) = pull(torch.ones_like(loss))
-        metrics = self.classifier_metrics(clean, loss, aux.accuracy, moved)
-        return mix(clean.gradients, gradients, self.alpha, len(loss)), metrics, players.after(classifier=aux.buffers)
+        moved, players = self.generate(players, clean.delta, minibatch.images)
+        classifier = players.classifier
+        of = logits(classifier, draws.perturbed)
+        z, pull, buffers = pull_back(classifier, lambda p: of(p, moved.perturbed), classifier.parameters)
+        half, loss = perturbed_loss(z, minibatch.labels, clean.half.loss, self.alpha)
+        (gradients,) = pull(half.gradient)
+        gradients = mix(clean.gradients, gradients, self.alpha, len(loss))
+        return gradients, self.measured(clean, half, loss, moved), players.after_classifier("perturbed", buffers)
 
     def both_gradients(
         self, players: Players, clean: Clean, minibatch: Batch, draws: Draws
     ) -> tuple[Tensors, Tensors, Metrics, Players]:
         """F's gradients of (10) and G's of (9) from one perturbed pass, and metrics."""
-        moved, pull_generator, players = self.generate(players, clean.delta, minibatch.images)
+        moved, players = self.generate(players, clean.delta, minibatch.images)
         classifier = players.classifier
-        losses = sample_losses(classifier, minibatch.labels, draws.perturbed)
-        loss, pull, aux = pull_back(losses, classifier.parameters, moved.perturbed)
-        gradients, loss_gradient = pull(torch.ones_like(loss))
+        of = logits(classifier, draws.perturbed)
+        z, pull, buffers = pull_back(classifier, of, classifier.parameters, moved.perturbed)
+        half, loss = perturbed_loss(z, minibatch.labels, clean.half.loss, self.alpha)
+        gradients, loss_gradient = pull(half.gradient)
         if classifier.interacts:
-            _, probability_gradient = pull(-loss.neg().exp())
+            _, probability_gradient = pull(of_probability(half.gradient, half.probability))
         else:
-            probability_gradient = input_gradient(loss_gradient, "probability", loss=loss).value
-        generator_gradients = pull_generator(self.generator_signal(probability_gradient, moved))
-        metrics = self.classifier_metrics(clean, loss, aux.accuracy, moved)
-        metrics["generator_loss"] = self.generator_loss(loss, moved)
+            probability_gradient = input_gradient(loss_gradient, "probability", loss=half.loss).value
+        generator_gradients = self.pull_generator(moved, probability_gradient)
         gradients = mix(clean.gradients, gradients, self.alpha, len(loss))
-        return gradients, generator_gradients, metrics, players.after(classifier=aux.buffers)
+        metrics = self.measured(clean, half, loss, moved)
+        return gradients, generator_gradients, metrics, players.after_classifier("perturbed", buffers)
 
-    def generate(
-        self, players: Players, delta: Tensor, images: Tensor
-    ) -> tuple[Perturbation, Callable[[Tensor], Tensors], Players]:
-        """x + p and the power of p = G(Delta), p in Delta's dtype, and the pull-back from dL/dp to G's gradients."""
+    def generate(self, players: Players, delta: Tensor, images: Tensor) -> tuple[Moved, Players]:
+        """x + G(Delta), its power and its pull-back. Table 1's tanh is part of the joint; another G has its own."""
         generator = players.generator
         assert generator is not None
+        before_tanh = getattr(generator.module, "ends_in_tanh", False)
 
-        def perturbation(parameters: Tensors) -> tuple[Tensor, Tensors]:
-            p, buffers = generator(parameters, delta)
-            return p.to(delta.dtype), buffers
+        def moved(parameters: Tensors) -> tuple[tuple[Tensor, Tensor], Tensors]:
+            if before_tanh:
+                z, buffers = generator(parameters, delta, False)
+                result = perturbation(images, z)
+            else:
+                p, buffers = generator(parameters, delta)
+                result = perturb(images, p)
+            return (result.perturbed, result.power), buffers
 
-        p, pull, buffers = pull_back(perturbation, generator.parameters)
-        return perturb(images, p), lambda signal: pull(signal)[0], players.after(generator=buffers)
+        (perturbed, power), pull, buffers = pull_back(generator, moved, generator.parameters)
+        return Moved(perturbed, power, lambda seed: pull(seed)[0]), players.after_generator(buffers)
 
-    def generator_signal(self, probability_gradient: Tensor, moved: Perturbation) -> Tensor:
-        """dL_G/dp of the mean (9), from dF(x + p)_y/dx': (dF_y/dx' + 2 c_g p) / B."""
-        return (probability_gradient + 2 * self.cg * moved.perturbation) / len(probability_gradient)
+    def pull_generator(self, moved: Moved, probability_gradient: Tensor) -> Tensors:
+        """G's gradients of the mean (9) from dF(x + p)_y/dx'; the seed of the power is c_g."""
+        seed = probability_gradient, torch.full_like(moved.power, self.cg)
+        return mean(moved.pull(seed), len(moved.power))
 
-    def generator_loss(self, loss: Tensor, moved: Perturbation) -> Tensor:
-        """L_G (9) from J(x + p), the mean over samples."""
-        return (loss.neg().exp() + self.cg * moved.power).mean()
+    def generator_loss(self, half: SampleLoss, moved: Moved) -> Tensor:
+        """L_G (9) from the perturbed half, the mean over samples."""
+        return (half.probability + self.cg * moved.power).mean()
 
-    def classifier_metrics(self, clean: Clean, perturbed: Tensor, accuracy: Tensor, moved: Perturbation) -> Metrics:
+    def measured(self, clean: Clean, half: SampleLoss, loss: Tensor, moved: Moved) -> Metrics:
         return {
-            "loss": (self.alpha * clean.loss + (1 - self.alpha) * perturbed).mean(),
-            "accuracy": clean.accuracy,
-            "perturbed_accuracy": accuracy,
+            "loss": loss.mean(),
+            "accuracy": clean.half.correct.float().mean(),
+            "perturbed_accuracy": half.correct.float().mean(),
             "perturbation_norm": moved.power.sqrt().mean(),
+            "generator_loss": self.generator_loss(half, moved),
             "zero_gradients": clean.zeros,
         }
 
@@ -180,7 +232,7 @@ def paper(
         players = update(players, generator=gradients)
     clean, players = method.clean_pass(players, minibatches[-1], draws[-1])
     gradients, own, players = method.classifier_gradients(players, clean, minibatches[-1], draws[-1])
-    return update(players, classifier=gradients), metrics | own
+    return update(players, classifier=gradients), own | metrics
 
 
 def alternating(
@@ -194,7 +246,7 @@ def alternating(
         gradients, metrics, players = method.generator_gradients(players, clean.delta, minibatch, draw)
         players = update(players, generator=gradients)
     gradients, own, players = method.classifier_gradients(players, clean, minibatch, draw)
-    return update(players, classifier=gradients), metrics | own
+    return update(players, classifier=gradients), own | metrics
 
 
 def simultaneous(
@@ -205,6 +257,16 @@ def simultaneous(
     clean, players = method.clean_pass(players, minibatch, draw)
     gradients, generator_gradients, metrics, players = method.both_gradients(players, clean, minibatch, draw)
     return update(players, classifier=gradients, generator=generator_gradients), metrics
+
+
+def resting(
+    method: GAT, players: Players, minibatches: Sequence[Batch], draws: Sequence[Draws], update: Update
+) -> tuple[Players, Metrics]:
+    """A step between two of the generator's (`generator_interval`): the classifier's alone."""
+    (minibatch,), (draw,) = minibatches, draws
+    clean, players = method.clean_pass(players, minibatch, draw)
+    gradients, metrics, players = method.classifier_gradients(players, clean, minibatch, draw)
+    return update(players, classifier=gradients), metrics
 
 
 SCHEDULES = {"paper": paper, "alternating": alternating, "simultaneous": simultaneous}

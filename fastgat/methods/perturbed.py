@@ -9,13 +9,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-import torch
 from torch import Tensor
 
 from fastgat.data.batch import Batch
-from fastgat.kernels.perturbation import perturb
 from fastgat.methods.base import OnePlayer, alpha_option
-from fastgat.methods.players import Draws, Metrics, Network, Tensors, mix, pull_back, sample_losses
+from fastgat.methods.joints import perturb, perturbed_loss, sample_loss
+from fastgat.methods.players import Draws, Metrics, Network, Players, Tensors, logits, mix, pull_back
 
 
 @dataclass(frozen=True)
@@ -32,25 +31,28 @@ class Perturbed(OnePlayer):
         raise NotImplementedError
 
     def gradients(self, classifier: Network, minibatch: Batch, draws: Draws) -> tuple[Tensors, Metrics, Tensors]:
-        losses = sample_losses(classifier, minibatch.labels, draws.clean)
+        images, labels = minibatch
+        of = logits(classifier, draws.clean)
         if self.needs_input_gradient:
-            clean, pull, aux = pull_back(losses, classifier.parameters, minibatch.images)
-            clean_gradients, loss_gradient = pull(torch.ones_like(clean))
+            z, pull, buffers = pull_back(classifier, of, classifier.parameters, images)
         else:
-            clean, pull, aux = pull_back(lambda p: losses(p, minibatch.images), classifier.parameters)
-            (clean_gradients,), loss_gradient = pull(torch.ones_like(clean)), None
+            z, pull, buffers = pull_back(classifier, lambda p: of(p, images), classifier.parameters)
+        clean = sample_loss(z, labels)
+        clean_gradients, *loss_gradient = pull(clean.gradient)
+        moved = perturb(images, self.perturbation(loss_gradient[0] if loss_gradient else None, draws))
 
-        moved = perturb(minibatch.images, self.perturbation(loss_gradient, draws))
-        classifier = classifier._replace(buffers=aux.buffers)
-        losses = sample_losses(classifier, minibatch.labels, draws.perturbed)
-        perturbed, pull, aux_perturbed = pull_back(lambda p: losses(p, moved.perturbed), classifier.parameters)
-        (perturbed_gradients,) = pull(torch.ones_like(perturbed))
+        players = Players(classifier).after_classifier("clean", buffers)
+        classifier = players.classifier
+        of = logits(classifier, draws.perturbed)
+        z, pull, buffers = pull_back(classifier, lambda p: of(p, moved.perturbed), classifier.parameters)
+        half, loss = perturbed_loss(z, labels, clean.loss, self.alpha)
+        (gradients,) = pull(half.gradient)
 
         metrics = {
-            "loss": (self.alpha * clean + (1 - self.alpha) * perturbed).mean(),
-            "accuracy": aux.accuracy,
-            "perturbed_accuracy": aux_perturbed.accuracy,
+            "loss": loss.mean(),
+            "accuracy": clean.correct.float().mean(),
+            "perturbed_accuracy": half.correct.float().mean(),
             "perturbation_norm": moved.power.sqrt().mean(),
         }
-        gradients = mix(clean_gradients, perturbed_gradients, self.alpha, len(clean))
-        return gradients, metrics, aux_perturbed.buffers
+        buffers = players.after_classifier("perturbed", buffers).classifier.buffers
+        return mix(clean_gradients, gradients, self.alpha, len(loss)), metrics, buffers

@@ -7,40 +7,50 @@ and passes on the buffers that a forward pass changed (batch-norm statistics), s
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple, Protocol, TypeVar
+from typing import Any, Literal, NamedTuple, Protocol, TypeVar
 
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
-from torch.nn.modules.batchnorm import _BatchNorm
+from torch.utils._pytree import tree_map
 
-from fastgat.kernels.dual_loss import cross_entropy
+from fastgat.kernels.backend import accumulation_dtype
+from fastgat.phases import phase
 
 Tensors = dict[str, Tensor]
 Masks = tuple[Tensor, ...]
 Metrics = dict[str, Tensor]
 Left = TypeVar("Left")
+Half = Literal["clean", "perturbed"]
 
 
 class Network(NamedTuple):
-    """One player: its module, trainable parameters, buffers, and the dtype of autocast (None: as the inputs are)."""
+    """One player.
 
+    Attributes:
+        name: "classifier" or "generator".
+        module, parameters, buffers: the module, its trainable parameters and its buffers.
+        autocast: the dtype of mixed precision (None: as the inputs are).
+        scale: the loss scale, 0-d, that keeps float16 gradients from underflowing (None: not needed).
+        interacts: whether the samples of a batch influence each other's output, as in train-mode batch norm.
+        statistics: which forward passes change the buffers: the "clean" ones, the "perturbed" ones, or "both".
+    """
+
+    name: str
     module: nn.Module
     parameters: Tensors
     buffers: Tensors
     autocast: torch.dtype | None = None
+    scale: Tensor | None = None
+    interacts: bool = False
+    statistics: str = "both"
 
-    def __call__(self, parameters: Tensors, inputs: Tensor, masks: Masks = ()) -> tuple[Tensor, Tensors]:
-        """The module's output and its buffers afterwards; dropout masks are a second argument where there are any."""
+    def __call__(self, parameters: Tensors, inputs: Tensor, *more: Any) -> tuple[Tensor, Tensors]:
+        """The module's output and its buffers afterwards."""
         buffers = {name: buffer.clone() for name, buffer in self.buffers.items()}
-        with torch.autocast(inputs.device.type, self.autocast, enabled=self.autocast is not None):
-            output = functional_call(self.module, (parameters, buffers), (inputs, masks) if masks else (inputs,))
-        return output, buffers
-
-    @property
-    def interacts(self) -> bool:
-        """Whether the samples of a batch influence each other's output: batch norm in train mode."""
-        return any(isinstance(layer, _BatchNorm) and layer.training for layer in self.module.modules())
+        autocast = torch.autocast(inputs.device.type, self.autocast, enabled=self.autocast is not None)
+        with phase(f"{self.name} forward"), autocast:
+            return functional_call(self.module, (parameters, buffers), (inputs, *more)), buffers
 
 
 class Players(NamedTuple):
@@ -49,14 +59,16 @@ class Players(NamedTuple):
     classifier: Network
     generator: Network | None = None
 
-    def after(self, *, classifier: Tensors | None = None, generator: Tensors | None = None) -> Players:
-        """The players once a forward pass of F, or of G, has left these buffers."""
-        players = self
-        if classifier is not None:
-            players = players._replace(classifier=players.classifier._replace(buffers=classifier))
-        if generator is not None and players.generator is not None:
-            players = players._replace(generator=players.generator._replace(buffers=generator))
-        return players
+    def after_classifier(self, half: Half, buffers: Tensors) -> Players:
+        """The players once a forward pass of F has left these buffers, which may not be those that count."""
+        if self.classifier.statistics not in (half, "both"):
+            return self
+        return self._replace(classifier=self.classifier._replace(buffers=buffers))
+
+    def after_generator(self, buffers: Tensors) -> Players:
+        """The players once a forward pass of G has left these buffers."""
+        assert self.generator is not None
+        return self._replace(generator=self.generator._replace(buffers=buffers))
 
 
 class Draws(NamedTuple):
@@ -75,33 +87,46 @@ class Update(Protocol):
     ) -> Players: ...
 
 
-class Aux(NamedTuple):
-    """What a forward pass of F leaves beside its loss: how many samples it got right, as a mean, and its buffers."""
+def logits(classifier: Network, masks: Masks = ()) -> Callable[[Tensors, Tensor], tuple[Tensor, Tensors]]:
+    """F's logits (B, K), float32 or wider, and its buffers afterwards, as a function of its parameters and its input.
 
-    accuracy: Tensor
-    buffers: Tensors
+    Dropout masks are a second argument of the module where there are any.
+    """
 
+    def function(parameters: Tensors, images: Tensor) -> tuple[Tensor, Tensors]:
+        z, buffers = classifier(parameters, images, *([masks] if masks else []))
+        return z.to(accumulation_dtype(z.dtype)), buffers
 
-def sample_losses(
-    classifier: Network, labels: Tensor, masks: Masks = ()
-) -> Callable[[Tensors, Tensor], tuple[Tensor, Aux]]:
-    """J (8) of each sample as a function of F's parameters and its input, for `torch.func.vjp(..., has_aux=True)`."""
-
-    def losses(parameters: Tensors, images: Tensor) -> tuple[Tensor, Aux]:
-        logits, buffers = classifier(parameters, images, masks)
-        accuracy = (logits.detach().argmax(1) == labels).float().mean()
-        return cross_entropy(logits, labels), Aux(accuracy, buffers)
-
-    return losses
+    return function
 
 
-def pull_back(function: Callable[..., tuple[Tensor, Left]], *at: Any) -> tuple[Tensor, Callable[[Tensor], Any], Left]:
-    """The value of `function` at `at` (J of each sample, or p), its pull-back from a seed of the value's shape to the
-    gradients of each of `at`, and what the forward pass left beside."""
+def pull_back(
+    player: Network, function: Callable[..., tuple[Any, Left]], *at: Any
+) -> tuple[Any, Callable[[Any], Any], Left]:
+    """The value of `function` at `at`, its pull-back from a seed like the value to the gradients of each of `at`, and
+    what the forward pass left beside. `function` runs `player`, whose loss scale the pull-back applies and undoes."""
     value, pull, aux = torch.func.vjp(function, *at, has_aux=True)  # type: ignore[misc]  # typed as if without aux
-    return value, pull, aux
+    scale = player.scale
+
+    def scaled(seed: Any) -> Any:
+        with phase(f"{player.name} backward"):
+            if scale is None:
+                return pull(seed)
+            return tree_map(lambda g: g / scale, pull(tree_map(lambda s: s * scale, seed)))
+
+    return value, scaled, aux
+
+
+def of_probability(seed: Tensor, probability: Tensor) -> Tensor:
+    """The seed of F(x)_y by the logits from that of J: dF_y = -F_y dJ, since J = -log F_y."""
+    return -probability[:, None] * seed
 
 
 def mix(gradients: Mapping[str, Tensor], others: Mapping[str, Tensor], alpha: float, samples: int) -> Tensors:
     """The gradient of (2), (4) and (10) from sums over samples: (alpha g + (1 - alpha) g') / B."""
     return {name: (alpha * g + (1 - alpha) * others[name]) / samples for name, g in gradients.items()}
+
+
+def mean(gradients: Mapping[str, Tensor], samples: int) -> Tensors:
+    """The gradient of a mean over samples from the sum."""
+    return {name: g / samples for name, g in gradients.items()}

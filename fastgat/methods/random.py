@@ -8,8 +8,8 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from fastgat.kernels.input_gradient import input_gradient
 from fastgat.methods.base import epsilon_option
+from fastgat.methods.joints import input_gradient
 from fastgat.methods.perturbed import Perturbed
 from fastgat.methods.players import Draws
 

@@ -72,8 +72,10 @@ class Generator(nn.Module):
     """G of Table 1 (7): input gradient (B, C, H, W) -> perturbation (B, C, H, W) in (-1, 1).
 
     Six 3x3 convolutions of `width` channels, one 1x1, ReLU between, then 1x1 to the image's channels and tanh.
-    107,763 parameters at width 48.
+    107,763 parameters at width 48. `bounded=False` leaves the tanh to the caller, who may fuse it with what follows.
     """
+
+    ends_in_tanh = True
 
     def __init__(self, width: int = 48, channels: int = 3) -> None:
         super().__init__()
@@ -84,5 +86,6 @@ class Generator(nn.Module):
         self.body = nn.Sequential(*layers)
         xavier(self)
 
-    def forward(self, input_gradient: Tensor) -> Tensor:
-        return self.body(input_gradient).tanh()
+    def forward(self, input_gradient: Tensor, bounded: bool = True) -> Tensor:
+        z: Tensor = self.body(input_gradient)
+        return z.tanh() if bounded else z

@@ -7,7 +7,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
-from fastgat.engine.events import Callback, End, EpochEnd, Interval, Start
+from fastgat.engine.events import Callback, Compiled, Compiling, End, EpochEnd, Interval, Start
 
 NAMES = {
     "loss": ("loss", "{:.3f}"),
@@ -50,6 +50,21 @@ class ConsoleProgress(Callback):
             "", total=total, completed=event.step, epoch=f"{event.epoch + 1}/{self.epochs}", metrics="", rate=""
         )
         self.bar.start()
+
+    def on_compiling(self, event: Compiling) -> None:
+        assert self.task is not None
+        self.bar.update(self.task, metrics="compiling the step (half a minute or more, the first time)")
+        if not self.console.is_terminal:
+            self._print(f"{'step':11} compiling (half a minute or more, the first time)")
+
+    def on_compiled(self, event: Compiled) -> None:
+        assert self.task is not None
+        self.bar.update(self.task, metrics="")
+        if event.failure is not None:
+            self._print(f"{'step':11} NOT compiled, and so slower: {event.failure}")
+            return
+        how = "compiled and captured as a CUDA graph" if event.captured else "compiled"
+        self._print(f"{'step':11} {how} in {event.seconds:.1f} s")
 
     def on_interval(self, event: Interval) -> None:
         assert self.task is not None

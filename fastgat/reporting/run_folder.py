@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from fastgat.config import TrainConfig
-from fastgat.engine.events import Callback, End, EpochEnd, Interval, Start
+from fastgat.engine.events import Callback, Compiled, End, EpochEnd, Interval, Start
 from fastgat.engine.files import append_line, write_atomically
 from fastgat.reporting.curves import draw_curves
 from fastgat.reporting.environment import environment
@@ -27,15 +27,20 @@ class RunFolder(Callback):
     def __init__(self, folder: Path, config: TrainConfig) -> None:
         self.folder, self.config = folder, config
         self.metrics = folder / "metrics.jsonl"
+        self.environment: dict[str, Any] = {}
 
     def on_start(self, event: Start) -> None:
         self._write("config.toml", self.config.to_toml())
-        self._write("environment.json", _json({**environment(), **event.facts}))
+        self.environment = {**environment(), **event.facts}
+        self._write("environment.json", _json(self.environment))
         known = [row for row in read_metrics(self.metrics) if row["event"] == "interval" and row["step"] <= event.step]
         rows = sorted([*known, *({"event": "epoch", **row} for row in event.history)], key=lambda row: row["step"])
         self._write(self.metrics.name, "".join(json.dumps(row) + "\n" for row in rows))
         with contextlib.suppress(FileNotFoundError):
             (self.folder / SUMMARY).unlink()
+
+    def on_compiled(self, event: Compiled) -> None:
+        self._write("environment.json", _json(self.environment | {"compiled": vars(event)}))
 
     def on_interval(self, event: Interval) -> None:
         row = {"event": "interval", "step": event.step, "epoch": event.epoch, **event.metrics}

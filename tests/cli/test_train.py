@@ -14,15 +14,38 @@ import fastgat
 from fastgat.errors import FastgatError
 from tests.cli.conftest import Run
 
-QUICK = ("--dataset", "digits", "--epochs", "1", "--batch-size", "256", "--generator-width", "4", "--amp")
-BASE = ("train", "--dataset", "digits", "--epochs", "1", "--batch-size", "256", "--method", "baseline", "--amp")
+QUICK = (
+    "--dataset",
+    "digits",
+    "--epochs",
+    "1",
+    "--batch-size",
+    "256",
+    "--generator-width",
+    "4",
+    "--amp",
+    "--no-compile",
+)
+BASE = (
+    "train",
+    "--dataset",
+    "digits",
+    "--epochs",
+    "1",
+    "--batch-size",
+    "256",
+    "--method",
+    "baseline",
+    "--amp",
+    "--no-compile",
+)
 
 
 @pytest.fixture(scope="module")
 def baseline(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A finished run of the baseline."""
     from fastgat import TrainConfig, Trainer
-    from fastgat.config import DataConfig, PrecisionConfig
+    from fastgat.config import DataConfig, PrecisionConfig, RunConfig
 
     folder = tmp_path_factory.mktemp("runs") / "baseline"
     settings = TrainConfig(
@@ -32,6 +55,7 @@ def baseline(tmp_path_factory: pytest.TempPathFactory) -> Path:
         output=folder,
         data=DataConfig(dataset="digits"),
         precision=PrecisionConfig(amp=True),
+        run=RunConfig(compile=False),
     )
     Trainer(settings).fit()
     return folder
@@ -95,7 +119,8 @@ def test_the_command_line_goes_over_the_file(run: Run, tmp_path: Path) -> None:
     assert (values["seed"], values["optimizer"]["lr"], values["method"]["cg"]) == (6, 0.5, 2.0)
     assert tomllib.loads(run("train", "--config", "settings.toml", "--no-amp", "--print-config").out)["precision"] == {
         "amp": False,
-        "amp_dtype": "bfloat16",
+        "amp_dtype": "auto",
+        "tf32": False,
         "channels_last": False,
     }
 

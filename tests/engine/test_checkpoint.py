@@ -78,7 +78,7 @@ def test_another_version(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setattr(checkpoint, "FORMAT", 0)
     save_checkpoint(tmp_path / "old", TENSORS, {})
     monkeypatch.undo()
-    with pytest.raises(CheckpointError, match="checkpoint format 0, but this fastgat reads format 1"):
+    with pytest.raises(CheckpointError, match="checkpoint format 0, but this fastgat reads up to format 2"):
         load_checkpoint(tmp_path / "old")
 
 

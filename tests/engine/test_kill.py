@@ -16,7 +16,18 @@ from fastgat.engine.checkpoint import load_checkpoint
 from tests.support import fastgat
 
 TRAIN = (
-    *("train", "--dataset", "digits", "--method", "dropout-gat", "--generator-width", "4", "--device", "cpu"),
+    *(
+        "train",
+        "--dataset",
+        "digits",
+        "--method",
+        "dropout-gat",
+        "--generator-width",
+        "4",
+        "--device",
+        "cpu",
+        "--no-compile",
+    ),
     *("--batch-size", "32", "--epochs", "2", "--deterministic", "--checkpoint-interval", "5", "--ema", "0.9"),
 )
 

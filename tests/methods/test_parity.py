@@ -147,17 +147,74 @@ def test_simultaneous_steps_both_players_from_the_same_point(network: str) -> No
         assert largest_difference(engine.state.classifier, classifier) < EXACT
 
 
-def test_batch_norm_statistics_see_each_forward_pass_once() -> None:
-    """A shared clean pass counts once: clean, then perturbed."""
+@pytest.mark.parametrize("statistics", ["clean", "perturbed", "both"])
+def test_batch_norm_statistics_see_the_passes_that_they_are_told_to(statistics: str) -> None:
+    """Each forward pass counts once, a shared one too: clean, then perturbed."""
     classifier = BatchNormNet().double()
-    engine = Engine(FastGradientL2(epsilon=0.9), classifier)
+    engine = Engine(FastGradientL2(epsilon=0.9), classifier, statistics=statistics)
     images, labels = batch = minibatch()
     engine.step([batch])
     eta = fast_gradient(copy.deepcopy(classifier), images, labels, 0.9, "l2")
-    classifier(images)
-    classifier(images + eta)
+    if statistics != "perturbed":
+        classifier(images)
+    if statistics != "clean":
+        classifier(images + eta)
     for name, buffer in engine.state.classifier.named_buffers():
         torch.testing.assert_close(buffer, classifier.get_buffer(name), rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.parametrize("schedule", ["paper", "alternating", "simultaneous"])
+def test_statistics_count_passes_in_every_schedule(schedule: str) -> None:
+    method = GAT(cg=0.3, schedule=schedule)
+    counts = {}
+    for statistics in ("clean", "perturbed", "both"):
+        engine = Engine(method, BatchNormNet().double(), players()[1], statistics=statistics)
+        engine.step([minibatch() for _ in range(1 + method.generator_minibatches)])
+        counts[statistics] = int(engine.state.classifier.get_buffer("norm.num_batches_tracked"))
+    clean, perturbed = {"paper": (2, 2), "alternating": (1, 2), "simultaneous": (1, 1)}[schedule]
+    assert counts == {"clean": clean, "perturbed": perturbed, "both": clean + perturbed}
+
+
+@pytest.mark.parametrize("schedule", ["paper", "alternating", "simultaneous"])
+def test_between_two_updates_of_the_generator_the_classifier_steps_alone(schedule: str) -> None:
+    method = GAT(cg=0.3, schedule=schedule, generator_interval=3)
+    classifier, generator = players()
+    engine = Engine(method, classifier, generator)
+    optimizer, start = adam(classifier), copy.deepcopy(generator)
+    assert [method.kind(step) for step in range(5)] == ["full", "resting", "resting", "full", "resting"]
+    assert [method.generator_position(step) for step in range(5)] == (
+        [0, 1, 1, 1, 2] if schedule == "paper" else [0] * 5
+    )
+    for _ in range(3):
+        batch = minibatch()
+        metrics = engine.step([batch], kind="resting")
+        textbook.classifier_step(classifier, generator, optimizer, batch, method.alpha)
+        assert metrics.keys() == set(method.metrics)
+        assert engine.state.generator is not None
+        assert largest_difference(engine.state.generator, start) == 0
+        assert largest_difference(engine.state.classifier, classifier) < EXACT
+
+
+def test_a_generator_of_ones_own_has_its_own_last_layer() -> None:
+    """Table 1's tanh is part of the joint kernel; what another generator returns is the perturbation itself."""
+
+    class Own(nn.Module):
+        def __init__(self, body: nn.Module) -> None:
+            super().__init__()
+            self.body = body
+
+        def forward(self, input_gradient: Tensor) -> Tensor:
+            return self.body(input_gradient).tanh()
+
+    classifier, generator = players()
+    own = Own(generator.body)  # type: ignore[arg-type]  # a sequence of layers
+    engines = [Engine(GAT(cg=0.3, schedule="simultaneous"), classifier, g) for g in (generator, own)]
+    for _ in range(3):
+        batch = minibatch()
+        for engine in engines:
+            engine.step([batch])
+    for one, other in zip(*(engine.state.parameters() for engine in engines), strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-10, atol=1e-12)
 
 
 def test_frozen_and_shared_parameters_stay_so() -> None:

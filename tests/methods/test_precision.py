@@ -52,7 +52,7 @@ def test_an_adversarial_perturbation_moves_bfloat16_logits_as_float32_ones(train
     assert ((images + p).bfloat16() == images.bfloat16())[bright].float().mean() > 0.5, "most round to what they were"
 
     def change(autocast: torch.dtype | None) -> Tensor:
-        network = Network(classifier, dict(classifier.named_parameters()), {}, autocast)
+        network = Network("classifier", classifier, dict(classifier.named_parameters()), {}, autocast)
         with torch.no_grad():
             before, after = (network(network.parameters, x)[0].float() for x in (images, images + p))
         return (after - before).flatten()

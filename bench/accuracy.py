@@ -1,0 +1,111 @@
+"""Accuracy of the textbook and of each schedule after the same short training, seed by seed.
+
+    python -m bench.accuracy --seeds 3 --epochs 5 --train-images 10000 --json FILE
+
+The textbook is Algorithm 1 in float32, channels first; the schedules run as `fastgat train --amp --channels-last`
+does. Both start from the same weights and see the same minibatches. Differences are paired by seed, with the interval
+of Student's t at 95 %.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import statistics
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import click
+import torch
+from torch import nn
+
+from fastgat import TrainConfig, Trainer, load_classifier, textbook
+from fastgat.config import DataConfig, PrecisionConfig
+from fastgat.data import ResidentLoader, load_dataset
+from fastgat.data.sets import DataSet
+from fastgat.engine.accuracy import score
+from fastgat.engine.allocator import keep_freed_memory
+from fastgat.methods import GAT
+from fastgat.models import Classifier, Generator
+from fastgat.reporting.environment import environment
+
+SIDES = ("textbook", "paper", "alternating", "simultaneous")
+STUDENT_95 = {2: 12.706, 3: 4.303, 4: 3.182, 5: 2.776, 6: 2.571, 7: 2.447, 8: 2.365, 9: 2.306, 10: 2.262}
+BATCH = 128
+
+
+@click.command()
+@click.option("--dataset", default="cifar10", show_default=True)
+@click.option("--seeds", type=click.IntRange(1), default=3, show_default=True)
+@click.option("--epochs", type=click.IntRange(1), default=5, show_default=True)
+@click.option("--train-images", type=click.IntRange(BATCH), default=10_000, show_default=True)
+@click.option("--side", "sides", multiple=True, type=click.Choice(SIDES), default=SIDES, show_default=True)
+@click.option("--json", "output", type=Path, help="also write the figures here, after each run")
+def main(dataset: str, seeds: int, epochs: int, train_images: int, sides: tuple[str, ...], output: Path | None) -> None:
+    """Train each side with each seed and compare accuracy on the test images."""
+    keep_freed_memory()
+    data = load_dataset(dataset, None, 0)
+    found: dict[str, list[float]] = {side: [] for side in sides}
+    for seed in range(seeds):
+        for side in sides:
+            trained = train_textbook if side == "textbook" else train_fastgat
+            found[side].append(trained(side, data, seed, epochs, train_images))
+            click.echo(f"seed {seed}  {side:13} {found[side][-1]:.2%}")
+            if output is not None:
+                settings = {"dataset": data.name, "epochs": epochs, "train_images": train_images, "batch": BATCH}
+                content = {"settings": settings, "test_accuracy": found, "environment": environment()}
+                output.write_text(json.dumps(content, indent=2) + "\n")
+    for side, accuracies in found.items():
+        click.echo(f"{side:13} {described(accuracies)}")
+        if side != sides[0]:
+            click.echo(f"{'':13} {paired(accuracies, found[sides[0]])} against {sides[0]}")
+
+
+def train_fastgat(schedule: str, data: DataSet, seed: int, epochs: int, train_images: int) -> float:
+    with tempfile.TemporaryDirectory() as folder:
+        config = TrainConfig(
+            method=GAT(schedule=schedule),
+            epochs=epochs,
+            batch_size=BATCH,
+            seed=seed,
+            output=Path(folder),
+            data=DataConfig(dataset=data.name, train_images=train_images),
+            precision=PrecisionConfig(amp=True, channels_last=True),
+        )
+        Trainer(config).fit()
+        return test_accuracy(load_classifier(folder, checkpoint="last"), data)
+
+
+def train_textbook(side: str, data: DataSet, seed: int, epochs: int, train_images: int) -> float:
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        classifier, generator = Classifier(len(data.classes)), Generator()
+    optimizers = torch.optim.Adam(classifier.parameters(), 1e-3), torch.optim.Adam(generator.parameters(), 1e-6)
+    loader = ResidentLoader(data.train.first(train_images), BATCH, seed=seed)
+    streams = loader.stream(1), loader.stream(0)
+    for _step in range(epochs * loader.batches_per_epoch):
+        textbook.algorithm1_step(classifier, generator, *optimizers, [next(stream) for stream in streams])
+    return test_accuracy(classifier, data)
+
+
+def test_accuracy(classifier: nn.Module, data: DataSet) -> float:
+    """Of the last weights, in float32."""
+    return score(classifier, ResidentLoader(data.test, 500).once()).accuracy
+
+
+def described(accuracies: list[float]) -> str:
+    spread = statistics.stdev(accuracies) if len(accuracies) > 1 else math.nan
+    return f"{statistics.mean(accuracies):.2%}, standard deviation {spread:.2%}, n = {len(accuracies)}"
+
+
+def paired(accuracies: list[float], others: list[float]) -> str:
+    """The mean difference and its interval."""
+    differences: list[Any] = [a - b for a, b in zip(accuracies, others, strict=True)]
+    n = len(differences)
+    half = STUDENT_95.get(n, 2.0) * statistics.stdev(differences) / math.sqrt(n) if n > 1 else math.nan
+    return f"{statistics.mean(differences):+.2%} +- {half:.2%}"
+
+
+if __name__ == "__main__":
+    main()

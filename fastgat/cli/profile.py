@@ -1,0 +1,100 @@
+"""fastgat profile."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import click
+from rich.console import Console
+from rich.table import Table
+
+from fastgat.cli.options import SectionedCommand, overrides, run_options
+from fastgat.config import TrainConfig
+from fastgat.profiling import Settings
+from fastgat.profiling import profile as measure
+
+SHOWN = {
+    *("batch_size", "seed", "classifier", "generator_width", "batch_norm", "device", "compile", "cuda_graph"),
+    *("amp", "amp_dtype", "tf32", "channels_last"),
+}
+"""The settings of a run that decide what a step costs."""
+
+
+@click.command(cls=SectionedCommand)
+@run_options(SHOWN)
+@click.option("--image-size", type=click.IntRange(8), default=32, show_default=True, help="pixels a side")
+@click.option("--num-classes", type=click.IntRange(2), default=10, show_default=True, help="classes")
+@click.option("--like-for-like", is_flag=True, help="the textbook in fastgat's number format and layout")
+@click.option("--rounds", type=click.IntRange(1), default=9, show_default=True, help="how often the sides take turns")
+@click.option("--trace", type=Path, metavar="FILE", help="write a Chrome trace of the step as written, phase by phase")
+@click.option("--json", "as_json", is_flag=True, help="as one JSON object")
+def profile(
+    image_size: int, num_classes: int, like_for_like: bool, rounds: int, trace: Path | None, as_json: bool, **given: Any
+) -> None:
+    """Time a training step on random images: the textbook in plain PyTorch against fastgat, in turns.
+
+    The textbook is Algorithm 1 as the paper writes it, eager, in float32 and channels first unless --like-for-like.
+    Each side has a process of its own, with PyTorch's and the system's own settings for the textbook. Both sides must
+    compute the same gradient before anything is timed.
+    """
+    config = TrainConfig.from_dict(overrides(given))
+    console = Console(stderr=True)
+    with console.status("starting") as status:
+        result = measure(
+            Settings(config, image_size, num_classes, like_for_like, rounds, trace),
+            lambda line: status.update(line),
+        )
+    if as_json:
+        click.echo(json.dumps(result, indent=2))
+    else:
+        _show(Console(), result)
+
+
+def _show(console: Console, result: dict[str, Any]) -> None:
+    config = result["config"]
+    console.print(f"{config['method']['name']}, batch {config['batch_size']}, on {result['device']}", highlight=False)
+    table = Table(box=None, pad_edge=False)
+    for column in ("", "textbook", "fastgat"):
+        table.add_column(column, justify="left" if not column else "right")
+    for name, cells in _rows(result):
+        table.add_row(name, *cells)
+    console.print(table)
+    console.print(f"speed-up {result['speedup']:.2f}", highlight=False)
+    if "overhead" in result:
+        console.print(
+            f"GAT over fast gradient: textbook {result['overhead']['textbook']:.2f} (the paper: 3 to 4), "
+            f"fastgat {result['overhead']['fastgat']:.2f}; "
+            f"fastgat's GAT over the textbook's fast gradient {result['fastgat_over_textbook_fast_gradient']:.2f}",
+            highlight=False,
+        )
+    phases = result["phases_ms"]
+    total = sum(phases.values())
+    console.print("\nwhere the time of fastgat's step goes, uncompiled:", highlight=False)
+    table = Table(box=None, pad_edge=False, show_header=False)
+    table.add_column()
+    table.add_column(justify="right")
+    table.add_column(justify="right")
+    for name, milliseconds in phases.items():
+        table.add_row(name, f"{milliseconds:.2f} ms", f"{milliseconds / total:.0%}")
+    console.print(table)
+
+
+def _rows(result: dict[str, Any]) -> list[tuple[str, list[str]]]:
+    sides = [result["textbook"], result["fastgat"]]
+    rows = [
+        ("ms a step (median)", [f"{side['step_ms']:.2f}" for side in sides]),
+        ("  20 % to 80 %", [f"{side['step_ms_p20']:.2f} to {side['step_ms_p80']:.2f}" for side in sides]),
+        ("images/s", [f"{side['images_per_second']:,.0f}" for side in sides]),
+        ("first step", [f"{side['first_step_seconds']:.2f} s" for side in sides]),
+        ("peak memory", [f"{(side['peak_memory_bytes'] or 0) / 2**20:,.0f} MiB" for side in sides]),
+        ("GFLOP a step", [f"{side['flops'] / 1e9:.1f}" for side in sides]),
+        ("matrix product, TFLOP/s", [f"{side['ceilings']['flops_per_second'] / 1e12:.2f}" for side in sides]),
+        ("copy, GB/s", [f"{side['ceilings']['bytes_per_second'] / 1e9:.0f}" for side in sides]),
+        ("floor", [f"{side['floor_ms']:.2f} ms" for side in sides]),
+        ("fraction of the floor", [f"{side['fraction_of_floor']:.0%}" for side in sides]),
+    ]
+    if sides[0]["launches"]:
+        rows += [(name, [f"{side['launches'][name]:.0f}" for side in sides]) for name in sides[0]["launches"]]
+    return rows

@@ -1,0 +1,151 @@
+"""How a step runs: as it is written, compiled into one graph, or compiled and replayed as one CUDA graph."""
+
+from __future__ import annotations
+
+import functools
+import os
+import shutil
+import types
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils._pytree import tree_leaves, tree_map_only
+
+from fastgat.data.batch import Batch
+from fastgat.engine.state import TrainState
+from fastgat.engine.step import train_step
+from fastgat.errors import CompileError
+from fastgat.methods.base import Method
+from fastgat.methods.players import Draws
+
+Inputs = tuple[Sequence[Batch], Sequence[Draws]]
+Step = Callable[[Sequence[Batch], Sequence[Draws]], None]
+WARM_UPS = 3
+"""Runs before a capture, for what allocates or tunes itself at first use."""
+
+
+class Stepper:
+    """Takes the steps of a method on a state.
+
+    Args:
+        compiled: compile the step; `prepare` does it.
+        cuda_graph: on a GPU, also capture the compiled step as one CUDA graph and replay that.
+    """
+
+    def __init__(self, state: TrainState, method: Method, *, compiled: bool = False, cuda_graph: bool = True) -> None:
+        self.state, self.method = state, method
+        self.compiled = compiled
+        self.captured = compiled and cuda_graph and state.device.type == "cuda"
+        self._steps: dict[str, Step] = {kind: self._written(kind) for kind in method.kinds}
+
+    @torch.no_grad()
+    def __call__(self, batches: Sequence[Batch], draws: Sequence[Draws], kind: str = "full") -> None:
+        """One step; `batches` and `draws` as `Method.step` takes them, of the shapes that `prepare` was given."""
+        self._steps[kind](batches, draws)
+
+    @torch.no_grad()
+    def prepare(self, batches: Sequence[Batch], draws: Sequence[Draws]) -> None:
+        """Compile every kind of step, and capture it, on inputs like those to come. The state stays as it is.
+
+        Raises CompileError, naming the cause, where that is impossible.
+        """
+        if not self.compiled:
+            return
+        with unchanged(self.state):
+            pool = None
+            for kind in self.method.kinds:
+                taken = (batches, draws) if kind == "full" else (batches[-1:], draws[-1:])
+                inputs: Inputs = tree_map_only(Tensor, torch.clone, taken)  # none is another, as none will be
+                step = compile_step(self._written(kind))
+                try:
+                    step(*inputs)
+                    if self.captured:
+                        step = Captured(step, inputs, pool)
+                        pool = step.graph.pool()
+                except (torch._dynamo.exc.TorchDynamoException, RuntimeError) as error:
+                    if isinstance(error, torch.OutOfMemoryError):
+                        raise
+                    raise CompileError(_reason(error)) from error
+                self._steps[kind] = step
+
+    def give_up_compiling(self) -> None:
+        """Take the steps as they are written from here on."""
+        self.compiled = self.captured = False
+        self._steps = {kind: self._written(kind) for kind in self.method.kinds}
+
+    def _written(self, kind: str) -> Step:
+        return functools.partial(_step, self.state, self.method, kind)
+
+
+def _step(state: TrainState, method: Method, kind: str, batches: Sequence[Batch], draws: Sequence[Draws]) -> None:
+    train_step(state, method, batches, draws, kind)
+
+
+def compile_step(step: Step) -> Step:
+    """`step` as one graph, compiled at its first call; a break in the graph is an error."""
+    assert isinstance(step, functools.partial)
+    # torch.compile keeps what it compiles by code object, up to a limit: each step gets an own one.
+    function = step.func
+    own = types.FunctionType(function.__code__.replace(), function.__globals__, function.__name__)
+    return functools.partial(torch.compile(own, fullgraph=True, dynamic=False), *step.args)
+
+
+class Captured:
+    """A step as one CUDA graph: inputs are copied to the `inputs` that it was given, and its launches replayed.
+
+    The host neither runs Python between the launches nor waits for any of them.
+    """
+
+    def __init__(self, step: Step, inputs: Inputs, pool: Any = None) -> None:
+        self.inputs = inputs
+        self._fixed = tree_leaves(inputs)
+        here, side = torch.cuda.current_stream(), torch.cuda.Stream()
+        side.wait_stream(here)
+        with torch.cuda.stream(side):
+            for _ in range(WARM_UPS):
+                step(*self.inputs)
+        here.wait_stream(side)
+        self.graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(self.graph, pool=pool):
+            step(*self.inputs)
+
+    def __call__(self, batches: Sequence[Batch], draws: Sequence[Draws]) -> None:
+        for fixed, fresh in zip(self._fixed, tree_leaves((batches, draws)), strict=True):
+            if fixed is not None:
+                fixed.copy_(fresh)
+        self.graph.replay()
+
+
+@contextmanager
+def unchanged(state: TrainState) -> Iterator[None]:
+    """Put every tensor of `state`, and torch's random state, back to what they were, in place."""
+    tensors = [*state.parameters(), *state.buffers()]
+    with torch.random.fork_rng([state.device] if state.device.type == "cuda" else []):
+        before = [tensor.detach().clone() for tensor in tensors]
+        try:
+            yield
+        finally:
+            for tensor, value in zip(tensors, before, strict=True):
+                tensor.detach().copy_(value)
+
+
+def missing_compiler(device: torch.device) -> str | None:
+    """What compiling for `device` needs and this machine lacks, or None."""
+    if device.type == "cuda":
+        chosen, found = os.environ.get("CC"), ("gcc", "clang", "cc")
+        kind = "C"
+    else:
+        chosen, found = os.environ.get("CXX"), ("g++", "clang++", "c++")
+        kind = "C++"
+    if chosen:
+        return None if shutil.which(chosen) else f"a {kind} compiler: {chosen!r} is not one that can be run"
+    return None if any(map(shutil.which, found)) else f"a {kind} compiler, such as {found[0]} or {found[1]}"
+
+
+def _reason(error: BaseException) -> str:
+    """One line about why a step does not compile, without torch's advice."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return f"the step cannot be compiled: {lines[0] if lines else type(error).__name__}"

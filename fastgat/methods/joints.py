@@ -1,0 +1,33 @@
+"""The joints of a step as methods call them: the kernels' public functions, each marked as part of that phase."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import ParamSpec, TypeVar
+
+from fastgat.kernels import dual_loss
+from fastgat.kernels import input_gradient as _input_gradient
+from fastgat.kernels import perturbation as _perturbation
+from fastgat.phases import phase
+
+Arguments = ParamSpec("Arguments")
+Result = TypeVar("Result")
+
+
+def _joint(function: Callable[Arguments, Result]) -> Callable[Arguments, Result]:
+    @functools.wraps(function)
+    def marked(*arguments: Arguments.args, **options: Arguments.kwargs) -> Result:
+        with phase("joints"):
+            return function(*arguments, **options)
+
+    return marked
+
+
+input_gradient = _joint(_input_gradient.input_gradient)
+perturbation = _joint(_perturbation.perturbation)
+perturb = _joint(_perturbation.perturb)
+sample_loss = _joint(dual_loss.sample_loss)
+perturbed_loss = _joint(dual_loss.perturbed_loss)
+
+__all__ = ["input_gradient", "perturb", "perturbation", "perturbed_loss", "sample_loss"]

@@ -1,0 +1,132 @@
+"""The comparison: parity first, then sides that take turns, then what limits them."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from fastgat.config import TrainConfig
+from fastgat.engine.device import device_name, pick_device
+from fastgat.errors import FastgatError
+from fastgat.methods import GAT, FastGradientL2
+from fastgat.profiling.sides import Spec
+from fastgat.profiling.worker import Worker
+from fastgat.reporting.environment import environment
+
+FLOAT32_ERROR, LOW_PRECISION_ERROR = 1e-3, 0.05
+"""The largest relative error of the first gradient by which the sides may differ."""
+
+Progress = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What is profiled.
+
+    Attributes:
+        config: fastgat's side.
+        like_for_like: give the textbook the same precision and layout; otherwise it is PyTorch as it comes.
+        rounds: how often the sides take turns.
+        trace: where to write a Chrome trace.
+    """
+
+    config: TrainConfig
+    image_size: int = 32
+    num_classes: int = 10
+    like_for_like: bool = False
+    rounds: int = 9
+    trace: Path | None = None
+
+
+def profile(settings: Settings, progress: Progress = lambda line: None) -> dict[str, Any]:
+    """Figures of one training step on this machine, as `fastgat profile --json` prints them.
+
+    Raises FastgatError where the sides do not compute the same thing: there is no speed-up of a wrong result.
+    """
+    device = pick_device(settings.config.run.device)
+    ours = Spec("fastgat", settings.config, settings.image_size, settings.num_classes)
+    specs = {"fastgat": ours, "textbook": _textbook(ours, settings.like_for_like)}
+    if isinstance(ours.method, GAT):
+        fast_gradient = replace(ours, config=replace(ours.config, method=FastGradientL2()))
+        specs["fastgat fast gradient"] = fast_gradient
+        specs["textbook fast gradient"] = _textbook(fast_gradient, settings.like_for_like)
+    with ExitStack() as stack:
+        workers = {name: stack.enter_context(Worker(spec)) for name, spec in specs.items()}
+        first = {}
+        for name, worker in workers.items():
+            progress(f"{name}: networks, compilation and first step")
+            first[name] = worker.ask("prepare")
+        _check(first["fastgat"]["moments"], first["textbook"]["moments"], ours)
+        block = 20 if device.type == "cuda" else 1
+        times: dict[str, list[float]] = {name: [] for name in workers}
+        for number in range(settings.rounds):
+            progress(f"round {number + 1} of {settings.rounds}")
+            for name, worker in workers.items():
+                times[name].append(worker.ask("steps", block))
+        progress("what limits it")
+        sides = {
+            name: _side(workers[name], times[name], first[name], settings.config.batch_size)
+            for name in ("textbook", "fastgat")
+        }
+        phases = workers["fastgat"].ask("phase_times")
+        if settings.trace is not None:
+            workers["fastgat"].ask("trace", settings.trace)
+    return _result(settings, sides, times, phases, device_name(device))
+
+
+def _textbook(spec: Spec, like_for_like: bool) -> Spec:
+    return replace(spec if like_for_like else spec.in_plain_precision(), implementation="textbook")
+
+
+def _check(ours: Any, theirs: Any, spec: Spec) -> None:
+    error = float(np.linalg.norm(ours - theirs)) / max(float(np.linalg.norm(theirs)), 1e-30)
+    allowed = LOW_PRECISION_ERROR if spec.config.precision.amp else FLOAT32_ERROR
+    if not error <= allowed:
+        raise FastgatError(
+            f"the two sides do not compute the same gradient (relative error {error:.3g}, allowed {allowed:g}); "
+            "no speed-up is reported"
+        )
+
+
+def _side(worker: Worker, times: list[float], first: dict[str, Any], batch_size: int) -> dict[str, Any]:
+    median = statistics.median(times)
+    limits, amount = worker.ask("ceilings"), worker.ask("work")
+    floor = 1e3 * max(amount["flops"] / limits["flops_per_second"], amount["bytes"] / limits["bytes_per_second"])
+    return {
+        "step_ms": median,
+        "step_ms_p20": float(np.percentile(times, 20)),
+        "step_ms_p80": float(np.percentile(times, 80)),
+        "images_per_second": batch_size / median * 1e3,
+        "first_step_seconds": first["first_step_seconds"],
+        "peak_memory_bytes": worker.ask("peak_memory"),
+        "launches": worker.ask("launches"),
+        "ceilings": limits,
+        **amount,
+        "floor_ms": floor,
+        "fraction_of_floor": floor / median,
+    }
+
+
+def _result(
+    settings: Settings, sides: dict[str, Any], times: dict[str, list[float]], phases: dict[str, float], device: str
+) -> dict[str, Any]:
+    medians = {name: statistics.median(values) for name, values in times.items()}
+    result: dict[str, Any] = {**sides, "speedup": medians["textbook"] / medians["fastgat"], "phases_ms": phases}
+    if "fastgat fast gradient" in medians:
+        result["fast_gradient"] = {
+            f"{side}_step_ms": medians[f"{side} fast gradient"] for side in ("textbook", "fastgat")
+        }
+        result["overhead"] = {
+            side: medians[side] / medians[f"{side} fast gradient"] for side in ("textbook", "fastgat")
+        }
+        result["fastgat_over_textbook_fast_gradient"] = medians["fastgat"] / medians["textbook fast gradient"]
+    result["rounds"], result["device"] = settings.rounds, device
+    result["like_for_like"], result["config"] = settings.like_for_like, settings.config.to_dict()
+    result["environment"] = environment()
+    return result

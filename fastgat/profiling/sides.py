@@ -1,0 +1,194 @@
+"""The two implementations of one method, ready to step: plain eager PyTorch, and fastgat's."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from fastgat import textbook
+from fastgat.config import PrecisionConfig, TrainConfig
+from fastgat.data.batch import Batch
+from fastgat.engine.allocator import keep_freed_memory
+from fastgat.engine.compiled import Stepper
+from fastgat.engine.device import autocast_dtype, pick_device, tf32
+from fastgat.engine.interaction import samples_interact
+from fastgat.engine.state import TrainState
+from fastgat.methods import GAT, Baseline, FastGradientL2, FastGradientLinf, Method, RandomPerturbation
+from fastgat.methods.players import Draws
+from fastgat.models import Generator, create_classifier
+
+INPUT_SETS = 4
+"""Steps rotate among as many sets of minibatches, so that no cache holds all that is measured."""
+
+
+@dataclass(frozen=True)
+class Spec:
+    """One side of a comparison.
+
+    Attributes:
+        implementation: "textbook" or "fastgat".
+        config: method, networks, batch size, precision and device.
+        image_size, num_classes, channels: of the random images.
+    """
+
+    implementation: str
+    config: TrainConfig
+    image_size: int = 32
+    num_classes: int = 10
+    channels: int = 3
+
+    @property
+    def method(self) -> Method:
+        assert isinstance(self.config.method, Method)
+        return self.config.method
+
+    def in_plain_precision(self) -> Spec:
+        """The same in float32, channels first: PyTorch as it comes."""
+        return replace(self, config=replace(self.config, precision=PrecisionConfig()))
+
+
+class Side:
+    """Networks, optimisers and inputs of a side; the same weights and inputs for the same seed on every side."""
+
+    def __init__(self, spec: Spec) -> None:
+        self.spec, self.method = spec, spec.method
+        self.device = pick_device(spec.config.run.device)
+        torch.manual_seed(spec.config.seed)
+        precision = spec.config.precision
+        self.layout = torch.channels_last if precision.channels_last else torch.contiguous_format
+        self.autocast = autocast_dtype(precision.amp_dtype, self.device) if precision.amp else None
+        self.classifier = self._placed(
+            create_classifier(
+                spec.config.model.classifier, spec.num_classes, spec.channels, self.method.classifier_dropout
+            )
+        )
+        self.generator = (
+            self._placed(Generator(spec.config.model.generator_width, spec.channels))
+            if self.method.needs_generator
+            else None
+        )
+        sets = [self._minibatches() for _ in range(INPUT_SETS)]
+        self.inputs: Iterator[tuple[list[Batch], list[Draws]]] = itertools.cycle(sets)
+
+    def step(self) -> None:
+        """One step on the next set of minibatches; nothing waits for the device."""
+        raise NotImplementedError
+
+    def moments(self) -> Tensor:
+        """The classifier's first moments, flat: after one step, a tenth of its gradient."""
+        raise NotImplementedError
+
+    def _placed(self, module: nn.Module) -> nn.Module:
+        return module.to(self.device).to(memory_format=self.layout).train()  # type: ignore[call-overload]  # torch's stub lacks it
+
+    def _minibatches(self) -> tuple[list[Batch], list[Draws]]:
+        """As many minibatches as Algorithm 1 takes; schedules on one minibatch take the last."""
+        spec, source = self.spec, torch.Generator().manual_seed(torch.initial_seed() % 2**31)
+        owed = self.method.generator_steps if isinstance(self.method, GAT) else 0
+        batches, draws = [], []
+        for _ in range(owed + 1):
+            shape = (spec.config.batch_size, spec.channels, spec.image_size, spec.image_size)
+            images = torch.rand(shape).to(self.device).contiguous(memory_format=self.layout)
+            labels = torch.randint(spec.num_classes, shape[:1]).to(self.device)
+            batches.append(Batch(images, labels))
+            device_source = source if self.device.type == "cpu" else torch.Generator(self.device).manual_seed(0)
+            draws.append(self.method.draw(self.classifier, images, device_source))
+        return batches, draws
+
+
+class Textbook(Side):
+    """Algorithm 1, or the method's plain step, with torch.optim.Adam; nothing is shared, fused or compiled."""
+
+    def __init__(self, spec: Spec) -> None:
+        super().__init__(spec)
+        optimizer = spec.config.optimizer
+        self.optimizer = torch.optim.Adam(self.classifier.parameters(), lr=optimizer.lr)
+        if self.generator is not None:
+            self.generator_optimizer = torch.optim.Adam(self.generator.parameters(), lr=optimizer.generator_lr)
+
+    def step(self) -> None:
+        batches, draws = next(self.inputs)
+        with torch.autocast(self.device.type, self.autocast, enabled=self.autocast is not None):
+            self._step(batches, draws)
+
+    def _step(self, batches: list[Batch], draws: list[Draws]) -> None:
+        method, batch, draw = self.method, batches[-1], draws[-1]
+        if isinstance(method, GAT):
+            assert self.generator is not None
+            textbook.algorithm1_step(
+                self.classifier,
+                self.generator,
+                self.optimizer,
+                self.generator_optimizer,
+                batches,
+                method.alpha,
+                method.cg,
+                [(each.clean, each.perturbed) for each in draws],
+            )
+        elif isinstance(method, FastGradientL2 | FastGradientLinf):
+            norm = "l2" if isinstance(method, FastGradientL2) else "linf"
+            textbook.fast_gradient_step(self.classifier, self.optimizer, batch, method.epsilon, norm, method.alpha)
+        elif isinstance(method, RandomPerturbation):
+            assert draw.noise is not None
+            textbook.random_perturbation_step(
+                self.classifier, self.optimizer, batch, draw.noise, method.epsilon, method.alpha
+            )
+        else:
+            assert isinstance(method, Baseline)
+            textbook.baseline_step(self.classifier, self.optimizer, batch, draw.clean)
+
+    def moments(self) -> Tensor:
+        states = (self.optimizer.state[parameter] for parameter in self.classifier.parameters())
+        return torch.cat([state["exp_avg"].flatten() for state in states]).float().cpu()
+
+
+class Fastgat(Side):
+    """The engine's step, as `fastgat train` takes it."""
+
+    def __init__(self, spec: Spec) -> None:
+        if pick_device(spec.config.run.device).type == "cpu":
+            keep_freed_memory()
+        super().__init__(spec)
+        self._tf32 = tf32(spec.config.precision.tf32)
+        self._tf32.__enter__()
+        self.state = TrainState(
+            self.classifier,
+            self.generator,
+            spec.config.optimizer,
+            self.method.metrics,
+            self.autocast,
+            statistics=spec.config.model.batch_norm,
+        )
+        batches, draws = self._next()
+        self.state.interacts = samples_interact(self.classifier, batches[-1].images)
+        run = spec.config.run
+        self.stepper = Stepper(self.state, self.method, compiled=run.compile is not False, cuda_graph=run.cuda_graph)
+        self.stepper.prepare(batches, draws)
+        self.inputs = itertools.chain([(batches, draws)], self.inputs)
+        self.number = 0
+
+    def step(self) -> None:
+        kind = self.method.kind(self.number)
+        batches, draws = self._next()
+        first = 0 if kind == "full" else len(batches) - 1
+        self.stepper(batches[first:], draws[first:], kind)
+        self.number += 1
+
+    def moments(self) -> Tensor:
+        adam = self.state.classifier_adam
+        return torch.cat([buffer.flatten() for buffer in adam.exp_avg.buffers()]).float().cpu()
+
+    def _next(self) -> tuple[list[Batch], list[Draws]]:
+        batches, draws = next(self.inputs)
+        taken = 1 + self.method.generator_minibatches
+        return batches[-taken:], draws[-taken:]
+
+
+def build(spec: Spec) -> Side:
+    kinds: dict[str, Any] = {"textbook": Textbook, "fastgat": Fastgat}
+    return kinds[spec.implementation](spec)

@@ -1,0 +1,69 @@
+"""How much a step computes, moves and launches."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+from torch.utils.flop_counter import flop_registry
+
+from fastgat.engine.step import train_step
+
+if TYPE_CHECKING:
+    from fastgat.profiling.sides import Side
+
+
+class Counter(TorchDispatchMode):
+    """Adds up what convolutions and matrix products compute, and what they read and write, each operand once."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.flops, self.bytes = 0, 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        count = flop_registry.get(func._overloadpacket)
+        if count is not None:
+            self.flops += int(count(*args, **(kwargs or {}), out_val=out))
+            self.bytes += sum(leaf.nbytes for leaf in tree_leaves((args, out)) if isinstance(leaf, Tensor))
+        return out
+
+
+def work(side: Side) -> dict[str, int]:
+    """FLOPs of a step (a multiply-add is two), and the bytes that its convolutions and matrix products must move.
+
+    Elementwise work is left out: it can be fused into these. So both are lower bounds, for a step whose layers each
+    read and write device memory once.
+    """
+    from fastgat.profiling.sides import Fastgat
+
+    with Counter() as counter:
+        if isinstance(side, Fastgat):
+            batches, draws = side._next()
+            train_step(side.state, side.method, batches, draws)
+        else:
+            side.step()
+    return {"flops": counter.flops, "bytes": counter.bytes}
+
+
+def launches(side: Side) -> dict[str, float] | None:
+    """On a GPU, a step's kernels and the calls by which the host launches them (a whole CUDA graph is one call)."""
+    if side.device.type != "cuda":
+        return None
+    count = 5
+    with torch.profiler.profile(activities=list(torch.profiler.supported_activities())) as recorded:
+        for _ in range(count):
+            side.step()
+        torch.cuda.synchronize(side.device)
+    events = recorded.events() or []
+    on_device = [event for event in events if event.device_type == torch.autograd.DeviceType.CUDA]
+    calls = [event for event in events if event.name.startswith(("cudaLaunch", "cuLaunch", "cudaGraphLaunch"))]
+    waits = [event for event in events if "Synchronize" in event.name]
+    return {
+        "kernels": len(on_device) / count,
+        "launches": len(calls) / count,
+        "synchronisations": max(len(waits) - 1, 0) / count,
+    }

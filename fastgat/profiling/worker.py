@@ -1,0 +1,121 @@
+"""One side in a process of its own, so that neither shares memory, allocator or compiler state with the other."""
+
+from __future__ import annotations
+
+import multiprocessing
+import sys
+import time
+import traceback
+from collections.abc import Callable
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from fastgat.engine.allocator import give_back_freed_memory
+from fastgat.errors import FastgatError
+from fastgat.profiling.ceilings import ceilings
+from fastgat.profiling.phases import phase_times, trace
+from fastgat.profiling.sides import Side, Spec, build
+from fastgat.profiling.work import launches, work
+
+
+class Worker:
+    """A side that answers questions; use it as a context manager."""
+
+    def __init__(self, spec: Spec) -> None:
+        context = multiprocessing.get_context("spawn")
+        self._here, there = context.Pipe()
+        self._process = context.Process(target=_serve, args=(spec, there), daemon=True)
+        self._process.start()
+        there.close()
+
+    def ask(self, question: str, *arguments: Any) -> Any:
+        """The answer of one of QUESTIONS; raises what the side raised."""
+        try:
+            self._here.send((question, arguments))
+            answer = self._here.recv()
+        except (EOFError, BrokenPipeError):
+            raise FastgatError("a process that was being measured has died (out of memory?)") from None
+        if isinstance(answer, BaseException):
+            raise answer
+        return answer
+
+    def __enter__(self) -> Worker:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._here.close()
+        self._process.join(5)
+        self._process.terminate()
+
+
+def prepare(side: Side) -> dict[str, Any]:
+    """Take the first step; its time, which is that of a cold start, and the gradient that it took."""
+    began = time.perf_counter()
+    side.step()
+    _synchronize(side)
+    first = {"first_step_seconds": time.perf_counter() - began, "moments": side.moments().numpy()}
+    for _ in range(3):
+        side.step()
+    _synchronize(side)
+    return first
+
+
+def steps(side: Side, count: int) -> float:
+    """Milliseconds a step, over `count` steps with a synchronised clock."""
+    _synchronize(side)
+    began = time.perf_counter()
+    for _ in range(count):
+        side.step()
+    _synchronize(side)
+    return (time.perf_counter() - began) * 1e3 / count
+
+
+def peak_memory(side: Side) -> int | None:
+    """The most memory that steps take, in bytes: on a GPU what its allocator holds, weights and all; on a CPU what the
+    process grows by, from rest to the peak. None where the system does not tell."""
+    if side.device.type == "cuda":
+        torch.cuda.synchronize(side.device)
+        return torch.cuda.max_memory_reserved(side.device)
+    if not sys.platform.startswith("linux"):
+        return None
+    give_back_freed_memory()
+    Path("/proc/self/clear_refs").write_text("5")  # the peak is counted afresh
+    at_rest = _resident("VmRSS")
+    steps(side, 2)
+    return _resident("VmHWM") - at_rest
+
+
+def _resident(figure: str) -> int:
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(figure))
+
+
+QUESTIONS: dict[str, Callable[..., Any]] = {
+    function.__name__: function
+    for function in (prepare, steps, peak_memory, work, launches, ceilings, phase_times, trace)
+}
+
+
+def _synchronize(side: Side) -> None:
+    if side.device.type == "cuda":
+        torch.cuda.synchronize(side.device)
+
+
+def _serve(spec: Spec, there: Connection) -> None:
+    side = None
+    while True:
+        try:
+            question, arguments = there.recv()
+        except (EOFError, KeyboardInterrupt):
+            return
+        try:
+            side = side or build(spec)
+            there.send(QUESTIONS[question](side, *arguments))
+        except FastgatError as error:
+            there.send(error)
+        except Exception as error:  # noqa: BLE001  # it is raised where the question was asked
+            traceback.print_exc()
+            there.send(RuntimeError(f"{type(error).__name__}: {error}"))

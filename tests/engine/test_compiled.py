@@ -1,0 +1,217 @@
+"""The compiled step: one graph, compiled once, equal to the step as it is written; and what happens where it cannot."""
+
+from __future__ import annotations
+
+import copy
+import signal
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+from torch._dynamo.testing import CompileCounter
+
+from fastgat.config import RunConfig, TrainConfig
+from fastgat.engine.compiled import Stepper, missing_compiler
+from fastgat.engine.events import Callback, Compiled
+from fastgat.engine.random import seed_step
+from fastgat.errors import CompileError
+from fastgat.methods import (
+    GAT,
+    Baseline,
+    Dropout,
+    DropoutGAT,
+    FastGradientL2,
+    FastGradientLinf,
+    Method,
+    RandomPerturbation,
+)
+from tests.engine.small import At, Small, assert_same_weights, config, trainer, weights
+from tests.support import BatchNormNet, Engine, largest_difference, minibatch, players
+
+CPU = torch.device("cpu")
+EXACT = 1e-10
+
+
+def run_both(method: Method, classifier: nn.Module, generator: nn.Module, steps: int) -> tuple[Engine, Engine]:
+    """Two engines on the same minibatches and draws, the first one compiled."""
+    engines = tuple(Engine(method, classifier, generator, compiled=how) for how in (True, False))
+    for number in range(steps):
+        kind = method.kind(number)
+        owed = method.generator_minibatches if kind == "full" else 0
+        batches = [minibatch() for _ in range(owed + 1)]
+        source = seed_step(0, number, CPU)
+        draws = [method.draw(classifier, batch.images, source) for batch in batches]
+        for engine in engines:
+            engine.state.set_learning_rates(1 / (1 + number))
+            engine.step(batches, draws, kind)
+    return engines  # type: ignore[return-value]  # two of them
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "method",
+    [
+        DropoutGAT(cg=0.3, dropout=0.4),
+        GAT(cg=0.3, alpha=0.7, schedule="alternating", generator_steps=2),
+        GAT(cg=0.3, schedule="simultaneous", generator_interval=2),
+        FastGradientL2(epsilon=0.9),
+    ],
+    ids=lambda method: described(method),
+)
+def test_compiled_by_inductor_it_is_the_step_as_written(method: Method) -> None:
+    with_compiler, without = run_both(method, *players(dropout=method.classifier_dropout), steps=4)
+    assert largest_difference(with_compiler.state.classifier, without.state.classifier) < EXACT
+    if method.needs_generator:
+        assert with_compiler.state.generator is not None
+        assert without.state.generator is not None
+        assert largest_difference(with_compiler.state.generator, without.state.generator) < EXACT
+    for name, buffer in with_compiler.state.named_buffers():
+        torch.testing.assert_close(buffer, without.state.get_buffer(name), rtol=1e-9, atol=1e-12)
+
+
+@pytest.fixture
+def counter(monkeypatch: pytest.MonkeyPatch) -> CompileCounter:
+    """Counts the graphs that torch.compile makes, and runs them without Inductor."""
+    counter, torch_compile = CompileCounter(), torch.compile
+    monkeypatch.setattr(
+        torch, "compile", lambda function, **options: torch_compile(function, backend=counter, **options)
+    )
+    return counter
+
+
+ALL: list[Method] = [
+    Baseline(),
+    Dropout(),
+    RandomPerturbation(),
+    FastGradientLinf(),
+    FastGradientL2(),
+    GAT(),
+    GAT(generator_steps=2),
+    GAT(schedule="alternating", generator_steps=2),
+    GAT(schedule="simultaneous"),
+    GAT(schedule="simultaneous", generator_interval=3),
+    DropoutGAT(schedule="simultaneous"),
+]
+CASES = [(method, False) for method in ALL] + [(FastGradientL2(), True), (GAT(schedule="simultaneous"), True)]
+
+
+def described(value: object) -> str:
+    return f"{value.name} {getattr(value, 'schedule', '')}" if isinstance(value, Method) else str(value)
+
+
+@pytest.mark.parametrize(("method", "batch_norm"), CASES, ids=described)
+def test_one_graph_for_each_kind_of_step_and_no_other_afterwards(
+    method: Method, batch_norm: bool, counter: CompileCounter
+) -> None:
+    """A break in the graph would be an error by itself: `fullgraph=True`."""
+    classifier, generator = players(dropout=method.classifier_dropout)
+    if batch_norm:
+        classifier = BatchNormNet().double()
+    with_compiler, without = run_both(method, classifier, generator, steps=4)
+    assert counter.frame_count == len(method.kinds)
+    assert largest_difference(with_compiler.state.classifier, without.state.classifier) < EXACT
+
+
+@pytest.mark.parametrize("autocast", [torch.bfloat16, torch.float16])
+def test_mixed_precision_is_one_graph_too(autocast: torch.dtype, counter: CompileCounter) -> None:
+    method = GAT(schedule="simultaneous")
+    classifier, generator = players(dtype=torch.float32)
+    engine = Engine(method, classifier, generator, autocast=autocast, compiled=True)
+    for _ in range(3):
+        engine.step([minibatch(dtype=torch.float32)])
+    assert counter.frame_count == 1
+
+
+def test_many_runs_in_one_process_do_not_share_a_limit(counter: CompileCounter) -> None:
+    """torch.compile gives up on a function after eight versions of it."""
+    for _ in range(10):
+        Engine(Baseline(), BatchNormNet().double(), compiled=True).step([minibatch()])
+    assert counter.frame_count == 10
+
+
+def test_preparing_leaves_the_state_and_randomness_as_they_were(counter: CompileCounter) -> None:
+    method = DropoutGAT(schedule="simultaneous", generator_interval=2)
+    classifier, generator = players(dropout=0.2)
+    engine = Engine(method, classifier, generator)
+    before = copy.deepcopy(engine.state.state_dict())
+    stepper = Stepper(engine.state, method, compiled=True)
+    batch = minibatch()
+    draws = method.draw(classifier, batch.images, seed_step(0, 0, CPU))
+    random = torch.get_rng_state()
+    stepper.prepare([batch], [draws])
+    assert torch.get_rng_state().equal(random)
+    for name, tensor in engine.state.state_dict().items():
+        assert tensor.equal(before[name]), name
+    assert counter.frame_count == 2
+
+
+class Unfit(nn.Module):
+    """A classifier that trains, but that torch.compile cannot take in one graph."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.head = nn.Linear(3, 4)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        torch._dynamo.graph_break()
+        return self.head(images.mean((2, 3)))
+
+
+class Told(Callback):
+    def __init__(self) -> None:
+        self.events: list[Compiled] = []
+
+    def on_compiled(self, event: Compiled) -> None:
+        self.events.append(event)
+
+
+def settings(compile: bool | None) -> RunConfig:
+    return RunConfig(log_interval=2, device="cpu", deterministic=True, compile=compile)
+
+
+def test_what_cannot_be_compiled_runs_as_written_and_says_so(tmp_path: Path) -> None:
+    told = Told()
+    trainer(config(tmp_path / "default", run=settings(None), epochs=1), Unfit, (told,)).fit()
+    assert [event.failure is not None for event in told.events] == [True]
+    assert "the step cannot be compiled" in str(told.events[0].failure)
+    assert "\n" not in str(told.events[0].failure)
+    trainer(config(tmp_path / "never", run=settings(False), epochs=1), Unfit).fit()
+    assert_same_weights(tmp_path / "default", tmp_path / "never")
+
+
+def test_what_cannot_be_compiled_though_it_must_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(CompileError, match="the step cannot be compiled: "):
+        trainer(config(tmp_path / "run", run=settings(True)), Unfit).fit()
+
+
+def test_without_a_compiler(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    assert "no-such-compiler" in str(missing_compiler(CPU))
+    with pytest.raises(CompileError, match=r"--compile needs a C\+\+ compiler"):
+        trainer(config(tmp_path / "asked", run=settings(True))).fit()
+    loop = trainer(config(tmp_path / "default", run=settings(None))).prepare()
+    assert "NOT compiled" in loop.facts["step"]
+    assert not loop.stepper.compiled
+    monkeypatch.delenv("CXX")
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert "g++" in str(missing_compiler(CPU))
+
+
+@pytest.mark.slow
+def test_a_compiled_run_resumed_is_the_run_undisturbed(tmp_path: Path) -> None:
+    """On a step between two updates of the generator, in the middle of an epoch."""
+
+    def settings_of(name: str, **changes: Any) -> TrainConfig:
+        method = GAT(cg=0.1, schedule="simultaneous", generator_interval=3)
+        return config(tmp_path / name, method=method, run=settings(None), **changes)
+
+    told = Told()
+    trainer(settings_of("whole", epochs=2), Small, (told,)).fit()
+    assert told.events[0].failure is None
+    stop = At(4, lambda: signal.raise_signal(signal.SIGTERM))
+    trainer(settings_of("half", epochs=2), Small, (stop,)).fit()
+    assert weights(tmp_path / "half")["step"] == 4
+    trainer(settings_of("half", epochs=2, resume="auto")).fit()
+    assert_same_weights(tmp_path / "whole", tmp_path / "half")
