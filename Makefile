@@ -27,11 +27,9 @@ kernels: .venv/developer
 	$(BIN)/cmake --build build/cmake --parallel 2
 	$(BIN)/ctest --test-dir build/cmake --output-on-failure
 
-# Everything that wants a GPU: its tests, then the kernels' benchmarks as one table and one JSON file.
+# Everything that wants a GPU, in under ten minutes: its tests, the steps, the kernels; one table and one JSON file.
 gpu: .venv/developer
-	$(BIN)/python -m pytest tests -m gpu
-	@mkdir -p build
-	$(BIN)/python -m pytest bench --benchmark-only --benchmark-json build/gpu.json
+	$(BIN)/python bench/gpu.py --json build/gpu.json
 
 # mypy reads the packages as a wheel lays them out: kernels/ is fastgat.kernels there.
 lint: .venv/developer

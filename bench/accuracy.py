@@ -1,6 +1,6 @@
 """Accuracy of the textbook and of each schedule after the same short training, seed by seed.
 
-    python -m bench.accuracy --seeds 3 --epochs 5 --train-images 10000 --json FILE
+    python bench/accuracy.py --seeds 3 --epochs 5 --train-images 10000 --json FILE
 
 The textbook is Algorithm 1 in float32, channels first; the schedules run as `fastgat train --amp --channels-last`
 does. Both start from the same weights and see the same minibatches. Differences are paired by seed, with the interval

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from fastgat.cli.profile import profile
 from fastgat.cli.train import train
 from fastgat.methods import METHODS
 
@@ -22,7 +23,8 @@ def test_python_blocks_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
 
 
 def test_options_and_methods_exist() -> None:
-    known = {name for option in train.params for name in (*option.opts, *option.secondary_opts)} | {"--help"}
+    parameters = [*train.params, *profile.params]
+    known = {name for option in parameters for name in (*option.opts, *option.secondary_opts)} | {"--help"}
     assert set(re.findall(r"--[a-z][a-z-]+", README)) <= known
     for method in METHODS:
         assert f"| `{method}` |" in README

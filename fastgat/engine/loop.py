@@ -71,7 +71,7 @@ class Loop:
         self.state: TrainState = stepper.state
         self.method: Method = stepper.method
         self.train_loader, self.validation_loader, self.test_loader = train_loader, validation_loader, test_loader
-        self.folder, self.header, self.facts, self.callbacks = folder, header, facts, callbacks
+        self.folder, self.header, self.facts, self.callbacks = folder, header, facts, list(callbacks)
         self.steps_per_epoch = train_loader.batches_per_epoch
         if not self.steps_per_epoch:
             raise ConfigError(

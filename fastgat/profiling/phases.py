@@ -68,15 +68,15 @@ def phase_times(side: Fastgat) -> dict[str, float]:
 def trace(side: Fastgat, file: Path) -> None:
     """Write a Chrome trace of a few steps as they are written, each phase a named range."""
     clock = Clock(side.device)
-    with torch.profiler.profile(activities=list(torch.profiler.supported_activities())) as recorded:
-        with listening(clock.span):
-            _run(side, clock)
+    activities = list(torch.profiler.supported_activities())
+    with torch.profiler.profile(activities=activities) as recorded, listening(clock.span):
+        _run(side, clock)
     recorded.export_chrome_trace(str(file))
 
 
 def _run(side: Fastgat, clock: Clock) -> None:
     spec = side.spec
-    batches, _ = side._next()
+    batches, _ = side.next_inputs()
     pixels = torch.cat([batch.images for batch in batches] * 4).permute(0, 2, 3, 1).mul(255).byte().cpu().numpy()
     labels = torch.cat([batch.labels for batch in batches] * 4).cpu().numpy()
     loader = ResidentLoader(
@@ -86,7 +86,7 @@ def _run(side: Fastgat, clock: Clock) -> None:
         channels_last=spec.config.precision.channels_last,
     )
     stream = loader.stream(0)
-    _, draws = side._next()
+    _, draws = side.next_inputs()
     clock._turn()
     clock.totals[OTHER] = 0.0
     for _ in range(STEPS):

@@ -62,7 +62,7 @@ def profile(settings: Settings, progress: Progress = lambda line: None) -> dict[
         for name, worker in workers.items():
             progress(f"{name}: networks, compilation and first step")
             first[name] = worker.ask("prepare")
-        _check(first["fastgat"]["moments"], first["textbook"]["moments"], ours)
+        check_parity(first["fastgat"]["moments"], first["textbook"]["moments"], ours)
         block = 20 if device.type == "cuda" else 1
         times: dict[str, list[float]] = {name: [] for name in workers}
         for number in range(settings.rounds):
@@ -84,7 +84,8 @@ def _textbook(spec: Spec, like_for_like: bool) -> Spec:
     return replace(spec if like_for_like else spec.in_plain_precision(), implementation="textbook")
 
 
-def _check(ours: Any, theirs: Any, spec: Spec) -> None:
+def check_parity(ours: Any, theirs: Any, spec: Spec) -> None:
+    """Raises FastgatError unless the sides' first moments are one gradient to the rounding of `spec`'s precision."""
     error = float(np.linalg.norm(ours - theirs)) / max(float(np.linalg.norm(theirs)), 1e-30)
     allowed = LOW_PRECISION_ERROR if spec.config.precision.amp else FLOAT32_ERROR
     if not error <= allowed:
@@ -94,10 +95,15 @@ def _check(ours: Any, theirs: Any, spec: Spec) -> None:
         )
 
 
+def floor_ms(limits: dict[str, float], amount: dict[str, int]) -> float:
+    """The least a step can take: its arithmetic, or its traffic, at the best measured rate."""
+    return 1e3 * max(amount["flops"] / limits["flops_per_second"], amount["bytes"] / limits["bytes_per_second"])
+
+
 def _side(worker: Worker, times: list[float], first: dict[str, Any], batch_size: int) -> dict[str, Any]:
     median = statistics.median(times)
     limits, amount = worker.ask("ceilings"), worker.ask("work")
-    floor = 1e3 * max(amount["flops"] / limits["flops_per_second"], amount["bytes"] / limits["bytes_per_second"])
+    floor = floor_ms(limits, amount)
     return {
         "step_ms": median,
         "step_ms_p20": float(np.percentile(times, 20)),

@@ -164,7 +164,7 @@ class Fastgat(Side):
             self.autocast,
             statistics=spec.config.model.batch_norm,
         )
-        batches, draws = self._next()
+        batches, draws = self.next_inputs()
         self.state.interacts = samples_interact(self.classifier, batches[-1].images)
         run = spec.config.run
         self.stepper = Stepper(self.state, self.method, compiled=run.compile is not False, cuda_graph=run.cuda_graph)
@@ -174,7 +174,7 @@ class Fastgat(Side):
 
     def step(self) -> None:
         kind = self.method.kind(self.number)
-        batches, draws = self._next()
+        batches, draws = self.next_inputs()
         first = 0 if kind == "full" else len(batches) - 1
         self.stepper(batches[first:], draws[first:], kind)
         self.number += 1
@@ -183,7 +183,8 @@ class Fastgat(Side):
         adam = self.state.classifier_adam
         return torch.cat([buffer.flatten() for buffer in adam.exp_avg.buffers()]).float().cpu()
 
-    def _next(self) -> tuple[list[Batch], list[Draws]]:
+    def next_inputs(self) -> tuple[list[Batch], list[Draws]]:
+        """The minibatches and draws of the next full step."""
         batches, draws = next(self.inputs)
         taken = 1 + self.method.generator_minibatches
         return batches[-taken:], draws[-taken:]

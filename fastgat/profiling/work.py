@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
+from torch._C._autograd import DeviceType
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
@@ -32,8 +33,8 @@ class Counter(TorchDispatchMode):
         return out
 
 
-def work(side: Side) -> dict[str, int]:
-    """FLOPs of a step (a multiply-add is two), and the bytes that its convolutions and matrix products must move.
+def work(side: Side, kind: str = "full") -> dict[str, int]:
+    """FLOPs of a step of that kind (a multiply-add is two), and the bytes that its convolutions and matrix products must move.
 
     Elementwise work is left out: it can be fused into these. So both are lower bounds, for a step whose layers each
     read and write device memory once.
@@ -42,8 +43,8 @@ def work(side: Side) -> dict[str, int]:
 
     with Counter() as counter:
         if isinstance(side, Fastgat):
-            batches, draws = side._next()
-            train_step(side.state, side.method, batches, draws)
+            batches, draws = side.next_inputs()
+            train_step(side.state, side.method, batches, draws, kind)
         else:
             side.step()
     return {"flops": counter.flops, "bytes": counter.bytes}
@@ -59,7 +60,7 @@ def launches(side: Side) -> dict[str, float] | None:
             side.step()
         torch.cuda.synchronize(side.device)
     events = recorded.events() or []
-    on_device = [event for event in events if event.device_type == torch.autograd.DeviceType.CUDA]
+    on_device = [event for event in events if event.device_type == DeviceType.CUDA]
     calls = [event for event in events if event.name.startswith(("cudaLaunch", "cuLaunch", "cudaGraphLaunch"))]
     waits = [event for event in events if "Synchronize" in event.name]
     return {

@@ -46,6 +46,10 @@ class Worker:
         return self
 
     def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """End the process."""
         self._here.close()
         self._process.join(5)
         self._process.terminate()

@@ -1,0 +1,118 @@
+"""Everything that wants a GPU, in under ten minutes: tests, kernels, steps. One table, one JSON file.
+
+python bench/gpu.py --json build/gpu.json
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import click
+import torch
+from rich.console import Console
+from rich.table import Table
+
+from fastgat.config import PrecisionConfig, TrainConfig
+from fastgat.errors import FastgatError
+from fastgat.methods import GAT
+from fastgat.profiling import Settings, profile
+from fastgat.reporting.environment import environment
+
+STEPS = [("simultaneous", 128), ("simultaneous", 1024), ("alternating", 128), ("paper", 128)]
+"""Most valuable first: what does not fit into the time is left out, and named."""
+
+KERNELS = ["bench/bench_input_gradient.py", "bench/bench_perturbation.py", "bench/bench_dual_loss.py"]
+
+
+@click.command()
+@click.option("--json", "output", type=Path, default=Path("build/gpu.json"), show_default=True)
+@click.option("--minutes", type=float, default=9.0, show_default=True, help="start nothing new after this time")
+@click.option("--tests/--no-tests", default=True, help="begin with the GPU tests")
+def main(output: Path, minutes: float, tests: bool) -> None:
+    """Run the GPU tests, profile the steps, time the kernels; exits with 1 if a test fails."""
+    if not torch.cuda.is_available():
+        raise click.ClickException("there is no GPU here")
+    began, failed = time.monotonic(), False
+    output.parent.mkdir(parents=True, exist_ok=True)
+    result: dict[str, Any] = {"environment": environment(), "steps": {}, "left_out": []}
+
+    def save() -> None:
+        output.write_text(json.dumps(result, indent=2) + "\n")
+
+    def late(what: str) -> bool:
+        if time.monotonic() - began > 60 * minutes:
+            result["left_out"].append(what)
+            return True
+        return False
+
+    if tests:
+        failed = pytest_run("tests", "-m", "gpu", "-q", "--import-mode=importlib") != 0
+        result["tests"] = "failed" if failed else "passed"
+        save()
+    for schedule, batch_size in STEPS:
+        name = f"{schedule} {batch_size}"
+        if late(name):
+            continue
+        click.echo(f"profiling {name}")
+        try:
+            result["steps"][name] = profile(settings(schedule, batch_size))
+        except FastgatError as error:
+            failed, result["steps"][name] = True, {"error": str(error)}
+        save()
+    if not late("kernels"):
+        kernels = output.with_suffix(".kernels.json")
+        arguments = ("--benchmark-only", "-q", f"--benchmark-json={kernels}", "--import-mode=importlib")
+        failed |= pytest_run(*KERNELS, *arguments) != 0
+        if kernels.exists():
+            result["kernels"] = [
+                {"name": one["name"], "median_us": one["stats"]["median"] * 1e6, **one["extra_info"]}
+                for one in json.loads(kernels.read_text())["benchmarks"]
+            ]
+    save()
+    show(Console(), result)
+    click.echo(f"{(time.monotonic() - began) / 60:.1f} minutes; figures in {output}")
+    sys.exit(failed)
+
+
+def settings(schedule: str, batch_size: int) -> Settings:
+    precision = PrecisionConfig(amp=True, channels_last=True)
+    config = TrainConfig(method=GAT(schedule=schedule), batch_size=batch_size, precision=precision)
+    return Settings(config, rounds=15)
+
+
+def pytest_run(*arguments: str) -> int:
+    return subprocess.run([sys.executable, "-m", "pytest", *arguments], check=False).returncode
+
+
+def show(console: Console, result: dict[str, Any]) -> None:
+    table = Table(box=None, pad_edge=False)
+    for column in ("step", "textbook ms", "fastgat ms", "speed-up", "over textbook FG", "of the floor", "kernels"):
+        table.add_column(column, justify="left" if column == "step" else "right")
+    for name, step in result["steps"].items():
+        if "error" in step:
+            table.add_row(name, step["error"])
+            continue
+        ours, theirs = step["fastgat"], step["textbook"]
+        table.add_row(
+            name,
+            f"{theirs['step_ms']:.3f}",
+            f"{ours['step_ms']:.3f}",
+            f"{step['speedup']:.2f}",
+            f"{step['fastgat_over_textbook_fast_gradient']:.2f}",
+            f"{ours['fraction_of_floor']:.0%}",
+            f"{ours['launches']['kernels']:.0f}" if ours["launches"] else "-",
+        )
+    console.print(table)
+    for one in result.get("kernels", []):
+        console.print(f"{one['name']:70} {one['median_us']:10.1f} us {one['GB/s']:8.0f} GB/s", highlight=False)
+    for name in result["left_out"]:
+        console.print(f"left out for want of time: {name}", highlight=False)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,184 @@
+"""What only a GPU can show of the engine: the captured step, its synchronisations, its launches, its layout."""
+
+from __future__ import annotations
+
+import copy
+import itertools
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from fastgat.config import OptimizerConfig
+from fastgat.data.batch import Batch
+from fastgat.data.resident import ResidentLoader
+from fastgat.data.sets import ImageSet
+from fastgat.engine.compiled import Stepper
+from fastgat.engine.random import seed_step
+from fastgat.engine.state import TrainState
+from fastgat.errors import CompileError
+from fastgat.methods import GAT, DropoutGAT, FastGradientL2, Method, RandomPerturbation
+from fastgat.models import Classifier, Generator
+from tests.engine.small import Small
+
+pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")]
+
+METHODS: list[Method] = [
+    GAT(schedule="paper"),
+    GAT(schedule="alternating"),
+    GAT(schedule="simultaneous", generator_interval=2),
+    DropoutGAT(schedule="simultaneous"),
+    FastGradientL2(),
+    RandomPerturbation(),
+]
+CUDA = torch.device("cuda", 0)
+
+
+def state_for(
+    method: Method, classifier: nn.Module | None = None, autocast: torch.dtype | None = torch.bfloat16
+) -> TrainState:
+    torch.manual_seed(0)
+    classifier = classifier or Classifier(dropout=method.classifier_dropout)
+    networks = [
+        network.to(CUDA).to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch's stub lacks it
+        for network in (classifier, Generator(16))
+    ]
+    generator = networks[1] if method.needs_generator else None
+    return TrainState(networks[0], generator, OptimizerConfig(), method.metrics, autocast)
+
+
+def batches_of(count: int, classes: int = 10) -> list[Batch]:
+    images = torch.rand(count, 64, 3, 32, 32, device=CUDA)
+    labels = torch.randint(classes, (count, 64), device=CUDA)
+    return [Batch(x.contiguous(memory_format=torch.channels_last), y) for x, y in zip(images, labels, strict=True)]
+
+
+def run(stepper: Stepper, steps: int, sources: list[Batch]) -> None:
+    """Steps as the loop takes them, each with its own draws."""
+    stream = itertools.cycle(sources)
+    method, state = stepper.method, stepper.state
+    for number in range(steps):
+        kind = method.kind(number)
+        batches = [next(stream) for _ in range(1 + (method.generator_minibatches if kind == "full" else 0))]
+        source = seed_step(0, number, CUDA)
+        draws = [method.draw(state.classifier, batch.images, source) for batch in batches]
+        state.set_learning_rates(1 / (1 + number))
+        stepper(batches, draws, kind)
+
+
+def prepared(stepper: Stepper, sources: list[Batch]) -> Stepper:
+    batches = sources[: 1 + stepper.method.generator_minibatches]
+    source = seed_step(0, 0, CUDA)
+    draws = [stepper.method.draw(stepper.state.classifier, batch.images, source) for batch in batches]
+    stepper.prepare(batches, draws)
+    return stepper
+
+
+@pytest.mark.parametrize("method", METHODS, ids=lambda m: f"{m.name} {getattr(m, 'schedule', '')}")
+def test_replayed_it_is_the_compiled_step(method: Method) -> None:
+    sources = batches_of(4)
+    states = []
+    for cuda_graph in (True, False):
+        state = state_for(method)
+        stepper = prepared(Stepper(state, method, compiled=True, cuda_graph=cuda_graph), sources)
+        assert stepper.captured is cuda_graph
+        run(stepper, 6, sources)
+        states.append(state)
+    for (name, one), other in zip(states[0].state_dict().items(), states[1].state_dict().values(), strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-2, atol=1e-4, msg=name)
+
+
+@pytest.mark.parametrize("method", METHODS, ids=lambda m: f"{m.name} {getattr(m, 'schedule', '')}")
+def test_compiled_it_is_the_step_as_written(method: Method) -> None:
+    """In float32: kernels in one graph against kernels launched one by one."""
+    sources = batches_of(4)
+    before = torch.backends.cudnn.conv.fp32_precision  # type: ignore[attr-defined]  # torch's stub lacks it
+    torch.backends.cudnn.conv.fp32_precision = "ieee"  # type: ignore[attr-defined]  # torch's stub lacks it
+    try:
+        states = []
+        for compiled in (True, False):
+            state = state_for(method, autocast=None)
+            run(prepared(Stepper(state, method, compiled=compiled), sources), 2, sources)
+            states.append(state)
+    finally:
+        torch.backends.cudnn.conv.fp32_precision = before  # type: ignore[attr-defined]  # torch's stub lacks it
+    for name, one in states[0].named_parameters():
+        torch.testing.assert_close(one, states[1].get_parameter(name), rtol=1e-3, atol=3e-3, msg=name)
+    totals = (state.metrics.totals for state in states)
+    torch.testing.assert_close(*totals, rtol=1e-3, atol=1e-4)
+
+
+def test_dropout_of_a_layers_own_is_drawn_afresh_in_every_replay() -> None:
+    """And is a function of seed and step, as everywhere."""
+    method, sources = FastGradientL2(), batches_of(1, classes=4)
+    state = state_for(method, Small())
+    stepper = prepared(Stepper(state, method, compiled=True), sources)
+    start, losses = copy.deepcopy(state.state_dict()), []
+    for number in (0, 1, 0):
+        state.load_state_dict(start)
+        seed_step(0, number, CUDA)
+        stepper(sources, [method.draw(state.classifier, sources[0].images, seed_step(0, number, CUDA))])
+        losses.append(float(state.metrics.totals[0]))
+    assert losses[0] == losses[2]
+    assert losses[0] != losses[1]
+
+
+def test_nothing_waits_for_the_device_between_two_reports() -> None:
+    method = DropoutGAT(schedule="simultaneous", generator_interval=2)
+    images = torch.randint(256, (512, 32, 32, 3), dtype=torch.uint8).numpy()
+    loader = ResidentLoader(ImageSet(images, torch.randint(10, (512,)).numpy()), 64, device=CUDA, channels_last=True)
+    state = state_for(method)
+    stream = loader.stream(0)
+    stepper = prepared(Stepper(state, method, compiled=True), [next(stream)])
+    torch.cuda.synchronize()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        for number in range(6):
+            batch = next(stream)
+            draws = method.draw(state.classifier, batch.images, seed_step(0, number, CUDA))
+            state.set_learning_rates(1 / (1 + number))
+            stepper([batch], [draws], method.kind(number))
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    assert state.metrics.read()[1] == 6
+
+
+def test_a_step_is_one_launch_and_converts_no_layout() -> None:
+    method, sources = GAT(schedule="simultaneous"), batches_of(1)
+    stepper = prepared(Stepper(state_for(method), method, compiled=True), sources)
+    run(stepper, 3, sources)
+    torch.cuda.synchronize()
+    with torch.profiler.profile() as recorded:
+        run(stepper, 1, sources)
+        torch.cuda.synchronize()
+    names = [event.name for event in recorded.events() or []]
+    assert sum(name == "cudaGraphLaunch" for name in names) == 1
+    converted = [name for name in names if "nchwToNhwc" in name or "nhwcToNchw" in name]
+    assert converted == []
+
+
+class Asks(nn.Module):
+    """A classifier that asks the host, which no graph can hold."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.head = nn.Linear(3, 10)
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.head(images.mean((2, 3))) * float(images.mean().item() > 0)
+
+
+def test_what_cannot_be_captured_fails_loudly() -> None:
+    method = FastGradientL2()
+    stepper = Stepper(state_for(method, Asks()), method, compiled=True)
+    with pytest.raises(CompileError, match="cannot be"):
+        prepared(stepper, batches_of(1))
+
+
+def test_float16_in_a_graph() -> None:
+    method, sources = GAT(schedule="simultaneous"), batches_of(1)
+    state = state_for(method, autocast=torch.float16)
+    run(prepared(Stepper(state, method, compiled=True), sources), 5, sources)
+    assert state.loss_scale is not None
+    assert int(state.loss_scale.skipped) < 5
+    assert state.not_finite() == []

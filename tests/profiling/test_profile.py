@@ -1,0 +1,89 @@
+"""fastgat profile as a person types it, on small networks; and that it reports nothing of a wrong result."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from fastgat.cli import main
+from fastgat.config import PrecisionConfig, TrainConfig
+from fastgat.errors import FastgatError
+from fastgat.phases import PHASES, listening, phase
+from fastgat.profiling.phases import Clock
+from fastgat.profiling.profile import check_parity
+from fastgat.profiling.sides import Spec
+
+SMALL = ("--batch-size", "8", "--generator-width", "4", "--image-size", "16", "--rounds", "2", "--no-compile")
+
+
+def profile(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
+    monkeypatch.setattr("sys.argv", ["fastgat", "profile", *SMALL, "--device", "cpu", *arguments])
+    with pytest.raises(SystemExit) as stopped:
+        main()
+    return int(stopped.value.code or 0)
+
+
+@pytest.mark.slow
+def test_the_figures_of_a_gat_step(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    trace = tmp_path / "trace.json"
+    assert profile(monkeypatch, "--schedule", "simultaneous", "--json", "--trace", str(trace)) == 0
+    result = json.loads(capfd.readouterr().out)
+    textbook, fastgat = result["textbook"], result["fastgat"]
+    assert result["speedup"] == pytest.approx(textbook["step_ms"] / fastgat["step_ms"])
+    for side in ("textbook", "fastgat"):
+        assert result["overhead"][side] == pytest.approx(
+            result[side]["step_ms"] / result["fast_gradient"][f"{side}_step_ms"]
+        )
+        assert result[side]["peak_memory_bytes"] > 0
+        assert 0 < result[side]["fraction_of_floor"] < 1.2
+        assert result[side]["images_per_second"] == pytest.approx(8 / result[side]["step_ms"] * 1e3)
+    assert textbook["flops"] > fastgat["flops"]
+    assert set(PHASES) <= result["phases_ms"].keys()
+    assert all(result["phases_ms"][name] > 0 for name in PHASES)
+    named = {event.get("name") for event in json.loads(trace.read_text())["traceEvents"]}
+    assert set(PHASES) <= named
+
+
+@pytest.mark.slow
+def test_the_table_of_another_method(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:
+    assert profile(monkeypatch, "--method", "fg-l2", "--like-for-like") == 0
+    out = capfd.readouterr().out
+    assert "fg-l2, batch 8, on " in out
+    assert "speed-up" in out
+    assert "classifier backward" in out
+
+
+def test_no_figure_of_a_wrong_result() -> None:
+    spec = Spec("fastgat", TrainConfig())
+    low = Spec("fastgat", TrainConfig(precision=PrecisionConfig(amp=True)))
+    right = np.ones(100)
+    check_parity(right * (1 + 1e-4), right, spec)
+    check_parity(right * 1.01, right, low)
+    with pytest.raises(FastgatError, match="no speed-up is reported"):
+        check_parity(right * 1.01, right, spec)
+    with pytest.raises(FastgatError, match="no speed-up is reported"):
+        check_parity(right * np.nan, right, low)
+
+
+def test_an_inner_phase_is_not_counted_twice(monkeypatch: pytest.MonkeyPatch) -> None:
+    import torch
+
+    now = iter(range(100))
+    monkeypatch.setattr("fastgat.profiling.phases.time.perf_counter", lambda: float(next(now)))
+    clock = Clock(torch.device("cpu"))
+    with listening(clock.span):
+        with phase("generator backward"), phase("joints"):
+            pass
+        with phase("joints"):
+            pass
+    clock.stop()
+    assert sum(clock.totals.values()) == 7
+    assert (clock.totals["generator backward"], clock.totals["joints"], clock.totals["other"]) == (2, 2, 3)
+    with phase("joints"):
+        pass
+    assert clock.totals["joints"] == 2, "nobody listens any more"

@@ -1,0 +1,55 @@
+"""The arithmetic of each schedule, counted: what sharing backward passes saves, whatever the machine."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from fastgat.config import RunConfig, TrainConfig
+from fastgat.methods import GAT, FastGradientL2, Method
+from fastgat.profiling.sides import Spec, build
+from fastgat.profiling.work import work
+
+BATCH = 2
+
+
+def multiply_adds(implementation: str, method: Method) -> float:
+    """Millions a sample, for the paper's networks on 32 x 32 images."""
+    run = RunConfig(compile=False, device="cpu")
+    side = build(Spec(implementation, TrainConfig(method=method, batch_size=BATCH, run=run)))
+    return work(side)["flops"] / 2 / BATCH / 1e6
+
+
+@pytest.mark.parametrize(
+    ("implementation", "method", "expected"),
+    [
+        ("textbook", GAT(), 778),
+        ("fastgat", GAT(schedule="paper"), 723),
+        ("fastgat", GAT(schedule="alternating"), 666),
+        ("fastgat", GAT(schedule="simultaneous"), 500),
+        ("textbook", FastGradientL2(), 226),
+        ("fastgat", FastGradientL2(), 170),
+    ],
+    ids=lambda value: getattr(value, "schedule", None) or str(getattr(value, "name", value)),
+)
+def test_multiply_adds_of_a_step(implementation: str, method: Method, expected: float) -> None:
+    assert multiply_adds(implementation, method) == pytest.approx(expected, rel=0.01)
+
+
+def test_a_resting_generator_costs_a_forward_pass() -> None:
+    """280 M on a step that skips the generator's update."""
+    run = RunConfig(compile=False, device="cpu")
+    method = GAT(schedule="simultaneous", generator_interval=2)
+    side = build(Spec("fastgat", TrainConfig(method=method, batch_size=BATCH, run=run)))
+    resting = work(side, kind="resting")["flops"] / 2 / BATCH / 1e6
+    assert resting == pytest.approx(280, rel=0.01)
+
+
+def test_bytes_are_those_of_the_operands() -> None:
+    config = TrainConfig(method=FastGradientL2(), batch_size=BATCH, run=RunConfig(compile=False, device="cpu"))
+    spec = Spec("fastgat", config)
+    double = replace(spec, config=replace(config, batch_size=2 * BATCH))
+    weights = 240_058 * 4 * 8  # read or written by each of two forward passes and their backward passes, about
+    once, twice = (work(build(each))["bytes"] for each in (spec, double))
+    assert twice == pytest.approx(2 * once, abs=weights)
