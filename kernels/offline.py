@@ -26,7 +26,7 @@ import torch
 from fastgat.kernels.backend import forced_kernels, triton
 from fastgat.kernels.dual_loss import dual_loss, perturbed_loss, sample_loss
 from fastgat.kernels.input_gradient import MODES, input_gradient
-from fastgat.kernels.perturbation import perturb, perturbation
+from fastgat.kernels.perturbation import perturb, perturbation, perturbation_gradient
 from torch import Tensor
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -76,6 +76,8 @@ def cases() -> Iterator[Case]:
         clamp = {"low": 0.0, "high": 1.0}
         for name, bounds in (("", dict[str, float]()), ("-clamped", clamp)):
             yield Case(f"backward-{short}{name}", partial(backward, x, bounds))
+            by_hand = partial(perturbation_gradient, x, x, x, losses, low=bounds.get("low"), high=bounds.get("high"))
+            yield Case(f"gradient-{short}{name}", by_hand)
         for classes, batch in ((10, 128), (1024, 128), (65_536, 4)):
             logits, labels = torch.zeros(batch, classes, dtype=dtype), torch.zeros(batch, dtype=torch.int64)
             wide = classes > 10

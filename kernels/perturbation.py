@@ -34,6 +34,25 @@ def perturbation_reference(
     return Perturbation(moved.to(images.dtype), p.to(images.dtype), p.flatten(1).square().sum(1))
 
 
+def perturbation_gradient_reference(
+    images: Tensor,
+    z: Tensor,
+    d_perturbed: Tensor,
+    d_power: Tensor,
+    epsilon: float,
+    low: float | None,
+    high: float | None,
+    bounded: bool,
+) -> Tensor:
+    wide = accumulation_dtype(torch.promote_types(images.dtype, z.dtype))
+    p = epsilon * z.to(wide).tanh() if bounded else z.to(wide)
+    moved, d = images.to(wide) + p, d_perturbed.to(wide)
+    d = d if low is None else d.where(moved >= low, 0)
+    d = d if high is None else d.where(moved <= high, 0)
+    d = d + 2 * p * d_power.to(wide).view(-1, *[1] * (p.dim() - 1))
+    return (d * (epsilon - p * p / (epsilon or 1.0)) if bounded else d).to(z.dtype)
+
+
 @triton.jit
 def _tanh(z):
     # 1 - 2 / (1 + e^2z) loses every digit of a small z; the odd series carries it there.
@@ -119,6 +138,7 @@ def _perturbation_backward_kernel(
     HAS_PERTURBED: tl.constexpr,
     HAS_PERTURBATION: tl.constexpr,
     HAS_POWER: tl.constexpr,
+    WANTS_IMAGES: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
     sample = tl.program_id(0).to(tl.int64)
@@ -138,7 +158,8 @@ def _perturbation_backward_kernel(
                 through = tl.where(moved >= tl.cast(low, tl.float32), through, 0.0)
             if HIGH:
                 through = tl.where(moved <= tl.cast(high, tl.float32), through, 0.0)
-    tl.store(d_images + index, through.to(d_images.dtype.element_ty), inside)
+    if WANTS_IMAGES:
+        tl.store(d_images + index, through.to(d_images.dtype.element_ty), inside)
     total = through
     if HAS_PERTURBATION:
         total += tl.load(d_perturbation + index, inside, other=0.0).to(tl.float32)
@@ -195,14 +216,16 @@ def perturbation_backward_kernel(
     low: float | None,
     high: float | None,
     bounded: bool,
+    wants_images: bool = True,
 ) -> tuple[Tensor, Tensor]:
+    """dL/dx and dL/dz; the first is left unwritten where it is not wanted."""
     # All in one dense layout; what comes otherwise, which is rare, is copied.
     dense = layout(as_images(images))
     x, z = as_images(images).contiguous(memory_format=dense), as_images(z).contiguous(memory_format=dense)
     through, own = (
         as_images(d).contiguous(memory_format=dense) if d is not None else x for d in (d_perturbed, d_perturbation)
     )
-    d_images, d_z = torch.empty_like(x), torch.empty_like(z)
+    d_images, d_z = torch.empty_like(x) if wants_images else x, torch.empty_like(z)
     elements = x[0:1].numel()
     if elements:
         launch = ImageLaunch.for_elements(elements)
@@ -224,6 +247,7 @@ def perturbation_backward_kernel(
             HAS_PERTURBED=d_perturbed is not None,
             HAS_PERTURBATION=d_perturbation is not None,
             HAS_POWER=d_power is not None,
+            WANTS_IMAGES=wants_images,
             BLOCK=launch.block,
             num_warps=launch.warps,
         )
@@ -287,11 +311,40 @@ def perturb(images: Tensor, p: Tensor, low: float | None = None, high: float | N
     return _dispatch(images, p, 1.0, low, high, bounded=False)
 
 
+def perturbation_gradient(
+    images: Tensor,
+    z: Tensor,
+    d_perturbed: Tensor,
+    d_power: Tensor,
+    *,
+    epsilon: float = 1.0,
+    low: float | None = None,
+    high: float | None = None,
+    bounded: bool = True,
+) -> Tensor:
+    """dL/dz from dL/dx', (B, C, H, W), and dL/dpower, (B,): what a step pulls back through the generator.
+
+    The other arguments are those of `perturbation`, or with `bounded=False` of `perturb`. For those who take their
+    derivatives by hand: a compiled step does, since a kernel inside `torch.func.vjp` cannot be compiled.
+    """
+    _check_shapes(images, z)
+    if runs_kernel(images):
+        settings = (epsilon, low, high, bounded)
+        return perturbation_backward_kernel(images, z, d_perturbed, None, d_power, *settings, wants_images=False)[1]
+    return perturbation_gradient_reference(images, z, d_perturbed, d_power, epsilon, low, high, bounded)
+
+
 def _dispatch(
     images: Tensor, z: Tensor, epsilon: float, low: float | None, high: float | None, bounded: bool
 ) -> Perturbation:
-    if images.shape != z.shape:
-        raise ValueError(f"images of shape {tuple(images.shape)}, but a perturbation of {tuple(z.shape)}")
+    _check_shapes(images, z)
     if runs_kernel(images):
+        if not torch.is_grad_enabled():
+            return perturbation_kernel(images, z, epsilon, low, high, bounded)
         return Perturbation(*_Forward.apply(images, z, epsilon, low, high, bounded))
     return perturbation_reference(images, z, epsilon, low, high, bounded)
+
+
+def _check_shapes(images: Tensor, z: Tensor) -> None:
+    if images.shape != z.shape:
+        raise ValueError(f"images of shape {tuple(images.shape)}, but a perturbation of {tuple(z.shape)}")

@@ -23,7 +23,14 @@ from fastgat.data.batch import Batch
 from fastgat.errors import ConfigError
 from fastgat.kernels.dual_loss import SampleLoss
 from fastgat.methods.base import Method, alpha_option
-from fastgat.methods.joints import input_gradient, perturb, perturbation, perturbed_loss, sample_loss
+from fastgat.methods.joints import (
+    input_gradient,
+    perturb,
+    perturbation,
+    perturbation_gradient,
+    perturbed_loss,
+    sample_loss,
+)
 from fastgat.methods.players import (
     Draws,
     Metrics,
@@ -54,7 +61,7 @@ class Moved(NamedTuple):
 
     perturbed: Tensor
     power: Tensor
-    pull: Callable[[tuple[Tensor, Tensor]], Tensors]
+    pull: Callable[[Tensor, Tensor], Tensors]
 
 
 @dataclass(frozen=True)
@@ -187,24 +194,21 @@ class GAT(Method):
         """x + G(Delta), its power and its pull-back. Table 1's tanh is part of the joint; another G has its own."""
         generator = players.generator
         assert generator is not None
-        before_tanh = getattr(generator.module, "ends_in_tanh", False)
+        bounded = getattr(generator.module, "ends_in_tanh", False)
+        z, pull, buffers = pull_back(
+            generator, lambda g: generator(g, delta, *([False] if bounded else [])), generator.parameters
+        )
+        perturbed, _, power = perturbation(images, z) if bounded else perturb(images, z)
 
-        def moved(parameters: Tensors) -> tuple[tuple[Tensor, Tensor], Tensors]:
-            if before_tanh:
-                z, buffers = generator(parameters, delta, False)
-                result = perturbation(images, z)
-            else:
-                p, buffers = generator(parameters, delta)
-                result = perturb(images, p)
-            return (result.perturbed, result.power), buffers
+        def pull_moved(d_perturbed: Tensor, d_power: Tensor) -> Tensors:
+            return pull(perturbation_gradient(images, z, d_perturbed, d_power, bounded=bounded))[0]
 
-        (perturbed, power), pull, buffers = pull_back(generator, moved, generator.parameters)
-        return Moved(perturbed, power, lambda seed: pull(seed)[0]), players.after_generator(buffers)
+        return Moved(perturbed, power, pull_moved), players.after_generator(buffers)
 
     def pull_generator(self, moved: Moved, probability_gradient: Tensor) -> Tensors:
-        """G's gradients of the mean (9) from dF(x + p)_y/dx'; the seed of the power is c_g."""
-        seed = probability_gradient, torch.full_like(moved.power, self.cg)
-        return mean(moved.pull(seed), len(moved.power))
+        """G's gradients of the mean (9) from dF(x + p)_y/dx'; that by the power is c_g."""
+        gradients = moved.pull(probability_gradient, torch.full_like(moved.power, self.cg))
+        return mean(gradients, len(moved.power))
 
     def generator_loss(self, half: SampleLoss, moved: Moved) -> Tensor:
         """L_G (9) from the perturbed half, the mean over samples."""

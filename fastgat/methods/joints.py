@@ -27,7 +27,8 @@ def _joint(function: Callable[Arguments, Result]) -> Callable[Arguments, Result]
 input_gradient = _joint(_input_gradient.input_gradient)
 perturbation = _joint(_perturbation.perturbation)
 perturb = _joint(_perturbation.perturb)
+perturbation_gradient = _joint(_perturbation.perturbation_gradient)
 sample_loss = _joint(dual_loss.sample_loss)
 perturbed_loss = _joint(dual_loss.perturbed_loss)
 
-__all__ = ["input_gradient", "perturb", "perturbation", "perturbed_loss", "sample_loss"]
+__all__ = ["input_gradient", "perturb", "perturbation", "perturbation_gradient", "perturbed_loss", "sample_loss"]

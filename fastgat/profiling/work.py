@@ -34,10 +34,13 @@ class Counter(TorchDispatchMode):
 
 
 def work(side: Side, kind: str = "full") -> dict[str, int]:
-    """FLOPs of a step of that kind (a multiply-add is two), and the bytes that its convolutions and matrix products must move.
+    """FLOPs of a step (a multiply-add is two), and the bytes that its convolutions and matrix products must move.
 
     Elementwise work is left out: it can be fused into these. So both are lower bounds, for a step whose layers each
     read and write device memory once.
+
+    Args:
+        kind: of step, for fastgat's side.
     """
     from fastgat.profiling.sides import Fastgat
 

@@ -5,7 +5,13 @@ from __future__ import annotations
 import pytest
 import torch
 from fastgat.kernels.backend import forced_kernels
-from fastgat.kernels.perturbation import Perturbation, perturb, perturbation, perturbation_reference
+from fastgat.kernels.perturbation import (
+    Perturbation,
+    perturb,
+    perturbation,
+    perturbation_gradient,
+    perturbation_reference,
+)
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
@@ -128,6 +134,34 @@ def test_kernel_derivative_shapes_and_layouts(layout: str, shape: tuple[int, ...
     reference = gradients(x, z, weights, lambda x, z: perturbation_reference(x, z, 1.0, 0.1, 0.9, bounded=False))
     for own, theirs in zip(ours, reference, strict=True):
         torch.testing.assert_close(own, theirs)
+
+
+@pytest.mark.usefixtures("reference_and_kernels")
+@pytest.mark.parametrize("bounded", [True, False])
+@bounds
+@dtypes
+def test_the_gradient_taken_by_hand(dtype: torch.dtype, low: float | None, high: float | None, bounded: bool) -> None:
+    """Against autograd through the formula, in float64."""
+    x, z = problem((3, 3, 6, 5), dtype)
+    through, power = torch.randn(x.shape, device=DEVICE).to(dtype), torch.rand(3, device=DEVICE)
+    epsilon = 0.6 if bounded else 1.0
+    ours = perturbation_gradient(x, z, through, power, epsilon=epsilon, low=low, high=high, bounded=bounded)
+    exact, torchs = (
+        gradients(
+            x.to(wide),
+            z.to(wide),
+            [through, None, power],
+            lambda x, z: perturbation_reference(x, z, epsilon, low, high, bounded),
+        )[1]
+        for wide in (torch.float64, dtype)
+    )
+    p = epsilon * z.double().tanh() if bounded else z.double()
+    far = torch.ones_like(p, dtype=torch.bool)
+    for bound in (low, high):
+        if bound is not None:
+            far &= (x.double() + p - bound).abs() > 4 * torch.finfo(dtype).eps
+    assert ours.dtype == dtype
+    assert_as_good_as_torch(ours[far], torchs[far], exact[far])
 
 
 @pytest.mark.usefixtures("kernels")

@@ -1,0 +1,81 @@
+"""The compiled step on a GPU, as far as a machine without one can see it: Dynamo takes the whole step, its Triton
+kernels launched at the joints, into one graph. Nothing of the graph is run."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+GRAPHS = """
+import collections, json
+import torch
+import torch.utils._triton
+from fastgat.engine.compiled import Stepper
+from fastgat.kernels.backend import forced_kernels
+from fastgat.methods import GAT, Baseline, DropoutGAT, FastGradientL2, RandomPerturbation
+from tests.support import BatchNormNet, Engine, minibatch, players
+
+torch.utils._triton.has_triton = lambda *_: True  # Dynamo looks for kernels only where there is a GPU
+launches = []
+
+def note(graph, inputs):
+    names = collections.Counter(str(node.target) for node in graph.graph.nodes)
+    launches.append(names["triton_kernel_wrapper_mutation"])
+    values = [getattr(node, "meta", {}).get("example_value") for node in graph.graph.output_node().args[0]]
+    return lambda *_: [None if value is None else torch.zeros(value.shape, dtype=value.dtype) for value in values]
+
+compile = torch.compile
+torch.compile = lambda function, **options: compile(function, backend=note, **options)
+found = {}
+for method in (
+    Baseline(), FastGradientL2(), RandomPerturbation(), GAT(schedule="paper"), GAT(schedule="alternating"),
+    GAT(schedule="simultaneous", generator_interval=2), DropoutGAT(schedule="simultaneous"),
+):
+    for batch_norm in (False, True):
+        launches.clear()
+        classifier, generator = players(dropout=method.classifier_dropout, dtype=torch.float32)
+        if batch_norm and method.classifier_dropout:
+            continue
+        engine = Engine(method, BatchNormNet() if batch_norm else classifier, generator, autocast=torch.bfloat16)
+        batches = [minibatch(dtype=torch.float32) for _ in range(1 + method.generator_minibatches)]
+        draws = [method.draw(classifier, batch.images, torch.Generator()) for batch in batches]
+        with forced_kernels():
+            Stepper(engine.state, method, compiled=True).prepare(batches, draws)
+        found[f"{method.name} {getattr(method, 'schedule', '')} {batch_norm}"] = list(launches)
+print(json.dumps(found))
+"""
+
+LAUNCHES = {
+    "baseline  False": [1],
+    "baseline  True": [1],
+    "fg-l2  False": [4],  # two losses, the normalised gradient, the perturbation
+    "fg-l2  True": [4],
+    "random  False": [4],
+    "random  True": [4],
+    "gat paper False": [8],
+    "gat paper True": [8],
+    "gat alternating False": [7],
+    "gat alternating True": [7],
+    "gat simultaneous False": [6, 4],  # two losses, Delta, x + p, dF_y/dx', dL/dz; the last two only when G steps
+    "gat simultaneous True": [5, 4],  # dF_y/dx' comes of a pull-back of its own
+    "dropout-gat simultaneous False": [6],
+}
+"""Kernels at the joints of each kind of step, without and with batch norm."""
+
+
+@pytest.mark.offline
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there the kernels run")
+def test_the_joints_of_every_method_are_kernels_in_one_graph() -> None:
+    pytest.importorskip("triton")
+    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    done = subprocess.run(
+        [sys.executable, "-c", GRAPHS], env=environment, capture_output=True, text=True, check=False, cwd=Path.cwd()
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert json.loads(done.stdout.splitlines()[-1]) == LAUNCHES
