@@ -38,22 +38,32 @@ BATCH = 128
 @click.command()
 @click.option("--dataset", default="cifar10", show_default=True)
 @click.option("--seeds", type=click.IntRange(1), default=3, show_default=True)
+@click.option("--first-seed", type=click.IntRange(0), default=0, show_default=True)
 @click.option("--epochs", type=click.IntRange(1), default=5, show_default=True)
 @click.option("--train-images", type=click.IntRange(BATCH), default=10_000, show_default=True)
 @click.option("--side", "sides", multiple=True, type=click.Choice(SIDES), default=SIDES, show_default=True)
 @click.option("--json", "output", type=Path, help="also write the figures here, after each run")
-def main(dataset: str, seeds: int, epochs: int, train_images: int, sides: tuple[str, ...], output: Path | None) -> None:
+def main(
+    dataset: str,
+    seeds: int,
+    first_seed: int,
+    epochs: int,
+    train_images: int,
+    sides: tuple[str, ...],
+    output: Path | None,
+) -> None:
     """Train each side with each seed and compare accuracy on the test images."""
     keep_freed_memory()
     data = load_dataset(dataset, None, 0)
     found: dict[str, list[float]] = {side: [] for side in sides}
-    for seed in range(seeds):
+    for seed in range(first_seed, first_seed + seeds):
         for side in sides:
             trained = train_textbook if side == "textbook" else train_fastgat
             found[side].append(trained(side, data, seed, epochs, train_images))
             click.echo(f"seed {seed}  {side:13} {found[side][-1]:.2%}")
             if output is not None:
                 settings = {"dataset": data.name, "epochs": epochs, "train_images": train_images, "batch": BATCH}
+                settings["first_seed"] = first_seed
                 content = {"settings": settings, "test_accuracy": found, "environment": environment()}
                 output.write_text(json.dumps(content, indent=2) + "\n")
     for side, accuracies in found.items():

@@ -40,7 +40,7 @@ def bench_loop(benchmark: BenchmarkFixture, tmp_path: Path) -> None:
     class BareSteps(Callback):
         def on_epoch(self, event: EpochEnd) -> None:
             batch = next(loop.train_loader.stream(0))
-            draws = loop._draws([batch])
+            draws = loop.draws([batch])
             began = time.perf_counter()
             for _ in range(loop.steps_per_epoch):
                 loop.stepper([batch], draws)

@@ -36,4 +36,8 @@ class NonFiniteError(FastgatError, ArithmeticError):
 
 
 class CompileError(FastgatError, RuntimeError):
-    """A step that was to be compiled, or captured, and cannot be."""
+    """A step that was to be compiled and cannot be."""
+
+
+class CaptureError(CompileError):
+    """A compiled step that cannot be captured as a CUDA graph."""

@@ -17,7 +17,7 @@ from torch.utils._pytree import tree_leaves, tree_map_only
 from fastgat.data.batch import Batch
 from fastgat.engine.state import TrainState
 from fastgat.engine.step import train_step
-from fastgat.errors import CompileError
+from fastgat.errors import CaptureError, CompileError
 from fastgat.methods.base import Method
 from fastgat.methods.players import Draws
 
@@ -50,7 +50,7 @@ class Stepper:
     def prepare(self, batches: Sequence[Batch], draws: Sequence[Draws]) -> None:
         """Compile every kind of step, and capture it, on inputs like those to come. The state stays as it is.
 
-        Raises CompileError, naming the cause, where that is impossible.
+        Raises CompileError or CaptureError, naming the cause, where that is impossible.
         """
         if not self.compiled:
             return
@@ -60,15 +60,12 @@ class Stepper:
                 taken = (batches, draws) if kind == "full" else (batches[-1:], draws[-1:])
                 inputs: Inputs = tree_map_only(Tensor, torch.clone, taken)  # none is another, as none will be
                 step = compile_step(self._written(kind))
-                try:
+                with _explained(CompileError, "the step cannot be compiled: {}"):
                     step(*inputs)
-                    if self.captured:
+                if self.captured:
+                    with _explained(CaptureError, "the step cannot be captured as a CUDA graph (--no-cuda-graph): {}"):
                         step = Captured(step, inputs, pool)
-                        pool = step.graph.pool()
-                except (torch._dynamo.exc.TorchDynamoException, RuntimeError) as error:
-                    if isinstance(error, torch.OutOfMemoryError):
-                        raise
-                    raise CompileError(_reason(error)) from error
+                    pool = step.graph.pool()
                 self._steps[kind] = step
 
     def give_up_compiling(self) -> None:
@@ -145,7 +142,13 @@ def missing_compiler(device: torch.device) -> str | None:
     return None if any(map(shutil.which, found)) else f"a {kind} compiler, such as {found[0]} or {found[1]}"
 
 
-def _reason(error: BaseException) -> str:
-    """One line about why a step does not compile, without torch's advice."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return f"the step cannot be compiled: {lines[0] if lines else type(error).__name__}"
+@contextmanager
+def _explained(kind: type[CompileError], message: str) -> Iterator[None]:
+    """Turn what torch raises into one line, without its advice; out of memory stays what it is."""
+    try:
+        yield
+    except torch.OutOfMemoryError:
+        raise
+    except (torch._dynamo.exc.TorchDynamoException, RuntimeError) as error:
+        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+        raise kind(message.format(lines[0] if lines else type(error).__name__)) from error

@@ -21,7 +21,7 @@ from fastgat.engine.interrupts import Interrupts
 from fastgat.engine.learning_rate import learning_rate_factor
 from fastgat.engine.random import random_state, restore_random_state, seed_step
 from fastgat.engine.state import TrainState
-from fastgat.errors import CheckpointError, CompileError, ConfigError, NonFiniteError
+from fastgat.errors import CaptureError, CheckpointError, CompileError, ConfigError, NonFiniteError
 from fastgat.methods.base import Method
 from fastgat.methods.players import Draws
 from fastgat.phases import phase
@@ -132,9 +132,9 @@ class Loop:
             batch = next(self.train_loader.once())
             batches = [batch] * (1 + self.method.generator_minibatches)
             try:
-                self.stepper.prepare(batches, self._draws(batches))
+                self.stepper.prepare(batches, self.draws(batches))
             except CompileError as error:
-                if self.config.run.compile:
+                if self.config.run.compile or isinstance(error, CaptureError):
                     raise
                 failure = str(error)
                 self.stepper.give_up_compiling()
@@ -192,11 +192,11 @@ class Loop:
             owed = self.method.generator_minibatches if kind == "full" else 0
             minibatches = [next(generator_batches) for _ in range(owed)]
             minibatches.append(next(batches))
-        self.stepper(minibatches, self._draws(minibatches), kind)
+        self.stepper(minibatches, self.draws(minibatches), kind)
         at.step += 1
         return len(minibatches[-1].labels)
 
-    def _draws(self, minibatches: Sequence[Batch]) -> list[Draws]:
+    def draws(self, minibatches: Sequence[Batch]) -> list[Draws]:
         """The random draws of the next step, one for each of its minibatches."""
         source = seed_step(self.config.seed, self.position.step, self.state.device)
         return [self.method.draw(self.state.classifier, minibatch.images, source) for minibatch in minibatches]

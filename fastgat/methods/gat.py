@@ -82,7 +82,7 @@ class GAT(Method):
     generator_steps: int = option(1, "k of Algorithm 1, generator steps for each classifier step", at_least=1)
     generator_interval: int = option(1, "update the generator at every n-th step only", at_least=1)
     schedule: str = option(
-        "paper",
+        "simultaneous",
         "paper: each step of Algorithm 1 on its own minibatch; alternating: the same order on one minibatch; "
         "simultaneous: both players step from the same point",
         choices=("paper", "alternating", "simultaneous"),
@@ -92,7 +92,8 @@ class GAT(Method):
         super().__post_init__()
         if self.schedule == "simultaneous" and self.generator_steps > 1:
             raise ConfigError(
-                "generator_steps must be 1 with schedule 'simultaneous': both players step once, together"
+                "generator_steps must be 1 with schedule 'simultaneous', where both players step once, together: "
+                "choose paper or alternating"
             )
 
     @property

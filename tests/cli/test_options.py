@@ -16,7 +16,7 @@ FROZEN = {
     "--epsilon": {"random": 0.5, "fg-linf": 2 / 255, "fg-l2": 0.5},
     "--generator-steps": 1,
     "--generator-interval": 1,
-    "--schedule": "paper",
+    "--schedule": "simultaneous",
     "--dropout": 0.2,
     "--epochs": 30,
     "--batch-size": 128,

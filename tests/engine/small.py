@@ -61,7 +61,13 @@ def loader(seed: int) -> DataLoader[tuple[torch.Tensor, ...]]:
 def config(output: Path, **changes: Any) -> TrainConfig:
     run = RunConfig(log_interval=2, checkpoint_interval=4, deterministic=True, device="cpu", compile=False)
     optimizer = OptimizerConfig(lr=1e-2, generator_lr=1e-3)
-    settings: dict[str, Any] = {"method": GAT(cg=0.1), "epochs": 3, "batch_size": 8, "run": run, "optimizer": optimizer}
+    settings: dict[str, Any] = {
+        "method": GAT(cg=0.1, schedule="paper"),
+        "epochs": 3,
+        "batch_size": 8,
+        "run": run,
+        "optimizer": optimizer,
+    }
     return TrainConfig(output=output, **{**settings, **changes})
 
 

@@ -53,7 +53,7 @@ def run_both(method: Method, classifier: nn.Module, generator: nn.Module, steps:
 @pytest.mark.parametrize(
     "method",
     [
-        DropoutGAT(cg=0.3, dropout=0.4),
+        DropoutGAT(cg=0.3, dropout=0.4, schedule="paper"),
         GAT(cg=0.3, alpha=0.7, schedule="alternating", generator_steps=2),
         GAT(cg=0.3, schedule="simultaneous", generator_interval=2),
         FastGradientL2(epsilon=0.9),
@@ -87,8 +87,8 @@ ALL: list[Method] = [
     RandomPerturbation(),
     FastGradientLinf(),
     FastGradientL2(),
-    GAT(),
-    GAT(generator_steps=2),
+    GAT(schedule="paper"),
+    GAT(schedule="paper", generator_steps=2),
     GAT(schedule="alternating", generator_steps=2),
     GAT(schedule="simultaneous"),
     GAT(schedule="simultaneous", generator_interval=3),

@@ -12,7 +12,12 @@ from fastgat.errors import NonFiniteError
 from fastgat.methods import GAT, FastGradientL2, Method
 from tests.support import BatchNormNet, Engine, minibatch, players
 
-METHODS = [GAT(cg=0.3), GAT(cg=0.3, schedule="alternating"), GAT(cg=0.3, schedule="simultaneous"), FastGradientL2()]
+METHODS = [
+    GAT(cg=0.3, schedule="paper"),
+    GAT(cg=0.3, schedule="alternating"),
+    GAT(cg=0.3, schedule="simultaneous"),
+    FastGradientL2(),
+]
 UNTOUCHED = ("loss_scale.", "metrics.", "step")
 
 

@@ -21,7 +21,7 @@ from tests.support import BatchNormNet
 
 SETTINGS: list[dict[str, Any]] = [
     {},
-    {"method": DropoutGAT(cg=0.1, generator_steps=2)},
+    {"method": DropoutGAT(cg=0.1, schedule="paper", generator_steps=2)},
     {"method": "random", "optimizer": OptimizerConfig(lr_schedule="one-cycle", ema=0.9, clip_grad=0.1)},
     {"precision": PrecisionConfig(amp=True, channels_last=True)},
 ]
@@ -88,7 +88,9 @@ def check_resume(tmp_path: Path, message: str, classifier: Callable[[], nn.Modul
 
 
 def test_a_run_keeps_its_settings(tmp_path: Path) -> None:
-    check_resume(tmp_path, r"made with method\.cg = 0\.1, but now 0\.2 is asked for", method=GAT(cg=0.2))
+    check_resume(
+        tmp_path, r"made with method\.cg = 0\.1, but now 0\.2 is asked for", method=GAT(cg=0.2, schedule="paper")
+    )
 
 
 def test_a_run_keeps_its_networks(tmp_path: Path) -> None:

@@ -52,7 +52,7 @@ def test_the_run_folder(tmp_path: Path) -> None:
     assert [row["step"] for row in rows(history.output, "epoch")] == [6, 12, 18]
     assert [row["step"] for row in rows(history.output, "interval")] == list(range(2, 19, 2))
     settings = tomllib.loads((history.output / "config.toml").read_text())
-    assert settings["method"] == {"name": "gat", **vars(GAT(cg=0.1))}
+    assert settings["method"] == {"name": "gat", **vars(GAT(cg=0.1, schedule="paper"))}
     assert json.loads((history.output / "environment.json").read_text())["packages"]["torch"] == torch.__version__
 
 

@@ -13,7 +13,7 @@ from fastgat.methods.players import Draws
 from tests.support import Engine, minibatch, players
 
 METHODS: Sequence[Method] = [
-    GAT(cg=0.3),
+    GAT(cg=0.3, schedule="paper"),
     GAT(cg=0.3, schedule="simultaneous"),
     FastGradientL2(),
     FastGradientLinf(),

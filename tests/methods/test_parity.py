@@ -80,11 +80,11 @@ def test_one_player(method: Method, step: Step, network: str) -> None:
 
 
 GAT_CASES = [
-    GAT(cg=0.3),
-    GAT(cg=0.3, alpha=0.7, generator_steps=2),
+    GAT(cg=0.3, schedule="paper"),
+    GAT(cg=0.3, schedule="paper", alpha=0.7, generator_steps=2),
     GAT(cg=0.3, schedule="alternating"),
-    DropoutGAT(dropout=0.4, cg=0.3),
-    DropoutGAT(dropout=0.4, cg=0.3, generator_steps=2),
+    DropoutGAT(dropout=0.4, cg=0.3, schedule="paper"),
+    DropoutGAT(dropout=0.4, cg=0.3, schedule="paper", generator_steps=2),
     DropoutGAT(dropout=0.4, cg=0.3, schedule="alternating"),
 ]
 
@@ -100,7 +100,7 @@ def test_gat_is_algorithm_1(method: GAT) -> None:
     check_gat(method, *players(dropout=method.classifier_dropout))
 
 
-@pytest.mark.parametrize("method", [GAT(cg=0.3), GAT(cg=0.3, schedule="alternating")], ids=described)
+@pytest.mark.parametrize("method", [GAT(cg=0.3, schedule="paper"), GAT(cg=0.3, schedule="alternating")], ids=described)
 def test_gat_is_algorithm_1_under_batch_norm(method: GAT) -> None:
     """There the two gradients are not proportional, and a second pull-back is taken."""
     check_gat(method, BatchNormNet().double(), players()[1])
@@ -233,7 +233,7 @@ def test_frozen_and_shared_parameters_stay_so() -> None:
     classifier = Tied().double()
     frozen = classifier.first.bias.clone()  # type: ignore[union-attr]  # it has a bias
     generator = players()[1]
-    engine = Engine(GAT(cg=0.3), classifier, generator)
+    engine = Engine(GAT(cg=0.3, schedule="paper"), classifier, generator)
     optimizers = torch.optim.Adam([p for p in classifier.parameters() if p.requires_grad], lr=1e-3), adam(generator)
     for _ in range(3):
         batches = [minibatch(), minibatch()]
@@ -253,7 +253,7 @@ def test_a_resnet_of_timm_is_trained_as_by_the_textbook() -> None:
 
     classifier = create_classifier("timm:resnet18", num_classes=10).double()
     generator = players()[1]
-    engine = Engine(GAT(cg=0.3), classifier, generator)
+    engine = Engine(GAT(cg=0.3, schedule="paper"), classifier, generator)
     optimizers = adam(classifier), adam(generator)
     for _ in range(2):
         batches = [minibatch(side=32) for _ in range(2)]
