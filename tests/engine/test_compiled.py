@@ -212,6 +212,6 @@ def test_a_compiled_run_resumed_is_the_run_undisturbed(tmp_path: Path) -> None:
     assert told.events[0].failure is None
     stop = At(4, lambda: signal.raise_signal(signal.SIGTERM))
     trainer(settings_of("half", epochs=2), Small, (stop,)).fit()
-    assert weights(tmp_path / "half")["step"] == 4
+    assert weights(tmp_path / "half")["step"] == 5
     trainer(settings_of("half", epochs=2, resume="auto")).fit()
     assert_same_weights(tmp_path / "whole", tmp_path / "half")
