@@ -18,7 +18,6 @@ from rich.console import Console
 from rich.table import Table
 
 from fastgat.config import PrecisionConfig, TrainConfig
-from fastgat.errors import FastgatError
 from fastgat.methods import GAT
 from fastgat.profiling import Settings, profile
 from fastgat.reporting.environment import environment
@@ -51,7 +50,7 @@ def main(output: Path, minutes: float, tests: bool) -> None:
         return False
 
     if tests:
-        failed = pytest_run("tests", "-m", "gpu", "-q", "--import-mode=importlib") != 0
+        failed = pytest_run("tests", "-m", "gpu", "-q", "-x", "-W", "default", "--import-mode=importlib") != 0
         result["tests"] = "failed" if failed else "passed"
         save()
     for schedule, batch_size in STEPS:
@@ -61,7 +60,7 @@ def main(output: Path, minutes: float, tests: bool) -> None:
         click.echo(f"profiling {name}")
         try:
             result["steps"][name] = profile(settings(schedule, batch_size))
-        except FastgatError as error:
+        except Exception as error:  # noqa: BLE001  # the other steps, and the kernels, are still worth having
             failed, result["steps"][name] = True, {"error": str(error)}
         save()
     if not late("kernels"):
@@ -86,7 +85,11 @@ def settings(schedule: str, batch_size: int) -> Settings:
 
 
 def pytest_run(*arguments: str) -> int:
-    return subprocess.run([sys.executable, "-m", "pytest", *arguments], check=False).returncode
+    """pytest's exit code; 124 if it takes more than four minutes."""
+    try:
+        return subprocess.run([sys.executable, "-m", "pytest", *arguments], check=False, timeout=240).returncode
+    except subprocess.TimeoutExpired:
+        return 124
 
 
 def show(console: Console, result: dict[str, Any]) -> None:

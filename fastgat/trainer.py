@@ -23,7 +23,7 @@ from fastgat.engine.loop import Loop
 from fastgat.engine.random import seeded
 from fastgat.engine.resume import Checkpoint, adopt_best, check_same_run, find_checkpoint
 from fastgat.engine.state import TrainState
-from fastgat.errors import CompileError, ConfigError, OutputError
+from fastgat.errors import CompileError, ConfigError, DeviceError, OutputError
 from fastgat.methods import Method
 from fastgat.models import Generator, create_classifier
 from fastgat.reporting.run_folder import RunFolder
@@ -154,9 +154,11 @@ class Trainer:
     def _compiled(self, device: torch.device) -> tuple[bool, str | None]:
         """Whether to compile the step; where not, and nobody asked for that, why."""
         wanted = self.config.run.compile
+        missing = missing_compiler(device)
+        if missing is not None and device.type == "cuda":
+            raise DeviceError(f"Triton needs {missing}, for its kernels on a GPU; none is installed")
         if wanted is False:
             return False, "not compiled, as asked for"
-        missing = missing_compiler(device)
         if missing is None:
             return True, None
         if wanted:

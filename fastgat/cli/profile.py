@@ -87,7 +87,7 @@ def _rows(result: dict[str, Any]) -> list[tuple[str, list[str]]]:
         ("ms a step (median)", [f"{side['step_ms']:.2f}" for side in sides]),
         ("  20 % to 80 %", [f"{side['step_ms_p20']:.2f} to {side['step_ms_p80']:.2f}" for side in sides]),
         ("images/s", [f"{side['images_per_second']:,.0f}" for side in sides]),
-        ("first step", [f"{side['first_step_seconds']:.2f} s" for side in sides]),
+        ("cold start", [f"{side['cold_start_seconds']:.1f} s" for side in sides]),
         ("peak memory", [f"{(side['peak_memory_bytes'] or 0) / 2**20:,.0f} MiB" for side in sides]),
         ("GFLOP a step", [f"{side['flops'] / 1e9:.1f}" for side in sides]),
         ("matrix product, TFLOP/s", [f"{side['ceilings']['flops_per_second'] / 1e12:.2f}" for side in sides]),

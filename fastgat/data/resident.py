@@ -77,6 +77,8 @@ class ResidentLoader:
         known, order = self._permutations.get(player, (-1, self.labels))
         if known != epoch:
             order = torch.from_numpy(np.random.default_rng((self.seed, player, epoch)).permutation(len(self.labels)))
-            order = order.to(self.labels.device)
+            if self.labels.is_cuda:
+                order = order.pin_memory()  # so that nothing waits for the copy
+            order = order.to(self.labels.device, non_blocking=True)
             self._permutations[player] = (epoch, order)
         return order

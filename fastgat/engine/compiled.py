@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import os
 import shutil
+import subprocess
 import types
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -60,10 +61,10 @@ class Stepper:
                 taken = (batches, draws) if kind == "full" else (batches[-1:], draws[-1:])
                 inputs: Inputs = tree_map_only(Tensor, torch.clone, taken)  # none is another, as none will be
                 step = compile_step(self._written(kind))
-                with _explained(CompileError, "the step cannot be compiled: {}"):
+                with explained(CompileError, "the step cannot be compiled: {}"):
                     step(*inputs)
                 if self.captured:
-                    with _explained(CaptureError, "the step cannot be captured as a CUDA graph (--no-cuda-graph): {}"):
+                    with explained(CaptureError, "the step cannot be captured as a CUDA graph (--no-cuda-graph): {}"):
                         step = Captured(step, inputs, pool)
                     pool = step.graph.pool()
                 self._steps[kind] = step
@@ -106,8 +107,11 @@ class Captured:
                 step(*self.inputs)
         here.wait_stream(side)
         self.graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(self.graph, pool=pool):
-            step(*self.inputs)
+        try:
+            with torch.cuda.graph(self.graph, pool=pool):
+                step(*self.inputs)
+        finally:
+            torch.cuda.set_stream(here)  # a capture that fails leaves its own stream behind
 
     def __call__(self, batches: Sequence[Batch], draws: Sequence[Draws]) -> None:
         for fixed, fresh in zip(self._fixed, tree_leaves((batches, draws)), strict=True):
@@ -143,12 +147,15 @@ def missing_compiler(device: torch.device) -> str | None:
 
 
 @contextmanager
-def _explained(kind: type[CompileError], message: str) -> Iterator[None]:
+def explained(kind: type[CompileError], message: str) -> Iterator[None]:
     """Turn what torch raises into one line, without its advice; out of memory stays what it is."""
     try:
         yield
     except torch.OutOfMemoryError:
         raise
-    except (torch._dynamo.exc.TorchDynamoException, RuntimeError) as error:
+    except (torch._dynamo.exc.TorchDynamoException, RuntimeError, subprocess.CalledProcessError) as failure:
+        error: BaseException = failure
+        while kind is CaptureError and error.__context__ is not None:  # the end of a capture fails after its cause
+            error = error.__context__
         lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-        raise kind(message.format(lines[0] if lines else type(error).__name__)) from error
+        raise kind(message.format(lines[0] if lines else type(error).__name__)) from failure

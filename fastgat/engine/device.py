@@ -16,10 +16,12 @@ from fastgat.errors import ConfigError, DeviceError
 def pick_device(name: str) -> torch.device:
     """The device called `name`; "auto" is the first GPU where there is one, otherwise the CPU.
 
+    A GPU becomes torch's current one: streams, graphs and kernels go to that, whatever their tensors are on.
+
     Raises ConfigError for a name that is no device, DeviceError for one that this machine lacks.
     """
     if name == "auto":
-        return torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu")
+        name = "cuda" if torch.cuda.is_available() else "cpu"
     try:
         device = torch.device(name)
     except RuntimeError:
@@ -34,7 +36,9 @@ def pick_device(name: str) -> torch.device:
     index = device.index or 0
     if index >= torch.cuda.device_count():
         raise DeviceError(f"device {name!r} asked for, but there are {torch.cuda.device_count()} GPUs")
-    return torch.device("cuda", index)
+    device = torch.device("cuda", index)
+    torch.cuda.set_device(device)
+    return device
 
 
 def device_name(device: torch.device) -> str:

@@ -40,6 +40,7 @@ class Position:
     seconds: float = 0.0
     epoch_seconds: float = 0.0
     epoch_images: int = 0
+    epoch_steps: int = 0
     epoch_sums: dict[str, float] = field(default_factory=dict)
     epochs: list[dict[str, Any]] = field(default_factory=list)
 
@@ -204,6 +205,7 @@ class Loop:
     def _read_metrics(self) -> dict[str, float]:
         """Means of the interval, added to the epoch's sums."""
         sums, steps = self.state.metrics.read()
+        self.position.epoch_steps += steps
         self.state.check_loss_scale()
         for name, value in sums.items():
             self.position.epoch_sums[name] = self.position.epoch_sums.get(name, 0.0) + value
@@ -219,9 +221,9 @@ class Loop:
         )
         if not abs(validation.loss) < float("inf"):
             raise NonFiniteError(f"the validation loss of the classifier became NaN or infinite after step {at.step}")
-        metrics = {name: total / self.steps_per_epoch for name, total in at.epoch_sums.items()}
+        metrics = {name: total / max(at.epoch_steps, 1) for name, total in at.epoch_sums.items()}
         seconds, rate = at.epoch_seconds, at.epoch_images / at.epoch_seconds
-        at.epoch_seconds, at.epoch_images, at.epoch_sums = 0.0, 0, {}
+        at.epoch_seconds, at.epoch_images, at.epoch_steps, at.epoch_sums = 0.0, 0, 0, {}
         at.seconds += seconds + time.perf_counter() - began
         is_best = validation.accuracy > at.best_accuracy
         if is_best:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -34,6 +35,7 @@ class Spec:
         implementation: "textbook" or "fastgat".
         config: method, networks, batch size, precision and device.
         image_size, num_classes, channels: of the random images.
+        as_it_comes: leave PyTorch's own choice of TF32 alone.
     """
 
     implementation: str
@@ -41,6 +43,7 @@ class Spec:
     image_size: int = 32
     num_classes: int = 10
     channels: int = 3
+    as_it_comes: bool = False
 
     @property
     def method(self) -> Method:
@@ -49,7 +52,7 @@ class Spec:
 
     def in_plain_precision(self) -> Spec:
         """The same in float32, channels first: PyTorch as it comes."""
-        return replace(self, config=replace(self.config, precision=PrecisionConfig()))
+        return replace(self, config=replace(self.config, precision=PrecisionConfig()), as_it_comes=True)
 
 
 class Side:
@@ -60,6 +63,9 @@ class Side:
         self.device = pick_device(spec.config.run.device)
         torch.manual_seed(spec.config.seed)
         precision = spec.config.precision
+        self.build_seconds = 0.0
+        self._tf32 = contextlib.nullcontext() if spec.as_it_comes else tf32(precision.tf32)
+        self._tf32.__enter__()  # for good: the process is this side's
         self.layout = torch.channels_last if precision.channels_last else torch.contiguous_format
         self.autocast = autocast_dtype(precision.amp_dtype, self.device) if precision.amp else None
         self.classifier = self._placed(
@@ -113,7 +119,8 @@ class Textbook(Side):
 
     def step(self) -> None:
         batches, draws = next(self.inputs)
-        with torch.autocast(self.device.type, self.autocast, enabled=self.autocast is not None):
+        # Without its cache, which would outlive the optimisers' steps within.
+        with torch.autocast(self.device.type, self.autocast, enabled=self.autocast is not None, cache_enabled=False):
             self._step(batches, draws)
 
     def _step(self, batches: list[Batch], draws: list[Draws]) -> None:
@@ -154,8 +161,6 @@ class Fastgat(Side):
         if pick_device(spec.config.run.device).type == "cpu":
             keep_freed_memory()
         super().__init__(spec)
-        self._tf32 = tf32(spec.config.precision.tf32)
-        self._tf32.__enter__()
         self.state = TrainState(
             self.classifier,
             self.generator,

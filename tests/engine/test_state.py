@@ -68,6 +68,6 @@ def test_the_first_bad_step_and_its_player_are_named(bad: float) -> None:
 
 def test_the_step_lets_nothing_require_gradients() -> None:
     engine = Engine(GAT(), *players())
-    engine.step([minibatch(), minibatch()])
+    engine.step([minibatch()])
     assert all(p.grad is None for p in engine.state.parameters())
     assert not any(b.requires_grad for b in engine.state.buffers())
