@@ -29,14 +29,12 @@ SIMULTANEOUS = GAT(schedule="simultaneous")
 CASES: dict[str, tuple[Method, int, PrecisionConfig, bool]] = {
     "baseline": (Baseline(), 128, FAST, True),
     "fg-l2": (FastGradientL2(), 128, FAST, True),
-    "fg-l2 uncompiled": (FastGradientL2(), 128, FAST, False),
     "gat paper": (GAT(schedule="paper"), 128, FAST, True),
     "gat alternating": (GAT(schedule="alternating"), 128, FAST, True),
     "gat simultaneous": (SIMULTANEOUS, 128, FAST, True),
     "gat simultaneous uncompiled": (SIMULTANEOUS, 128, FAST, False),
     "gat simultaneous every 4th": (replace(SIMULTANEOUS, generator_interval=4), 128, FAST, True),
     "gat simultaneous batch 32": (SIMULTANEOUS, 32, FAST, True),
-    "gat simultaneous batch 512": (SIMULTANEOUS, 512, FAST, True),
     "gat simultaneous float32 channels first": (SIMULTANEOUS, 128, PrecisionConfig(), True),
 }
 
