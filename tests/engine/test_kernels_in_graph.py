@@ -13,7 +13,8 @@ import pytest
 import torch
 
 GRAPHS = """
-import collections, json
+import collections, json, sys
+sys.path.append(sys.argv[1])  # at its end: an installed fastgat comes first
 import torch
 import torch.utils._triton
 from fastgat.engine.compiled import Stepper
@@ -75,7 +76,11 @@ def test_the_joints_of_every_method_are_kernels_in_one_graph() -> None:
     pytest.importorskip("triton")
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
     done = subprocess.run(
-        [sys.executable, "-c", GRAPHS], env=environment, capture_output=True, text=True, check=False, cwd=Path.cwd()
+        [sys.executable, "-c", GRAPHS, str(Path(__file__).parents[2])],
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
     )
     assert done.returncode == 0, done.stderr[-3000:]
     assert json.loads(done.stdout.splitlines()[-1]) == LAUNCHES
