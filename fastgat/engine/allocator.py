@@ -12,7 +12,7 @@ def keep_freed_memory() -> bool:
     """Tell glibc to keep what is freed instead of giving it back to the kernel; whether it could be told.
 
     By default glibc maps a large tensor afresh each time it is allocated, and the kernel then clears every page of it
-    again: a third of a step's time on a CPU. A GPU's allocator keeps its memory in the same way. The setting holds for
+    again: a quarter of a step's time on a CPU, or more. A GPU's allocator keeps its memory too. The setting holds for
     the whole process and grows it to the peak of its use, so it is made by the command line, not by importing fastgat.
     """
     if not sys.platform.startswith("linux"):
