@@ -22,8 +22,8 @@ from torch import nn
 
 from fastgat import TrainConfig, Trainer, load_classifier, textbook
 from fastgat.config import DataConfig, PrecisionConfig
-from fastgat.data import ResidentLoader, load_dataset
-from fastgat.data.sets import DataSet
+from fastgat.data import create_loader, load_dataset
+from fastgat.data.sets import DataSet, Images
 from fastgat.engine.accuracy import score
 from fastgat.engine.allocator import keep_freed_memory
 from fastgat.methods import GAT
@@ -72,7 +72,7 @@ def main(
             click.echo(f"{'':13} {paired(accuracies, found[sides[0]])} against {sides[0]}")
 
 
-def train_fastgat(schedule: str, data: DataSet, seed: int, epochs: int, train_images: int) -> float:
+def train_fastgat(schedule: str, data: DataSet[Images], seed: int, epochs: int, train_images: int) -> float:
     with tempfile.TemporaryDirectory() as folder:
         config = TrainConfig(
             method=GAT(schedule=schedule),
@@ -87,21 +87,21 @@ def train_fastgat(schedule: str, data: DataSet, seed: int, epochs: int, train_im
         return test_accuracy(load_classifier(folder, checkpoint="last"), data)
 
 
-def train_textbook(side: str, data: DataSet, seed: int, epochs: int, train_images: int) -> float:
+def train_textbook(side: str, data: DataSet[Images], seed: int, epochs: int, train_images: int) -> float:
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         classifier, generator = Classifier(len(data.classes)), Generator()
     optimizers = torch.optim.Adam(classifier.parameters(), 1e-3), torch.optim.Adam(generator.parameters(), 1e-6)
-    loader = ResidentLoader(data.train.first(train_images), BATCH, seed=seed)
+    loader = create_loader("resident", data.train.first(train_images), BATCH, seed=seed)
     streams = loader.stream(1), loader.stream(0)
     for _step in range(epochs * loader.batches_per_epoch):
         textbook.algorithm1_step(classifier, generator, *optimizers, [next(stream) for stream in streams])
     return test_accuracy(classifier, data)
 
 
-def test_accuracy(classifier: nn.Module, data: DataSet) -> float:
+def test_accuracy(classifier: nn.Module, data: DataSet[Images]) -> float:
     """Of the last weights, in float32."""
-    return score(classifier, ResidentLoader(data.test, 500).once()).accuracy
+    return score(classifier, create_loader("resident", data.test, 500).once()).accuracy
 
 
 def described(accuracies: list[float]) -> str:

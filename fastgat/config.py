@@ -13,6 +13,8 @@ from typing import Any
 
 import tomli_w
 
+from fastgat.data import LOADERS, Augmentation
+from fastgat.data.bad_samples import POLICIES
 from fastgat.errors import ConfigError
 from fastgat.methods import GAT, Method, create_method
 from fastgat.options import Options, option, suggestion
@@ -20,15 +22,35 @@ from fastgat.options import Options, option, suggestion
 
 @dataclass(frozen=True)
 class DataConfig(Options):
-    """Which images."""
+    """Which images, and how they come to the step."""
 
-    dataset: str = option("auto", "data set: auto, cifar10, cifar100 or digits")
+    dataset: str = option(
+        "auto", "data set: auto, cifar10, cifar100, digits, folder:PATH (class folders), or webdataset:PATTERN (tars)"
+    )
     data_dir: Path | None = option(
         None, "folder that holds the data set  [default: $FASTGAT_DATA, else the user's cache]"
     )
+    image_size: int | None = option(
+        None, "pixels a side that the images of folder: and webdataset: are scaled to  [default: 32]", at_least=1
+    )
     split_seed: int = option(0, "seed of the split into train and validation", at_least=0, at_most=2**63 - 1)
     train_images: int | None = option(None, "use only the first N images of the training split", at_least=1)
-    workers: int = option(0, "threads that prepare batches ahead of the step", at_least=0)
+    loader: str = option(
+        "auto",
+        "what feeds the step: dali, resident (all images as bytes on the device), torch (DataLoader with Pillow), or "
+        "auto: resident for images in memory on a CPU, otherwise DALI where it is installed",
+        choices=LOADERS,
+    )
+    workers: int | None = option(
+        None,
+        "threads of DALI, or processes of torch's DataLoader  [default: one a core for images in files, else none]",
+        at_least=0,
+    )
+    on_bad_sample: str = option(
+        "error",
+        "what becomes of an image that cannot be read: error, or skip (another of its batch takes its place)",
+        choices=POLICIES,
+    )
 
 
 @dataclass(frozen=True)
@@ -105,6 +127,7 @@ class TrainConfig(Options):
     output: Path | None = option(None, "run folder  [default: runs/TIME-DATASET-METHOD-seedSEED]")
     resume: str | None = option(None, "continue: auto (the run in --output, if any), a run folder, or a checkpoint")
     data: DataConfig = field(default_factory=DataConfig)
+    augmentation: Augmentation = field(default_factory=Augmentation)
     model: ModelConfig = field(default_factory=ModelConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     precision: PrecisionConfig = field(default_factory=PrecisionConfig)
@@ -140,6 +163,7 @@ class TrainConfig(Options):
 
 TABLES: dict[str, type] = {
     "data": DataConfig,
+    "augmentation": Augmentation,
     "model": ModelConfig,
     "optimizer": OptimizerConfig,
     "precision": PrecisionConfig,
@@ -162,7 +186,8 @@ def load_toml(path: Path) -> dict[str, Any]:
 
 def identity(config: TrainConfig) -> dict[str, Any]:
     """The settings that decide what a run computes, flat; the others may change when it is continued."""
-    free = {"output", "resume", "data.data_dir", "data.workers", *(f"run.{f.name}" for f in fields(RunConfig))}
+    feeding = {f"data.{name}" for name in ("data_dir", "loader", "workers", "on_bad_sample")}
+    free = {"output", "resume", *feeding, *(f"run.{f.name}" for f in fields(RunConfig))}
     if config.optimizer.lr_schedule == "constant":  # the others stretch over all epochs
         free.add("epochs")
     return {key: value for key, value in flatten(config.to_dict()) if key not in free}
@@ -232,6 +257,7 @@ def _plain(settings: Any) -> dict[str, Any]:
 
 
 __all__ = [
+    "Augmentation",
     "DataConfig",
     "ModelConfig",
     "OptimizerConfig",

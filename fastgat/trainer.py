@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from fastgat.config import TrainConfig
-from fastgat.data import Batch, IterableLoader, Loader, ResidentLoader, load_dataset
+from fastgat.data import Batch, Images, IterableLoader, Loader, choose, create_loader, load_dataset
 from fastgat.data.registry import silent
 from fastgat.data.store import Progress
 from fastgat.engine.compiled import Stepper, missing_compiler
@@ -57,6 +57,7 @@ class Feed(NamedTuple):
     test: Loader | None
     num_classes: int
     channels: int
+    loader: str
 
 
 class Trainer:
@@ -175,24 +176,41 @@ class Trainer:
     def _feed(self, device: torch.device) -> Feed:
         if self.train_loader is not None and self.validation_loader is not None:
             return self._own_feed(self.train_loader, self.validation_loader, device)
-        config, data = self.config, self.config.data
-        images = load_dataset(data.dataset, data.data_dir, data.split_seed, self.progress)
-        parts = (images.train.first(data.train_images), images.validation, images.test)
-        train, validation, test = (
-            ResidentLoader(
-                part,
-                config.batch_size,
-                seed=config.seed,
-                device=device,
-                channels_last=config.precision.channels_last,
-                workers=data.workers,
-            )
-            for part in parts
-        )
+        data = self.config.data
+        images = load_dataset(data.dataset, data.data_dir, data.split_seed, self.progress, data.image_size)
+        choice = choose(data.loader, images.train, device)
+        parts = [images.train.first(data.train_images), images.validation]
+        parts += [images.test] if len(images.test) else []
+        train, validation, *test = (self._loader(choice.name, part, device) for part in parts)
         sizes = " / ".join(f"{len(part):,}" for part in parts)
-        description = f"{images.name}: {sizes} images to train, validate, test; from {images.source}"
-        channels = images.train.images.shape[-1]
-        return Feed(images.name, description, images.reason, train, validation, test, len(images.classes), channels)
+        splits = "train, validate, test" if test else "train, validate"
+        height, width, channels = images.train.shape
+        return Feed(
+            images.name,
+            f"{images.name}: {sizes} images of {height} x {width} to {splits}; from {images.source}",
+            images.reason,
+            train,
+            validation,
+            test[0] if test else None,
+            len(images.classes),
+            channels,
+            f"{choice.name}: {choice.reason}",
+        )
+
+    def _loader(self, name: str, images: Images, device: torch.device) -> Loader:
+        config, data = self.config, self.config.data
+        return create_loader(
+            name,
+            images,
+            config.batch_size,
+            seed=config.seed,
+            augmentation=config.augmentation,
+            device=device,
+            channels_last=config.precision.channels_last,
+            workers=data.workers,
+            on_bad_sample=data.on_bad_sample,
+            progress=self.progress,
+        )
 
     def _own_feed(self, train: Iterable[Any], validation: Iterable[Any], device: torch.device) -> Feed:
         num_classes, channels = self._shape(device)
@@ -200,7 +218,8 @@ class Trainer:
             IterableLoader(source, num_classes, device=device, channels_last=self.config.precision.channels_last)
             for source in (train, validation)
         ]
-        return Feed("custom", "loaders of your own", "asked for", loaders[0], loaders[1], None, num_classes, channels)
+        own = "loaders of your own"
+        return Feed("custom", own, "asked for", loaders[0], loaders[1], None, num_classes, channels, own)
 
     def _shape(self, device: torch.device) -> tuple[int, int]:
         """The classes of the user's classifier and the channels of the user's images."""
@@ -233,6 +252,15 @@ class Trainer:
             autocast,
             statistics=self.config.model.batch_norm,
         )
+
+    def _augmentation(self) -> str:
+        given = self.config.to_dict()["augmentation"]
+        shown = [
+            name.replace("_", " ") if value is True else f"{name.replace('_', ' ')} {value}"
+            for name, value in given.items()
+            if value is not False
+        ]
+        return f"; augmented: {', '.join(shown)}" if shown else ""
 
     def _model(self, feed: Feed) -> dict[str, Any]:
         """What `load_classifier` needs to build the classifier again."""
@@ -273,6 +301,7 @@ class Trainer:
         return {
             "data set": feed.description,
             "chosen": feed.reason,
+            "loader": feed.loader + self._augmentation(),
             "method": ", ".join([self.method.name, *settings]),
             "networks": networks,
             "device": f"{device_name(state.device)}; {numbers}, {layout}",

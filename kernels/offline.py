@@ -25,6 +25,7 @@ from unittest import mock
 import torch
 from fastgat.kernels.backend import forced_kernels, triton
 from fastgat.kernels.dual_loss import dual_loss, perturbed_loss, sample_loss
+from fastgat.kernels.image_batch import COLUMNS, image_batch
 from fastgat.kernels.input_gradient import MODES, input_gradient
 from fastgat.kernels.perturbation import perturb, perturbation, perturbation_gradient
 from torch import Tensor
@@ -92,6 +93,15 @@ def cases() -> Iterator[Case]:
     yield Case("probability-fp16-scaled", partial(input_gradient, half, "probability", loss=clean, inverse_scale=scale))
     x, z = images(torch.float32), images(torch.bfloat16)
     yield Case("tanh-fp32-bf16", partial(perturbation, x, z))
+    rows, table = torch.zeros(128, dtype=torch.int64), torch.zeros(128, COLUMNS, dtype=torch.int32)
+    for channels_last in (False, True):
+        pixels, suffix = images(torch.uint8, channels_last=channels_last), "-channels-last" if channels_last else ""
+        for short, dtype in DTYPES.items():
+            yield Case(f"plain-{short}{suffix}", partial(image_batch, pixels, rows, dtype=dtype))
+        # A mirrored row is read backwards, byte by byte.
+        moved = partial(image_batch, pixels, rows, table, hole=8)
+        yield Case(f"moved-fp32{suffix}", partial(moved, resize=False), wide=False)
+        yield Case(f"resized-fp32{suffix}", moved, wide=False)
 
 
 def backward(x: Tensor, bounds: dict[str, float]) -> None:
@@ -137,7 +147,13 @@ def specialised(launch: Launch) -> Any:
 
 
 def _type_name(dtype: torch.dtype) -> str:
-    names = {torch.bool: "i1", torch.int64: "i64", **{dtype: short for short, dtype in DTYPES.items()}}
+    names = {
+        torch.bool: "i1",
+        torch.uint8: "u8",
+        torch.int32: "i32",
+        torch.int64: "i64",
+        **{dtype: short for short, dtype in DTYPES.items()},
+    }
     return names[dtype]
 
 

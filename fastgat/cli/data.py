@@ -9,7 +9,10 @@ import click
 from rich.console import Console
 
 from fastgat.data import DATASETS
-from fastgat.data.registry import Source, silent
+from fastgat.data.folder import Folder
+from fastgat.data.loaders import undecodable
+from fastgat.data.registry import Source, silent, users_images
+from fastgat.data.webdataset import WebDataset
 from fastgat.errors import ConfigError, DataError
 from fastgat.options import suggestion
 from fastgat.reporting.transfer import TransferBar
@@ -31,6 +34,7 @@ def list_(data_dir: Path | None) -> None:
     for name, source in DATASETS.items():
         found = source.find(data_dir)
         click.echo(f"{name:9} {source.title}\n          {found or 'not on this machine'}")
+    click.echo("and your own images: folder:PATH (class folders) or webdataset:PATTERN (tar shards)")
 
 
 @data.command()
@@ -46,17 +50,42 @@ def fetch(name: str, data_dir: Path | None) -> None:
 @click.argument("names", nargs=-1)
 @where
 def verify(names: tuple[str, ...], data_dir: Path | None) -> None:
-    """Read the data sets NAMES (all that are here, if none is named) and compare them with the published MD5 sums."""
+    """Read the data sets NAMES (all that are here, if none is named) and compare them with the published MD5 sums.
+
+    Of folder:PATH and webdataset:PATTERN every image is decoded; those that cannot be are listed.
+    """
+    bad = 0
     for name in names or DATASETS:
+        if own := users_images(name):
+            bad += _decode(name, own)
+            continue
         source = _source(name)
         if source.find(data_dir) is None:
             if names:
                 raise DataError(f"{name} is not on this machine: run `fastgat data fetch {name}`")
             continue
         click.echo(f"{name}: {source.fetch(data_dir, silent, again=True)} is complete and as published")
+    if bad:
+        raise DataError(f"{bad} images cannot be read")
+
+
+def _decode(name: str, own: Folder | WebDataset) -> int:
+    """Read every image of a user; the number of those that cannot be."""
+    with contextlib.closing(TransferBar(Console(stderr=True))) as transfer:
+        images = own.load(0, transfer)
+        total, flaws = 0, []
+        for part in (images.train, images.validation, images.test):
+            flaws += sorted(undecodable(part, transfer))
+            total += len(part)
+    for flaw in flaws:
+        click.echo(flaw)
+    click.echo(f"{name}: {total - len(flaws):,} of {total:,} images in {len(images.classes)} classes can be decoded")
+    return len(flaws)
 
 
 def _source(name: str) -> Source:
+    if users_images(name):
+        raise ConfigError(f"{name} is a user's own: there is nothing to fetch")
     if name not in DATASETS:
         raise ConfigError(f"unknown data set {name!r}{suggestion(name, DATASETS)}")
     return DATASETS[name]

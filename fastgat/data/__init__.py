@@ -1,9 +1,27 @@
 """Data sets, and the loaders that turn them into batches."""
 
+from fastgat.data.augmentation import Augmentation
 from fastgat.data.batch import Batch, Loader
+from fastgat.data.encoded import EncodedSet
 from fastgat.data.iterable import IterableLoader
+from fastgat.data.loaders import LOADERS, choose, create_loader
 from fastgat.data.registry import DATASETS, load_dataset
 from fastgat.data.resident import ResidentLoader
-from fastgat.data.sets import DataSet, ImageSet
+from fastgat.data.sets import DataSet, Images, ImageSet
 
-__all__ = ["DATASETS", "Batch", "DataSet", "ImageSet", "IterableLoader", "Loader", "ResidentLoader", "load_dataset"]
+__all__ = [
+    "DATASETS",
+    "LOADERS",
+    "Augmentation",
+    "Batch",
+    "DataSet",
+    "EncodedSet",
+    "ImageSet",
+    "Images",
+    "IterableLoader",
+    "Loader",
+    "ResidentLoader",
+    "choose",
+    "create_loader",
+    "load_dataset",
+]

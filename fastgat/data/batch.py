@@ -7,6 +7,8 @@ from typing import NamedTuple, Protocol
 
 from torch import Tensor
 
+from fastgat.data.bad_samples import BadSamples
+
 
 class Batch(NamedTuple):
     """Images (B, C, H, W), floating point in [0, 1], and labels (B,) int64, on the training device."""
@@ -21,6 +23,11 @@ class Loader(Protocol):
     @property
     def batches_per_epoch(self) -> int:
         """Full batches in one pass; the rest of a pass is dropped in training."""
+        ...
+
+    @property
+    def skipped(self) -> BadSamples:
+        """The samples that could not be read so far, and are done without."""
         ...
 
     def stream(self, player: int, start: int = 0) -> Iterator[Batch]:

@@ -66,7 +66,7 @@ class Cifar:
             verify(found / name, expected, again=again)
         return found
 
-    def load(self, data_dir: Path | None, split_seed: int, progress: Progress) -> DataSet:
+    def load(self, data_dir: Path | None, split_seed: int, progress: Progress) -> DataSet[ImageSet]:
         """45,000 / 5,000 / 10,000 images, the validation images chosen by `split_seed`."""
         folder = self.fetch(data_dir, progress)
         train, validation = split(self._read(folder, self.train), VALIDATION, split_seed)

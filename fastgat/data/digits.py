@@ -29,7 +29,7 @@ class Digits:
         assert path is not None
         return path
 
-    def load(self, data_dir: Path | None, split_seed: int, progress: Progress) -> DataSet:
+    def load(self, data_dir: Path | None, split_seed: int, progress: Progress) -> DataSet[ImageSet]:
         """1,257 / 180 / 360 images; the test images are the same for every `split_seed`."""
         from sklearn.datasets import load_digits
 

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fastgat.data.bad_samples import BadSamples
 from fastgat.data.batch import Batch
 from fastgat.errors import ConfigError, DataError
 
@@ -40,6 +41,11 @@ class IterableLoader:
     @property
     def batches_per_epoch(self) -> int:
         return len(self.source)
+
+    @property
+    def skipped(self) -> BadSamples:
+        """None: what a custom loader yields is used."""
+        return BadSamples()
 
     def stream(self, player: int, start: int = 0) -> Iterator[Batch]:
         shape = None

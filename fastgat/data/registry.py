@@ -1,4 +1,7 @@
-"""Data sets by name. A new one is a file with an object like those here, and a line in DATASETS."""
+"""Data sets by name. A new one is a file with an object like those here, and a line in DATASETS.
+
+A user's own images are named by where they lie, as folder:PATH or webdataset:PATTERN.
+"""
 
 from __future__ import annotations
 
@@ -7,8 +10,10 @@ from typing import Protocol
 
 from fastgat.data.cifar import CIFAR10, CIFAR100
 from fastgat.data.digits import DIGITS
-from fastgat.data.sets import DataSet
+from fastgat.data.folder import Folder
+from fastgat.data.sets import DataSet, Images, ImageSet
 from fastgat.data.store import Progress
+from fastgat.data.webdataset import WebDataset
 from fastgat.errors import ConfigError, DataError, OutputError
 from fastgat.options import suggestion
 
@@ -30,10 +35,14 @@ class Source(Protocol):
         """Bring it to this machine and verify it; with `again`, also what was verified before."""
         ...
 
-    def load(self, data_dir: Path | None, split_seed: int, progress: Progress) -> DataSet: ...
+    def load(self, data_dir: Path | None, split_seed: int, progress: Progress) -> DataSet[ImageSet]: ...
 
 
 DATASETS: dict[str, Source] = {source.name: source for source in (CIFAR10, CIFAR100, DIGITS)}
+
+
+IMAGE_SIZE = 32
+"""What images in files are scaled to, if nothing is said: the size that the paper's networks are made for."""
 
 
 def silent(what: str, done: int, total: int) -> None:
@@ -41,20 +50,50 @@ def silent(what: str, done: int, total: int) -> None:
 
 
 def load_dataset(
-    name: str = "auto", data_dir: Path | None = None, split_seed: int = 0, progress: Progress = silent
-) -> DataSet:
+    name: str = "auto",
+    data_dir: Path | None = None,
+    split_seed: int = 0,
+    progress: Progress = silent,
+    image_size: int | None = None,
+) -> DataSet[Images]:
     """The data set called `name`; `auto` is CIFAR-10 where it is on disk or can be downloaded, otherwise digits.
 
-    Raises ConfigError for an unknown name, DataError for data that are missing or not what they should be.
+    Args:
+        name: auto, one of DATASETS, folder:PATH or webdataset:PATTERN.
+        data_dir: the folder of a data set of DATASETS.
+        split_seed: of the split into train and validation.
+        image_size: what the images of folder: and webdataset: are scaled to, pixels a side (default 32).
+
+    Raises ConfigError for an unknown name or a size that the data set does not have, DataError for data that are
+    missing or not what they should be.
     """
-    if name == "auto":
-        return _auto(data_dir, split_seed, progress)
-    if name not in DATASETS:
-        raise ConfigError(f"unknown data set {name!r}{suggestion(name, ['auto', *DATASETS])}")
-    return DATASETS[name].load(data_dir, split_seed, progress)
+    if found := users_images(name, image_size):
+        return found.load(split_seed, progress)
+    if name != "auto" and name not in DATASETS:
+        known = ["auto", *DATASETS, "folder:PATH", "webdataset:PATTERN"]
+        raise ConfigError(f"unknown data set {name!r}{suggestion(name, known)}")
+    data = (
+        _auto(data_dir, split_seed, progress) if name == "auto" else DATASETS[name].load(data_dir, split_seed, progress)
+    )
+    if image_size not in (None, data.train.shape[0]):
+        side = data.train.shape[0]
+        raise ConfigError(f"image_size {image_size}: {data.name} has images of {side} x {side} pixels, and no others")
+    return data
 
 
-def _auto(data_dir: Path | None, split_seed: int, progress: Progress) -> DataSet:
+def users_images(name: str, image_size: int | None = None) -> Folder | WebDataset | None:
+    """What folder:PATH or webdataset:PATTERN stands for; None for another name."""
+    kind, _, where = name.partition(":")
+    if kind not in ("folder", "webdataset"):
+        return None
+    if not where:
+        example = "folder:PATH" if kind == "folder" else "webdataset:PATTERN"
+        raise ConfigError(f"{name!r} does not say where the images are: {example}")
+    size = image_size or IMAGE_SIZE
+    return Folder(Path(where).expanduser().resolve(), size) if kind == "folder" else WebDataset(where, size)
+
+
+def _auto(data_dir: Path | None, split_seed: int, progress: Progress) -> DataSet[ImageSet]:
     if CIFAR10.find(data_dir) is not None:
         return CIFAR10.load(data_dir, split_seed, progress)._replace(reason="found on this machine")
     try:

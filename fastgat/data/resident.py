@@ -1,84 +1,90 @@
-"""A loader that keeps a whole image set as uint8 on the training device."""
+"""A loader that keeps a whole image set as bytes on the training device; a batch is one kernel."""
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from fastgat.data.bad_samples import BadSamples
 from fastgat.data.batch import Batch
+from fastgat.data.sampler import Rows, Sampler
 from fastgat.data.sets import ImageSet
+from fastgat.kernels.image_batch import image_batch
 
 
 class ResidentLoader:
-    """Batches of float images in [0, 1], gathered from memory.
+    """Batches of float32 images in [0, 1], gathered and augmented on the device.
 
-    Batch `i` of a stream is a pure function of (seed, player, i): each epoch of each player has its own permutation.
-    `workers` threads prepare as many batches ahead; the batches are the same for every number of them.
+    Args:
+        images: the set; it is copied to the device.
+        sampler: which samples are in which batch.
+        bad: samples of `images` that are not to be used.
     """
 
     def __init__(
         self,
         images: ImageSet,
-        batch_size: int,
+        sampler: Sampler,
         *,
-        seed: int = 0,
         device: torch.device | str = "cpu",
         channels_last: bool = False,
-        workers: int = 0,
+        bad: BadSamples | None = None,
     ) -> None:
-        self.batch_size, self.seed, self.workers = batch_size, seed, workers
+        self.sampler, self.device, self.bad = sampler, torch.device(device), bad if bad is not None else BadSamples()
         layout = torch.channels_last if channels_last else torch.contiguous_format
         pixels = torch.from_numpy(np.ascontiguousarray(images.images)).permute(0, 3, 1, 2)
-        self.images = pixels.to(device).contiguous(memory_format=layout)
+        self.pixels = pixels.to(device).contiguous(memory_format=layout)
         self.labels = torch.from_numpy(images.labels).to(device)
-        self.layout = layout
-        self._permutations: dict[int, tuple[int, Tensor]] = {}
+        self.sizes = np.array([images.images.shape[1:3]])
+        self._orders: dict[int, tuple[int, Tensor]] = {}
 
     @property
     def batches_per_epoch(self) -> int:
-        return len(self.labels) // self.batch_size
+        return self.sampler.batches_per_epoch
+
+    @property
+    def skipped(self) -> BadSamples:
+        return self.bad
 
     def stream(self, player: int, start: int = 0) -> Iterator[Batch]:
-        if not self.workers:
-            while True:
-                yield self._batch(player, start)
-                start += 1
-        with ThreadPoolExecutor(self.workers, thread_name_prefix="fastgat-loader") as pool:
-            ahead: deque[Future[Batch]] = deque()
-            try:
-                while True:
-                    while len(ahead) < self.workers:
-                        ahead.append(pool.submit(self._batch, player, start))
-                        start += 1
-                    yield ahead.popleft().result()
-            finally:
-                for future in ahead:
-                    future.cancel()
+        while True:
+            yield self._batch(player, start)
+            start += 1
 
     def once(self) -> Iterator[Batch]:
-        for first in range(0, len(self.labels), self.batch_size):
-            rows = slice(first, first + self.batch_size)
-            yield Batch(self._scaled(self.images[rows]), self.labels[rows])
+        for rows in self.sampler.in_order():
+            good = self._sent(self.bad.good(rows))
+            yield Batch(image_batch(self.pixels, good), self.labels[good])
 
     def _batch(self, player: int, number: int) -> Batch:
-        epoch, position = divmod(number, self.batches_per_epoch)
-        rows = self._permutation(player, epoch)[position * self.batch_size : (position + 1) * self.batch_size]
-        return Batch(self._scaled(self.images[rows]), self.labels[rows])
+        uniforms = self.sampler.uniforms(player, number)
+        places = self.bad.substitutes(self.sampler.rows(player, number)) if len(self.bad) else None
+        rows = self._rows(player, number, places)
+        if uniforms is None:
+            return Batch(image_batch(self.pixels, rows), self.labels[rows])
+        uniforms = uniforms if places is None else uniforms[places]
+        augmentation, sizes = self.sampler.augmentation, self.sizes.repeat(len(rows), 0)
+        table = augmentation.place(uniforms, sizes, tuple(self.sizes[0])).table()
+        resize = augmentation.random_resized_crop is not None
+        images = image_batch(self.pixels, rows, self._sent(table), hole=augmentation.hole, resize=resize)
+        return Batch(images, self.labels[rows])
 
-    def _scaled(self, pixels: Tensor) -> Tensor:
-        return pixels.contiguous(memory_format=self.layout).float().div_(255)
-
-    def _permutation(self, player: int, epoch: int) -> Tensor:
-        known, order = self._permutations.get(player, (-1, self.labels))
+    def _rows(self, player: int, number: int, places: Rows | None) -> Tensor:
+        """The rows of a batch, on the device, where the order of a whole epoch is kept."""
+        if places is not None:
+            return self._sent(self.sampler.rows(player, number)[places])
+        epoch, part = self.sampler.locate(number)
+        known, order = self._orders.get(player, (-1, self.labels))
         if known != epoch:
-            order = torch.from_numpy(np.random.default_rng((self.seed, player, epoch)).permutation(len(self.labels)))
-            if self.labels.is_cuda:
-                order = order.pin_memory()  # so that nothing waits for the copy
-            order = order.to(self.labels.device, non_blocking=True)
-            self._permutations[player] = (epoch, order)
-        return order
+            order = self._sent(self.sampler.permutation(player, epoch))
+            self._orders[player] = (epoch, order)
+        return order[part]
+
+    def _sent(self, array: np.ndarray[Any, Any]) -> Tensor:
+        """On the device, without waiting for it."""
+        tensor = torch.from_numpy(array)
+        return tensor.pin_memory().to(self.device, non_blocking=True) if self.device.type == "cuda" else tensor

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Generic, NamedTuple, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
+from fastgat.data.encoded import EncodedSet
 from fastgat.errors import DataError
+
+HELD_OUT = 0.1
+"""The share of the images that validates where a data set does not say which."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -20,6 +24,12 @@ class ImageSet:
 
     def __len__(self) -> int:
         return len(self.labels)
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """Height, width and channels."""
+        _, height, width, channels = self.images.shape
+        return height, width, channels
 
     def take(self, indices: NDArray[np.int64]) -> ImageSet:
         return ImageSet(self.images[indices], self.labels[indices])
@@ -41,13 +51,22 @@ class ImageSet:
         return self
 
 
-class DataSet(NamedTuple):
-    """Three splits of one data set, with the names of its classes, where it came from, and why it was chosen."""
+Images = ImageSet | EncodedSet
+
+
+Set = TypeVar("Set", bound=Images, covariant=True)
+
+
+class DataSet(NamedTuple, Generic[Set]):
+    """The splits of one data set, with the names of its classes, where it came from, and why it was chosen.
+
+    Where nobody has set test images aside, `test` is empty.
+    """
 
     name: str
-    train: ImageSet
-    validation: ImageSet
-    test: ImageSet
+    train: Set
+    validation: Set
+    test: Set
     classes: tuple[str, ...]
     source: str
     reason: str = "asked for"
@@ -57,6 +76,18 @@ def split(images: ImageSet, held_out: int, seed: int) -> tuple[ImageSet, ImageSe
     """All but `held_out` images, and those: a seeded choice, each part in the order of `images`."""
     order = np.random.default_rng(seed).permutation(len(images))
     return images.take(np.sort(order[held_out:])), images.take(np.sort(order[:held_out]))
+
+
+def hold_out(images: EncodedSet, seed: int) -> tuple[EncodedSet, EncodedSet, EncodedSet]:
+    """Nine tenths of the images in random order, the rest, and none: a seeded choice."""
+    order = np.random.default_rng(seed).permutation(len(images))
+    held_out = max(1, round(len(images) * HELD_OUT))
+    return images.take(order[held_out:]), images.take(np.sort(order[:held_out])), images.take(order[:0])
+
+
+def shuffled(images: EncodedSet, seed: int) -> EncodedSet:
+    """The same images in random order, so that the first of them are of all classes."""
+    return images.take(np.random.default_rng(seed).permutation(len(images)))
 
 
 def _described(array: NDArray[np.generic]) -> str:

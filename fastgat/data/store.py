@@ -17,7 +17,7 @@ import pooch
 from fastgat.errors import DataError, OutputError
 
 Progress = Callable[[str, int, int], None]
-"""Called with what is being done, how much of it is done, and how much there is, in bytes."""
+"""Called with what is being done, how much of it is done, and how much there is: bytes of a download, else a count."""
 
 CONNECT_SECONDS = 10
 

@@ -42,18 +42,33 @@ class Compiled:
 
 
 @dataclass(frozen=True)
+class Skipped:
+    """How many samples of this run could not be read so far, and what was wrong with the first."""
+
+    count: int = 0
+    first: str | None = None
+
+
+@dataclass(frozen=True)
 class Interval:
-    """Means over the steps since the last one; `step` is the number of steps done."""
+    """Means over the steps since the last one; `step` is the number of steps done.
+
+    `data_wait` is the share of the time in which the step had to wait for its data.
+    """
 
     step: int
     epoch: int
     metrics: dict[str, float]
     images_per_second: float
+    data_wait: float
 
 
 @dataclass(frozen=True)
 class EpochEnd:
-    """An epoch is done and validated; `metrics` are its means. Epochs count from 1."""
+    """An epoch is done and validated; `metrics` are its means. Epochs count from 1.
+
+    `data_wait` is the share of its `seconds` in which the step had to wait for its data.
+    """
 
     step: int
     epoch: int
@@ -63,7 +78,9 @@ class EpochEnd:
     best_epoch: int
     images_per_second: float
     seconds: float
+    data_wait: float
     stop: Callable[[str], None] = field(repr=False)
+    skipped: Skipped = Skipped()
 
     def row(self) -> dict[str, Any]:
         """The epoch as one flat dictionary of plain values."""
@@ -75,6 +92,8 @@ class EpochEnd:
             "validation_loss": self.validation_loss,
             "images_per_second": self.images_per_second,
             "seconds": self.seconds,
+            "data_wait": self.data_wait,
+            "skipped_samples": self.skipped.count,
         }
 
 

@@ -16,12 +16,12 @@ from fastgat.data.batch import Batch, Loader
 from fastgat.engine.accuracy import score
 from fastgat.engine.checkpoint import check_match, classifier_tensors, load_checkpoint, save_checkpoint
 from fastgat.engine.compiled import Stepper
-from fastgat.engine.events import Callback, Compiled, Compiling, End, EpochEnd, Interval, Start
+from fastgat.engine.events import Callback, Compiled, Compiling, End, EpochEnd, Interval, Skipped, Start
 from fastgat.engine.interrupts import Interrupts
 from fastgat.engine.learning_rate import learning_rate_factor
 from fastgat.engine.random import random_state, restore_random_state, seed_step
 from fastgat.engine.state import TrainState
-from fastgat.errors import CaptureError, CheckpointError, CompileError, ConfigError, NonFiniteError
+from fastgat.errors import CaptureError, CheckpointError, CompileError, ConfigError, DataError, NonFiniteError
 from fastgat.methods.base import Method
 from fastgat.methods.players import Draws
 from fastgat.phases import phase
@@ -39,6 +39,7 @@ class Position:
     best_accuracy: float = -1.0
     seconds: float = 0.0
     epoch_seconds: float = 0.0
+    epoch_waited: float = 0.0
     epoch_images: int = 0
     epoch_steps: int = 0
     epoch_sums: dict[str, float] = field(default_factory=dict)
@@ -81,6 +82,7 @@ class Loop:
         self.position = Position(steps_per_epoch=self.steps_per_epoch)
         self.total_steps = config.epochs * self.steps_per_epoch
         self._stop_reason: str | None = None
+        self._waited = 0.0
 
     def restore(self, tensors: dict[str, Tensor], header: dict[str, Any]) -> None:
         """Continue from a checkpoint; raises CheckpointError if it is one of other networks or data."""
@@ -112,6 +114,8 @@ class Loop:
             self._compile()
             batches = self.train_loader.stream(0, at.step)
             generator_batches = self.train_loader.stream(1, self.method.generator_position(at.step))
+            if at.epoch_steps and at.step % self.steps_per_epoch == 0:
+                self._finish_epoch()  # whose validation could not be read when the run was here before
             while at.step < self.total_steps and not self._stop_reason and not interrupts.received:
                 if self._train_to_epoch_end(batches, generator_batches, interrupts):
                     self._finish_epoch()
@@ -166,19 +170,27 @@ class Loop:
         """Steps until the epoch is complete (True), or a signal has come and its checkpoint is written (False)."""
         at, run = self.position, self.config.run
         epoch_end = (at.step // self.steps_per_epoch + 1) * self.steps_per_epoch
-        started, images = time.perf_counter(), 0
+        started, images, self._waited = time.perf_counter(), 0, 0.0
         while at.step < epoch_end:
-            images += self._step(batches, generator_batches)
-            save = interrupts.received or at.step % run.checkpoint_interval == 0
+            unreadable = None
+            try:
+                images += self._step(batches, generator_batches)
+            except DataError as error:
+                unreadable = error
+            save = interrupts.received or unreadable or at.step % run.checkpoint_interval == 0
             if at.step % run.log_interval == 0 or at.step == epoch_end or save:
                 metrics = self._read_metrics()
                 now = time.perf_counter()
                 at.epoch_seconds += now - started
+                at.epoch_waited += self._waited
                 at.epoch_images += images
-                self._emit_interval(metrics, images / (now - started))
-                started, images = now, 0
+                if images:
+                    self._emit_interval(metrics, images / (now - started), self._waited / (now - started))
+                started, images, self._waited = now, 0, 0.0
             if save and at.step < epoch_end:
                 self._save(LAST)
+                if unreadable:
+                    raise self._with_checkpoint(unreadable)
                 if interrupts.received:
                     return False
         return True
@@ -189,10 +201,12 @@ class Loop:
         config = self.config
         state.set_learning_rates(learning_rate_factor(config.optimizer.lr_schedule, at.step, self.total_steps))
         kind = self.method.kind(at.step)
+        began = time.perf_counter()
         with phase("data"):
             owed = self.method.generator_minibatches if kind == "full" else 0
             minibatches = [next(generator_batches) for _ in range(owed)]
             minibatches.append(next(batches))
+        self._waited += time.perf_counter() - began
         self.stepper(minibatches, self.draws(minibatches), kind)
         at.step += 1
         return len(minibatches[-1].labels)
@@ -216,14 +230,19 @@ class Loop:
         at, state = self.position, self.state
         epoch = at.step // self.steps_per_epoch
         began = time.perf_counter()
-        validation = score(
-            state.classifier, self.validation_loader.once(), state.evaluation_parameters(), state.autocast
-        )
+        try:
+            validation = score(
+                state.classifier, self.validation_loader.once(), state.evaluation_parameters(), state.autocast
+            )
+        except DataError as error:
+            self._save(LAST)
+            raise self._with_checkpoint(error) from None
         if not abs(validation.loss) < float("inf"):
             raise NonFiniteError(f"the validation loss of the classifier became NaN or infinite after step {at.step}")
         metrics = {name: total / max(at.epoch_steps, 1) for name, total in at.epoch_sums.items()}
         seconds, rate = at.epoch_seconds, at.epoch_images / at.epoch_seconds
-        at.epoch_seconds, at.epoch_images, at.epoch_steps, at.epoch_sums = 0.0, 0, 0, {}
+        waited = at.epoch_waited / seconds
+        at.epoch_seconds, at.epoch_waited, at.epoch_images, at.epoch_steps, at.epoch_sums = 0.0, 0.0, 0, 0, {}
         at.seconds += seconds + time.perf_counter() - began
         is_best = validation.accuracy > at.best_accuracy
         if is_best:
@@ -238,6 +257,8 @@ class Loop:
             best_epoch=at.best_epoch,
             images_per_second=rate,
             seconds=seconds,
+            data_wait=waited,
+            skipped=self._skipped(),
             stop=self._request_stop,
         )
         at.epochs.append(event.row())
@@ -246,6 +267,10 @@ class Loop:
         self._save(LAST)
         for callback in self.callbacks:
             callback.on_epoch(event)
+
+    def _with_checkpoint(self, error: DataError) -> DataError:
+        """The error, and what it has not cost."""
+        return DataError(f"{error}; {self.folder / LAST} holds the run after step {self.position.step}")
 
     def _save(self, name: str) -> None:
         """Write a checkpoint of this moment, unless its tensors have gone bad: then the one before stays."""
@@ -256,9 +281,14 @@ class Loop:
         header = {**self.header, "position": vars(self.position), "random": random_plain}
         save_checkpoint(self.folder / name, {**self.state.state_dict(), **random_tensors}, header)
 
-    def _emit_interval(self, metrics: dict[str, float], rate: float) -> None:
+    def _skipped(self) -> Skipped:
+        """The samples that could not be read, of training and validation."""
+        found = [loader.skipped for loader in (self.train_loader, self.validation_loader)]
+        return Skipped(sum(map(len, found)), next((bad.first() for bad in found if len(bad)), None))
+
+    def _emit_interval(self, metrics: dict[str, float], rate: float, waited: float) -> None:
         at = self.position
-        event = Interval(at.step, (at.step - 1) // self.steps_per_epoch + 1, metrics, rate)
+        event = Interval(at.step, (at.step - 1) // self.steps_per_epoch + 1, metrics, rate, waited)
         for callback in self.callbacks:
             callback.on_interval(event)
 
@@ -282,6 +312,7 @@ class Loop:
             "test_accuracy": test,
             "images_per_second": images / seconds if seconds else 0.0,
             "seconds": at.seconds,
+            "skipped_samples": self._skipped().count,
         }
 
     def _start(self) -> Start:

@@ -7,12 +7,13 @@ from pathlib import Path
 from typing import Any
 
 from fastgat.config import TrainConfig
-from fastgat.data import ResidentLoader, load_dataset
+from fastgat.data import choose, create_loader, load_dataset
 from fastgat.engine.accuracy import score
 from fastgat.engine.checkpoint import load_checkpoint
 from fastgat.engine.device import pick_device
 from fastgat.engine.files import write_atomically
 from fastgat.engine.load import checkpoint_path, trained_classifier
+from fastgat.errors import DataError
 
 
 def evaluate_run(
@@ -39,9 +40,19 @@ def evaluate_run(
     tensors, header = load_checkpoint(path)
     classifier = trained_classifier(path, tensors, header).to(on)
     data = TrainConfig.from_dict(header["config"], str(path)).data
-    images = load_dataset(data.dataset, data_dir or data.data_dir, data.split_seed)
+    images = load_dataset(data.dataset, data_dir or data.data_dir, data.split_seed, image_size=data.image_size)
     part = {"test": images.test, "validation": images.validation}[split]
-    result = score(classifier, ResidentLoader(part, batch_size, device=on).once())
+    if not len(part):
+        raise DataError(f"{images.name} has no {split} images; --split validation has some")
+    loader = create_loader(
+        choose(data.loader, part, on).name,
+        part,
+        batch_size,
+        device=on,
+        workers=data.workers,
+        on_bad_sample=data.on_bad_sample,
+    )
+    result = score(classifier, loader.once())
     return {
         "checkpoint": path.name,
         "dataset": data.dataset,
@@ -49,6 +60,7 @@ def evaluate_run(
         "samples": result.samples,
         "accuracy": result.accuracy,
         "loss": result.loss,
+        "skipped_samples": len(loader.skipped),
     }
 
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from fastgat.data.resident import ResidentLoader
+from fastgat.data.sampler import Sampler
 from fastgat.data.sets import ImageSet
 from fastgat.engine.step import train_step
 from fastgat.phases import PHASES, listening, phase
@@ -81,7 +82,7 @@ def _run(side: Fastgat, clock: Clock) -> None:
     labels = torch.cat([batch.labels for batch in batches] * 4).cpu().numpy()
     loader = ResidentLoader(
         ImageSet(pixels, labels),
-        spec.config.batch_size,
+        Sampler(len(labels), spec.config.batch_size),
         device=side.device,
         channels_last=spec.config.precision.channels_last,
     )

@@ -38,6 +38,7 @@ class ConsoleProgress(Callback):
         )
         self.task: TaskID | None = None
         self.epochs = 0
+        self.skipped = 0
 
     def on_start(self, event: Start) -> None:
         self.epochs = event.epochs
@@ -73,7 +74,7 @@ class ConsoleProgress(Callback):
             completed=event.step,
             epoch=f"{event.epoch}/{self.epochs}",
             metrics=_described(event.metrics),
-            rate=f"{event.images_per_second:,.0f} images/s",
+            rate=f"{event.images_per_second:,.0f} images/s, {_waiting(event.data_wait)}",
         )
 
     def on_epoch(self, event: EpochEnd) -> None:
@@ -81,8 +82,11 @@ class ConsoleProgress(Callback):
         self._print(
             f"epoch {event.epoch:>{len(str(self.epochs))}}/{self.epochs}  {_described(event.metrics)}  "
             f"validation {event.validation_accuracy:.1%}  {event.images_per_second:,.0f} images/s  "
-            f"{event.seconds:.1f} s{best}"
+            f"{event.seconds:.1f} s, {_waiting(event.data_wait)}{best}"
         )
+        if event.skipped.count > self.skipped:
+            self._print(f"{'skipped':11} {event.skipped.count} samples so far; the first: {event.skipped.first}")
+        self.skipped = event.skipped.count
 
     def on_end(self, event: End) -> None:
         self.close()
@@ -110,6 +114,10 @@ class ConsoleProgress(Callback):
 
     def _print(self, text: str) -> None:
         self.console.print(text, highlight=False, markup=False, soft_wrap=True)
+
+
+def _waiting(share: float) -> str:
+    return f"{share:.1%} waiting for data"
 
 
 def _described(metrics: dict[str, float]) -> str:

@@ -44,7 +44,8 @@ class RunFolder(Callback):
 
     def on_interval(self, event: Interval) -> None:
         row = {"event": "interval", "step": event.step, "epoch": event.epoch, **event.metrics}
-        append_line(self.metrics, json.dumps({**row, "images_per_second": event.images_per_second}))
+        rates = {"images_per_second": event.images_per_second, "data_wait": event.data_wait}
+        append_line(self.metrics, json.dumps({**row, **rates}))
 
     def on_epoch(self, event: EpochEnd) -> None:
         append_line(self.metrics, json.dumps({"event": "epoch", **event.row()}))

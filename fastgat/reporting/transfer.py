@@ -3,11 +3,22 @@
 from __future__ import annotations
 
 from rich.console import Console
-from rich.progress import BarColumn, DownloadColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    DownloadColumn,
+    MofNCompleteColumn,
+    Progress,
+    TaskID,
+    TextColumn,
+    TimeRemainingColumn,
+)
 
 
 class TransferBar:
-    """Call it with what is being done and the bytes done and in all; it shows itself from first call to last."""
+    """Call it with what is being done, and how much is done and there is in all: bytes of a download, else a count.
+
+    It shows itself from first call to last.
+    """
 
     def __init__(self, console: Console) -> None:
         self.console = console
@@ -15,7 +26,8 @@ class TransferBar:
 
     def __call__(self, what: str, done: int, total: int) -> None:
         if what not in self._bars:
-            columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TimeRemainingColumn())
+            amount = DownloadColumn() if what.startswith("downloading") else MofNCompleteColumn()
+            columns = (TextColumn("{task.description}"), BarColumn(), amount, TimeRemainingColumn())
             progress = Progress(*columns, console=self.console, disable=not self.console.is_terminal)
             progress.start()
             self._bars[what] = progress, progress.add_task(what, total=total or None)

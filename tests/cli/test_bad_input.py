@@ -43,11 +43,21 @@ USAGE: list[tuple[tuple[object, ...], str]] = [
     (("train", "--output", ""), "output must be of type Path, got ''"),
     (("train", "--config", ".."), "Is a directory"),
     (("train", "--config", "nowhere.toml"), "nowhere.toml: No such file or directory"),
+    (("train", "--loader", "dalli"), "Invalid value for '--loader'"),
+    (("train", "--dataset", "folder:"), "'folder:' does not say where the images are"),
+    ((*BASE, "--image-size", 64), "image_size 64: digits has images of 32 x 32 pixels, and no others"),
+    (("train", "--cutout", 0), "cutout must be at least 1, got 0"),
+    (("train", "--random-resized-crop", 1.5), "random_resized_crop must be at most 1, got 1.5"),
+    (("data", "fetch", "folder:x"), "folder:x is a user's own: there is nothing to fetch"),
     (("data", "fetch", "cifar"), "unknown data set 'cifar'; did you mean"),
 ]
 
 FAILURES: list[tuple[tuple[object, ...], str]] = [
     (("train", "--data-dir", "nowhere"), "nowhere: no such folder (from --data-dir)"),
+    (("train", "--dataset", "folder:nowhere"), "nowhere: no such folder"),
+    (("train", "--dataset", "webdataset:nowhere.tar"), "nowhere.tar: No such file or directory"),
+    (("train", "--dataset", "webdataset:file"), "file: not a whole, uncompressed tar file"),
+    (("data", "verify", "folder:nowhere"), "nowhere: no such folder"),
     (("train", "--resume", "nowhere"), "nowhere: No such file or directory"),
     ((*BASE, "--output", "file/run"), "file/run: cannot be made: Not a directory"),
     (("evaluate", "nowhere"), "nowhere: no such checkpoint"),

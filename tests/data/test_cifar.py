@@ -62,8 +62,8 @@ def small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Cifar, Path]
 
 
 def test_extracted_files_are_read(small: tuple[Cifar, Path]) -> None:
-    _, root = small
-    images = load_dataset("cifar10", root)
+    source, root = small
+    images = source.load(root, 0, silent)
     assert (len(images.train), len(images.validation), len(images.test)) == (180, 20, 40)
     assert images.classes[3] == "class 3"
     data, labels = rows(5)
@@ -127,8 +127,8 @@ def test_a_download_that_is_not_the_published_file_is_not_kept(server: Cifar, tm
 
 
 def test_the_split_is_seeded_and_covers_every_image_once(small: tuple[Cifar, Path]) -> None:
-    _, root = small
-    first, again, other = (load_dataset("cifar10", root, seed) for seed in (0, 0, 1))
+    source, root = small
+    first, again, other = (source.load(root, seed, silent) for seed in (0, 0, 1))
     np.testing.assert_array_equal(first.train.images, again.train.images)
     assert not np.array_equal(first.validation.images, other.validation.images)
     seen = {image.tobytes() for part in (first.train, first.validation) for image in part.images}

@@ -1,49 +1,86 @@
-"""Loaders: each epoch a permutation, each batch a function of its number, pixels in [0, 1]."""
+"""The three loaders: one stream, whatever makes it; from any position, on any number of ranks."""
 
 from __future__ import annotations
 
+import gc
+import os
+from collections.abc import Iterator
+from dataclasses import replace
+from functools import cache
 from itertools import islice
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from torch.utils.data import DataLoader, TensorDataset
 
-from fastgat.data import ImageSet, IterableLoader, ResidentLoader
+from fastgat.data import Augmentation, Images, ImageSet, Loader, create_loader
 from fastgat.data.batch import Batch
-from fastgat.errors import ConfigError, DataError
+from fastgat.data.dali import missing
+from fastgat.data.folder import Folder
+from fastgat.data.loaders import choose
+from fastgat.data.registry import silent
+from fastgat.data.webdataset import WebDataset
+from fastgat.errors import DataError
+from tests.data.pictures import encoded, make_folder, make_shard, members, picture
+
+NAMES = ["resident", "dali", "torch"]
+names = pytest.mark.parametrize("name", NAMES)
+both_layouts = pytest.mark.parametrize("channels_last", [False, True], ids=["contiguous", "channels_last"])
+MOVING = Augmentation(flip=True, padded_crop=3, cutout=5)
+SCALING = Augmentation(flip=True, padded_crop=2, cutout=4, random_resized_crop=0.25)
+WHOLE_BYTES = 1.01 / 255
+"""The resident loader interpolates in float32; the others round to bytes, Pillow once an axis."""
 
 
-def numbered(count: int = 23) -> ImageSet:
-    """Image i has all its pixels equal to i, and label i."""
-    images = np.broadcast_to(np.arange(count, dtype=np.uint8)[:, None, None, None], (count, 4, 5, 3))
-    return ImageSet(np.ascontiguousarray(images), np.arange(count))
+@pytest.fixture(autouse=True)
+def _dali(request: pytest.FixtureRequest) -> None:
+    if "dali" in request.node.name and missing():
+        pytest.skip(str(missing()))
+
+
+@cache
+def noise(count: int = 23) -> ImageSet:
+    """Random images whose label is their number."""
+    pixels = np.random.default_rng(0).integers(0, 256, (count, 12, 10, 3), dtype=np.uint8)
+    return ImageSet(pixels, np.arange(count))
+
+
+def take(loader: Loader, count: int, player: int = 0, start: int = 0) -> list[Batch]:
+    stream = loader.stream(player, start)
+    found = list(islice(stream, count))
+    assert isinstance(stream, Iterator)
+    return found
 
 
 def labels(batches: list[Batch]) -> list[int]:
     return [int(label) for batch in batches for label in batch.labels]
 
 
-@pytest.mark.parametrize("channels_last", [False, True])
-def test_batches_are_scaled_and_laid_out(channels_last: bool) -> None:
-    loader = ResidentLoader(numbered(), 5, channels_last=channels_last)
-    for images, numbers in [*islice(loader.stream(0), 3), *loader.once()]:
-        assert images.shape[1:] == (3, 4, 5)
-        assert images.dtype == torch.float32
+def assert_same(these: list[Batch], those: list[Batch], tolerance: float = 0.0) -> None:
+    for a, b in zip(these, those, strict=True):
+        assert a.labels.equal(b.labels)
+        assert a.labels.dtype == b.labels.dtype == torch.int64
+        assert a.images.stride() == b.images.stride()
+        torch.testing.assert_close(a.images, b.images, rtol=0, atol=tolerance)
+
+
+@names
+@both_layouts
+def test_batches_are_scaled_and_laid_out(name: str, channels_last: bool) -> None:
+    loader = create_loader(name, noise(), 5, channels_last=channels_last)
+    for images, numbers in [*take(loader, 3), *loader.once()]:
+        expected = torch.from_numpy(noise().images[numbers.numpy()]).permute(0, 3, 1, 2).float() / 255
+        assert images.equal(expected)
         layout = torch.channels_last if channels_last else torch.contiguous_format
         assert images.is_contiguous(memory_format=layout)
-        assert images.equal((numbers / 255).float()[:, None, None, None].expand_as(images))
 
 
-def test_white_is_one() -> None:
-    images = ImageSet(np.full((1, 2, 2, 3), 255, np.uint8), np.zeros(1, np.int64))
-    assert next(ResidentLoader(images, 1).once()).images.max() == 1
-
-
-def test_an_epoch_shows_no_image_twice_and_each_has_its_own_order() -> None:
-    loader = ResidentLoader(numbered(), 5, seed=1)
+@names
+def test_an_epoch_shows_no_image_twice_and_each_has_its_own_order(name: str) -> None:
+    loader = create_loader(name, noise(), 5, seed=1)
     assert loader.batches_per_epoch == 4
-    batches = list(islice(loader.stream(0), 12))
+    batches = take(loader, 12)
     epochs = [labels(batches[i : i + 4]) for i in (0, 4, 8)]
     assert all(len(set(epoch)) == 20 for epoch in epochs)
     assert epochs[0] != epochs[1] != epochs[2]
@@ -51,73 +88,253 @@ def test_an_epoch_shows_no_image_twice_and_each_has_its_own_order() -> None:
 
 def test_players_and_seeds_have_their_own_permutations() -> None:
     orders = [
-        labels(list(islice(ResidentLoader(numbered(), 5, seed=seed).stream(player), 4)))
+        tuple(labels(take(create_loader("resident", noise(), 5, seed=seed), 4, player)))
         for seed in (0, 1)
         for player in (0, 1)
     ]
-    assert len({tuple(order) for order in orders}) == 4
+    assert len(set(orders)) == 4
 
 
-@pytest.mark.parametrize("start", [0, 1, 3, 4, 7, 40])
-@pytest.mark.parametrize("workers", [0, 1, 3])
-def test_a_stream_can_start_anywhere_with_any_number_of_workers(start: int, workers: int) -> None:
-    whole = labels(list(islice(ResidentLoader(numbered(), 5).stream(1), 44)))
-    tail = labels(list(islice(ResidentLoader(numbered(), 5, workers=workers).stream(1, start), 4)))
-    assert tail == whole[5 * start : 5 * start + 20]
+@pytest.mark.parametrize("name", NAMES[1:])
+@both_layouts
+@pytest.mark.parametrize(("augmentation", "tolerance"), [(Augmentation(), 0), (MOVING, 0), (SCALING, WHOLE_BYTES)])
+def test_all_loaders_give_one_stream(
+    name: str, augmentation: Augmentation, tolerance: float, channels_last: bool
+) -> None:
+    these, those = (
+        create_loader(each, noise(), 5, seed=3, augmentation=augmentation, channels_last=channels_last)
+        for each in ("resident", name)
+    )
+    assert_same(take(these, 9, 1), take(those, 9, 1), tolerance)
+    assert_same(list(these.once()), list(those.once()))
 
 
-def test_once_shows_every_image_in_order() -> None:
-    assert labels(list(ResidentLoader(numbered(), 5).once())) == list(range(23))
+@names
+@pytest.mark.parametrize("augmentation", [Augmentation(), MOVING], ids=["plain", "augmented"])
+def test_ranks_share_the_batches_of_one_rank(name: str, augmentation: Augmentation) -> None:
+    alone = create_loader(name, noise(), 6, seed=2, augmentation=augmentation)
+    ranks = [
+        create_loader(name, noise(), 2, seed=2, augmentation=augmentation, rank=rank, ranks=3) for rank in range(3)
+    ]
+    assert {loader.batches_per_epoch for loader in (alone, *ranks)} == {3}
+    together = [
+        Batch(*(torch.cat(parts) for parts in zip(*batches, strict=True)))
+        for batches in zip(*(take(loader, 7) for loader in ranks), strict=True)
+    ]
+    assert_same(together, take(alone, 7))
+    assert sorted(label for loader in ranks for label in labels(list(loader.once()))) == list(range(23))
 
 
-def data_loader(**changes: object) -> DataLoader[tuple[torch.Tensor, ...]]:
-    images, targets = changes.pop("images", torch.rand(8, 3, 4, 4)), changes.pop("labels", torch.arange(8))
-    assert isinstance(images, torch.Tensor)
-    assert isinstance(targets, torch.Tensor)
-    return DataLoader(TensorDataset(images, targets), batch_size=4)
+@names
+@pytest.mark.parametrize("start", [1, 3, 4, 7, 40])
+def test_a_stream_can_start_anywhere(name: str, start: int) -> None:
+    whole = take(create_loader("resident", noise(), 5, augmentation=MOVING), 44, 1)
+    assert_same(take(create_loader(name, noise(), 5, augmentation=MOVING), 4, 1, start), whole[start : start + 4])
 
 
-def test_any_sized_iterable_of_pairs_is_a_loader() -> None:
-    loader = IterableLoader(data_loader(), num_classes=8, channels_last=True)
-    assert loader.batches_per_epoch == 2
-    assert labels(list(islice(loader.stream(0), 3))) == [0, 1, 2, 3, 4, 5, 6, 7, 0, 1, 2, 3]
-    assert labels(list(islice(loader.stream(0, start=3), 1))) == [4, 5, 6, 7]
-    assert labels(list(loader.once())) == list(range(8))
-    assert next(loader.once()).images.is_contiguous(memory_format=torch.channels_last)
+def test_a_stream_does_not_read_what_came_before(tmp_path: Path) -> None:
+    images = Folder(make_folder(tmp_path), 16).load(0, silent).train
+    read: list[int] = []
+
+    class Watched:
+        def name(self, number: int) -> str:
+            return images.files.name(number)
+
+        def read(self, number: int) -> bytes:
+            read.append(number)
+            return images.files.read(number)
+
+    for name in ("dali", "torch"):
+        if name == "dali" and missing():
+            continue
+        read.clear()
+        loader = create_loader(name, replace(images, files=Watched()), 4, workers=0)
+        start = 2
+        batch = next(iter(loader.stream(0, start)))
+        assert read[:4] != []
+        order = np.random.default_rng((0, 0, 0)).permutation(len(images))
+        assert batch.labels.tolist() == images.labels[order[8:12]].tolist()
+        assert not set(read[:4]) & set(images.numbers[order[:8]])
 
 
-def test_bytes_are_scaled() -> None:
-    images = torch.full((8, 3, 4, 4), 255, dtype=torch.uint8)
-    assert next(IterableLoader(data_loader(images=images), num_classes=8).once()).images.max() == 1
+@names
+def test_once_shows_every_image_in_order_without_augmentation(name: str) -> None:
+    batches = list(create_loader(name, noise(), 5, augmentation=SCALING).once())
+    assert labels(batches) == list(range(23))
+    assert [len(batch.labels) for batch in batches] == [5, 5, 5, 5, 3]
+    assert_same(batches, list(create_loader("resident", noise(), 5).once()))
 
 
-@pytest.mark.parametrize(
-    ("source", "message"),
-    [
-        (data_loader(labels=torch.arange(8) + 1), r"labels from 5 to 8, but the classifier has classes 0\.\.7"),
-        (data_loader(labels=torch.arange(8) - 1), "labels from -1"),
-        (data_loader(labels=torch.rand(8)), "expected 4 integer labels"),
-        (data_loader(images=torch.rand(8, 4, 4)), r"expected images \(B, C, H, W\)"),
-        (data_loader(images=torch.rand(8, 3, 4, 4) * 255), r"pixels from .* must lie in \[0, 1\]"),
-        (data_loader(images=torch.full((8, 3, 4, 4), torch.nan)), "pixels from nan"),
-        ([torch.rand(4, 3, 4, 4)], r"\(images, labels\) pairs"),
-        ([7], r"\(images, labels\) pairs"),
-    ],
-)
-def test_wrong_batches_are_described(source: object, message: str) -> None:
-    loader = IterableLoader(source, num_classes=8)  # type: ignore[arg-type]  # that is what is tested
-    with pytest.raises(DataError, match=message):
-        list(loader.once())
+@names
+def test_batches_are_not_overwritten_by_later_ones(name: str) -> None:
+    stream = create_loader(name, noise(), 5).stream(0)
+    first = next(stream)
+    before = first.images.clone(), first.labels.clone()
+    for _ in range(12):
+        next(stream)
+    assert first.images.equal(before[0])
+    assert first.labels.equal(before[1])
 
 
-def test_a_smaller_last_batch_says_what_to_do() -> None:
-    images, targets = torch.rand(6, 3, 4, 4), torch.zeros(6, dtype=torch.int64)
-    loader = IterableLoader(DataLoader(TensorDataset(images, targets), batch_size=4), num_classes=8)
-    with pytest.raises(DataError, match="drop_last=True"):
-        list(islice(loader.stream(0), 2))
-    assert [len(batch.labels) for batch in loader.once()] == [4, 2]
+def folder(path: Path, size: int = 16) -> Images:
+    return Folder(path, size).load(0, silent).train
 
 
-def test_a_loader_needs_a_length() -> None:
-    with pytest.raises(ConfigError, match="needs a length"):
-        IterableLoader(iter([]), num_classes=8)
+@pytest.mark.parametrize("augmentation", [Augmentation(), SCALING], ids=["plain", "augmented"])
+def test_images_in_files_give_one_stream_too(tmp_path: Path, augmentation: Augmentation) -> None:
+    """DALI and Pillow decode alike, but scale with filters of their own, which differ where much is scaled away."""
+    images = folder(make_folder(tmp_path))
+    loaders = [create_loader(name, images, 4, augmentation=augmentation, workers=0) for name in ("dali", "torch")]
+    for these, those in zip(take(loaders[0], 7), take(loaders[1], 7), strict=True):
+        assert these.labels.equal(those.labels)
+        difference = (these.images - those.images).abs()
+        assert difference.mean() < 0.5 / 255
+        assert difference.max() < 12 / 255
+
+
+@pytest.mark.parametrize("kind", ["jpg", "png", "webp"])
+def test_images_of_the_right_size_are_the_same_to_the_bit(tmp_path: Path, kind: str) -> None:
+    for label, name in enumerate("ab"):
+        (tmp_path / name).mkdir()
+        for i in range(6):
+            (tmp_path / name / f"{i}.{kind}").write_bytes(encoded(picture(i, label, 24, 24), kind))
+    images = folder(tmp_path, 24)
+    streams = [take(create_loader(name, images, 3, workers=0), 5) for name in NAMES]
+    assert_same(streams[0], streams[1])
+    assert_same(streams[0], streams[2])
+
+
+def test_a_photograph_that_lies_on_its_side_is_turned_by_both(tmp_path: Path) -> None:
+    from PIL import Image
+
+    for name in "ab":
+        (tmp_path / name).mkdir()
+        for i in range(3):
+            exif = Image.Exif()
+            exif[0x0112] = 6
+            Image.fromarray(picture(i, 0, 24, 40)).save(tmp_path / name / f"{i}.jpg", exif=exif, quality=95)
+    images = folder(tmp_path, 24)
+    these, those = (next(iter(create_loader(name, images, 4, workers=0).stream(0))) for name in ("dali", "torch"))
+    torch.testing.assert_close(these.images, those.images, rtol=0, atol=1.1 / 255)
+
+
+@pytest.mark.slow
+def test_worker_processes_change_nothing(tmp_path: Path) -> None:
+    images = folder(make_folder(tmp_path))
+    here, there = (take(create_loader("torch", images, 4, augmentation=SCALING, workers=w), 6, 1, 2) for w in (0, 2))
+    assert_same(here, there)
+
+
+def damage(path: Path) -> Path:
+    path.write_bytes(path.read_bytes()[:-200])
+    return path
+
+
+@names
+def test_a_damaged_image_is_an_error_that_names_it(tmp_path: Path, name: str) -> None:
+    path = damage(make_folder(tmp_path) / "bees" / "003.jpg")
+    with pytest.raises(DataError, match=r"bees/003\.jpg: is truncated; --on-bad-sample skip goes on"):
+        take(create_loader(name, folder(tmp_path), 4, workers=0), 6)
+    assert path.exists()
+
+
+@pytest.mark.parametrize("name", ["dali", "torch"])
+def test_a_file_that_vanishes_is_an_error_that_names_it(tmp_path: Path, name: str) -> None:
+    images = folder(make_folder(tmp_path))
+    loader = create_loader(name, images, 4, workers=0)
+    (tmp_path / "cats" / "001.png").unlink()
+    with pytest.raises(DataError, match=r"cats/001\.png: No such file"):
+        take(loader, 6)
+
+
+BROKEN = {
+    "truncated.jpg": lambda raw: raw[:-200],
+    "empty.png": lambda raw: b"",
+    "text.webp": lambda raw: b"not an image",
+    # Whole as far as shows without decoding it: its end is where it must be, its middle is missing.
+    "middle.png": lambda raw: raw[: len(raw) // 3] + raw[-12:],
+}
+
+
+@names
+def test_bad_samples_are_skipped_and_counted(tmp_path: Path, name: str) -> None:
+    make_folder(tmp_path, each=12, size=(16, 16))
+    png = (tmp_path / "ants" / "001.png").read_bytes()
+    for file, broken in BROKEN.items():
+        (tmp_path / "ants" / file).write_bytes(
+            broken(png if "png" in file else (tmp_path / "ants/000.jpg").read_bytes())
+        )
+    images = folder(tmp_path)
+    bad = {row for row in range(len(images)) if Path(images.name(row)).name in BROKEN}  # type: ignore[union-attr]  # in files
+    assert bad
+    loader = create_loader(name, images, 4, workers=0, on_bad_sample="skip")
+    batches = take(loader, 9)
+    assert all(len(batch.labels) == 4 for batch in batches)
+    seen = list(loader.once())
+    assert sum(len(batch.labels) for batch in seen) == len(images) - len(bad)
+    assert set(loader.skipped.reasons) == bad
+    # The next good sample of the batch takes a bad one's place, in every loader.
+    order = np.random.default_rng((0, 0, 0)).permutation(len(images))
+    for number, batch in enumerate(batches[: loader.batches_per_epoch]):
+        rows = order[4 * number : 4 * number + 4]
+        good = [next(rows[(i + k) % 4] for k in range(4) if rows[(i + k) % 4] not in bad) for i in range(4)]
+        assert batch.labels.tolist() == images.labels[good].tolist()
+    if name != "dali":
+        return
+    resident = create_loader("resident", images, 4, on_bad_sample="skip")
+    assert_same(batches, take(resident, 9))
+
+
+@names
+def test_a_batch_of_nothing_but_bad_samples_is_an_error(tmp_path: Path, name: str) -> None:
+    make_folder(tmp_path, each=3, classes=["a", "b"])
+    for file in tmp_path.glob("*/*"):
+        file.write_bytes(b"")
+    with pytest.raises(DataError, match=r"no sample of a whole batch can be read; one of them: .* is empty"):
+        take(create_loader(name, folder(tmp_path), 2, workers=0, on_bad_sample="skip"), 1)
+
+
+def test_shards_are_loaded_like_files(tmp_path: Path) -> None:
+    for number in range(3):
+        make_shard(tmp_path / f"s-{number}.tar", members(10, 10 * number))
+    images = WebDataset(f"{tmp_path}/s-{{0..2}}.tar", 40).load(0, silent).train
+    these, those = (take(create_loader(name, images, 4, workers=0), 8) for name in ("dali", "torch"))
+    assert labels(these) == labels(those)
+    assert {int(number) % 3 == label for number, label in zip(images.numbers, images.labels, strict=True)} == {True}
+
+
+def test_auto_takes_what_suits_and_says_why(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    cpu, gpu, files = torch.device("cpu"), torch.device("cuda"), folder(make_folder(tmp_path, each=2))
+    assert choose("auto", noise(), cpu) == ("resident", "the images are in memory")
+    monkeypatch.setattr("fastgat.data.loaders.dali_missing", lambda: None)
+    assert choose("auto", noise(), gpu).name == "dali"
+    assert choose("auto", files, cpu).name == "dali"
+    monkeypatch.setattr("fastgat.data.loaders.dali_missing", lambda: "DALI is not installed")
+    assert choose("auto", noise(), gpu) == ("resident", "DALI is not installed")
+    assert choose("auto", files, gpu) == ("torch", "DALI is not installed")
+    with pytest.raises(DataError, match="DALI is not installed"):
+        choose("dali", noise(), cpu)
+
+
+def test_resident_refuses_what_does_not_fit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    images = folder(make_folder(tmp_path, each=2))
+    monkeypatch.setattr(os, "sysconf", lambda name: 64)
+    with pytest.raises(DataError, match="use --loader dali"):
+        create_loader("resident", images, 2)
+
+
+def test_memory_does_not_grow_with_what_has_been_read(tmp_path: Path) -> None:
+    """What a loader has read is given back: after many batches there are no more tensors than after a few."""
+    stream = create_loader("dali", folder(make_folder(tmp_path)), 4, workers=1).stream(0)
+
+    def resident_kib() -> int:
+        gc.collect()
+        lines = Path("/proc/self/status").read_text().splitlines()
+        return next(int(line.split()[1]) for line in lines if line.startswith("VmRSS"))
+
+    for _ in range(50):
+        next(stream)
+    before = resident_kib()
+    for _ in range(400):
+        next(stream)
+    assert resident_kib() - before < 16 * 1024

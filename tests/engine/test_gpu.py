@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from fastgat.config import OptimizerConfig
 from fastgat.data.batch import Batch
-from fastgat.data.resident import ResidentLoader
+from fastgat.data.loaders import create_loader
 from fastgat.data.sets import ImageSet
 from fastgat.engine.compiled import Captured, Stepper, explained
 from fastgat.engine.device import tf32
@@ -143,7 +143,8 @@ def test_dropout_of_a_layers_own_is_drawn_afresh_in_every_replay() -> None:
 def test_nothing_waits_for_the_device_between_two_reports() -> None:
     method = DropoutGAT(schedule="simultaneous", generator_interval=2)
     images = torch.randint(256, (512, 32, 32, 3), dtype=torch.uint8).numpy()
-    loader = ResidentLoader(ImageSet(images, torch.randint(10, (512,)).numpy()), 64, device=CUDA, channels_last=True)
+    data = ImageSet(images, torch.randint(10, (512,)).numpy())
+    loader = create_loader("resident", data, 64, device=CUDA, channels_last=True)
     state = state_for(method)
     stream = loader.stream(0)
     stepper = prepared(Stepper(state, method, compiled=True), [next(stream)])

@@ -12,8 +12,8 @@ from torch.nn import functional
 from fastgat import textbook
 from fastgat.data.batch import Batch
 from fastgat.data.digits import DIGITS
+from fastgat.data.loaders import create_loader
 from fastgat.data.registry import silent
-from fastgat.data.resident import ResidentLoader
 from fastgat.methods import GAT
 from fastgat.methods.players import Network
 from fastgat.models import Classifier
@@ -30,7 +30,7 @@ Trained = tuple[Classifier, Tensor, Tensor]
 def trained() -> Trained:
     """A Table-1 network that has begun to learn, and a batch."""
     torch.manual_seed(0)
-    loader = ResidentLoader(DIGITS.load(None, 0, silent).train, 64, channels_last=True)
+    loader = create_loader("resident", DIGITS.load(None, 0, silent).train, 64, channels_last=True)
     classifier = Classifier().to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch's stub lacks it
     optimizer = torch.optim.Adam(classifier.parameters(), lr=2e-3)
     batches = loader.stream(0)

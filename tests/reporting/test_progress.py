@@ -22,7 +22,7 @@ def start(step: int = 0) -> Start:
 
 
 METRICS = {"loss": 1.25, "accuracy": 0.5, "perturbation_norm": 0.123, "zero_gradients": 0.0}
-EPOCH = EpochEnd(10, 1, METRICS, 0.625, 1.5, 1, 2345.6, 12.34, stop)
+EPOCH = EpochEnd(10, 1, METRICS, 0.625, 1.5, 1, 2345.6, 12.34, 0.0123, stop)
 SUMMARY = {"epochs": 3, "images_per_second": 1000.0, "best_epoch": 2, "validation_accuracy": 0.7, "test_accuracy": 0.68}
 
 
@@ -43,11 +43,12 @@ def shown(terminal: bool, *events: object) -> str:
 
 
 def test_a_log_gets_a_line_an_epoch() -> None:
-    text = shown(False, start(), Interval(5, 1, METRICS, 900.0), EPOCH, End(30, "all epochs done", SUMMARY))
+    text = shown(False, start(), Interval(5, 1, METRICS, 900.0, 0.25), EPOCH, End(30, "all epochs done", SUMMARY))
     assert text.splitlines() == [
         "data set    digits: 9 images",
         "output      out",
-        "epoch 1/3  loss 1.250  accuracy 50.0%  |p| 0.123  validation 62.5%  2,346 images/s  12.3 s  best so far",
+        "epoch 1/3  loss 1.250  accuracy 50.0%  |p| 0.123  validation 62.5%  2,346 images/s  "
+        "12.3 s, 1.2% waiting for data  best so far",
         "all epochs done: 3 epochs, 1,000 images/s",
         "best epoch 2: validation accuracy 70.00%, test accuracy 68.00%",
         "the run is in out: curves.png, metrics.jsonl, best.safetensors",
@@ -55,7 +56,7 @@ def test_a_log_gets_a_line_an_epoch() -> None:
 
 
 def test_a_terminal_gets_a_bar_with_the_metrics() -> None:
-    text = shown(True, start(), Interval(5, 1, METRICS, 900.0))
+    text = shown(True, start(), Interval(5, 1, METRICS, 900.0, 0.25))
     assert "5/30 steps" in text
     assert "900 images/s" in text
     assert "|p| 0.123" in text

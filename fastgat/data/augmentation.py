@@ -1,0 +1,123 @@
+"""Augmentation: where each output image lies in its source image, drawn per sample from the seeded stream.
+
+The order is fixed: a part of the source is cut out and scaled to the output's size, shifted, mirrored, and a square of
+it blackened. All of it is a table of whole numbers, nine a sample, which every loader executes in its own way.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, fields
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fastgat.options import Options, option
+
+Uniforms = NDArray[np.float64]
+"""(B, 7), in [0, 1): a sample's draws for its area, aspect ratio, vertical and horizontal place, mirroring, and hole.
+All are drawn whatever is asked for, so that one augmentation does not change the draws of another."""
+AREA, RATIO, VERTICAL, HORIZONTAL, MIRROR, HOLE_VERTICAL, HOLE_HORIZONTAL = range(7)
+
+STREAM = 1
+"""Tells these draws from others of the same seed."""
+
+LOG_RATIO = math.log(4 / 3)
+"""Random parts are between 3:4 and 4:3 of the output's shape, as is the custom."""
+
+
+class Placement(NamedTuple):
+    """What becomes of each sample of a batch, in pixels; all int32.
+
+    Attributes:
+        boxes: (B, 4), top, left, height and width of the part of the source that is scaled to the output.
+        shifts: (B, 2), by how much the output's origin is moved, down and to the right; what it uncovers is black.
+        flips: (B,), 1 where the output is mirrored.
+        holes: (B, 2), top and left of the square that is blackened, which may reach beyond the edges.
+    """
+
+    boxes: NDArray[np.int32]
+    shifts: NDArray[np.int32]
+    flips: NDArray[np.int32]
+    holes: NDArray[np.int32]
+
+    def table(self) -> NDArray[np.int32]:
+        """(B, 9): all columns, in the order of the attributes."""
+        return np.column_stack(self)
+
+    def at(self, index: int) -> Placement:
+        """That of one sample, as a batch of one."""
+        return Placement(*(column[index : index + 1] for column in self))
+
+
+@dataclass(frozen=True)
+class Augmentation(Options):
+    """How training images vary. Nothing does by default, as in the paper."""
+
+    flip: bool = option(False, "mirror training images left to right, half of them")
+    padded_crop: int | None = option(
+        None, "shift training images by up to N pixels each way; what that uncovers is black", at_least=1
+    )
+    random_resized_crop: float | None = option(
+        None,
+        "train on a random part of each image, scaled to full size; X is the least share of its area",
+        above=0,
+        at_most=1,
+    )
+    cutout: int | None = option(
+        None, "blacken a square of N pixels a side, anywhere in each training image", at_least=1
+    )
+
+    @property
+    def active(self) -> bool:
+        return any(bool(getattr(self, f.name)) for f in fields(self))
+
+    @property
+    def hole(self) -> int:
+        """The side of the blackened square; 0 for none."""
+        return self.cutout or 0
+
+    def draw(self, seed: int, player: int, number: int, count: int) -> Uniforms:
+        """The draws for batch `number` of a player's stream, `count` samples over all ranks."""
+        return np.random.default_rng((seed, player, number, STREAM)).random((count, 7))
+
+    def place(self, uniforms: Uniforms | None, sizes: NDArray[np.int64], output: tuple[int, int]) -> Placement:
+        """Samples of `sizes`, (B, 2) height and width, placed in images of size `output`; without draws, centred."""
+        count, none = len(sizes), np.zeros((len(sizes), 2), np.int32)
+        if uniforms is None:
+            return Placement(largest_boxes(sizes, output), none, np.zeros(count, np.int32), none)
+        boxes, shifts, holes = largest_boxes(sizes, output), none, none
+        vertical, horizontal = uniforms[:, VERTICAL], uniforms[:, HORIZONTAL]
+        if self.random_resized_crop is not None:
+            boxes = random_boxes(uniforms, sizes, output, self.random_resized_crop)
+        if self.padded_crop is not None:
+            places = 2 * self.padded_crop + 1
+            shifts = np.column_stack([vertical * places, horizontal * places]).astype(np.int32) - self.padded_crop
+        flips = ((uniforms[:, MIRROR] < 0.5) & self.flip).astype(np.int32)
+        if self.cutout is not None:
+            centres = uniforms[:, [HOLE_VERTICAL, HOLE_HORIZONTAL]] * output
+            holes = centres.astype(np.int32) - self.cutout // 2
+        return Placement(boxes, shifts.astype(np.int32), flips, holes.astype(np.int32))
+
+
+def largest_boxes(sizes: NDArray[np.int64], output: tuple[int, int]) -> NDArray[np.int32]:
+    """(B, 4): the largest part of each source, in its middle, that has the output's aspect ratio."""
+    ratio = output[1] / output[0]
+    height = np.minimum(sizes[:, 0], np.maximum(np.rint(sizes[:, 1] / ratio), 1))
+    width = np.minimum(sizes[:, 1], np.maximum(np.rint(sizes[:, 0] * ratio), 1))
+    boxes = np.column_stack([(sizes[:, 0] - height) // 2, (sizes[:, 1] - width) // 2, height, width])
+    return boxes.astype(np.int32)
+
+
+def random_boxes(
+    uniforms: Uniforms, sizes: NDArray[np.int64], output: tuple[int, int], least: float
+) -> NDArray[np.int32]:
+    """(B, 4): parts of random area (a share of at least `least`), aspect ratio and place; a side too long is cut."""
+    area = sizes[:, 0] * sizes[:, 1] * (least + (1 - least) * uniforms[:, AREA])
+    ratio = output[1] / output[0] * np.exp(LOG_RATIO * (2 * uniforms[:, RATIO] - 1))
+    height = np.clip(np.rint(np.sqrt(area / ratio)), 1, sizes[:, 0])
+    width = np.clip(np.rint(np.sqrt(area * ratio)), 1, sizes[:, 1])
+    top = uniforms[:, VERTICAL] * (sizes[:, 0] - height + 1)
+    left = uniforms[:, HORIZONTAL] * (sizes[:, 1] - width + 1)
+    return np.column_stack([top, left, height, width]).astype(np.int32)

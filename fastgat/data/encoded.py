@@ -1,0 +1,58 @@
+"""Image sets that stay in their files: an index in memory, one file read for one sample."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fastgat.data.decoding import BadSampleError
+
+
+class Files(Protocol):
+    """Where encoded images lie, by number."""
+
+    def name(self, number: int) -> str:
+        """What a person looks for to find that image."""
+        ...
+
+    def read(self, number: int) -> bytes:
+        """Its bytes; raises OSError."""
+        ...
+
+
+@dataclass(frozen=True, eq=False)
+class EncodedSet:
+    """N images in files, and their labels (N,) int64; scaled to `size` x `size` x 3 when they are decoded."""
+
+    files: Files
+    numbers: NDArray[np.int64]
+    labels: NDArray[np.int64]
+    size: int
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """Height, width and channels of a decoded image."""
+        return self.size, self.size, 3
+
+    def take(self, indices: NDArray[np.int64]) -> EncodedSet:
+        return replace(self, numbers=self.numbers[indices], labels=self.labels[indices])
+
+    def first(self, count: int | None) -> EncodedSet:
+        """The first `count` images, or all of them."""
+        return self if count is None else self.take(np.arange(min(count, len(self))))
+
+    def name(self, row: int) -> str:
+        return self.files.name(int(self.numbers[row]))
+
+    def read(self, row: int) -> bytes:
+        """The bytes of an image; raises BadSampleError, naming its file."""
+        try:
+            return self.files.read(int(self.numbers[row]))
+        except OSError as error:
+            raise BadSampleError(f"{self.name(row)}: {error.strerror or 'cannot be read'}") from None

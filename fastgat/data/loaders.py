@@ -1,0 +1,157 @@
+"""Which loader feeds a run, and why."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from fastgat.data.augmentation import Augmentation
+from fastgat.data.bad_samples import BadSamples
+from fastgat.data.batch import Loader
+from fastgat.data.dali import DaliLoader
+from fastgat.data.dali import missing as dali_missing
+from fastgat.data.dataloader import TorchLoader
+from fastgat.data.decoding import BadSampleError, arrange, decode
+from fastgat.data.encoded import EncodedSet
+from fastgat.data.resident import ResidentLoader
+from fastgat.data.sampler import Sampler
+from fastgat.data.sets import Images, ImageSet
+from fastgat.data.store import Progress
+from fastgat.errors import DataError
+
+LOADERS = ("auto", "dali", "resident", "torch")
+PLAIN = Augmentation()
+
+
+class Choice(NamedTuple):
+    """A loader's name, and the reason for it."""
+
+    name: str
+    reason: str
+
+
+def choose(name: str, images: Images, device: torch.device) -> Choice:
+    """The loader called `name`; `auto` is DALI on a GPU and for images in files, otherwise resident.
+
+    Raises DataError where DALI is asked for and missing.
+    """
+    absent = dali_missing()
+    if name != "auto":
+        if name == "dali" and absent:
+            raise DataError(absent)
+        return Choice(name, "asked for")
+    in_files = isinstance(images, EncodedSet)
+    if device.type == "cpu" and not in_files:
+        return Choice("resident", "the images are in memory")
+    if absent is None:
+        return Choice("dali", "the images are in files" if in_files else "on a GPU")
+    return Choice("torch" if in_files else "resident", absent)
+
+
+def create_loader(
+    name: str,
+    images: Images,
+    batch_size: int,
+    *,
+    seed: int = 0,
+    rank: int = 0,
+    ranks: int = 1,
+    augmentation: Augmentation = PLAIN,
+    device: torch.device | str = "cpu",
+    channels_last: bool = False,
+    workers: int | None = None,
+    on_bad_sample: str = "error",
+    progress: Progress = lambda what, done, total: None,
+) -> Loader:
+    """One of the three loaders.
+
+    Args:
+        name: dali, resident or torch.
+        batch_size: samples in a batch of this rank.
+        augmentation: what varies in training batches.
+        workers: threads of DALI, processes of torch's DataLoader; by default as many as there are cores for images in
+            files, none otherwise (DALI always has one).
+        on_bad_sample: error or skip.
+        progress: told how far a resident loader has come with decoding.
+
+    Raises DataError where the loader cannot be had, or a sample cannot be read.
+    """
+    device = torch.device(device)
+    sampler = Sampler(len(images), batch_size, seed, rank, ranks, augmentation)
+    bad = BadSamples(on_bad_sample)
+    if workers is None:
+        workers = cores() if isinstance(images, EncodedSet) else 0
+    if name == "dali":
+        return DaliLoader(images, sampler, device=device, channels_last=channels_last, threads=max(workers, 1), bad=bad)
+    if name == "torch":
+        return TorchLoader(images, sampler, device=device, channels_last=channels_last, workers=workers, bad=bad)
+    if isinstance(images, EncodedSet):
+        check_fits(images, device)
+        images = decode_all(images, bad, progress)
+    return ResidentLoader(images, sampler, device=device, channels_last=channels_last, bad=bad)
+
+
+def cores() -> int:
+    """The cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def check_fits(images: EncodedSet, device: torch.device) -> None:
+    """Raises DataError if the decoded images would take more than half of the device's free memory."""
+    needed = len(images) * int(np.prod(images.shape))
+    if device.type == "cuda":
+        free = torch.cuda.mem_get_info(device)[0]
+    elif "SC_AVPHYS_PAGES" in os.sysconf_names:
+        free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    else:
+        return
+    if needed > free / 2:
+        raise DataError(
+            f"{len(images):,} images of {images.size} x {images.size} take {needed / 2**30:.1f} GiB as bytes, more "
+            f"than half of the {free / 2**30:.1f} GiB that are free on {device}: use --loader dali, or torch"
+        )
+
+
+def decode_all(images: EncodedSet, bad: BadSamples, progress: Progress) -> ImageSet:
+    """Every image, decoded and scaled, in memory; a bad one is black and taken note of."""
+    pixels = np.zeros((len(images), *images.shape), np.uint8)
+
+    def keep(row: int, image: NDArray[np.uint8]) -> None:
+        placement = PLAIN.place(None, np.array([image.shape[:2]]), images.shape[:2])
+        pixels[row] = arrange(image, placement, images.shape[:2])
+
+    _decode_each(images, keep, bad, progress)
+    return ImageSet(pixels, images.labels)
+
+
+def undecodable(images: EncodedSet, progress: Progress) -> list[str]:
+    """What is wrong with the images that cannot be decoded, a line each."""
+    bad = BadSamples("skip")
+    _decode_each(images, lambda row, image: None, bad, progress)
+    return list(bad.reasons.values())
+
+
+def _decode_each(
+    images: EncodedSet, use: Callable[[int, NDArray[np.uint8]], None], bad: BadSamples, progress: Progress
+) -> None:
+    """Decode every image by Pillow, one thread a core, and `use` it there."""
+
+    def one(row: int) -> None:
+        try:
+            use(row, decode(images.read(row), images.name(row)))
+        except BadSampleError as error:
+            bad.report(row, str(error))
+
+    with ThreadPoolExecutor(cores()) as pool:
+        for done, _ in enumerate(pool.map(one, range(len(images))), 1):
+            if done % 100 == 0 or done == len(images):
+                progress("decoding", done, len(images))
+
+
+__all__ = ["LOADERS", "Choice", "choose", "create_loader", "undecodable"]

@@ -1,0 +1,64 @@
+"""fastgat data, and training on images of one's own."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from tests.cli.conftest import Run
+from tests.data.pictures import make_folder, make_shard, members
+
+SMALL = ("--method", "baseline", "--no-compile", "--epochs", 1, "--batch-size", 8, "--loader", "torch", "--workers", 0)
+
+
+def test_train_and_evaluate_on_a_folder(run: Run, tmp_path: Path) -> None:
+    for part, each in (("train", 8), ("val", 3), ("test", 2)):
+        make_folder(tmp_path / "images" / part, each)
+    result = run("train", "--dataset", "folder:images", "--flip", "--padded-crop", 4, *SMALL, "--output", "out")
+    assert result.code == 0, result.err
+    assert f"folder:{tmp_path}/images: 24 / 9 / 6 images of 32 x 32 to train, validate, test" in result.out
+    assert "loader      torch: asked for; augmented: flip, padded crop 4" in result.out
+    assert "% waiting for data" in result.out
+    assert json.loads(Path("out/summary.json").read_text())["test_accuracy"] is not None
+    assert "6 images of folder:" in run("evaluate", "out").out
+
+
+def test_train_on_shards_without_test_images(run: Run, tmp_path: Path) -> None:
+    for number in range(2):
+        make_shard(tmp_path / f"s-{number}.tar", members(20, 20 * number))
+    result = run("train", "--dataset", "webdataset:s-{0..1}.tar", *SMALL, "--output", "out")
+    assert result.code == 0, result.err
+    assert "36 / 4 images of 32 x 32 to train, validate; from s-{0..1}.tar" in result.out
+    failed = run("evaluate", "out")
+    assert (failed.code, failed.err) == (
+        1,
+        "fastgat: error: webdataset:s-{0..1}.tar has no test images; --split validation has some\n",
+    )
+    assert "4 images of webdataset:" in run("evaluate", "out", "--split", "validation").out
+
+
+def test_a_skipped_image_is_told(run: Run, tmp_path: Path) -> None:
+    make_folder(tmp_path / "images", 10)
+    bad = tmp_path / "images" / "ants" / "000.jpg"
+    bad.write_bytes(b"")
+    failed = run("train", "--dataset", "folder:images", *SMALL, "--output", "out")
+    assert failed.code == 1
+    assert f"{bad}: is empty; --on-bad-sample skip goes on without it" in failed.err
+    result = run("train", "--dataset", "folder:images", *SMALL, "--output", "out2", "--on-bad-sample", "skip")
+    assert result.code == 0, result.err
+    assert f"skipped     1 samples so far; the first: {bad}: is empty" in result.out
+
+
+def test_verify_reads_every_image(run: Run, tmp_path: Path) -> None:
+    make_folder(tmp_path / "images", 5)
+    result = run("data", "verify", "folder:images")
+    assert result.code == 0
+    assert result.out == "folder:images: 15 of 15 images in 3 classes can be decoded\n"
+    (tmp_path / "images" / "bees" / "001.png").write_bytes(b"no image")
+    result = run("data", "verify", "folder:images")
+    assert result.code == 1
+    assert result.out.splitlines() == [
+        f"{tmp_path}/images/bees/001.png: is not a JPEG, PNG or WebP image",
+        "folder:images: 14 of 15 images in 3 classes can be decoded",
+    ]
+    assert result.err == "fastgat: error: 1 images cannot be read\n"

@@ -1,0 +1,72 @@
+"""Single images: flaws that show, sizes, and pixels as their placement has them."""
+
+from __future__ import annotations
+
+import io
+
+import numpy as np
+import pytest
+import torch
+from fastgat.kernels.image_batch import image_batch
+from PIL import Image
+
+from fastgat.data import Augmentation
+from fastgat.data.decoding import BadSampleError, arrange, decode, flaw, size_of
+from tests.data.pictures import KINDS, encoded, picture
+
+PIXELS = picture(0, 1, 30, 44)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_whole_images_have_no_flaw_and_cut_ones_do(kind: str) -> None:
+    raw = encoded(PIXELS, kind)
+    assert flaw(raw) is None
+    assert size_of(raw, "x") == (30, 44)
+    assert decode(raw, "x").shape == (30, 44, 3)
+    for part in (raw[:-20], raw[: len(raw) // 2], raw[:30]):
+        assert flaw(part) == "is truncated"
+    with pytest.raises(BadSampleError, match="x: is truncated"):
+        decode(raw[:-20], "x")
+
+
+@pytest.mark.parametrize(("raw", "message"), [(b"", "is empty"), (b"GIF89a" * 9, "is not a JPEG, PNG or WebP image")])
+def test_what_is_no_image(raw: bytes, message: str) -> None:
+    assert flaw(raw) == message
+    for read in (size_of, decode):
+        with pytest.raises(BadSampleError, match=f"x.jpg: {message}"):
+            read(raw, "x.jpg")
+
+
+def test_damage_within_is_found_by_decoding() -> None:
+    raw = encoded(PIXELS, "png")
+    with pytest.raises(BadSampleError, match="x: cannot be decoded"):
+        decode(raw[: len(raw) // 3] + raw[-12:], "x")
+
+
+@pytest.mark.parametrize("mode", ["L", "P", "RGBA", "CMYK", "1", "LA"])
+def test_every_kind_of_pixel_becomes_rgb(mode: str) -> None:
+    image, file = Image.fromarray(PIXELS).convert(mode), io.BytesIO()
+    image.save(file, "JPEG" if mode == "CMYK" else "PNG", **({"quality": 95} if mode == "CMYK" else {}))
+    assert decode(file.getvalue(), "x").shape == (30, 44, 3)
+
+
+def test_sixteen_bits_are_scaled_down() -> None:
+    grey, file = np.linspace(0, 65535, 256).round().astype(np.uint16).reshape(16, 16), io.BytesIO()
+    Image.fromarray(grey).save(file, "PNG")
+    np.testing.assert_array_equal(decode(file.getvalue(), "x")[..., 1].ravel(), np.arange(256))
+
+
+def test_arranged_as_the_kernel_does_where_nothing_is_scaled() -> None:
+    augmentation = Augmentation(flip=True, padded_crop=5, cutout=7)
+    images = np.random.default_rng(0).integers(0, 256, (20, 9, 13, 3), dtype=np.uint8)
+    uniforms = augmentation.draw(0, 0, 0, 20)
+    placement = augmentation.place(uniforms, np.full((20, 2), (9, 13)), (9, 13))
+    kernel = image_batch(
+        torch.from_numpy(images).permute(0, 3, 1, 2),
+        torch.arange(20),
+        torch.from_numpy(placement.table()),
+        hole=augmentation.hole,
+        resize=False,
+    )
+    arranged = np.stack([arrange(images[i], placement.at(i), (9, 13), augmentation.hole) for i in range(20)])
+    assert kernel.equal(torch.from_numpy(arranged).permute(0, 3, 1, 2).float() / 255)

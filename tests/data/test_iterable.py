@@ -1,0 +1,70 @@
+"""A loader of one's own: any sized iterable of (images, labels)."""
+
+from __future__ import annotations
+
+from itertools import islice
+
+import pytest
+import torch
+from torch.utils.data import DataLoader, TensorDataset
+
+from fastgat.data import IterableLoader
+from fastgat.data.batch import Batch
+from fastgat.errors import ConfigError, DataError
+
+
+def labels(batches: list[Batch]) -> list[int]:
+    return [int(label) for batch in batches for label in batch.labels]
+
+
+def data_loader(**changes: object) -> DataLoader[tuple[torch.Tensor, ...]]:
+    images, targets = changes.pop("images", torch.rand(8, 3, 4, 4)), changes.pop("labels", torch.arange(8))
+    assert isinstance(images, torch.Tensor)
+    assert isinstance(targets, torch.Tensor)
+    return DataLoader(TensorDataset(images, targets), batch_size=4)
+
+
+def test_any_sized_iterable_of_pairs_is_a_loader() -> None:
+    loader = IterableLoader(data_loader(), num_classes=8, channels_last=True)
+    assert loader.batches_per_epoch == 2
+    assert labels(list(islice(loader.stream(0), 3))) == [0, 1, 2, 3, 4, 5, 6, 7, 0, 1, 2, 3]
+    assert labels(list(islice(loader.stream(0, start=3), 1))) == [4, 5, 6, 7]
+    assert labels(list(loader.once())) == list(range(8))
+    assert next(loader.once()).images.is_contiguous(memory_format=torch.channels_last)
+
+
+def test_bytes_are_scaled() -> None:
+    images = torch.full((8, 3, 4, 4), 255, dtype=torch.uint8)
+    assert next(IterableLoader(data_loader(images=images), num_classes=8).once()).images.max() == 1
+
+
+@pytest.mark.parametrize(
+    ("source", "message"),
+    [
+        (data_loader(labels=torch.arange(8) + 1), r"labels from 5 to 8, but the classifier has classes 0\.\.7"),
+        (data_loader(labels=torch.arange(8) - 1), "labels from -1"),
+        (data_loader(labels=torch.rand(8)), "expected 4 integer labels"),
+        (data_loader(images=torch.rand(8, 4, 4)), r"expected images \(B, C, H, W\)"),
+        (data_loader(images=torch.rand(8, 3, 4, 4) * 255), r"pixels from .* must lie in \[0, 1\]"),
+        (data_loader(images=torch.full((8, 3, 4, 4), torch.nan)), "pixels from nan"),
+        ([torch.rand(4, 3, 4, 4)], r"\(images, labels\) pairs"),
+        ([7], r"\(images, labels\) pairs"),
+    ],
+)
+def test_wrong_batches_are_described(source: object, message: str) -> None:
+    loader = IterableLoader(source, num_classes=8)  # type: ignore[arg-type]  # that is what is tested
+    with pytest.raises(DataError, match=message):
+        list(loader.once())
+
+
+def test_a_smaller_last_batch_says_what_to_do() -> None:
+    images, targets = torch.rand(6, 3, 4, 4), torch.zeros(6, dtype=torch.int64)
+    loader = IterableLoader(DataLoader(TensorDataset(images, targets), batch_size=4), num_classes=8)
+    with pytest.raises(DataError, match="drop_last=True"):
+        list(islice(loader.stream(0), 2))
+    assert [len(batch.labels) for batch in loader.once()] == [4, 2]
+
+
+def test_a_loader_needs_a_length() -> None:
+    with pytest.raises(ConfigError, match="needs a length"):
+        IterableLoader(iter([]), num_classes=8)

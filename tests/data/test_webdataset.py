@@ -1,0 +1,150 @@
+"""webdataset:PATTERN: shards found, indexed by offset, and complained about."""
+
+from __future__ import annotations
+
+import tarfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from fastgat.data import webdataset
+from fastgat.data.registry import load_dataset, silent
+from fastgat.data.webdataset import WebDataset, expand, shard_index
+from fastgat.errors import DataError
+from tests.data.pictures import encoded, make_shard, members, picture
+
+
+@pytest.mark.parametrize(
+    ("pattern", "names"),
+    [
+        ("a.tar", ["a.tar"]),
+        ("s-{08..11}.tar", ["s-08.tar", "s-09.tar", "s-10.tar", "s-11.tar"]),
+        ("{x,y}-{0..1}.tar", ["x-0.tar", "x-1.tar", "y-0.tar", "y-1.tar"]),
+    ],
+)
+def test_patterns(pattern: str, names: list[str]) -> None:
+    assert expand(pattern) == [Path(name) for name in names]
+
+
+def test_wildcards(tmp_path: Path) -> None:
+    for name in ("b-1.tar", "a-1.tar", "a-1.txt"):
+        (tmp_path / name).touch()
+    assert expand(f"{tmp_path}/*.tar") == [tmp_path / "a-1.tar", tmp_path / "b-1.tar"]
+    assert expand(f"{tmp_path}/{{a,c}}-*.tar") == [tmp_path / "a-1.tar"]
+
+
+def test_every_image_is_read_at_its_offset(tmp_path: Path) -> None:
+    content = [members(7), members(6, 7)]
+    for number, each in enumerate(content):
+        make_shard(tmp_path / f"s-{number}.tar", each)
+    data = load_dataset(f"webdataset:{tmp_path}/s-{{0..1}}.tar", image_size=40)
+    assert (len(data.train), len(data.validation), len(data.test)) == (12, 1, 0)
+    assert data.classes == ("0", "1", "2")
+    by_name = {name: raw for part in content for name, raw in part}
+    for part in (data.train, data.validation):
+        for row in range(len(part)):
+            name = part.name(row).rsplit(": ")[-1]  # type: ignore[union-attr]  # in files
+            assert part.read(row) == by_name[name]  # type: ignore[union-attr]
+            assert int(by_name[name.replace("jpg", "cls")]) == part.labels[row]
+
+
+def test_splits(tmp_path: Path) -> None:
+    make_shard(tmp_path / "train-0.tar", members(9))
+    make_shard(tmp_path / "val-0.tar", members(6))
+    pattern = f"{tmp_path}/{{split}}-*.tar"
+    data = WebDataset(pattern, 16).load(0, silent)
+    assert (len(data.train), len(data.validation), len(data.test)) == (9, 6, 0)
+    make_shard(tmp_path / "test-0.tar", members(3))
+    assert len(WebDataset(pattern, 16).load(0, silent).test) == 3
+
+
+def test_long_names_and_folders_inside_a_shard(tmp_path: Path) -> None:
+    long = "deep/" * 30 + "name"
+    jpeg = encoded(picture(0, 0, 20, 20), "jpg")
+    path = make_shard(tmp_path / "s.tar", [(f"{long}.jpg", jpeg), (f"{long}.cls", b"1"), (f"{long}.json", b"{}")])
+    (offset,), (length,), (label,) = shard_index(path)
+    assert path.read_bytes()[offset : offset + length] == jpeg
+    assert label == 1
+
+
+def test_an_index_is_made_once_and_again_when_the_shard_changes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = make_shard(tmp_path / "s.tar", members(5))
+    first = shard_index(path)
+    calls: list[Path] = []
+    inner = webdataset._samples
+
+    def counted(path: Path, size: int) -> object:
+        calls.append(path)
+        return inner(path, size)
+
+    monkeypatch.setattr(webdataset, "_samples", counted)
+    for column, before in zip(shard_index(path), first, strict=True):
+        np.testing.assert_array_equal(column, before)
+    assert not calls
+    make_shard(path, members(6))
+    assert len(shard_index(path).labels) == 6
+    assert calls
+
+
+JPEG = encoded(picture(0, 0, 20, 20), "jpg")
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ([("a.jpg", JPEG)], r"sample a has no label \(a.cls\)"),
+        ([("a.cls", b"1")], "sample a has no .jpg, .png or .webp"),
+        ([("a.jpg", JPEG), ("a.cls", b"cat")], "a.cls is no label: expected a number from 0 on, got b'cat'"),
+        ([("a.jpg", JPEG), ("a.cls", b"-1")], "a.cls is no label"),
+        ([], "no image in this shard"),
+        ([("a.txt", b"")], "sample a has no .jpg"),
+    ],
+)
+def test_a_shard_that_is_not_as_it_must_be(tmp_path: Path, content: list[tuple[str, bytes]], message: str) -> None:
+    path = make_shard(tmp_path / "s.tar", content)
+    with pytest.raises(DataError, match=message) as raised:
+        shard_index(path)
+    assert str(path) in str(raised.value)
+
+
+def test_a_shard_that_is_no_tar(tmp_path: Path) -> None:
+    path = tmp_path / "s.tar"
+    path.write_bytes(b"hello " * 1000)
+    with pytest.raises(DataError, match=r"s\.tar: not a whole, uncompressed tar file"):
+        shard_index(path)
+    with tarfile.open(path, "w:gz") as tar:
+        tar.add(__file__, "a.jpg")
+    with pytest.raises(DataError, match=r"s\.tar: not a whole, uncompressed tar file"):
+        shard_index(path)
+
+
+@pytest.mark.parametrize("keep", [0.3, 0.5, 0.77])
+def test_a_truncated_shard(tmp_path: Path, keep: float) -> None:
+    path = make_shard(tmp_path / "s.tar", members(20))
+    raw = path.read_bytes()
+    path.write_bytes(raw[: int(len(raw) * keep)])
+    with pytest.raises(DataError, match=r"s.tar: (truncated|not a whole|sample \d+ has no label)"):
+        shard_index(path)
+
+
+def test_missing_shards(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"\*\.tar: no such shard"):
+        load_dataset(f"webdataset:{tmp_path}/*.tar")
+    with pytest.raises(DataError, match=r"a\.tar: No such file"):
+        load_dataset(f"webdataset:{tmp_path}/a.tar")
+
+
+def test_labels_out_of_range(tmp_path: Path) -> None:
+    make_shard(tmp_path / "train.tar", members(6))
+    make_shard(tmp_path / "val.tar", [("x.jpg", JPEG), ("x.cls", b"3")])
+    with pytest.raises(DataError, match=r"val.tar: x.jpg: label 3, but the training shards have 0\.\.2"):
+        load_dataset(f"webdataset:{tmp_path}/{{split}}.tar")
+    make_shard(tmp_path / "train.tar", [*members(6), ("y.jpg", JPEG), ("y.cls", b"99")])
+    with pytest.raises(DataError, match=r"labels go up to 99 \(.*train.tar: y.jpg\), but class 3 is empty"):
+        load_dataset(f"webdataset:{tmp_path}/{{split}}.tar")
+    make_shard(tmp_path / "train.tar", members(6, classes=1))
+    with pytest.raises(DataError, match="all labels are 0"):
+        load_dataset(f"webdataset:{tmp_path}/{{split}}.tar")
