@@ -18,6 +18,7 @@ from fastgat.profiling import profile as measure
 SHOWN = {
     *("batch_size", "seed", "classifier", "generator_width", "batch_norm", "device", "compile", "cuda_graph"),
     *("amp", "amp_dtype", "tf32", "channels_last"),
+    *("loader", "workers", "flip", "padded_crop", "random_resized_crop", "cutout"),
 }
 """The settings of a run that decide what a step costs."""
 
@@ -69,6 +70,12 @@ def _show(console: Console, result: dict[str, Any]) -> None:
             f"fastgat's GAT over the textbook's fast gradient {result['fastgat_over_textbook_fast_gradient']:.2f}",
             highlight=False,
         )
+    loader = result["fastgat"]["loader"]
+    console.print(
+        f"with its loader ({loader['name']}) {loader['step_ms']:.2f} ms, {loader['over_step']:.3f} times the step on a "
+        f"preloaded batch; {loader['data_wait']:.1%} of it waiting for data",
+        highlight=False,
+    )
     phases = result["phases_ms"]
     total = sum(phases.values())
     console.print("\nwhere the time of fastgat's step goes, uncompiled:", highlight=False)

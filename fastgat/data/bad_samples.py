@@ -5,10 +5,12 @@ from __future__ import annotations
 import threading
 
 import numpy as np
+from numpy.typing import NDArray
 
 from fastgat.data.sampler import Rows
 from fastgat.errors import DataError
 
+Marks = NDArray[np.bool_]
 POLICIES = ("error", "skip")
 
 
@@ -39,22 +41,30 @@ class BadSamples:
         return next(iter(self.reasons.values()), None)
 
     def substitutes(self, rows: Rows) -> Rows:
-        """For each place of a batch the place whose sample it gets: its own, or that of the next good one."""
+        """For each place of a batch the place whose sample it gets: its own, or that of the next good one.
+
+        Raises DataError where there is none.
+        """
         bad = self._marks(rows)
         if not bad.any():
             return np.arange(len(rows))
-        if bad.all():
-            raise DataError(f"no sample of a whole batch can be read; one of them: {self.reasons[int(rows[0])]}")
+        self._insist(rows, bad)
         places = np.arange(2 * len(rows))
         twice = np.concatenate([bad, bad])
         after = np.minimum.accumulate(np.where(twice, len(twice), places)[::-1])[::-1]
         return after[: len(rows)] % len(rows)
 
     def good(self, rows: Rows) -> Rows:
-        """Those that can be read, as far as is known."""
-        return rows[~self._marks(rows)]
+        """Those that can be read, as far as is known. Raises DataError where there are none."""
+        bad = self._marks(rows)
+        self._insist(rows, bad)
+        return rows[~bad]
 
-    def _marks(self, rows: Rows) -> np.ndarray[tuple[int], np.dtype[np.bool_]]:
+    def _insist(self, rows: Rows, bad: Marks) -> None:
+        if bad.all() and len(bad):
+            raise DataError(f"no sample of a whole batch can be read; one of them: {self.reasons[int(rows[0])]}")
+
+    def _marks(self, rows: Rows) -> Marks:
         if not self.reasons:
             return np.zeros(len(rows), bool)
         return np.isin(rows, np.fromiter(list(self.reasons), np.int64))

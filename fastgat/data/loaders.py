@@ -15,7 +15,7 @@ from fastgat.data.augmentation import Augmentation
 from fastgat.data.bad_samples import BadSamples
 from fastgat.data.batch import Loader
 from fastgat.data.dali import DaliLoader
-from fastgat.data.dali import missing as dali_missing
+from fastgat.data.dali_graph import missing as dali_missing
 from fastgat.data.dataloader import TorchLoader
 from fastgat.data.decoding import BadSampleError, arrange, decode
 from fastgat.data.encoded import EncodedSet

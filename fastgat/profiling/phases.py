@@ -10,11 +10,8 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from fastgat.data.resident import ResidentLoader
-from fastgat.data.sampler import Sampler
-from fastgat.data.sets import ImageSet
 from fastgat.engine.step import train_step
-from fastgat.phases import PHASES, listening, phase
+from fastgat.phases import PHASES, listening
 
 if TYPE_CHECKING:
     from fastgat.profiling.sides import Fastgat
@@ -43,6 +40,11 @@ class Clock:
                 self._turn()
                 self._open.pop()
 
+    def start(self) -> None:
+        """Forget what has been added up so far."""
+        self.totals = dict.fromkeys(self.totals, 0.0)
+        self._since = self._now()
+
     def stop(self) -> None:
         self._turn()
 
@@ -58,7 +60,7 @@ class Clock:
 
 
 def phase_times(side: Fastgat) -> dict[str, float]:
-    """Milliseconds a step in each phase, uncompiled, its minibatches gathered from memory."""
+    """Milliseconds a step in each phase, uncompiled, its minibatches from its loader."""
     _run(side, Clock(side.device))
     clock = Clock(side.device)
     with listening(clock.span):
@@ -76,22 +78,9 @@ def trace(side: Fastgat, file: Path) -> None:
 
 
 def _run(side: Fastgat, clock: Clock) -> None:
-    spec = side.spec
-    batches, _ = side.next_inputs()
-    pixels = torch.cat([batch.images for batch in batches] * 4).permute(0, 2, 3, 1).mul(255).byte().cpu().numpy()
-    labels = torch.cat([batch.labels for batch in batches] * 4).cpu().numpy()
-    loader = ResidentLoader(
-        ImageSet(pixels, labels),
-        Sampler(len(labels), spec.config.batch_size),
-        device=side.device,
-        channels_last=spec.config.precision.channels_last,
-    )
-    stream = loader.stream(0)
     _, draws = side.next_inputs()
-    clock._turn()
-    clock.totals[OTHER] = 0.0
+    side.feeder.minibatches(len(draws))
+    clock.start()
     for _ in range(STEPS):
-        with phase("data"):
-            minibatches = [next(stream) for _ in draws]
-        train_step(side.state, side.method, minibatches, draws)
+        train_step(side.state, side.method, side.feeder.minibatches(len(draws)), draws)
     clock.stop()

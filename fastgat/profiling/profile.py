@@ -22,6 +22,9 @@ from fastgat.reporting.environment import environment
 FLOAT32_ERROR, TF32_ERROR, LOW_PRECISION_ERROR = 1e-4, 1e-2, 0.05
 """The largest relative error of the first gradient by which the sides may differ."""
 
+FED = 3
+"""Steps with a loader that are timed at once: one alone would find the loader ahead of it."""
+
 Progress = Callable[[str], None]
 
 
@@ -65,15 +68,18 @@ def profile(settings: Settings, progress: Progress = lambda line: None) -> dict[
         check_parity(first["fastgat"]["moments"], first["textbook"]["moments"], ours)
         block = 20 if device.type == "cuda" else 1
         times: dict[str, list[float]] = {name: [] for name in workers}
+        fed: list[tuple[float, float]] = []
         for number in range(settings.rounds):
             progress(f"round {number + 1} of {settings.rounds}")
             for name, worker in workers.items():
                 times[name].append(worker.ask("steps", block))
+            fed.append(workers["fastgat"].ask("fed_steps", max(block, FED)))
         progress("what limits it")
         sides = {
             name: _side(workers[name], times[name], first[name], settings.config.batch_size)
             for name in ("textbook", "fastgat")
         }
+        sides["fastgat"]["loader"] = {"name": workers["fastgat"].ask("loader"), **_feeding(fed, times["fastgat"])}
         phases = workers["fastgat"].ask("phase_times")
         if settings.trace is not None:
             workers["fastgat"].ask("trace", settings.trace)
@@ -121,6 +127,16 @@ def _side(worker: Worker, times: list[float], first: dict[str, Any], batch_size:
         **amount,
         "floor_ms": floor,
         "fraction_of_floor": floor / median,
+    }
+
+
+def _feeding(fed: list[tuple[float, float]], bare: list[float]) -> dict[str, float]:
+    """The step with its loader: its time, that over the bare step's, and the share of it spent waiting for data."""
+    milliseconds, waited = (statistics.median(values) for values in zip(*fed, strict=True))
+    return {
+        "step_ms": milliseconds,
+        "over_step": milliseconds / statistics.median(bare),
+        "data_wait": waited / milliseconds,
     }
 
 

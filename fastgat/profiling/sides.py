@@ -6,6 +6,7 @@ import contextlib
 import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -22,6 +23,7 @@ from fastgat.engine.state import TrainState
 from fastgat.methods import GAT, Baseline, FastGradientL2, FastGradientLinf, Method, RandomPerturbation
 from fastgat.methods.players import Draws
 from fastgat.models import Generator, create_classifier
+from fastgat.profiling.feeding import Feeder
 
 INPUT_SETS = 4
 """Steps rotate among as many sets of minibatches, so that no cache holds all that is measured."""
@@ -177,11 +179,24 @@ class Fastgat(Side):
         self.inputs = itertools.chain([(batches, draws)], self.inputs)
         self.number = 0
 
+    @cached_property
+    def feeder(self) -> Feeder:
+        """The loader of `fed_step`."""
+        return Feeder(self)
+
     def step(self) -> None:
         kind = self.method.kind(self.number)
         batches, draws = self.next_inputs()
         first = 0 if kind == "full" else len(batches) - 1
         self.stepper(batches[first:], draws[first:], kind)
+        self.number += 1
+
+    def fed_step(self) -> None:
+        """One step whose minibatches come from a loader."""
+        kind = self.method.kind(self.number)
+        _, draws = self.next_inputs()
+        draws = draws if kind == "full" else draws[-1:]
+        self.stepper(self.feeder.minibatches(len(draws)), draws, kind)
         self.number += 1
 
     def moments(self) -> Tensor:

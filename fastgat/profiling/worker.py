@@ -17,7 +17,7 @@ from fastgat.engine.allocator import give_back_freed_memory
 from fastgat.errors import FastgatError
 from fastgat.profiling.ceilings import ceilings
 from fastgat.profiling.phases import phase_times, trace
-from fastgat.profiling.sides import Side, Spec, build
+from fastgat.profiling.sides import Fastgat, Side, Spec, build
 from fastgat.profiling.work import launches, work
 
 
@@ -78,6 +78,22 @@ def steps(side: Side, count: int) -> float:
     return (time.perf_counter() - began) * 1e3 / count
 
 
+def fed_steps(side: Fastgat, count: int) -> tuple[float, float]:
+    """Milliseconds a step whose minibatches come from its loader, and how many of them it waits for those."""
+    side.fed_step()  # the one that finds the loader's buffers full
+    _synchronize(side)
+    began, side.feeder.waited = time.perf_counter(), 0.0
+    for _ in range(count):
+        side.fed_step()
+    _synchronize(side)
+    return (time.perf_counter() - began) * 1e3 / count, side.feeder.waited * 1e3 / count
+
+
+def loader(side: Fastgat) -> str:
+    """The name of its loader."""
+    return side.feeder.name
+
+
 def peak_memory(side: Side) -> int | None:
     """The most memory that steps take, in bytes: on a GPU what its allocator holds, weights and all; on a CPU what the
     process grows by, from rest to the peak. None where the system does not tell."""
@@ -103,7 +119,7 @@ def _resident(figure: str) -> int:
 
 QUESTIONS: dict[str, Callable[..., Any]] = {
     function.__name__: function
-    for function in (prepare, steps, peak_memory, work, launches, ceilings, phase_times, trace)
+    for function in (prepare, steps, fed_steps, loader, peak_memory, work, launches, ceilings, phase_times, trace)
 }
 
 

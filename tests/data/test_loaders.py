@@ -16,7 +16,7 @@ import torch
 
 from fastgat.data import Augmentation, Images, ImageSet, Loader, create_loader
 from fastgat.data.batch import Batch
-from fastgat.data.dali import missing
+from fastgat.data.dali_graph import missing
 from fastgat.data.folder import Folder
 from fastgat.data.loaders import choose
 from fastgat.data.registry import silent

@@ -45,16 +45,21 @@ def test_the_figures_of_a_gat_step(
     assert textbook["flops"] > fastgat["flops"]
     assert set(PHASES) <= result["phases_ms"].keys()
     assert all(result["phases_ms"][name] > 0 for name in PHASES)
+    loader = fastgat["loader"]
+    assert loader["name"] == "resident"
+    assert loader["over_step"] == pytest.approx(loader["step_ms"] / fastgat["step_ms"])
+    assert 0 < loader["data_wait"] < 0.5
     named = {event.get("name") for event in json.loads(trace.read_text())["traceEvents"]}
     assert set(PHASES) <= named
 
 
 @pytest.mark.slow
 def test_the_table_of_another_method(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:
-    assert profile(monkeypatch, "--method", "fg-l2", "--like-for-like") == 0
+    assert profile(monkeypatch, "--method", "fg-l2", "--like-for-like", "--loader", "torch", "--flip") == 0
     out = capfd.readouterr().out
     assert "fg-l2, batch 8, on " in out
     assert "speed-up" in out
+    assert "with its loader (torch) " in out
     assert "classifier backward" in out
 
 
