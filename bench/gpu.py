@@ -17,15 +17,35 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from fastgat.config import PrecisionConfig, TrainConfig
+from fastgat.config import DataConfig, PrecisionConfig, TrainConfig
 from fastgat.methods import GAT
 from fastgat.profiling import Settings, profile
 from fastgat.reporting.environment import environment
 
-STEPS = [("simultaneous", 128), ("simultaneous", 1024), ("alternating", 128), ("paper", 128)]
-"""Most valuable first: what does not fit into the time is left out, and named."""
+STEPS = [
+    ("simultaneous", 128, "dali"),
+    ("simultaneous", 1024, "dali"),
+    ("simultaneous", 128, "resident"),
+    ("simultaneous", 1024, "resident"),
+    ("alternating", 128, "resident"),
+    ("paper", 128, "resident"),
+]
+"""Schedule, batch size and loader, most valuable first: what does not fit into the time is left out, and named."""
 
-KERNELS = ["bench/bench_input_gradient.py", "bench/bench_perturbation.py", "bench/bench_dual_loss.py"]
+FAMILIES = ("input_gradient", "perturbation", "dual_loss", "image_batch")
+KERNELS = [f"bench/bench_{family}.py" for family in FAMILIES]
+
+
+COLUMNS = (
+    "step",
+    "textbook ms",
+    "fastgat ms",
+    "speed-up",
+    "over textbook FG",
+    "of the floor",
+    "with loader",
+    "kernels",
+)
 
 
 @click.command()
@@ -53,13 +73,13 @@ def main(output: Path, minutes: float, tests: bool) -> None:
         failed = pytest_run("tests", "-m", "gpu", "-q", "-x", "-W", "default", "--import-mode=importlib") != 0
         result["tests"] = "failed" if failed else "passed"
         save()
-    for schedule, batch_size in STEPS:
-        name = f"{schedule} {batch_size}"
+    for schedule, batch_size, loader in STEPS:
+        name = f"{schedule} {batch_size} {loader}"
         if late(name):
             continue
         click.echo(f"profiling {name}")
         try:
-            result["steps"][name] = profile(settings(schedule, batch_size))
+            result["steps"][name] = profile(settings(schedule, batch_size, loader))
         except Exception as error:  # noqa: BLE001  # the other steps, and the kernels, are still worth having
             failed, result["steps"][name] = True, {"error": str(error)}
         save()
@@ -78,9 +98,13 @@ def main(output: Path, minutes: float, tests: bool) -> None:
     sys.exit(failed)
 
 
-def settings(schedule: str, batch_size: int) -> Settings:
-    precision = PrecisionConfig(amp=True, channels_last=True)
-    config = TrainConfig(method=GAT(schedule=schedule), batch_size=batch_size, precision=precision)
+def settings(schedule: str, batch_size: int, loader: str) -> Settings:
+    config = TrainConfig(
+        method=GAT(schedule=schedule),
+        batch_size=batch_size,
+        data=DataConfig(loader=loader),
+        precision=PrecisionConfig(amp=True, channels_last=True),
+    )
     return Settings(config, rounds=15)
 
 
@@ -94,7 +118,7 @@ def pytest_run(*arguments: str) -> int:
 
 def show(console: Console, result: dict[str, Any]) -> None:
     table = Table(box=None, pad_edge=False)
-    for column in ("step", "textbook ms", "fastgat ms", "speed-up", "over textbook FG", "of the floor", "kernels"):
+    for column in COLUMNS:
         table.add_column(column, justify="left" if column == "step" else "right")
     for name, step in result["steps"].items():
         if "error" in step:
@@ -108,6 +132,7 @@ def show(console: Console, result: dict[str, Any]) -> None:
             f"{step['speedup']:.2f}",
             f"{step['fastgat_over_textbook_fast_gradient']:.2f}",
             f"{ours['fraction_of_floor']:.0%}",
+            f"{ours['loader']['over_step']:.3f}",
             f"{ours['launches']['kernels']:.0f}" if ours["launches"] else "-",
         )
     console.print(table)

@@ -1,4 +1,4 @@
-"""What the README says is true: its Python runs, its options exist."""
+"""What the README and docs/ say is true: their Python runs, their options exist."""
 
 from __future__ import annotations
 
@@ -7,24 +7,35 @@ from pathlib import Path
 
 import pytest
 
+from fastgat.cli.evaluate import evaluate
 from fastgat.cli.profile import profile
 from fastgat.cli.train import train
 from fastgat.methods import METHODS
 
-README = (Path(__file__).parents[1] / "README.md").read_text()
+ROOT = Path(__file__).parents[1]
+README = ROOT / "README.md"
+PAGES = [README, *sorted((ROOT / "docs").glob("*.md"))]
+BLOCK = re.compile(r"```python\n(.*?)```", re.DOTALL)
+FOREIGN = {"--help", "--json", "--no-tests", "--benchmark-only"}
+"""Options of other programs."""
+
+pages = pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
 
 
-def test_python_blocks_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("page", [page for page in PAGES if BLOCK.search(page.read_text())], ids=lambda page: page.stem)
+def test_python_blocks_run(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    blocks = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
-    assert blocks
-    for block in blocks:
-        exec(compile(block, "README.md", "exec"), {})
+    for block in BLOCK.findall(page.read_text()):
+        exec(compile(block, page.name, "exec"), {})
 
 
-def test_options_and_methods_exist() -> None:
-    parameters = [*train.params, *profile.params]
-    known = {name for option in parameters for name in (*option.opts, *option.secondary_opts)} | {"--help"}
-    assert set(re.findall(r"--[a-z][a-z-]+", README)) <= known
+@pages
+def test_options_exist(page: Path) -> None:
+    parameters = [*train.params, *profile.params, *evaluate.params]
+    known = {name for option in parameters for name in (*option.opts, *option.secondary_opts)} | FOREIGN
+    assert set(re.findall(r"(?<![\w-])--[a-z][a-z0-9-]+", page.read_text())) <= known
+
+
+def test_methods_are_listed() -> None:
     for method in METHODS:
-        assert f"| `{method}` |" in README
+        assert f"| `{method}` |" in README.read_text()

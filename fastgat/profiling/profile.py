@@ -16,7 +16,7 @@ from fastgat.engine.device import device_name, pick_device
 from fastgat.errors import FastgatError
 from fastgat.methods import GAT, FastGradientL2
 from fastgat.profiling.sides import Spec
-from fastgat.profiling.worker import Worker
+from fastgat.profiling.worker import Fed, Worker
 from fastgat.reporting.environment import environment
 
 FLOAT32_ERROR, TF32_ERROR, LOW_PRECISION_ERROR = 1e-4, 1e-2, 0.05
@@ -68,7 +68,7 @@ def profile(settings: Settings, progress: Progress = lambda line: None) -> dict[
         check_parity(first["fastgat"]["moments"], first["textbook"]["moments"], ours)
         block = 20 if device.type == "cuda" else 1
         times: dict[str, list[float]] = {name: [] for name in workers}
-        fed: list[tuple[float, float]] = []
+        fed: list[Fed] = []
         for number in range(settings.rounds):
             progress(f"round {number + 1} of {settings.rounds}")
             for name, worker in workers.items():
@@ -79,7 +79,7 @@ def profile(settings: Settings, progress: Progress = lambda line: None) -> dict[
             name: _side(workers[name], times[name], first[name], settings.config.batch_size)
             for name in ("textbook", "fastgat")
         }
-        sides["fastgat"]["loader"] = {"name": workers["fastgat"].ask("loader"), **_feeding(fed, times["fastgat"])}
+        sides["fastgat"]["loader"] = {"name": workers["fastgat"].ask("loader"), **_feeding(fed)}
         phases = workers["fastgat"].ask("phase_times")
         if settings.trace is not None:
             workers["fastgat"].ask("trace", settings.trace)
@@ -130,14 +130,10 @@ def _side(worker: Worker, times: list[float], first: dict[str, Any], batch_size:
     }
 
 
-def _feeding(fed: list[tuple[float, float]], bare: list[float]) -> dict[str, float]:
+def _feeding(rounds: list[Fed]) -> dict[str, float]:
     """The step with its loader: its time, that over the bare step's, and the share of it spent waiting for data."""
-    milliseconds, waited = (statistics.median(values) for values in zip(*fed, strict=True))
-    return {
-        "step_ms": milliseconds,
-        "over_step": milliseconds / statistics.median(bare),
-        "data_wait": waited / milliseconds,
-    }
+    bare, fed, waited = (statistics.median(values) for values in zip(*rounds, strict=True))
+    return {"step_ms": fed, "bare_step_ms": bare, "over_step": fed / bare, "data_wait": waited / fed}
 
 
 def _result(

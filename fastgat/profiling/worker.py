@@ -9,7 +9,7 @@ import traceback
 from collections.abc import Callable
 from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
@@ -78,15 +78,25 @@ def steps(side: Side, count: int) -> float:
     return (time.perf_counter() - began) * 1e3 / count
 
 
-def fed_steps(side: Fastgat, count: int) -> tuple[float, float]:
-    """Milliseconds a step whose minibatches come from its loader, and how many of them it waits for those."""
+class Fed(NamedTuple):
+    """Milliseconds of a step on preloaded minibatches, of one whose minibatches come from its loader, and of these those
+    in which it waits for them."""
+
+    bare: float
+    fed: float
+    waited: float
+
+
+def fed_steps(side: Fastgat, count: int) -> Fed:
+    """As many steps of one kind after as many of the other, with a synchronised clock."""
+    bare = steps(side, count)
     side.fed_step()  # the one that finds the loader's buffers full
     _synchronize(side)
     began, side.feeder.waited = time.perf_counter(), 0.0
     for _ in range(count):
         side.fed_step()
     _synchronize(side)
-    return (time.perf_counter() - began) * 1e3 / count, side.feeder.waited * 1e3 / count
+    return Fed(bare, (time.perf_counter() - began) * 1e3 / count, side.feeder.waited * 1e3 / count)
 
 
 def loader(side: Fastgat) -> str:

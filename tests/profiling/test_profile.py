@@ -47,7 +47,7 @@ def test_the_figures_of_a_gat_step(
     assert all(result["phases_ms"][name] > 0 for name in PHASES)
     loader = fastgat["loader"]
     assert loader["name"] == "resident"
-    assert loader["over_step"] == pytest.approx(loader["step_ms"] / fastgat["step_ms"])
+    assert loader["over_step"] == pytest.approx(loader["step_ms"] / loader["bare_step_ms"])
     assert 0 < loader["data_wait"] < 0.5
     named = {event.get("name") for event in json.loads(trace.read_text())["traceEvents"]}
     assert set(PHASES) <= named
