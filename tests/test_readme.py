@@ -16,8 +16,8 @@ ROOT = Path(__file__).parents[1]
 README = ROOT / "README.md"
 PAGES = [README, *sorted((ROOT / "docs").glob("*.md"))]
 BLOCK = re.compile(r"```python\n(.*?)```", re.DOTALL)
-FOREIGN = {"--help", "--json", "--no-tests", "--benchmark-only"}
-"""Options of other programs."""
+FOREIGN = {"--help", "--no-tests", "--benchmark-only", "--seeds"}
+"""Options of other programs: pytest, those in bench/."""
 
 pages = pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
 

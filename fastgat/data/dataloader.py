@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+import signal
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -17,6 +18,7 @@ from fastgat.data.batch import Batch
 from fastgat.data.decoding import BadSampleError, arrange, decode
 from fastgat.data.sampler import Rows, Sampler
 from fastgat.data.sets import Images, ImageSet
+from fastgat.errors import DataError
 
 
 class Key(NamedTuple):
@@ -76,6 +78,11 @@ def collate(samples: list[Sample]) -> Samples:
         torch.tensor([sample.label for sample in samples]),
         [(sample.row, sample.flaw) for sample in samples if sample.flaw is not None],
     )
+
+
+def ignore_interrupts(worker: int) -> None:
+    """Ctrl-C reaches every process of a terminal; it is the run's to end the workers."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 @dataclass
@@ -140,14 +147,22 @@ class TorchLoader:
             self._report(samples)
             yield self._batch(samples, np.flatnonzero(np.isin(samples.rows, self.bad.good(samples.rows))))
 
-    def _loaded(self, keys: Callable[[], Iterator[list[Key]]]) -> Iterable[Samples]:
-        return DataLoader(
+    def _loaded(self, keys: Callable[[], Iterator[list[Key]]]) -> Iterator[Samples]:
+        loader = DataLoader(
             Arranged(self.images, self.sampler.augmentation),
             batch_sampler=Keys(keys),  # of keys, not of numbers
             num_workers=self.workers,
             collate_fn=collate,
+            worker_init_fn=ignore_interrupts,
             pin_memory=self.device.type == "cuda",
         )
+        try:
+            yield from loader
+        except RuntimeError as error:  # a worker that the system has ended, or that shared memory has no room for
+            line = " ".join(str(error).split())
+            raise DataError(
+                f"a worker of the DataLoader has failed: {line} (fewer --workers need less memory)"
+            ) from None
 
     def _report(self, samples: Samples) -> None:
         for row, flaw in samples.flaws:

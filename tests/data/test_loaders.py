@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import multiprocessing
 import os
 from collections.abc import Iterator
 from dataclasses import replace
@@ -223,6 +224,58 @@ def test_worker_processes_change_nothing(tmp_path: Path) -> None:
     images = folder(make_folder(tmp_path))
     here, there = (take(create_loader("torch", images, 4, augmentation=SCALING, workers=w), 6, 1, 2) for w in (0, 2))
     assert_same(here, there)
+
+
+def test_a_worker_that_dies_is_an_error(tmp_path: Path) -> None:
+    stream = create_loader("torch", folder(make_folder(tmp_path)), 4, workers=1).stream(0)
+    next(stream)
+    (worker,) = multiprocessing.active_children()
+    worker.kill()
+    with pytest.raises(DataError, match="a worker of the DataLoader has failed: .* fewer --workers"):
+        for _ in range(20):
+            next(stream)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_dali_without_the_gpu_that_it_is_asked_for() -> None:
+    loader = create_loader("dali", noise(), 5, device="cuda")
+    with pytest.raises(DataError, match=r"DALI cannot run on cuda: .* \(install fastgat-trainer"):
+        next(iter(loader.stream(0)))
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@names
+@both_layouts
+@pytest.mark.parametrize(
+    ("augmentation", "tolerance"), [(Augmentation(), 1e-7), (MOVING, 1e-7), (SCALING, WHOLE_BYTES)]
+)
+def test_a_gpu_gives_the_stream_of_a_cpu(
+    name: str, augmentation: Augmentation, tolerance: float, channels_last: bool
+) -> None:
+    here, there = (
+        create_loader(each, noise(), 5, augmentation=augmentation, channels_last=channels_last, device=device)
+        for each, device in (("resident", "cpu"), (name, "cuda"))
+    )
+    for cpu, gpu in zip(take(here, 9, 1), take(there, 9, 1), strict=True):
+        assert gpu.images.is_cuda
+        assert gpu.labels.is_cuda
+        assert_same([cpu], [Batch(gpu.images.cpu(), gpu.labels.cpu())], tolerance)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available() or missing() is not None, reason="needs a GPU and DALI")
+@pytest.mark.parametrize("kind", ["jpg", "png", "webp"])
+def test_a_gpu_decodes_like_a_cpu(tmp_path: Path, kind: str) -> None:
+    """JPEGs to a few of 255: the decoders of a GPU round in other places."""
+    for label, name in enumerate("ab"):
+        (tmp_path / name).mkdir()
+        for i in range(6):
+            (tmp_path / name / f"{i}.{kind}").write_bytes(encoded(picture(i, label, 40, 48), kind))
+    images = folder(tmp_path, 24)
+    for cpu, gpu in zip(*(take(create_loader("dali", images, 3, device=d), 5) for d in ("cpu", "cuda")), strict=True):
+        assert cpu.labels.equal(gpu.labels.cpu())
+        assert (cpu.images - gpu.images.cpu()).abs().mean() < 1 / 255
 
 
 def damage(path: Path) -> Path:
