@@ -9,9 +9,7 @@ collated; without worker processes and with one a core. A round is a number of b
 from __future__ import annotations
 
 import io
-import time
 from collections.abc import Callable, Iterator
-from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 
@@ -24,13 +22,15 @@ from torch.utils.data import DataLoader, Dataset
 
 from bench.conftest import DEVICE
 from fastgat import TrainConfig
-from fastgat.config import PrecisionConfig
+from fastgat.config import DataConfig, PrecisionConfig
 from fastgat.data import Augmentation, EncodedSet, Images, ImageSet, create_loader
 from fastgat.data.folder import Folder
 from fastgat.data.loaders import cores
 from fastgat.data.registry import silent
 from fastgat.methods import GAT
-from fastgat.profiling.profile import Settings, profile
+from fastgat.profiling.profile import feeding
+from fastgat.profiling.sides import Spec
+from fastgat.profiling.worker import Fed, Worker
 
 BATCH = 128
 ROUNDS = 7
@@ -149,11 +149,11 @@ def bench_jpeg(benchmark: BenchmarkFixture, photographs: Callable[[int], Encoded
 
 @pytest.mark.parametrize("loader", ["resident", "dali"])
 def bench_fed_step(benchmark: BenchmarkFixture, loader: str) -> None:
-    """A GAT step with its loader over the step on a preloaded batch, the two in turns: PERFORMANCE's bar is 1.02."""
-    config = TrainConfig(method=GAT(), batch_size=BATCH, precision=PrecisionConfig(amp=True, channels_last=True))
-    config = replace(config, data=replace(config.data, loader=loader))
-    began = time.perf_counter()
-    result = profile(Settings(config, rounds=11))["fastgat"]
-    benchmark.pedantic(lambda: None, rounds=1)
-    seconds = time.perf_counter() - began
-    benchmark.extra_info |= {"step_ms": result["step_ms"], **result["loader"], "seconds": seconds}
+    """A GAT step with its loader over the step on a preloaded batch, the two in turns; a round is six steps of each."""
+    precision = PrecisionConfig(amp=True, channels_last=True)
+    config = TrainConfig(method=GAT(), batch_size=BATCH, data=DataConfig(loader=loader), precision=precision)
+    with Worker(Spec("fastgat", config)) as worker:
+        worker.ask("prepare")
+        rounds: list[Fed] = []
+        benchmark.pedantic(lambda: rounds.append(worker.ask("fed_steps", 6)), rounds=11, warmup_rounds=1)
+    benchmark.extra_info |= feeding(rounds[1:])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -18,7 +18,6 @@ from fastgat.data.batch import Batch
 from fastgat.data.decoding import BadSampleError, arrange, decode
 from fastgat.data.sampler import Rows, Sampler
 from fastgat.data.sets import Images, ImageSet
-from fastgat.errors import DataError
 
 
 class Key(NamedTuple):
@@ -80,9 +79,10 @@ def collate(samples: list[Sample]) -> Samples:
     )
 
 
-def ignore_interrupts(worker: int) -> None:
-    """Ctrl-C reaches every process of a terminal; it is the run's to end the workers."""
+def leave_signals_to_the_run(worker: int) -> None:
+    """Ctrl-C reaches every process of a terminal; it is the run's to end its workers, by SIGTERM."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
 @dataclass
@@ -147,22 +147,15 @@ class TorchLoader:
             self._report(samples)
             yield self._batch(samples, np.flatnonzero(np.isin(samples.rows, self.bad.good(samples.rows))))
 
-    def _loaded(self, keys: Callable[[], Iterator[list[Key]]]) -> Iterator[Samples]:
-        loader = DataLoader(
+    def _loaded(self, keys: Callable[[], Iterator[list[Key]]]) -> Iterable[Samples]:
+        return DataLoader(
             Arranged(self.images, self.sampler.augmentation),
             batch_sampler=Keys(keys),  # of keys, not of numbers
             num_workers=self.workers,
             collate_fn=collate,
-            worker_init_fn=ignore_interrupts,
+            worker_init_fn=leave_signals_to_the_run,
             pin_memory=self.device.type == "cuda",
         )
-        try:
-            yield from loader
-        except RuntimeError as error:  # a worker that the system has ended, or that shared memory has no room for
-            line = " ".join(str(error).split())
-            raise DataError(
-                f"a worker of the DataLoader has failed: {line} (fewer --workers need less memory)"
-            ) from None
 
     def _report(self, samples: Samples) -> None:
         for row, flaw in samples.flaws:

@@ -79,7 +79,7 @@ def profile(settings: Settings, progress: Progress = lambda line: None) -> dict[
             name: _side(workers[name], times[name], first[name], settings.config.batch_size)
             for name in ("textbook", "fastgat")
         }
-        sides["fastgat"]["loader"] = {"name": workers["fastgat"].ask("loader"), **_feeding(fed)}
+        sides["fastgat"]["loader"] = {"name": workers["fastgat"].ask("loader"), **feeding(fed)}
         phases = workers["fastgat"].ask("phase_times")
         if settings.trace is not None:
             workers["fastgat"].ask("trace", settings.trace)
@@ -130,7 +130,7 @@ def _side(worker: Worker, times: list[float], first: dict[str, Any], batch_size:
     }
 
 
-def _feeding(rounds: list[Fed]) -> dict[str, float]:
+def feeding(rounds: list[Fed]) -> dict[str, float]:
     """The step with its loader: its time, that over the bare step's, and the share of it spent waiting for data."""
     bare, fed, waited = (statistics.median(values) for values in zip(*rounds, strict=True))
     return {"step_ms": fed, "bare_step_ms": bare, "over_step": fed / bare, "data_wait": waited / fed}

@@ -79,8 +79,7 @@ def steps(side: Side, count: int) -> float:
 
 
 class Fed(NamedTuple):
-    """Milliseconds of a step on preloaded minibatches, of one whose minibatches its loader brings, and of these those in
-    which it waits for them."""
+    """Milliseconds of a step on preloaded minibatches, of one with its loader, and of these those in which it waits."""
 
     bare: float
     fed: float

@@ -3,7 +3,14 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
+
+import pytest
 
 from tests.cli.conftest import Run
 from tests.data.pictures import make_folder, make_shard, members
@@ -62,3 +69,41 @@ def test_verify_reads_every_image(run: Run, tmp_path: Path) -> None:
         "folder:images: 14 of 15 images in 3 classes can be decoded",
     ]
     assert result.err == "fastgat: error: 1 images cannot be read\n"
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="finds the worker in /proc")
+@pytest.mark.parametrize("whom", ["worker", "all"])
+def test_workers_that_are_ended_and_interrupted(tmp_path: Path, whom: str) -> None:
+    """A worker that dies ends the run in one line; Ctrl-C, which reaches all of them, in a checkpoint."""
+    make_folder(tmp_path / "images", 20)
+    arguments = ("train", "--dataset", "folder:images", *SMALL[:-1], 1, "--epochs", 5000, "--output", "out")
+    command = [sys.executable, "-m", "fastgat", *map(str, arguments)]
+    with subprocess.Popen(
+        command, cwd=tmp_path, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True, start_new_session=True
+    ) as process:
+        try:
+            while not (tmp_path / "out" / "best.safetensors").exists():
+                assert process.poll() is None
+                time.sleep(0.02)
+            if whom == "all":
+                os.killpg(process.pid, signal.SIGINT)
+            else:
+                os.kill(int(workers_of(process.pid)[0]), signal.SIGKILL)
+            _, errors = process.communicate(timeout=60)
+        finally:
+            process.kill()
+    if whom == "all":
+        assert (process.returncode, errors) == (0, "")
+        return
+    assert process.returncode == 1
+    assert errors.startswith("fastgat: error: DataLoader worker (pid")
+    assert errors.count("\n") == 1
+
+
+def workers_of(pid: int) -> list[str]:
+    """The children of a process, once it has some."""
+    found: list[str] = []
+    while not found:
+        found = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+    return found

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gc
-import multiprocessing
 import os
 from collections.abc import Iterator
 from dataclasses import replace
@@ -224,16 +223,6 @@ def test_worker_processes_change_nothing(tmp_path: Path) -> None:
     images = folder(make_folder(tmp_path))
     here, there = (take(create_loader("torch", images, 4, augmentation=SCALING, workers=w), 6, 1, 2) for w in (0, 2))
     assert_same(here, there)
-
-
-def test_a_worker_that_dies_is_an_error(tmp_path: Path) -> None:
-    stream = create_loader("torch", folder(make_folder(tmp_path)), 4, workers=1).stream(0)
-    next(stream)
-    (worker,) = multiprocessing.active_children()
-    worker.kill()
-    with pytest.raises(DataError, match="a worker of the DataLoader has failed: .* fewer --workers"):
-        for _ in range(20):
-            next(stream)
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")

@@ -44,6 +44,7 @@ def test_the_run_folder(tmp_path: Path) -> None:
         "test_accuracy",
         "images_per_second",
         "seconds",
+        "skipped_samples",
     }
     assert (summary["method"], summary["dataset"], summary["seed"], summary["epochs"]) == ("gat", "custom", 0, 3)
     best = max(history.epochs, key=lambda row: row["validation_accuracy"])
