@@ -149,11 +149,11 @@ def bench_jpeg(benchmark: BenchmarkFixture, photographs: Callable[[int], Encoded
 
 @pytest.mark.parametrize("loader", ["resident", "dali"])
 def bench_fed_step(benchmark: BenchmarkFixture, loader: str) -> None:
-    """A GAT step with its loader over the step on a preloaded batch, the two in turns; a round is six steps of each."""
+    """A GAT step with its loader over the step on a preloaded batch, the two in turns; a round is four steps of each."""
     precision = PrecisionConfig(amp=True, channels_last=True)
     config = TrainConfig(method=GAT(), batch_size=BATCH, data=DataConfig(loader=loader), precision=precision)
     with Worker(Spec("fastgat", config)) as worker:
         worker.ask("prepare")
         rounds: list[Fed] = []
-        benchmark.pedantic(lambda: rounds.append(worker.ask("fed_steps", 6)), rounds=11, warmup_rounds=1)
+        benchmark.pedantic(lambda: rounds.append(worker.ask("fed_steps", 4)), rounds=9, warmup_rounds=1)
     benchmark.extra_info |= feeding(rounds[1:])

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import copy
 import itertools
+from collections.abc import Iterable
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional
 
 from fastgat import textbook
@@ -75,3 +77,37 @@ def test_a_gat_step_under_autocast_sees_the_same_perturbation(trained: Trained) 
         exact, rounded = (step[name] for step in steps)
         assert abs(rounded - exact) <= 0.03 * abs(exact), name
     assert steps[0]["perturbation_norm"] > 0
+
+
+@pytest.mark.parametrize("schedule", ["paper", "alternating"])
+def test_bfloat16_gradients_are_as_good_as_pytorchs_own(trained: Trained, schedule: str) -> None:
+    """Against float64, both players' gradients may be off by twice what the textbook's are under the same autocast."""
+    classifier, images, labels = trained
+    generator = players(dtype=torch.float32, width=8)[1]
+    batch = Batch(images, labels)
+    batches = [batch, batch] if schedule == "paper" else [batch]
+    engine = Engine(GAT(cg=0.1, schedule=schedule), classifier, generator, autocast=torch.bfloat16)
+    engine.step(batches)
+    ours = [flat(adam.exp_avg.buffers()) for adam in (engine.state.classifier_adam, engine.state.generator_adam)]
+    exact = textbook_moments(classifier, generator, batch, torch.float64, None)
+    theirs = textbook_moments(classifier, generator, batch, torch.float32, torch.bfloat16)
+    for player, own, torchs, true in zip(("classifier", "generator"), ours, theirs, exact, strict=True):
+        errors = [float((moments - true).norm() / true.norm()) for moments in (own, torchs)]
+        assert 0 < errors[0] <= 2 * errors[1], f"{player}: {errors[0]:.3g}, PyTorch {errors[1]:.3g}"
+        assert errors[0] < 0.1
+
+
+def textbook_moments(
+    classifier: nn.Module, generator: nn.Module, batch: Batch, dtype: torch.dtype, autocast: torch.dtype | None
+) -> list[Tensor]:
+    """The first moments of both players after one step of Algorithm 1: a tenth of their gradients."""
+    modules = [copy.deepcopy(module).to(dtype) for module in (classifier, generator)]
+    optimizers = [torch.optim.Adam(module.parameters(), lr=1e-3) for module in modules]
+    batches = [Batch(batch.images.to(dtype), batch.labels)] * 2
+    with torch.autocast("cpu", autocast, enabled=autocast is not None, cache_enabled=False):
+        textbook.algorithm1_step(*modules, *optimizers, batches, c_g=0.1)
+    return [flat(state["exp_avg"] for state in optimizer.state.values()) for optimizer in optimizers]
+
+
+def flat(tensors: Iterable[Tensor]) -> Tensor:
+    return torch.cat([tensor.double().flatten() for tensor in tensors])
