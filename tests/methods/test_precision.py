@@ -101,11 +101,11 @@ def textbook_moments(
     classifier: nn.Module, generator: nn.Module, batch: Batch, dtype: torch.dtype, autocast: torch.dtype | None
 ) -> list[Tensor]:
     """The first moments of both players after one step of Algorithm 1: a tenth of their gradients."""
-    modules = [copy.deepcopy(module).to(dtype) for module in (classifier, generator)]
-    optimizers = [torch.optim.Adam(module.parameters(), lr=1e-3) for module in modules]
+    f, g = (copy.deepcopy(module).to(dtype) for module in (classifier, generator))
+    optimizers = [torch.optim.Adam(module.parameters(), lr=1e-3) for module in (f, g)]
     batches = [Batch(batch.images.to(dtype), batch.labels)] * 2
     with torch.autocast("cpu", autocast, enabled=autocast is not None, cache_enabled=False):
-        textbook.algorithm1_step(*modules, *optimizers, batches, c_g=0.1)
+        textbook.algorithm1_step(f, g, optimizers[0], optimizers[1], batches, c_g=0.1)
     return [flat(state["exp_avg"] for state in optimizer.state.values()) for optimizer in optimizers]
 
 
