@@ -72,10 +72,17 @@ class PerImage(Dataset[tuple[torch.Tensor, int]]):
 def batches_of(side: str, images: Images, augmentation: Augmentation, batch: int) -> Iterator[torch.Tensor]:
     """Endless image batches of a side."""
     if side.startswith("dataloader"):
-        per_image = PerImage(images, augmentation.active)
+        workers = int(side.rpartition("-")[2])
+        opponent = DataLoader(
+            PerImage(images, augmentation.active),
+            batch,
+            shuffle=True,
+            drop_last=True,
+            num_workers=workers,
+            persistent_workers=workers > 0,
+        )
         while True:
-            workers = int(side.rpartition("-")[2])
-            for pixels, labels in DataLoader(per_image, batch, shuffle=True, drop_last=True, num_workers=workers):
+            for pixels, labels in opponent:
                 labels.to(DEVICE)
                 yield pixels.to(DEVICE)
     loader = create_loader(side, images, batch, augmentation=augmentation, device=DEVICE)
@@ -149,11 +156,11 @@ def bench_jpeg(benchmark: BenchmarkFixture, photographs: Callable[[int], Encoded
 
 @pytest.mark.parametrize("loader", ["resident", "dali"])
 def bench_fed_step(benchmark: BenchmarkFixture, loader: str) -> None:
-    """A GAT step with its loader over the step on a preloaded batch, the two in turns; a round is four steps of each."""
+    """A GAT step with its loader over the step on a preloaded batch, in turns; a round is ten steps of each."""
     precision = PrecisionConfig(amp=True, channels_last=True)
     config = TrainConfig(method=GAT(), batch_size=BATCH, data=DataConfig(loader=loader), precision=precision)
     with Worker(Spec("fastgat", config)) as worker:
         worker.ask("prepare")
         rounds: list[Fed] = []
-        benchmark.pedantic(lambda: rounds.append(worker.ask("fed_steps", 4)), rounds=9, warmup_rounds=1)
+        benchmark.pedantic(lambda: rounds.append(worker.ask("fed_steps", 10)), rounds=6, warmup_rounds=1)
     benchmark.extra_info |= feeding(rounds[1:])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
@@ -21,7 +22,7 @@ from fastgat.engine.events import Callback, EarlyStopping
 from fastgat.engine.interaction import samples_interact
 from fastgat.engine.loop import Loop
 from fastgat.engine.random import seeded
-from fastgat.engine.resume import Checkpoint, adopt_best, check_same_run, find_checkpoint
+from fastgat.engine.resume import Checkpoint, adopt_best, check_same_classes, check_same_run, find_checkpoint
 from fastgat.engine.state import TrainState
 from fastgat.errors import CompileError, ConfigError, DeviceError, OutputError
 from fastgat.methods import Method
@@ -55,9 +56,13 @@ class Feed(NamedTuple):
     train: Loader
     validation: Loader
     test: Loader | None
-    num_classes: int
+    classes: tuple[str, ...]
     channels: int
     loader: str
+
+    @property
+    def num_classes(self) -> int:
+        return len(self.classes)
 
 
 class Trainer:
@@ -149,6 +154,7 @@ class Trainer:
         )
         if checkpoint is not None:
             check_same_run(checkpoint, config)
+            check_same_classes(checkpoint.path, checkpoint.header, feed.classes)
             loop.restore(checkpoint.tensors, checkpoint.header)
         return loop
 
@@ -169,7 +175,8 @@ class Trainer:
     def _output(self, dataset: str, resumed: Path | None) -> Path:
         if self.config.output or resumed:
             return self.config.output or resumed  # type: ignore[return-value]  # one of them is a path
-        name = f"{datetime.now():%Y%m%d-%H%M%S}-{dataset}-{self.method.name}-seed{self.config.seed}"
+        short = re.sub(r"[^\w.-]+", "-", Path(dataset.partition(":")[2]).name or dataset)
+        name = f"{datetime.now():%Y%m%d-%H%M%S}-{short}-{self.method.name}-seed{self.config.seed}"
         folders = (Path("runs") / (name + suffix) for suffix in ("", *(f"-{n}" for n in range(2, 1000))))
         return next(folder for folder in folders if not folder.exists())
 
@@ -192,7 +199,7 @@ class Trainer:
             train,
             validation,
             test[0] if test else None,
-            len(images.classes),
+            images.classes,
             channels,
             f"{choice.name}: {choice.reason}",
         )
@@ -218,8 +225,8 @@ class Trainer:
             IterableLoader(source, num_classes, device=device, channels_last=self.config.precision.channels_last)
             for source in (train, validation)
         ]
-        own = "loaders of your own"
-        return Feed("custom", own, "asked for", loaders[0], loaders[1], None, num_classes, channels, own)
+        own, classes = "loaders of your own", tuple(map(str, range(num_classes)))
+        return Feed("custom", own, "asked for", loaders[0], loaders[1], None, classes, channels, own)
 
     def _shape(self, device: torch.device) -> tuple[int, int]:
         """The classes of the user's classifier and the channels of the user's images."""
@@ -267,6 +274,7 @@ class Trainer:
         return {
             "classifier": self.config.model.classifier if self.classifier is None else None,
             "num_classes": feed.num_classes,
+            "classes": list(feed.classes) if self.train_loader is None else None,
             "in_channels": feed.channels,
             "dropout": self.method.classifier_dropout,
         }

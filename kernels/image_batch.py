@@ -23,7 +23,7 @@ def image_batch_reference(
     images = pixels.permute(0, 2, 3, 1)
     if placement is None:
         dense = images if images.is_contiguous() else pixels
-        batch = dense.index_select(0, rows).to(torch.float32).div_(255).to(dtype)
+        batch = unit_scaled(dense.index_select(0, rows)).to(dtype)
         return batch.permute(0, 3, 1, 2) if dense is images else batch
     size = torch.tensor(images.shape[1:3], device=pixels.device)
     top, left, height, width, dy, dx, flip, hole_top, hole_left = (column[:, None] for column in placement.T)
@@ -37,8 +37,13 @@ def image_batch_reference(
         for at_x, weight_x in x:
             tap = images[rows[:, None, None], at_y[:, :, None], at_x[:, None, :]].to(torch.float32)
             value = value + tap * (weight_y[:, :, None] * weight_x[:, None, :])[..., None]
-    value = torch.where((inside & ~in_hole)[..., None], value / 255, 0.0)
+    value = torch.where((inside & ~in_hole)[..., None], unit_scaled(value), 0.0)
     return value.to(dtype).permute(0, 3, 1, 2).contiguous(memory_format=layout(pixels))
+
+
+def unit_scaled(pixels: Tensor) -> Tensor:
+    """pixels / 255 in float32, rounded as a division is: by a number, torch multiplies with 1 / 255 on a GPU."""
+    return pixels.to(torch.float32).div_(torch.full((), 255.0, device=pixels.device))
 
 
 def _within(position: Tensor, first: Tensor, length: int) -> Tensor:

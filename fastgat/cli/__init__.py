@@ -71,9 +71,6 @@ def main() -> None:
     except OSError as error:
         _fail(f"{error.filename or 'output'}: {error.strerror or error}", 1)
     except (RuntimeError, MemoryError) as error:
-        if "DataLoader worker" in str(error):
-            # torch raises this wherever the main process happens to be when it hears of it.
-            _fail(f"{error} (--workers 0 needs no worker; --resume auto goes on from the last checkpoint)", 1)
         if not _out_of_memory(error):
             raise
         _fail("out of memory: try a smaller --batch-size or network", 1)

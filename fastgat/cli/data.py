@@ -10,7 +10,7 @@ from rich.console import Console
 
 from fastgat.data import DATASETS
 from fastgat.data.folder import Folder
-from fastgat.data.loaders import undecodable
+from fastgat.data.loaders import unreadable
 from fastgat.data.registry import Source, silent, users_images
 from fastgat.data.webdataset import WebDataset
 from fastgat.errors import ConfigError, DataError
@@ -75,7 +75,7 @@ def _decode(name: str, own: Folder | WebDataset) -> int:
         images = own.load(0, transfer)
         total, flaws = 0, []
         for part in (images.train, images.validation, images.test):
-            flaws += sorted(undecodable(part, transfer))
+            flaws += sorted(unreadable(part, transfer))
             total += len(part)
     for flaw in flaws:
         click.echo(flaw)

@@ -22,11 +22,6 @@ class Ahead(Generic[T]):
         self._threads = ThreadPoolExecutor(min(DEPTH, os.cpu_count() or 1), thread_name_prefix="fastgat-reader")
         self._waiting: deque[Future[T]] = deque()
 
-    def peek(self) -> T:
-        """The next result, which stays the next one."""
-        self._fill()
-        return self._waiting[0].result()
-
     def __iter__(self) -> Ahead[T]:
         return self
 

@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Iterable, Iterator
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
 from fastgat.data.sampler import Rows
 from fastgat.errors import DataError
+
+if TYPE_CHECKING:
+    from fastgat.data.batch import Batch
 
 Marks = NDArray[np.bool_]
 POLICIES = ("error", "skip")
@@ -29,8 +34,9 @@ class BadSamples:
     def __len__(self) -> int:
         return len(self.reasons)
 
-    def report(self, row: int, reason: str) -> None:
-        """Take note of a bad sample; `reason` names its file. Raises DataError where that is the policy."""
+    def report(self, row: int, name: str, flaw: object) -> None:
+        """Take note of a bad sample, the file `name`. Raises DataError where that is the policy."""
+        reason = f"{name}: {flaw}"
         if self.policy == "error":
             raise DataError(f"{reason}; --on-bad-sample skip goes on without it")
         with self._lock:
@@ -48,21 +54,26 @@ class BadSamples:
         bad = self._marks(rows)
         if not bad.any():
             return np.arange(len(rows))
-        self._insist(rows, bad)
+        if bad.all():
+            raise DataError(f"no sample of a whole batch can be read; one of them: {self.reasons[int(rows[0])]}")
         places = np.arange(2 * len(rows))
         twice = np.concatenate([bad, bad])
         after = np.minimum.accumulate(np.where(twice, len(twice), places)[::-1])[::-1]
         return after[: len(rows)] % len(rows)
 
     def good(self, rows: Rows) -> Rows:
-        """Those that can be read, as far as is known. Raises DataError where there are none."""
-        bad = self._marks(rows)
-        self._insist(rows, bad)
-        return rows[~bad]
+        """Those that can be read, as far as is known; maybe none."""
+        return rows[~self._marks(rows)]
 
-    def _insist(self, rows: Rows, bad: Marks) -> None:
-        if bad.all() and len(bad):
-            raise DataError(f"no sample of a whole batch can be read; one of them: {self.reasons[int(rows[0])]}")
+    def without_empty(self, batches: Iterable[Batch]) -> Iterator[Batch]:
+        """The batches that have a sample left. Raises DataError where none has."""
+        found = False
+        for batch in batches:
+            if len(batch.labels):
+                found = True
+                yield batch
+        if self.reasons and not found:
+            raise DataError(f"no sample of the whole set can be read; one of them: {self.first()}")
 
     def _marks(self, rows: Rows) -> Marks:
         if not self.reasons:

@@ -6,8 +6,10 @@ stream can start anywhere, and it is the same on a CPU and on a GPU.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import closing
+from itertools import chain
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -18,7 +20,7 @@ from fastgat.data.ahead import Ahead
 from fastgat.data.augmentation import Placement, Uniforms
 from fastgat.data.bad_samples import BadSamples
 from fastgat.data.batch import Batch
-from fastgat.data.dali_graph import Graph, Work, missing, reason, undecodable
+from fastgat.data.dali_graph import Graph, Work, check_decodable, missing, reason
 from fastgat.data.decoding import BadSampleError, size_of
 from fastgat.data.encoded import EncodedSet
 from fastgat.data.sampler import Rows, Sampler
@@ -85,7 +87,8 @@ class DaliLoader:
 
     def once(self) -> Iterator[Batch]:
         everything = list(self.sampler.in_order())
-        return self._batches(everything.__getitem__, lambda rows, _: self._good_ones(rows), len(everything))
+        batches = self._batches(everything.__getitem__, lambda rows, _: self._good_ones(rows), len(everything))
+        return self.bad.without_empty(batches)
 
     def _batches(
         self, rows: Callable[[int], Rows], work: Callable[[Rows, int], Work], count: int | None = None
@@ -94,12 +97,19 @@ class DaliLoader:
         number = 0
         while count is None or number < count:
             with closing(Ahead(lambda number: work(rows(number), number), number, count)) as ahead:
+                under_way: deque[int] = deque()
+
+                given = _not_empty(enumerate(ahead, number), under_way)
+                first = next(given, None)
+                if first is None:
+                    return
                 try:
-                    for images, labels in self.graph.run(ahead, list(ahead.peek())):
+                    for images, labels in self.graph.run(chain([first], given), list(first)):
                         yield Batch(images, labels)
-                        number += 1
+                        number = under_way.popleft() + 1
+                    return
                 except RuntimeError as error:
-                    self._find_bad(rows(number), error)
+                    self._find_bad(rows(under_way[0] if under_way else number), error)
 
     def _full_batch(self, rows: Rows, uniforms: Uniforms | None) -> Work:
         """A training batch; the place of a bad sample is taken by another."""
@@ -148,19 +158,30 @@ class DaliLoader:
         for place, row in enumerate(rows):
             try:
                 raw = self.images.read(row)
-                sizes[place] = size_of(raw, self.images.name(row))
+                sizes[place] = size_of(raw)
                 images.append(np.frombuffer(raw, np.uint8))
             except BadSampleError as error:
-                self.bad.report(row, str(error))
+                self.bad.report(row, self.images.name(row), error)
                 images.append(None)
         return Read(images, sizes)
 
     def _find_bad(self, rows: Rows, error: RuntimeError) -> None:
         """Find out which samples of a batch DALI could not decode; raises DataError if that is not what went wrong."""
-        known = len(self.bad)
+        known, suspects = len(self.bad), ""
         if isinstance(self.images, EncodedSet):
             for row in self.bad.good(rows):
-                if flaw := undecodable(self.images.read(row), self.images.name(row)):
-                    self.bad.report(row, flaw)
+                try:
+                    check_decodable(self.images.read(row))
+                except BadSampleError as flaw:
+                    self.bad.report(row, self.images.name(row), flaw)
+            suspects = f", in one of {', '.join(self.images.name(row) for row in rows)}"
         if len(self.bad) == known:
-            raise DataError(f"DALI: {reason(error)}") from None
+            raise DataError(f"DALI: {reason(error)}{suspects}") from None
+
+
+def _not_empty(numbered: Iterable[tuple[int, Work]], numbers: deque[int]) -> Iterator[Work]:
+    """The batches that have a sample; their numbers are put down in `numbers`."""
+    for number, work in numbered:
+        if len(work["labels"]):
+            numbers.append(number)
+            yield work

@@ -6,7 +6,6 @@ What is to be done with each sample comes in from outside; DALI draws nothing an
 from __future__ import annotations
 
 import importlib
-import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from types import SimpleNamespace
@@ -122,8 +121,7 @@ def _dense(values: Any) -> Any:
 
 
 def load_dali() -> Any:
-    """DALI's modules; its decoders are told to leave the telling of errors to us. Raises ImportError or OSError."""
-    os.environ.setdefault("DALI_NVIMGCODEC_LOG_LEVEL", "0")
+    """DALI's modules. Raises ImportError or OSError."""
     names = {"fn": "nvidia.dali.fn", "types": "nvidia.dali.types", "pytorch": "nvidia.dali.plugin.pytorch"}
     modules = {short: importlib.import_module(name) for short, name in names.items()}
     return SimpleNamespace(pipeline_def=importlib.import_module("nvidia.dali").pipeline_def, **modules)
@@ -139,12 +137,9 @@ def missing() -> str | None:
     return None
 
 
-def undecodable(raw: bytes, name: str) -> str | None:
-    """Why one image cannot be decoded, in Pillow's words where it has any; None if DALI can."""
-    try:
-        decode(raw, name)
-    except BadSampleError as error:
-        return str(error)
+def check_decodable(raw: bytes) -> None:
+    """Raises BadSampleError if Pillow, which knows why, or DALI cannot decode an image."""
+    decode(raw)
     dali = load_dali()
 
     @dali.pipeline_def(batch_size=1, num_threads=1, device_id=None)
@@ -157,8 +152,7 @@ def undecodable(raw: bytes, name: str) -> str | None:
     try:
         pipeline.run()
     except RuntimeError:
-        return f"{name}: cannot be decoded by DALI"
-    return None
+        raise BadSampleError("cannot be decoded by DALI") from None
 
 
 def reason(error: BaseException) -> str:

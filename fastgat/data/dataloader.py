@@ -16,8 +16,10 @@ from fastgat.data.augmentation import Augmentation, Uniforms
 from fastgat.data.bad_samples import BadSamples
 from fastgat.data.batch import Batch
 from fastgat.data.decoding import BadSampleError, arrange, decode
+from fastgat.data.encoded import EncodedSet
 from fastgat.data.sampler import Rows, Sampler
 from fastgat.data.sets import Images, ImageSet
+from fastgat.kernels.image_batch import unit_scaled
 
 
 class Key(NamedTuple):
@@ -59,7 +61,7 @@ class Arranged(Dataset[Sample]):
             if isinstance(self.images, ImageSet):
                 image = self.images.images[key.row]
             else:
-                image = decode(self.images.read(key.row), self.images.name(key.row))
+                image = decode(self.images.read(key.row))
         except BadSampleError as error:
             height, width, channels = self.images.shape
             return Sample(key.row, torch.zeros(channels, height, width, dtype=torch.uint8), label, str(error))
@@ -143,9 +145,12 @@ class TorchLoader:
         def keys() -> Iterator[list[Key]]:
             return ([Key(int(row), None) for row in rows] for rows in self.sampler.in_order())
 
-        for samples in self._loaded(keys):
-            self._report(samples)
-            yield self._batch(samples, np.flatnonzero(np.isin(samples.rows, self.bad.good(samples.rows))))
+        def batches() -> Iterator[Batch]:
+            for samples in self._loaded(keys):
+                self._report(samples)
+                yield self._batch(samples, np.flatnonzero(np.isin(samples.rows, self.bad.good(samples.rows))))
+
+        return self.bad.without_empty(batches())
 
     def _loaded(self, keys: Callable[[], Iterator[list[Key]]]) -> Iterable[Samples]:
         return DataLoader(
@@ -159,11 +164,12 @@ class TorchLoader:
 
     def _report(self, samples: Samples) -> None:
         for row, flaw in samples.flaws:
-            self.bad.report(row, flaw)
+            assert isinstance(self.images, EncodedSet)
+            self.bad.report(row, self.images.name(row), flaw)
 
     def _batch(self, samples: Samples, places: Rows) -> Batch:
         pixels, labels = samples.pixels, samples.labels
         if samples.flaws:
             pixels, labels = pixels[torch.from_numpy(places)], labels[torch.from_numpy(places)]
         pixels = pixels.to(self.device, non_blocking=True).contiguous(memory_format=self.layout)
-        return Batch(pixels.float().div_(255), labels.to(self.device, non_blocking=True))
+        return Batch(unit_scaled(pixels), labels.to(self.device, non_blocking=True))

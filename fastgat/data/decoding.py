@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,7 +17,7 @@ ORIENTATION = 0x0112
 
 
 class BadSampleError(Exception):
-    """A sample that cannot be read; the message names its file and what is wrong with it."""
+    """A sample that cannot be read; the message says what is wrong with it, but not which one it is."""
 
 
 def flaw(raw: bytes) -> str | None:
@@ -36,42 +35,47 @@ def flaw(raw: bytes) -> str | None:
     return None if whole else "is truncated"
 
 
-def size_of(raw: bytes, name: str) -> tuple[int, int]:
+def size_of(raw: bytes) -> tuple[int, int]:
     """Height and width of an image as it is to be seen, from its header.
 
     Raises BadSampleError for a header that is damaged, or (of a PNG) a checksum that is not right.
     """
-    if reason := flaw(raw):
-        raise BadSampleError(f"{name}: {reason}")
-    with _opened(raw, name) as image:
-        width, height = image.size
-        on_its_side = "exif" in image.info and image.getexif().get(ORIENTATION, 1) >= 5
+    with _opened(raw) as image:
         try:
-            image.verify()
+            late = image.format == "PNG" and b"eXIf" in raw  # a chunk that may follow the pixels
+            if late:
+                image.load()
+            width, height = image.size
+            on_its_side = "exif" in image.info and image.getexif().get(ORIENTATION, 1) >= 5
+            if not late:
+                image.verify()
         except Exception as error:  # noqa: BLE001  # a damaged image can fail in any way
-            raise BadSampleError(f"{name}: is damaged ({error})") from None
+            raise BadSampleError(f"is damaged ({error})") from None
     return (width, height) if on_its_side else (height, width)
 
 
-def decode(raw: bytes, name: str) -> NDArray[np.uint8]:
+def decode(raw: bytes) -> NDArray[np.uint8]:
     """(H, W, 3) RGB, upright. Raises BadSampleError."""
-    if reason := flaw(raw):
-        raise BadSampleError(f"{name}: {reason}")
-    with _opened(raw, name) as image:
+    with _opened(raw) as image:
         try:
+            image.load()
             upright = ImageOps.exif_transpose(image) if "exif" in image.info else image
             if upright.mode.startswith("I;16"):  # Pillow would cut these off at 255
                 upright = Image.fromarray((np.asarray(upright) / 257).round().astype(np.uint8))
             return np.asarray(upright.convert("RGB"))
         except Exception as error:  # noqa: BLE001  # a damaged image can fail in any way
-            raise BadSampleError(f"{name}: cannot be decoded ({error})") from None
+            raise BadSampleError(f"cannot be decoded ({error})") from None
 
 
-def _opened(raw: bytes, name: str) -> Image.Image:
+def _opened(raw: bytes) -> Image.Image:
+    if reason := flaw(raw):
+        raise BadSampleError(reason)
     try:
         return Image.open(io.BytesIO(raw), formats=FORMATS)
-    except Exception:  # noqa: BLE001  # as above
-        raise BadSampleError(f"{name}: is damaged, or not a JPEG, PNG or WebP image") from None
+    except Image.DecompressionBombError as error:
+        raise BadSampleError(f"is too large ({error})") from None
+    except Exception:  # noqa: BLE001  # a damaged image can fail in any way
+        raise BadSampleError("is damaged, or not a JPEG, PNG or WebP image") from None
 
 
 def arrange(
@@ -94,9 +98,14 @@ def arrange(
 
 
 def _scaled(part: NDArray[np.uint8], output: tuple[int, int]) -> NDArray[np.uint8]:
-    pixels: Any = part[..., 0] if part.shape[2] == 1 else part
-    scaled = np.asarray(Image.fromarray(np.ascontiguousarray(pixels)).resize(output[::-1], Image.Resampling.BILINEAR))
-    return scaled.reshape(*output, part.shape[2])
+    if part.shape[2] == 3:
+        return _resize(part, output)
+    return np.stack([_resize(channel, output) for channel in part.transpose(2, 0, 1)], axis=2)
+
+
+def _resize(pixels: NDArray[np.uint8], output: tuple[int, int]) -> NDArray[np.uint8]:
+    image = Image.fromarray(np.ascontiguousarray(pixels))
+    return np.asarray(image.resize(output[::-1], Image.Resampling.BILINEAR))
 
 
 def _shifted(image: NDArray[np.uint8], dy: int, dx: int) -> NDArray[np.uint8]:

@@ -51,8 +51,8 @@ class EncodedSet:
         return self.files.name(int(self.numbers[row]))
 
     def read(self, row: int) -> bytes:
-        """The bytes of an image; raises BadSampleError, naming its file."""
+        """The bytes of an image; raises BadSampleError."""
         try:
             return self.files.read(int(self.numbers[row]))
         except OSError as error:
-            raise BadSampleError(f"{self.name(row)}: {error.strerror or 'cannot be read'}") from None
+            raise BadSampleError(error.strerror or "cannot be read") from None

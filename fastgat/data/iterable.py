@@ -12,6 +12,7 @@ from torch import Tensor
 from fastgat.data.bad_samples import BadSamples
 from fastgat.data.batch import Batch
 from fastgat.errors import ConfigError, DataError
+from fastgat.kernels.image_batch import unit_scaled
 
 
 class IterableLoader:
@@ -84,11 +85,13 @@ class IterableLoader:
             raise DataError(f"expected images (B, C, H, W) of uint8 or a floating type, got {_described(images)}")
         if not isinstance(labels, Tensor) or labels.shape != images.shape[:1] or labels.is_floating_point():
             raise DataError(f"expected {len(images)} integer labels, got {_described(labels)}")
+        if not len(labels):
+            raise DataError("a custom loader has yielded a batch without images")
         low, high = labels.aminmax()
         if low < 0 or high >= self.num_classes:
             raise DataError(f"labels from {low} to {high}, but the classifier has classes 0..{self.num_classes - 1}")
         if images.dtype == torch.uint8:
-            images = images.float() / 255
+            images = unit_scaled(images)
         else:
             low, high = images.aminmax()
             if not (low >= 0 and high <= 1):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -27,6 +28,8 @@ from fastgat.errors import DataError
 
 LOADERS = ("auto", "dali", "resident", "torch")
 PLAIN = Augmentation()
+WINDOW = 256
+"""Images that are decoded between two reports."""
 
 
 class Choice(NamedTuple):
@@ -41,14 +44,16 @@ def choose(name: str, images: Images, device: torch.device) -> Choice:
 
     Raises DataError where DALI is asked for and missing.
     """
+    in_files = isinstance(images, EncodedSet)
+    if name == "auto" and device.type == "cpu" and not in_files:
+        return Choice("resident", "the images are in memory")
+    if name in ("resident", "torch"):
+        return Choice(name, "asked for")
     absent = dali_missing()
-    if name != "auto":
-        if name == "dali" and absent:
+    if name == "dali":
+        if absent:
             raise DataError(absent)
         return Choice(name, "asked for")
-    in_files = isinstance(images, EncodedSet)
-    if device.type == "cpu" and not in_files:
-        return Choice("resident", "the images are in memory")
     if absent is None:
         return Choice("dali", "the images are in files" if in_files else "on a GPU")
     return Choice("torch" if in_files else "resident", absent)
@@ -103,19 +108,26 @@ def cores() -> int:
 
 
 def check_fits(images: EncodedSet, device: torch.device) -> None:
-    """Raises DataError if the decoded images would take more than half of the device's free memory."""
+    """Raises DataError if the decoded images would take more than half of the memory that is free here or there."""
     needed = len(images) * int(np.prod(images.shape))
+    free = {"this machine": host_memory()}
     if device.type == "cuda":
-        free = torch.cuda.mem_get_info(device)[0]
-    elif "SC_AVPHYS_PAGES" in os.sysconf_names:
-        free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    else:
-        return
-    if needed > free / 2:
-        raise DataError(
-            f"{len(images):,} images of {images.size} x {images.size} take {needed / 2**30:.1f} GiB as bytes, more "
-            f"than half of the {free / 2**30:.1f} GiB that are free on {device}: use --loader dali, or torch"
-        )
+        free[str(device)] = torch.cuda.mem_get_info(device)[0]
+    for where, amount in free.items():
+        if amount is not None and needed > amount / 2:
+            raise DataError(
+                f"{len(images):,} images of {images.size} x {images.size} take {needed / 2**30:.1f} GiB as bytes, more "
+                f"than half of the {amount / 2**30:.1f} GiB that are free on {where}: use --loader dali, or torch"
+            )
+
+
+def host_memory() -> int | None:
+    """Bytes that can be had without swapping; None where the system does not tell."""
+    try:
+        lines = Path("/proc/meminfo").read_text().splitlines()
+        return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:"))
+    except (OSError, StopIteration):
+        return None
 
 
 def decode_all(images: EncodedSet, bad: BadSamples, progress: Progress) -> ImageSet:
@@ -130,7 +142,7 @@ def decode_all(images: EncodedSet, bad: BadSamples, progress: Progress) -> Image
     return ImageSet(pixels, images.labels)
 
 
-def undecodable(images: EncodedSet, progress: Progress) -> list[str]:
+def unreadable(images: EncodedSet, progress: Progress) -> list[str]:
     """What is wrong with the images that cannot be decoded, a line each."""
     bad = BadSamples("skip")
     _decode_each(images, lambda row, image: None, bad, progress)
@@ -144,14 +156,15 @@ def _decode_each(
 
     def one(row: int) -> None:
         try:
-            use(row, decode(images.read(row), images.name(row)))
+            use(row, decode(images.read(row)))
         except BadSampleError as error:
-            bad.report(row, str(error))
+            bad.report(row, images.name(row), error)
 
     with ThreadPoolExecutor(cores()) as pool:
-        for done, _ in enumerate(pool.map(one, range(len(images))), 1):
-            if done % 100 == 0 or done == len(images):
-                progress("decoding", done, len(images))
+        for first in range(0, len(images), WINDOW):
+            rows = range(first, min(first + WINDOW, len(images)))
+            list(pool.map(one, rows))
+            progress("decoding", rows.stop, len(images))
 
 
-__all__ = ["LOADERS", "Choice", "choose", "create_loader", "undecodable"]
+__all__ = ["LOADERS", "Choice", "choose", "create_loader", "unreadable"]

@@ -5,6 +5,7 @@ A user's own images are named by where they lie, as folder:PATH or webdataset:PA
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Protocol
 
@@ -89,8 +90,8 @@ def users_images(name: str, image_size: int | None = None) -> Folder | WebDatase
     if not where:
         example = "folder:PATH" if kind == "folder" else "webdataset:PATTERN"
         raise ConfigError(f"{name!r} does not say where the images are: {example}")
-    size = image_size or IMAGE_SIZE
-    return Folder(Path(where).expanduser().resolve(), size) if kind == "folder" else WebDataset(where, size)
+    size, place = image_size or IMAGE_SIZE, os.path.abspath(os.path.expanduser(where))  # noqa: PTH100, PTH111  # a pattern
+    return Folder(Path(place), size) if kind == "folder" else WebDataset(place, size)
 
 
 def _auto(data_dir: Path | None, split_seed: int, progress: Progress) -> DataSet[ImageSet]:

@@ -56,6 +56,9 @@ class ResidentLoader:
             start += 1
 
     def once(self) -> Iterator[Batch]:
+        return self.bad.without_empty(self._in_order())
+
+    def _in_order(self) -> Iterator[Batch]:
         for rows in self.sampler.in_order():
             good = self._sent(self.bad.good(rows))
             yield Batch(image_batch(self.pixels, good), self.labels[good])

@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fastgat.data.augmentation import Augmentation, Uniforms
+from fastgat.errors import DataError
 
 Rows = NDArray[np.int64]
 
@@ -39,7 +40,12 @@ class Sampler:
         return self.count // (self.batch_size * self.ranks)
 
     def locate(self, number: int) -> tuple[int, slice]:
-        """The epoch of batch `number`, and the slice of its permutation that is this rank's part."""
+        """The epoch of batch `number`, and the slice of its permutation that is this rank's part.
+
+        Raises DataError where there are too few samples for a single batch.
+        """
+        if not self.batches_per_epoch:
+            raise DataError(f"{self.count} samples are too few for a batch of {self.batch_size * self.ranks}")
         epoch, position = divmod(number, self.batches_per_epoch)
         first = (position * self.ranks + self.rank) * self.batch_size
         return epoch, slice(first, first + self.batch_size)
@@ -64,7 +70,7 @@ class Sampler:
         return drawn[self.rank * self.batch_size : (self.rank + 1) * self.batch_size]
 
     def in_order(self) -> Iterator[Rows]:
-        """Every sample of this rank once; all ranks together have all of them."""
+        """Every sample of this rank once; all ranks together have all of them, each as many as another, or one less."""
         mine = np.arange(self.rank, self.count, self.ranks)
         for first in range(0, len(mine), self.batch_size):
             yield mine[first : first + self.batch_size]

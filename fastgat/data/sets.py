@@ -79,10 +79,21 @@ def split(images: ImageSet, held_out: int, seed: int) -> tuple[ImageSet, ImageSe
 
 
 def hold_out(images: EncodedSet, seed: int) -> tuple[EncodedSet, EncodedSet, EncodedSet]:
-    """Nine tenths of the images in random order, the rest, and none: a seeded choice."""
+    """Nine tenths of the images in random order, the rest, and none: a seeded choice, class by class.
+
+    Every class keeps an image to train on. Raises DataError where there is none to hold out.
+    """
     order = np.random.default_rng(seed).permutation(len(images))
-    held_out = max(1, round(len(images) * HELD_OUT))
-    return images.take(order[held_out:]), images.take(np.sort(order[:held_out])), images.take(order[:0])
+    by_class = order[np.argsort(images.labels[order], kind="stable")]
+    classes, first, counts = np.unique(images.labels[by_class], return_index=True, return_counts=True)
+    held = np.minimum(np.rint(counts * HELD_OUT).astype(int), counts - 1)
+    if not held.any():
+        held[counts.argmax()] = min(1, counts.max() - 1)
+    if not held.any():
+        raise DataError(f"{len(images)} images of {len(classes)} classes are too few to hold any out for validation")
+    rows = np.concatenate([by_class[at : at + count] for at, count in zip(first, held, strict=True)])
+    train = order[~np.isin(order, rows)]
+    return images.take(train), images.take(np.sort(rows)), images.take(order[:0])
 
 
 def shuffled(images: EncodedSet, seed: int) -> EncodedSet:

@@ -23,6 +23,8 @@ from fastgat.errors import DataError
 
 SPLITS = {"train": "train", "validation": "val", "test": "test"}
 BLOCK = 512
+LABELS = 10**6
+"""More classes than any classifier has."""
 
 
 class ShardIndex(NamedTuple):
@@ -112,9 +114,11 @@ class WebDataset:
 
 def expand(pattern: str) -> list[Path]:
     """The files that a pattern names: ranges as {000..031} and choices as {a,b} first, then wildcards."""
+    if Path(pattern).exists():  # brackets and all
+        return [Path(pattern)]
     braces = re.search(r"\{([^{}]*)\}", pattern)
     if braces is None:
-        found = sorted(glob.glob(os.path.expanduser(pattern))) if glob.has_magic(pattern) else [pattern]  # noqa: PTH111, PTH207
+        found = sorted(glob.glob(pattern)) if glob.has_magic(pattern) else [pattern]  # noqa: PTH207
         return [Path(path) for path in found]
     ends = re.fullmatch(r"(\d+)\.\.(\d+)", braces[1])
     if ends:
@@ -137,8 +141,11 @@ def shard_index(path: Path) -> ShardIndex:
     key = f"{path.resolve()} {stat.st_size} {stat.st_mtime_ns}"
     cached = cache_folder() / "shards" / f"{hashlib.sha256(key.encode()).hexdigest()[:32]}.npy"
     try:
-        return ShardIndex(*np.load(cached))
-    except (OSError, ValueError, TypeError):
+        kept = np.load(cached)
+        if kept.dtype != np.int64 or kept.shape[1:] == (0,):
+            raise ValueError("not an index")
+        return ShardIndex(*kept)
+    except (OSError, ValueError, TypeError, EOFError):
         index = ShardIndex(*np.array(list(_samples(path, stat.st_size)), np.int64).reshape(-1, 3).T)
     if not len(index.labels):
         raise DataError(f"{path}: no image in this shard")
@@ -163,18 +170,21 @@ def _samples(path: Path, size: int) -> Iterator[tuple[int, int, int]]:
     try:
         with tarfile.open(path, "r:") as tar:
             for member in tar:
-                if not member.isfile():
-                    continue
-                end = member.offset_data + -(-member.size // BLOCK) * BLOCK
+                stored = member.size if member.isreg() else 0
+                end = member.offset_data + -(-stored // BLOCK) * BLOCK
                 if end > size:
                     raise DataError(f"{path}: truncated within {member.name}")
                 folder, _, file = member.name.rpartition("/")
+                if not member.isreg() or file.startswith("."):
+                    continue
                 stem, _, extension = file.partition(".")
                 if key is not None and key != (folder, stem):
-                    yield _complete(path, key, image, label)
+                    yield from _complete(path, key, image, label)
                     image, label = None, None
                 key = (folder, stem)
                 if f".{extension.lower()}" in EXTENSIONS:
+                    if image is not None:
+                        raise DataError(f"{path}: {member.name} is a second image of its sample")
                     image = (member.offset_data, member.size)
                 elif extension.lower() == "cls":
                     label = _label(path, member.name, tar.extractfile(member).read())  # type: ignore[union-attr]  # a regular file
@@ -185,18 +195,21 @@ def _samples(path: Path, size: int) -> Iterator[tuple[int, int, int]]:
         if whole.read(BLOCK) != bytes(BLOCK):  # which tarfile takes for an end
             raise DataError(f"{path}: truncated, or never closed: a tar file's end mark is missing")
     if key is not None:
-        yield _complete(path, key, image, label)
+        yield from _complete(path, key, image, label)
 
 
 def _complete(
     path: Path, key: tuple[str, str], image: tuple[int, int] | None, label: int | None
-) -> tuple[int, int, int]:
+) -> Iterator[tuple[int, int, int]]:
+    """A sample as the index has it; nothing for files that are none."""
+    if image is None and label is None:
+        return
     name = "/".join(part for part in key if part)
     if image is None:
         raise DataError(f"{path}: sample {name} has no .jpg, .png or .webp")
     if label is None:
         raise DataError(f"{path}: sample {name} has no label ({name}.cls)")
-    return *image, label
+    yield *image, label
 
 
 def _label(path: Path, name: str, raw: bytes) -> int:
@@ -204,8 +217,8 @@ def _label(path: Path, name: str, raw: bytes) -> int:
         label = int(raw)
     except ValueError:
         label = -1
-    if label < 0:
-        raise DataError(f"{path}: {name} is no label: expected a number from 0 on, got {raw[:20]!r}")
+    if not 0 <= label < LABELS:
+        raise DataError(f"{path}: {name} is no label: expected a number from 0 to {LABELS - 1:,}, got {raw[:20]!r}")
     return label
 
 

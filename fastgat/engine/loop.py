@@ -44,6 +44,7 @@ class Position:
     epoch_steps: int = 0
     epoch_sums: dict[str, float] = field(default_factory=dict)
     epochs: list[dict[str, Any]] = field(default_factory=list)
+    skipped: list[str] = field(default_factory=list)
 
 
 class Loop:
@@ -106,6 +107,16 @@ class Loop:
 
         Returns the contents of summary.json, or None if a signal came first.
         """
+        try:
+            return self._run()
+        except RuntimeError as error:
+            if "DataLoader worker" not in str(error):
+                raise
+            # torch raises this wherever the process happens to be when it hears of it: the step may be half done.
+            why = f"{error} (--workers 0 needs no worker); {self.folder / LAST} holds the last checkpoint"
+            raise DataError(why) from None
+
+    def _run(self) -> dict[str, Any] | None:
         at = self.position
         with Interrupts() as interrupts:
             self._settle_in()
@@ -134,7 +145,7 @@ class Loop:
             callback.on_compiling(Compiling())
         began, failure = time.perf_counter(), None
         with torch.random.fork_rng([self.state.device] if self.state.device.type == "cuda" else []):
-            batch = next(self.train_loader.once())
+            batch = next(self.train_loader.stream(0))
             batches = [batch] * (1 + self.method.generator_minibatches)
             try:
                 self.stepper.prepare(batches, self.draws(batches))
@@ -282,9 +293,12 @@ class Loop:
         save_checkpoint(self.folder / name, {**self.state.state_dict(), **random_tensors}, header)
 
     def _skipped(self) -> Skipped:
-        """The samples that could not be read, of training and validation."""
-        found = [loader.skipped for loader in (self.train_loader, self.validation_loader)]
-        return Skipped(sum(map(len, found)), next((bad.first() for bad in found if len(bad)), None))
+        """The samples that could not be read, since the run began."""
+        loaders = [self.train_loader, self.validation_loader, self.test_loader]
+        now = [reason for loader in loaders if loader for reason in loader.skipped.reasons.values()]
+        known = self.position.skipped
+        known += [reason for reason in dict.fromkeys(now) if reason not in known]
+        return Skipped(len(known), known[0] if known else None)
 
     def _emit_interval(self, metrics: dict[str, float], rate: float, waited: float) -> None:
         at = self.position
@@ -299,7 +313,10 @@ class Loop:
         if self.test_loader is not None and at.best_epoch is not None:
             best = classifier_tensors(load_checkpoint(self.folder / BEST)[0], self.state.classifier)
             best = {name: tensor.to(self.state.device) for name, tensor in best.items()}
-            test = score(self.state.classifier, self.test_loader.once(), best, self.state.autocast).accuracy
+            try:
+                test = score(self.state.classifier, self.test_loader.once(), best, self.state.autocast).accuracy
+            except DataError as error:
+                raise self._with_checkpoint(error) from None
         seconds = sum(row["seconds"] for row in at.epochs)
         images = sum(row["images_per_second"] * row["seconds"] for row in at.epochs)
         return {

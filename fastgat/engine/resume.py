@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -11,7 +13,7 @@ from fastgat.config import TrainConfig, identity
 from fastgat.engine.checkpoint import FORMAT, load_checkpoint
 from fastgat.engine.files import write_atomically
 from fastgat.engine.loop import BEST, LAST
-from fastgat.errors import CheckpointError, ConfigError
+from fastgat.errors import CheckpointError, ConfigError, DataError
 
 
 class Checkpoint(NamedTuple):
@@ -74,3 +76,13 @@ def _exists(path: Path) -> bool:
         return path.exists()
     except OSError as error:
         raise CheckpointError(f"{path}: {error.strerror}") from None
+
+
+def check_same_classes(path: Path, header: dict[str, Any], classes: Sequence[str]) -> None:
+    """Raises DataError if the data now have other classes than those that the checkpoint's classifier has learnt."""
+    learnt = header["model"].get("classes")
+    if learnt is None or learnt == list(classes):
+        return
+    pairs = itertools.zip_longest(learnt, classes)
+    number, (before, now) = next((i, pair) for i, pair in enumerate(pairs) if pair[0] != pair[1])
+    raise DataError(f"{path}: class {number} was {before or 'none'} in training, but is {now or 'none'} in the data")

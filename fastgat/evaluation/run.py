@@ -13,6 +13,7 @@ from fastgat.engine.checkpoint import load_checkpoint
 from fastgat.engine.device import pick_device
 from fastgat.engine.files import write_atomically
 from fastgat.engine.load import checkpoint_path, trained_classifier
+from fastgat.engine.resume import check_same_classes
 from fastgat.errors import DataError
 
 
@@ -24,6 +25,7 @@ def evaluate_run(
     data_dir: Path | None = None,
     batch_size: int = 256,
     device: str = "auto",
+    on_bad_sample: str = "error",
 ) -> dict[str, Any]:
     """Clean accuracy and cross entropy, in float32 and eval mode.
 
@@ -32,6 +34,7 @@ def evaluate_run(
         checkpoint: "best" or "last" of a run folder.
         split: "test", or the run's own "validation" images.
         data_dir: the folder of the data set, where it is not that of the training.
+        on_bad_sample: error, or skip images that cannot be read.
 
     Raises FastgatError if the checkpoint or the data are not as they must be.
     """
@@ -44,14 +47,8 @@ def evaluate_run(
     part = {"test": images.test, "validation": images.validation}[split]
     if not len(part):
         raise DataError(f"{images.name} has no {split} images; --split validation has some")
-    loader = create_loader(
-        choose(data.loader, part, on).name,
-        part,
-        batch_size,
-        device=on,
-        workers=data.workers,
-        on_bad_sample=data.on_bad_sample,
-    )
+    check_same_classes(path, header, images.classes)
+    loader = create_loader(choose("auto", part, on).name, part, batch_size, device=on, on_bad_sample=on_bad_sample)
     result = score(classifier, loader.once())
     return {
         "checkpoint": path.name,

@@ -22,8 +22,8 @@ from fastgat.reporting.environment import environment
 FLOAT32_ERROR, TF32_ERROR, LOW_PRECISION_ERROR = 1e-4, 1e-2, 0.05
 """The largest relative error of the first gradient by which the sides may differ."""
 
-FED = 3
-"""Steps with a loader that are timed at once: one alone would find the loader ahead of it."""
+FED, FED_ROUNDS = 8, 3
+"""Steps with a loader that are timed at once, past those that its buffers feed; and how often."""
 
 Progress = Callable[[str], None]
 
@@ -68,12 +68,12 @@ def profile(settings: Settings, progress: Progress = lambda line: None) -> dict[
         check_parity(first["fastgat"]["moments"], first["textbook"]["moments"], ours)
         block = 20 if device.type == "cuda" else 1
         times: dict[str, list[float]] = {name: [] for name in workers}
-        fed: list[Fed] = []
         for number in range(settings.rounds):
             progress(f"round {number + 1} of {settings.rounds}")
             for name, worker in workers.items():
                 times[name].append(worker.ask("steps", block))
-            fed.append(workers["fastgat"].ask("fed_steps", max(block, FED)))
+        progress("the step with its loader")
+        fed = [workers["fastgat"].ask("fed_steps", FED * block) for _ in range(FED_ROUNDS)]
         progress("what limits it")
         sides = {
             name: _side(workers[name], times[name], first[name], settings.config.batch_size)

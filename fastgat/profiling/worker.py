@@ -78,6 +78,10 @@ def steps(side: Side, count: int) -> float:
     return (time.perf_counter() - began) * 1e3 / count
 
 
+BUFFERED = 8
+"""More batches than any loader keeps ready."""
+
+
 class Fed(NamedTuple):
     """Milliseconds of a step on preloaded minibatches, of one with its loader, and of these those in which it waits."""
 
@@ -87,9 +91,10 @@ class Fed(NamedTuple):
 
 
 def fed_steps(side: Fastgat, count: int) -> Fed:
-    """As many steps of one kind after as many of the other, with a synchronised clock."""
+    """`count` steps of one kind after as many of the other, with a synchronised clock."""
     bare = steps(side, count)
-    side.fed_step()  # the one that finds the loader's buffers full
+    for _ in range(BUFFERED):  # what the loader has made ready meanwhile
+        side.fed_step()
     _synchronize(side)
     began, side.feeder.waited = time.perf_counter(), 0.0
     for _ in range(count):

@@ -35,13 +35,13 @@ def test_train_on_shards_without_test_images(run: Run, tmp_path: Path) -> None:
         make_shard(tmp_path / f"s-{number}.tar", members(20, 20 * number))
     result = run("train", "--dataset", "webdataset:s-{0..1}.tar", *SMALL, "--output", "out")
     assert result.code == 0, result.err
-    assert "36 / 4 images of 32 x 32 to train, validate; from s-{0..1}.tar" in result.out
+    assert f"37 / 3 images of 32 x 32 to train, validate; from {tmp_path}/s-{{0..1}}.tar" in result.out
     failed = run("evaluate", "out")
     assert (failed.code, failed.err) == (
         1,
-        "fastgat: error: webdataset:s-{0..1}.tar has no test images; --split validation has some\n",
+        f"fastgat: error: webdataset:{tmp_path}/s-{{0..1}}.tar has no test images; --split validation has some\n",
     )
-    assert "4 images of webdataset:" in run("evaluate", "out", "--split", "validation").out
+    assert "3 images of webdataset:" in run("evaluate", "out", "--split", "validation").out
 
 
 def test_a_skipped_image_is_told(run: Run, tmp_path: Path) -> None:
@@ -54,6 +54,25 @@ def test_a_skipped_image_is_told(run: Run, tmp_path: Path) -> None:
     result = run("train", "--dataset", "folder:images", *SMALL, "--output", "out2", "--on-bad-sample", "skip")
     assert result.code == 0, result.err
     assert f"skipped     1 samples so far; the first: {bad}: is empty" in result.out
+
+
+def test_other_classes_than_in_training_are_noticed(run: Run, tmp_path: Path) -> None:
+    make_folder(tmp_path / "images", 10)
+    arguments = ("train", "--dataset", "folder:images", *SMALL, "--output", "out")
+    assert run(*arguments).code == 0
+    (tmp_path / "images" / "bees").rename(tmp_path / "images" / "zebras")
+    for again in (("evaluate", "out", "--split", "validation"), (*arguments, "--resume", "auto", "--epochs", 2)):
+        result = run(*again)
+        assert result.code == 1
+        assert "class 1 was bees in training, but is cats in the data" in result.err
+
+
+def test_the_default_run_folder_is_one_folder(run: Run, tmp_path: Path) -> None:
+    make_folder(tmp_path / "my images", 10)
+    assert run("train", "--dataset", "folder:my images", *SMALL).code == 0
+    (made,) = (tmp_path / "runs").iterdir()
+    assert made.name.endswith("-my-images-baseline-seed0")
+    assert (made / "summary.json").exists()
 
 
 def test_verify_reads_every_image(run: Run, tmp_path: Path) -> None:

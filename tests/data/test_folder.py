@@ -55,6 +55,33 @@ def test_deep_folders_count_and_other_files_do_not(tmp_path: Path) -> None:
     assert data.classes == CLASSES
 
 
+def test_links_are_followed_and_not_for_ever(tmp_path: Path) -> None:
+    make_folder(tmp_path / "images", each=2)
+    (tmp_path / "elsewhere").mkdir()
+    for path in (tmp_path / "images" / "ants").iterdir():
+        path.rename(tmp_path / "elsewhere" / path.name)
+    (tmp_path / "images" / "ants" / "sub").symlink_to(tmp_path / "elsewhere")
+    (tmp_path / "images" / "ants" / "loop").symlink_to(tmp_path / "images" / "ants")
+    data = Folder(tmp_path / "images", 16).load(0, silent)
+    assert len(data.train) + len(data.validation) == 6
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_every_class_keeps_an_image_to_train_on(tmp_path: Path, seed: int) -> None:
+    make_folder(tmp_path, each=10)
+    for path in list((tmp_path / "bees").iterdir())[1:]:
+        path.unlink()
+    data = Folder(tmp_path, 16).load(seed, silent)
+    assert np.bincount(data.train.labels).tolist() == [9, 1, 9]
+    assert np.bincount(data.validation.labels, minlength=3).tolist() == [1, 0, 1]
+
+
+def test_two_images_are_too_few(tmp_path: Path) -> None:
+    make_folder(tmp_path, each=1, classes=["a", "b"])
+    with pytest.raises(DataError, match="2 images of 2 classes are too few to hold any out"):
+        Folder(tmp_path, 16).load(0, silent)
+
+
 def empty_class(path: Path) -> None:
     make_folder(path, 2)
     (path / "dogs").mkdir()

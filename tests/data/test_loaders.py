@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gc
-import os
 from collections.abc import Iterator
 from dataclasses import replace
 from functools import cache
@@ -16,6 +15,7 @@ import torch
 
 from fastgat.data import Augmentation, Images, ImageSet, Loader, create_loader
 from fastgat.data.batch import Batch
+from fastgat.data.dali import DaliLoader
 from fastgat.data.dali_graph import missing
 from fastgat.data.folder import Folder
 from fastgat.data.loaders import choose
@@ -236,9 +236,7 @@ def test_dali_without_the_gpu_that_it_is_asked_for() -> None:
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 @names
 @both_layouts
-@pytest.mark.parametrize(
-    ("augmentation", "tolerance"), [(Augmentation(), 1e-7), (MOVING, 1e-7), (SCALING, WHOLE_BYTES)]
-)
+@pytest.mark.parametrize(("augmentation", "tolerance"), [(Augmentation(), 0), (MOVING, 0), (SCALING, WHOLE_BYTES)])
 def test_a_gpu_gives_the_stream_of_a_cpu(
     name: str, augmentation: Augmentation, tolerance: float, channels_last: bool
 ) -> None:
@@ -328,6 +326,41 @@ def test_bad_samples_are_skipped_and_counted(tmp_path: Path, name: str) -> None:
 
 
 @names
+def test_evaluation_goes_on_past_a_batch_of_nothing_but_bad_samples(tmp_path: Path, name: str) -> None:
+    make_folder(tmp_path, each=4, size=(16, 16), classes=["a", "b"])
+    for file in (tmp_path / "a").glob("*"):
+        file.write_bytes(b"")
+    images = Folder(tmp_path, 16)._read(tmp_path, silent)[0]
+    loader = create_loader(name, images, 2, workers=0, on_bad_sample="skip")
+    assert labels(list(loader.once())) == [1, 1, 1, 1]
+    for file in (tmp_path / "b").glob("*"):
+        file.write_bytes(b"")
+    loader = create_loader(name, images, 2, workers=0, on_bad_sample="skip")
+    with pytest.raises(DataError, match=r"no sample of the whole set can be read; one of them: .* is empty"):
+        list(loader.once())
+
+
+@names
+def test_too_few_samples_for_a_batch(name: str) -> None:
+    with pytest.raises(DataError, match="23 samples are too few for a batch of 24"):
+        take(create_loader(name, noise(), 12, ranks=2), 1)
+
+
+def test_a_file_that_vanishes_while_a_bad_one_is_looked_for(tmp_path: Path) -> None:
+    """What Pillow and DALI cannot decode is found by trying each file of the batch again."""
+    make_folder(tmp_path, each=4, size=(16, 16))
+    images = folder(tmp_path)
+    loader = create_loader("dali", images, 4, on_bad_sample="skip")
+    assert isinstance(loader, DaliLoader)
+    rows = loader.sampler.rows(0, 0)
+    Path(images.name(rows[0])).unlink()  # type: ignore[union-attr]  # in files
+    loader._find_bad(rows, RuntimeError("encountered:\n\nsomething"))
+    assert list(loader.skipped.reasons) == [rows[0]]
+    with pytest.raises(DataError, match=r"DALI: something, in one of .*ants"):
+        loader._find_bad(rows[1:], RuntimeError("encountered:\n\nsomething"))
+
+
+@names
 def test_a_batch_of_nothing_but_bad_samples_is_an_error(tmp_path: Path, name: str) -> None:
     make_folder(tmp_path, each=3, classes=["a", "b"])
     for file in tmp_path.glob("*/*"):
@@ -360,7 +393,7 @@ def test_auto_takes_what_suits_and_says_why(tmp_path: Path, monkeypatch: pytest.
 
 def test_resident_refuses_what_does_not_fit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     images = folder(make_folder(tmp_path, each=2))
-    monkeypatch.setattr(os, "sysconf", lambda name: 64)
+    monkeypatch.setattr("fastgat.data.loaders.host_memory", lambda: 6 * 16 * 16 * 3)
     with pytest.raises(DataError, match="use --loader dali"):
         create_loader("resident", images, 2)
 

@@ -10,6 +10,7 @@ import pytest
 
 from fastgat.data import webdataset
 from fastgat.data.registry import load_dataset, silent
+from fastgat.data.store import cache_folder
 from fastgat.data.webdataset import WebDataset, expand, shard_index
 from fastgat.errors import DataError
 from tests.data.pictures import encoded, make_shard, members, picture
@@ -97,10 +98,12 @@ JPEG = encoded(picture(0, 0, 20, 20), "jpg")
     [
         ([("a.jpg", JPEG)], r"sample a has no label \(a.cls\)"),
         ([("a.cls", b"1")], "sample a has no .jpg, .png or .webp"),
-        ([("a.jpg", JPEG), ("a.cls", b"cat")], "a.cls is no label: expected a number from 0 on, got b'cat'"),
+        ([("a.jpg", JPEG), ("a.cls", b"cat")], "a.cls is no label: expected a number from 0 to 999,999, got b'cat'"),
         ([("a.jpg", JPEG), ("a.cls", b"-1")], "a.cls is no label"),
         ([], "no image in this shard"),
-        ([("a.txt", b"")], "sample a has no .jpg"),
+        ([("a.txt", b"")], "no image in this shard"),
+        ([("a.jpg", JPEG), ("a.cls", b"9" * 30)], "a.cls is no label"),
+        ([("a.jpg", JPEG), ("a.png", JPEG), ("a.cls", b"1")], "a.png is a second image of its sample"),
     ],
 )
 def test_a_shard_that_is_not_as_it_must_be(tmp_path: Path, content: list[tuple[str, bytes]], message: str) -> None:
@@ -148,3 +151,31 @@ def test_labels_out_of_range(tmp_path: Path) -> None:
     make_shard(tmp_path / "train.tar", members(6, classes=1))
     with pytest.raises(DataError, match="all labels are 0"):
         load_dataset(f"webdataset:{tmp_path}/{{split}}.tar")
+
+
+def test_folders_links_and_files_that_are_no_samples_are_passed_over(tmp_path: Path) -> None:
+    path = tmp_path / "s.tar"
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "link").symlink_to("nowhere")
+    make_shard(path, [("README.txt", b"hello"), *members(3), ("._00003.jpg", b"a Mac was here")])
+    for last in ("empty", "link"):
+        with tarfile.open(path, "a") as tar:
+            tar.add(tmp_path / last, last)
+        assert shard_index(path).labels.tolist() == [0, 1, 2]
+
+
+def test_an_index_that_was_damaged_is_made_again(tmp_path: Path) -> None:
+    path = make_shard(tmp_path / "s.tar", members(3))
+    shard_index(path)
+    (cached,) = (cache_folder() / "shards").iterdir()
+    for content in (b"", b"nonsense"):
+        cached.write_bytes(content)
+        assert len(shard_index(path).labels) == 3
+
+
+def test_patterns_are_absolute(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    make_shard(tmp_path / "s[1].tar", members(9))
+    for pattern in ("s[1].tar", "~/s[1].tar"):
+        assert load_dataset(f"webdataset:{pattern}").name == f"webdataset:{tmp_path}/s[1].tar"

@@ -16,6 +16,7 @@ from fastgat import Trainer
 from fastgat.config import Augmentation, DataConfig, RunConfig
 from fastgat.data import LOADERS, Batch
 from fastgat.data.dali_graph import missing
+from fastgat.engine.compiled import Stepper
 from fastgat.engine.events import Callback, EpochEnd
 from fastgat.errors import DataError
 from fastgat.models import Generator
@@ -89,6 +90,38 @@ def test_skipped_samples_are_counted(tmp_path: Path) -> None:
     assert history.summary is not None
     assert history.summary["skipped_samples"] == 2
     assert [row["skipped_samples"] for row in rows(tmp_path / "run", "epoch")] == [2, 2]
+
+
+def test_skipped_samples_are_remembered_when_a_run_goes_on(tmp_path: Path) -> None:
+    images = images_of(tmp_path)
+    for path in (images / "train" / "ants").glob("*"):
+        path.write_bytes(b"")
+    make_folder(images / "test", each=2, size=(14, 16))
+    (images / "test" / "bees" / "001.png").write_bytes(b"")
+    whole = in_files(images, tmp_path / "whole", on_bad_sample="skip").fit()
+    stop = At(10, lambda: os.kill(os.getpid(), signal.SIGTERM))
+    in_files(images, tmp_path / "parts", on_bad_sample="skip", callbacks=(stop,)).fit()
+    parts = in_files(images, tmp_path / "parts", on_bad_sample="skip", resume="auto").fit()
+    for history in (whole, parts):
+        assert history.summary is not None
+        assert history.summary["skipped_samples"] == 25
+
+
+def test_the_step_is_compiled_for_full_batches_though_the_first_sample_is_bad(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    images = images_of(tmp_path)
+    trainer = in_files(images, tmp_path / "run", on_bad_sample="skip")
+    first = trainer.prepare().train_loader.images.name(0)  # type: ignore[attr-defined]  # of a set in files
+    Path(first).write_bytes(b"")
+    sizes = []
+    monkeypatch.setattr(Stepper, "prepare", lambda self, batches, draws: sizes.append(len(batches[0].labels)))
+    loop = in_files(images, tmp_path / "run", on_bad_sample="skip").prepare()
+    loop.stepper.compiled = True
+    loop.folder.mkdir()
+    loop._compile()
+    assert sizes == [8]
+    assert len(next(loop.train_loader.once()).labels) == 7
 
 
 class Slow:

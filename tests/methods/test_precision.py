@@ -88,7 +88,9 @@ def test_bfloat16_gradients_are_as_good_as_pytorchs_own(trained: Trained, schedu
     batches = [batch, batch] if schedule == "paper" else [batch]
     engine = Engine(GAT(cg=0.1, schedule=schedule), classifier, generator, autocast=torch.bfloat16)
     engine.step(batches)
-    ours = [flat(adam.exp_avg.buffers()) for adam in (engine.state.classifier_adam, engine.state.generator_adam)]
+    state = engine.state
+    assert state.generator_adam is not None
+    ours = [flat(adam.exp_avg.buffers()) for adam in (state.classifier_adam, state.generator_adam)]
     exact = textbook_moments(classifier, generator, batch, torch.float64, None)
     theirs = textbook_moments(classifier, generator, batch, torch.float32, torch.bfloat16)
     for player, own, torchs, true in zip(("classifier", "generator"), ours, theirs, exact, strict=True):
