@@ -57,4 +57,6 @@ clean:
 
 .venv/developer: .venv/trainer
 	@$(PIP) --requirement requirements-dev.txt
+	@# An oracle of the tests, which uses nothing of the torchvision that it asks for.
+	@$(PIP) --no-deps torchattacks
 	@touch $@

@@ -1,0 +1,148 @@
+"""What attacks share: the threat model, its checks, randomness by sample, and a model that comes back as it was."""
+
+from __future__ import annotations
+
+import contextlib
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from fastgat.errors import ConfigError, NonFiniteError
+from fastgat.options import Options, option
+
+NORMS = ("linf", "l2")
+
+
+@dataclass(frozen=True)
+class Attack(Options, ABC):
+    """Finds x' with ||x' - x|| <= epsilon for which the model errs.
+
+    Attributes:
+        model: images (B, C, H, W) in [0, 1] -> logits (B, K).
+
+    What an attack returns depends on the sample, its label, its number and the seed, not on the samples beside it.
+    """
+
+    model: nn.Module
+    epsilon: float = option(8 / 255, "bound of the perturbation's norm, in pixel units", at_least=0)
+    norm: str = option("linf", "linf: of each pixel; l2: of each image", choices=NORMS)
+    clamp: bool = option(True, "keep pixels in [0, 1]; the paper's own figures do not")
+    batch_size: int = option(256, "images at a time", at_least=1)
+    seed: int = option(0, "of what is drawn", at_least=0)
+
+    def __call__(self, images: Tensor, labels: Tensor, first: int = 0) -> Tensor:
+        """Perturbed images.
+
+        Args:
+            images: x, (N, C, H, W), floating point in [0, 1], on the model's device.
+            labels: y, (N,) integers.
+            first: the number of the first sample in its data set, by which it draws.
+
+        Raises ConfigError for images or labels that are not as described, and for a model that does not return logits;
+        NonFiniteError for one that returns NaN.
+        """
+        check_images(images, labels)
+        results = []
+        with frozen(self.model):
+            if len(images):
+                check_logits(self.model, images[:2], labels)
+            for start in range(0, len(images), self.batch_size):
+                part = slice(start, start + self.batch_size)
+                numbers = np.arange(first + start, first + start + len(labels[part]))
+                results.append(self.perturb(images[part].detach(), labels[part], numbers).detach())
+        return torch.cat(results) if results else images.clone()
+
+    @abstractmethod
+    def perturb(self, images: Tensor, labels: Tensor, numbers: np.ndarray) -> Tensor:
+        """Perturbed images of one batch, whose samples have `numbers` in their data set."""
+
+    def moved(self, images: Tensor, perturbation: Tensor) -> Tensor:
+        """x + p, as an image where it must be one."""
+        moved = images + perturbation
+        return moved.clamp(0, 1) if self.clamp else moved
+
+    def projected(self, perturbation: Tensor) -> Tensor:
+        """The nearest perturbation of norm epsilon at most."""
+        if self.norm == "linf":
+            return perturbation.clamp(-self.epsilon, self.epsilon)
+        return perturbation * (self.epsilon / length(perturbation).clamp(min=1e-12)).clamp(max=1)
+
+    def drawn(self, images: Tensor, numbers: np.ndarray, start: int = 0) -> Tensor:
+        """A random perturbation of each sample: uniform in the box of norm epsilon, or in the ball."""
+        shape = tuple(images.shape[1:])
+        draws = []
+        for number in numbers:
+            source = np.random.default_rng((self.seed, start, int(number)))
+            if self.norm == "linf":
+                draws.append(source.uniform(-self.epsilon, self.epsilon, shape))
+            else:
+                direction = source.standard_normal(shape)
+                radius = source.random() ** (1 / direction.size)
+                draws.append(self.epsilon * radius * direction / np.linalg.norm(direction))
+        return torch.from_numpy(np.stack(draws)).to(images.device, images.dtype)
+
+
+def length(perturbation: Tensor) -> Tensor:
+    """The L2 norm of each sample, (B, 1, 1, 1)."""
+    return perturbation.flatten(1).norm(dim=1).view(-1, *[1] * (perturbation.dim() - 1))
+
+
+@contextlib.contextmanager
+def frozen(model: nn.Module) -> Iterator[None]:
+    """The model in eval mode, its parameters without gradients; everything is put back."""
+    modes = [(module, module.training) for module in model.modules()]
+    wanted = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
+    model.eval()
+    for parameter, _ in wanted:
+        parameter.requires_grad_(False)
+    try:
+        with torch.enable_grad():
+            yield
+    finally:
+        for module, mode in modes:
+            module.training = mode
+        for parameter, before in wanted:
+            parameter.requires_grad_(before)
+
+
+def loss_gradient(model: nn.Module, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    """The logits (B, K), and dJ/dx of each sample's cross entropy."""
+    x = images.detach().requires_grad_()
+    logits = model(x)
+    (gradient,) = torch.autograd.grad(functional.cross_entropy(logits, labels, reduction="sum"), x)
+    return logits.detach(), gradient
+
+
+def check_images(images: Tensor, labels: Tensor) -> None:
+    """Raises ConfigError unless these are images in [0, 1] and their labels."""
+    if images.dim() != 4 or not images.is_floating_point():
+        raise ConfigError(f"expected images (N, C, H, W), floating point, got {tuple(images.shape)} of {images.dtype}")
+    if labels.shape != images.shape[:1] or labels.is_floating_point():
+        raise ConfigError(f"expected {len(images)} integer labels, got {tuple(labels.shape)} of {labels.dtype}")
+    if not images.numel():
+        return
+    low, high = (float(bound) for bound in images.aminmax())
+    if not (low >= 0 and high <= 1):
+        raise ConfigError(f"pixels from {low:.4g} to {high:.4g}; an attack works on images in [0, 1]")
+
+
+@torch.no_grad()
+def check_logits(model: nn.Module, images: Tensor, labels: Tensor) -> None:
+    """Raises ConfigError or NonFiniteError unless the model returns finite logits of classes that hold `labels`."""
+    logits = model(images)
+    if not isinstance(logits, Tensor) or logits.dim() != 2 or len(logits) != len(images):
+        found = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
+        raise ConfigError(f"the model must return logits (B, K), got {found}")
+    if not logits.isfinite().all():
+        raise NonFiniteError("the model returns logits that are NaN or infinite")
+    sums = logits.double().sum(1)
+    if (logits >= 0).all() and torch.allclose(sums, torch.ones_like(sums), atol=1e-3):
+        raise ConfigError("the model returns probabilities; attacks need logits, from before the softmax")
+    low, high = (int(bound) for bound in labels.aminmax())
+    if low < 0 or high >= logits.shape[1]:
+        raise ConfigError(f"labels from {low} to {high}, but the model tells {logits.shape[1]} classes apart")

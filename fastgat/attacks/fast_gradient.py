@@ -1,0 +1,20 @@
+"""Fast gradient (Goodfellow, Shlens, Szegedy 2015): one step along dJ/dx, equations (1) and (3) of the paper."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from torch import Tensor
+
+from fastgat.attacks.base import Attack, loss_gradient
+from fastgat.kernels.input_gradient import input_gradient
+
+
+@dataclass(frozen=True)
+class FastGradient(Attack):
+    """x' = x + eps sign(dJ/dx), or with the L2 norm x + eps dJ/dx / ||dJ/dx||."""
+
+    def perturb(self, images: Tensor, labels: Tensor, numbers: np.ndarray) -> Tensor:
+        gradient = loss_gradient(self.model, images, labels)[1]
+        return self.moved(images, input_gradient(gradient, self.norm, epsilon=self.epsilon).value)
