@@ -54,7 +54,7 @@ def test_fast_gradient_is_torchattackss(exact: Victim) -> None:
 @norms
 def test_pgd_is_torchattackss(exact: Victim, norm: str) -> None:
     epsilon, kind = EPSILON[norm], {"linf": torchattacks.PGD, "l2": torchattacks.PGDL2}[norm]
-    # It divides by the norm of the batch's mean loss plus this, by default 1e-10, which shows where the network is sure.
+    # It divides by the norm plus this, by default 1e-10, which shows where the network is sure.
     exactly = {"eps_for_division": 1e-30} if norm == "l2" else {}
     settings = {"eps": epsilon, "alpha": epsilon / 4, "steps": 8, "random_start": False, **exactly}
     other = torchattack(kind, exact, **settings)
