@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from fastgat.attacks import APGD, PGD, Attack, FastGradient, Noise
 from fastgat.errors import ConfigError, NonFiniteError
-from tests.attacks.conftest import Victim, accuracy
+from tests.attacks.victim import Victim, accuracy
 
 Make = Callable[..., Attack]
 ATTACKS: dict[str, Make] = {

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from fastgat.attacks import APGD, PGD, FastGradient
-from tests.attacks.conftest import Victim, accuracy
+from tests.attacks.victim import Victim, accuracy
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")

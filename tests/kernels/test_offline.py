@@ -52,7 +52,7 @@ def test_widths_of_instructions(suffix: str, width: int) -> None:
 
 def test_every_kernel_has_a_budget() -> None:
     budgets = tomllib.loads(offline.BUDGETS.read_text())
-    assert set(budgets) == {"input_gradient", "perturbation", "perturbation_backward", "dual_loss"}
+    assert set(budgets) == {"input_gradient", "perturbation", "perturbation_backward", "dual_loss", "image_batch"}
 
 
 SCRIPT = """
