@@ -8,6 +8,7 @@ from dataclasses import replace
 from functools import cache
 from itertools import islice
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -35,7 +36,14 @@ WHOLE_BYTES = 1.01 / 255
 
 @pytest.fixture(autouse=True)
 def _dali(request: pytest.FixtureRequest) -> None:
-    if "dali" in request.node.name and missing():
+    """Skips what has "dali" among its parameters where there is no DALI."""
+    if "dali" in getattr(request.node, "callspec", SimpleNamespace(params={})).params.values() and missing():
+        pytest.skip(str(missing()))
+
+
+@pytest.fixture
+def needs_dali() -> None:
+    if missing():
         pytest.skip(str(missing()))
 
 
@@ -180,6 +188,7 @@ def folder(path: Path, size: int = 16) -> Images:
     return Folder(path, size).load(0, silent).train
 
 
+@pytest.mark.usefixtures("needs_dali")
 @pytest.mark.parametrize("augmentation", [Augmentation(), SCALING], ids=["plain", "augmented"])
 def test_images_in_files_give_one_stream_too(tmp_path: Path, augmentation: Augmentation) -> None:
     """DALI and Pillow decode alike, but scale with filters of their own, which differ where much is scaled away."""
@@ -192,6 +201,7 @@ def test_images_in_files_give_one_stream_too(tmp_path: Path, augmentation: Augme
         assert difference.max() < 12 / 255
 
 
+@pytest.mark.usefixtures("needs_dali")
 @pytest.mark.parametrize("kind", ["jpg", "png", "webp"])
 def test_images_of_the_right_size_are_the_same_to_the_bit(tmp_path: Path, kind: str) -> None:
     for label, name in enumerate("ab"):
@@ -204,6 +214,7 @@ def test_images_of_the_right_size_are_the_same_to_the_bit(tmp_path: Path, kind: 
     assert_same(streams[0], streams[2])
 
 
+@pytest.mark.usefixtures("needs_dali")
 def test_a_photograph_that_lies_on_its_side_is_turned_by_both(tmp_path: Path) -> None:
     from PIL import Image
 
@@ -225,6 +236,7 @@ def test_worker_processes_change_nothing(tmp_path: Path) -> None:
     assert_same(here, there)
 
 
+@pytest.mark.usefixtures("needs_dali")
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 def test_dali_without_the_gpu_that_it_is_asked_for() -> None:
     loader = create_loader("dali", noise(), 5, device="cuda")
@@ -346,6 +358,7 @@ def test_too_few_samples_for_a_batch(name: str) -> None:
         take(create_loader(name, noise(), 12, ranks=2), 1)
 
 
+@pytest.mark.usefixtures("needs_dali")
 def test_a_file_that_vanishes_while_a_bad_one_is_looked_for(tmp_path: Path) -> None:
     """What Pillow and DALI cannot decode is found by trying each file of the batch again."""
     make_folder(tmp_path, each=4, size=(16, 16))
@@ -369,6 +382,7 @@ def test_a_batch_of_nothing_but_bad_samples_is_an_error(tmp_path: Path, name: st
         take(create_loader(name, folder(tmp_path), 2, workers=0, on_bad_sample="skip"), 1)
 
 
+@pytest.mark.usefixtures("needs_dali")
 def test_shards_are_loaded_like_files(tmp_path: Path) -> None:
     for number in range(3):
         make_shard(tmp_path / f"s-{number}.tar", members(10, 10 * number))
@@ -398,6 +412,7 @@ def test_resident_refuses_what_does_not_fit(tmp_path: Path, monkeypatch: pytest.
         create_loader("resident", images, 2)
 
 
+@pytest.mark.usefixtures("needs_dali")
 def test_memory_does_not_grow_with_what_has_been_read(tmp_path: Path) -> None:
     """What a loader has read is given back: after many batches there are no more tensors than after a few."""
     stream = create_loader("dali", folder(make_folder(tmp_path)), 4, workers=1).stream(0)
