@@ -9,12 +9,13 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from fastgat.data.sampler import Rows
 from fastgat.errors import DataError
 
 if TYPE_CHECKING:
     from fastgat.data.batch import Batch
 
+Rows = NDArray[np.int64]
+"""Samples, by their numbers in a set."""
 Marks = NDArray[np.bool_]
 POLICIES = ("error", "skip")
 

@@ -18,12 +18,12 @@ from numpy.typing import NDArray
 
 from fastgat.data.ahead import Ahead
 from fastgat.data.augmentation import Placement, Uniforms
-from fastgat.data.bad_samples import BadSamples
+from fastgat.data.bad_samples import BadSamples, Rows
 from fastgat.data.batch import Batch
 from fastgat.data.dali_graph import Graph, Work, check_decodable, missing, reason
 from fastgat.data.decoding import BadSampleError, size_of
 from fastgat.data.encoded import EncodedSet
-from fastgat.data.sampler import Rows, Sampler
+from fastgat.data.sampler import Sampled, Sampler
 from fastgat.data.sets import Images, ImageSet
 from fastgat.errors import DataError
 
@@ -35,7 +35,7 @@ class Read(NamedTuple):
     sizes: NDArray[np.int64]
 
 
-class DaliLoader:
+class DaliLoader(Sampled):
     """Batches of float32 images in [0, 1] on the training device.
 
     Args:
@@ -59,8 +59,8 @@ class DaliLoader:
     ) -> None:
         if absent := missing():
             raise DataError(absent)
-        self.images, self.sampler = images, sampler
-        self.bad = bad if bad is not None else BadSamples()
+        super().__init__(sampler, bad)
+        self.images = images
         in_files = isinstance(images, EncodedSet)
         # In memory, images are kept as they are wanted: DALI takes longer to transpose them than for anything else.
         layout = "HWC" if in_files or channels_last else "CHW"
@@ -70,14 +70,6 @@ class DaliLoader:
         if isinstance(images, ImageSet):
             axes = (0, 3, 1, 2) if layout == "CHW" else (0, 1, 2, 3)
             self.pixels = np.ascontiguousarray(images.images.transpose(axes))
-
-    @property
-    def batches_per_epoch(self) -> int:
-        return self.sampler.batches_per_epoch
-
-    @property
-    def skipped(self) -> BadSamples:
-        return self.bad
 
     def stream(self, player: int, start: int = 0) -> Iterator[Batch]:
         def work(rows: Rows, number: int) -> Work:

@@ -13,11 +13,11 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from fastgat.data.augmentation import Augmentation, Uniforms
-from fastgat.data.bad_samples import BadSamples
+from fastgat.data.bad_samples import BadSamples, Rows
 from fastgat.data.batch import Batch
 from fastgat.data.decoding import BadSampleError, arrange, decode
 from fastgat.data.encoded import EncodedSet
-from fastgat.data.sampler import Rows, Sampler
+from fastgat.data.sampler import Sampled, Sampler
 from fastgat.data.sets import Images, ImageSet
 from fastgat.kernels.image_batch import unit_scaled
 
@@ -97,7 +97,7 @@ class Keys:
         return self.batches()
 
 
-class TorchLoader:
+class TorchLoader(Sampled):
     """Batches of float32 images in [0, 1] on the training device.
 
     Args:
@@ -117,17 +117,10 @@ class TorchLoader:
         workers: int = 0,
         bad: BadSamples | None = None,
     ) -> None:
-        self.images, self.sampler, self.device = images, sampler, torch.device(device)
+        super().__init__(sampler, bad)
+        self.images, self.device = images, torch.device(device)
         self.layout = torch.channels_last if channels_last else torch.contiguous_format
-        self.workers, self.bad = workers, bad if bad is not None else BadSamples()
-
-    @property
-    def batches_per_epoch(self) -> int:
-        return self.sampler.batches_per_epoch
-
-    @property
-    def skipped(self) -> BadSamples:
-        return self.bad
+        self.workers = workers
 
     def stream(self, player: int, start: int = 0) -> Iterator[Batch]:
         def keys() -> Iterator[list[Key]]:

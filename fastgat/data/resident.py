@@ -9,14 +9,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fastgat.data.bad_samples import BadSamples
+from fastgat.data.bad_samples import BadSamples, Rows
 from fastgat.data.batch import Batch
-from fastgat.data.sampler import Rows, Sampler
+from fastgat.data.sampler import Sampled, Sampler
 from fastgat.data.sets import ImageSet
 from fastgat.kernels.image_batch import image_batch
 
 
-class ResidentLoader:
+class ResidentLoader(Sampled):
     """Batches of float32 images in [0, 1], gathered and augmented on the device.
 
     Args:
@@ -34,21 +34,14 @@ class ResidentLoader:
         channels_last: bool = False,
         bad: BadSamples | None = None,
     ) -> None:
-        self.sampler, self.device, self.bad = sampler, torch.device(device), bad if bad is not None else BadSamples()
+        super().__init__(sampler, bad)
+        self.device = torch.device(device)
         layout = torch.channels_last if channels_last else torch.contiguous_format
         pixels = torch.from_numpy(np.ascontiguousarray(images.images)).permute(0, 3, 1, 2)
         self.pixels = pixels.to(device).contiguous(memory_format=layout)
         self.labels = torch.from_numpy(images.labels).to(device)
         self.sizes = np.array([images.images.shape[1:3]])
         self._orders: dict[int, tuple[int, Tensor]] = {}
-
-    @property
-    def batches_per_epoch(self) -> int:
-        return self.sampler.batches_per_epoch
-
-    @property
-    def skipped(self) -> BadSamples:
-        return self.bad
 
     def stream(self, player: int, start: int = 0) -> Iterator[Batch]:
         while True:

@@ -6,12 +6,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 import numpy as np
-from numpy.typing import NDArray
 
 from fastgat.data.augmentation import Augmentation, Uniforms
+from fastgat.data.bad_samples import BadSamples, Rows
 from fastgat.errors import DataError
-
-Rows = NDArray[np.int64]
 
 
 @dataclass
@@ -74,3 +72,19 @@ class Sampler:
         mine = np.arange(self.rank, self.count, self.ranks)
         for first in range(0, len(mine), self.batch_size):
             yield mine[first : first + self.batch_size]
+
+
+class Sampled:
+    """What every loader of a Sampler has: its samples, and those that it does without."""
+
+    def __init__(self, sampler: Sampler, bad: BadSamples | None) -> None:
+        self.sampler = sampler
+        self.bad = bad if bad is not None else BadSamples()
+
+    @property
+    def batches_per_epoch(self) -> int:
+        return self.sampler.batches_per_epoch
+
+    @property
+    def skipped(self) -> BadSamples:
+        return self.bad
