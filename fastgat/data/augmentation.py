@@ -46,10 +46,6 @@ class Placement(NamedTuple):
         """(B, 9): all columns, in the order of the attributes."""
         return np.column_stack(self)
 
-    def at(self, index: int) -> Placement:
-        """That of one sample, as a batch of one."""
-        return Placement(*(column[index : index + 1] for column in self))
-
 
 @dataclass(frozen=True)
 class Augmentation(Options):

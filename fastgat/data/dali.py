@@ -90,7 +90,6 @@ class DaliLoader(Sampled):
         while count is None or number < count:
             with closing(Ahead(lambda number: work(rows(number), number), number, count)) as ahead:
                 under_way: deque[int] = deque()
-
                 given = _not_empty(enumerate(ahead, number), under_way)
                 first = next(given, None)
                 if first is None:

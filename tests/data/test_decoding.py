@@ -12,6 +12,7 @@ from fastgat.kernels.image_batch import image_batch
 from PIL import Image
 
 from fastgat.data import Augmentation
+from fastgat.data.augmentation import Placement
 from fastgat.data.decoding import BadSampleError, arrange, decode, flaw, size_of
 from tests.data.pictures import KINDS, encoded, picture
 
@@ -87,5 +88,6 @@ def test_arranged_as_the_kernel_does_where_nothing_is_scaled() -> None:
         hole=augmentation.hole,
         resize=False,
     )
-    arranged = np.stack([arrange(images[i], placement.at(i), (9, 13), augmentation.hole) for i in range(20)])
+    alone = [Placement(*(column[i : i + 1] for column in placement)) for i in range(20)]
+    arranged = np.stack([arrange(images[i], alone[i], (9, 13), augmentation.hole) for i in range(20)])
     assert kernel.equal(torch.from_numpy(arranged).permute(0, 3, 1, 2).float() / 255)

@@ -415,7 +415,7 @@ def test_resident_refuses_what_does_not_fit(tmp_path: Path, monkeypatch: pytest.
 @pytest.mark.usefixtures("needs_dali")
 def test_memory_does_not_grow_with_what_has_been_read(tmp_path: Path) -> None:
     """What a loader has read is given back: after many batches there are no more tensors than after a few."""
-    stream = create_loader("dali", folder(make_folder(tmp_path)), 4, workers=1).stream(0)
+    stream = create_loader("dali", folder(make_folder(tmp_path), 64), 4, workers=1).stream(0)
 
     def resident_kib() -> int:
         gc.collect()
