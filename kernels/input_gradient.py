@@ -35,9 +35,7 @@ def input_gradient_reference(
     g = gradient.to(accumulation_dtype(gradient.dtype))
     g = g if inverse_scale is None else g * inverse_scale
     each = (-1, *[1] * (g.dim() - 1))
-    largest = g.flatten(1).abs().amax(1) if g[0:1].numel() else g.new_zeros(len(g))
-    direction = g / largest.where(largest > 0, 1).view(each)
-    length = direction.flatten(1).norm(dim=1)
+    direction, largest, length = _relative(g)
     value = {
         "probability": lambda: g * -loss.to(g.dtype).neg().exp().view(each),  # type: ignore[union-attr]  # checked by the caller
         "l2": lambda: direction * (epsilon / length.where(length > 0, 1)).view(each),
@@ -45,6 +43,13 @@ def input_gradient_reference(
         "none": lambda: g,
     }[mode]().to(dtype)
     return InputGradient(value, largest * length, (value == 0).flatten(1).to(g.dtype).mean(1))
+
+
+def _relative(g: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """g over the largest entry of each sample, those entries, and the norms of the quotients."""
+    largest = g.flatten(1).abs().amax(1) if g[0:1].numel() else g.new_zeros(len(g))
+    quotient = g / largest.where(largest > 0, 1).view(-1, *[1] * (g.dim() - 1))
+    return quotient, largest, quotient.flatten(1).norm(dim=1)
 
 
 TINY = tl.constexpr(torch.finfo(torch.float32).smallest_normal)
@@ -215,3 +220,16 @@ def input_gradient(
     if memory_format == torch.preserve_format:
         return result
     return result._replace(value=result.value.contiguous(memory_format=memory_format))
+
+
+def ascent(gradient: Tensor, norm: str, size: float) -> Tensor:
+    """The `value` of `input_gradient` alone for "l2" or "linf": where a step of an attack goes.
+
+    Without a GPU it makes half as many passes over the images; a gradient that is NaN goes nowhere or stays NaN.
+    """
+    if runs_kernel(gradient):
+        return input_gradient(gradient, norm, epsilon=size).value
+    if norm == "linf":
+        return gradient.sign().mul_(size)
+    direction, _, length = _relative(gradient)
+    return direction.mul_((size / length.where(length > 0, 1)).view(-1, *[1] * (gradient.dim() - 1)))

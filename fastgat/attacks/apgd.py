@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from fastgat.attacks.base import Attack, length
-from fastgat.kernels.input_gradient import input_gradient
+from fastgat.attacks.base import Attack, gradient_of, length, wide
+from fastgat.kernels.input_gradient import ascent
 from fastgat.options import option
 
 MOMENTUM = 0.75
@@ -57,27 +57,26 @@ class APGD(Attack):
         self, images: Tensor, labels: Tensor, numbers: np.ndarray, start: int, loss: Loss
     ) -> tuple[Tensor, Tensor]:
         """Of each sample the best point of one start (one that fools the model, if any does), and whether it does."""
-        checkpoints = _checkpoints(self.steps)
+        checkpoints, inside = _checkpoints(self.steps), self.around(images)
         size = images.new_full((len(images), 1, 1, 1), 2 * self.epsilon)
-        x = before = self._inside(images, images + self._start(images, numbers, start))
+        x = before = inside(images + self._start(images, numbers, start))
         value, gradient, wrong = self._look(x, labels, loss)
         best, best_value, best_gradient = x.clone(), value, gradient
         kept, fooled = x.clone(), wrong
         since, since_value, since_size, raised = 0, best_value, size.clone(), torch.zeros_like(value)
         for step in range(self.steps):
-            direction = input_gradient(gradient, self.norm).value
-            ahead = self._inside(images, x + size * direction)
+            ahead = inside(x + size * ascent(gradient, self.norm, 1))
             momentum = MOMENTUM if step else 1.0
-            x, before = self._inside(images, x + momentum * (ahead - x) + (1 - momentum) * (x - before)), x
+            x, before = inside(x + momentum * (ahead - x) + (1 - momentum) * (x - before)), x
             last = value
             value, gradient, wrong = self._look(x, labels, loss)
             raised += (value > last).to(raised.dtype)
-            kept = torch.where(_wide(wrong & ~fooled), x, kept)
+            kept = torch.where(wide(wrong & ~fooled), x, kept)
             fooled = fooled | wrong
             better = value > best_value
             best, best_gradient = (
-                torch.where(_wide(better), x, best),
-                torch.where(_wide(better), gradient, best_gradient),
+                torch.where(wide(better), x, best),
+                torch.where(wide(better), gradient, best_gradient),
             )
             best_value = torch.where(better, value, best_value)
             if step + 1 in checkpoints:
@@ -85,13 +84,13 @@ class APGD(Attack):
                 stuck |= (since_size == size).flatten() & (since_value >= best_value)
                 since, since_value, since_size = step + 1, best_value, size.clone()
                 raised = torch.zeros_like(raised)
-                size = torch.where(_wide(stuck), size / 2, size)
-                x = torch.where(_wide(stuck), best, x)
+                size = torch.where(wide(stuck), size / 2, size)
+                x = torch.where(wide(stuck), best, x)
                 gradient, value = (
-                    torch.where(_wide(stuck), best_gradient, gradient),
+                    torch.where(wide(stuck), best_gradient, gradient),
                     torch.where(stuck, best_value, value),
                 )
-        return torch.where(_wide(fooled), kept, best), fooled
+        return torch.where(wide(fooled), kept, best), fooled
 
     def _start(self, images: Tensor, numbers: np.ndarray, start: int) -> Tensor:
         """A point on the border of the ball, as the authors' code starts."""
@@ -100,20 +99,12 @@ class APGD(Attack):
             return self.epsilon * noise / noise.abs().amax((1, 2, 3), keepdim=True).clamp(min=1e-30)
         return self.epsilon * noise / length(noise).clamp(min=1e-30)
 
-    def _inside(self, images: Tensor, x: Tensor) -> Tensor:
-        return self.moved(images, self.projected(x - images))
-
     def _look(self, x: Tensor, labels: Tensor, loss: Loss) -> tuple[Tensor, Tensor, Tensor]:
         """The loss of each sample, its gradient, and whether the model errs."""
         x = x.detach().requires_grad_()
         logits = self.model(x)
         value = loss(logits)
-        (gradient,) = torch.autograd.grad(value.sum(), x)
-        return value.detach(), gradient, logits.detach().argmax(1) != labels
-
-
-def _wide(mask: Tensor) -> Tensor:
-    return mask[:, None, None, None]
+        return value.detach(), gradient_of(value.sum(), x), logits.detach().argmax(1) != labels
 
 
 def _checkpoints(steps: int) -> set[int]:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import contextlib
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, fields
+from typing import Any
 
 import numpy as np
 import torch
@@ -35,27 +36,35 @@ class Attack(Options, ABC):
     batch_size: int = option(256, "images at a time", at_least=1)
     seed: int = option(0, "of what is drawn", at_least=0)
 
-    def __call__(self, images: Tensor, labels: Tensor, first: int = 0) -> Tensor:
-        """Perturbed images.
+    def __call__(self, images: Tensor, labels: Tensor, numbers: Sequence[int] | np.ndarray | None = None) -> Tensor:
+        """Perturbed images; a sample whose gradients are NaN comes back as it was.
 
         Args:
             images: x, (N, C, H, W), floating point in [0, 1], on the model's device.
             labels: y, (N,) integers.
-            first: the number of the first sample in its data set, by which it draws.
+            numbers: of the samples in their data set, by which they draw; by default 0, 1, ...
 
         Raises ConfigError for images or labels that are not as described, and for a model that does not return logits;
         NonFiniteError for one that returns NaN.
         """
         check_images(images, labels)
+        numbers = np.arange(len(images)) if numbers is None else np.asarray(numbers, np.int64)
         results = []
         with frozen(self.model):
             if len(images):
                 check_logits(self.model, images[:2], labels)
             for start in range(0, len(images), self.batch_size):
                 part = slice(start, start + self.batch_size)
-                numbers = np.arange(first + start, first + start + len(labels[part]))
-                results.append(self.perturb(images[part].detach(), labels[part], numbers).detach())
+                x = images[part].detach()
+                moved = self.perturb(x, labels[part], numbers[part]).detach()
+                lost = moved.flatten(1).isnan().any(1)
+                results.append(torch.where(wide(lost), x, moved))
         return torch.cat(results) if results else images.clone()
+
+    def settings(self) -> dict[str, Any]:
+        """The attack's name and options: what decides, with the model, what it finds. The batch size does not."""
+        chosen = (f.name for f in fields(self) if "constraint" in f.metadata and f.name != "batch_size")
+        return {"attack": type(self).__name__, **{name: getattr(self, name) for name in chosen}}
 
     @abstractmethod
     def perturb(self, images: Tensor, labels: Tensor, numbers: np.ndarray) -> Tensor:
@@ -64,13 +73,22 @@ class Attack(Options, ABC):
     def moved(self, images: Tensor, perturbation: Tensor) -> Tensor:
         """x + p, as an image where it must be one."""
         moved = images + perturbation
-        return moved.clamp(0, 1) if self.clamp else moved
+        return moved.clamp_(0, 1) if self.clamp else moved
 
-    def projected(self, perturbation: Tensor) -> Tensor:
-        """The nearest perturbation of norm epsilon at most."""
+    def around(self, images: Tensor) -> Callable[[Tensor], Tensor]:
+        """What takes a point, which it may overwrite, into the ball of radius epsilon and then to where images are."""
         if self.norm == "linf":
-            return perturbation.clamp(-self.epsilon, self.epsilon)
-        return perturbation * (self.epsilon / length(perturbation).clamp(min=1e-12)).clamp(max=1)
+            low, high = images - self.epsilon, images + self.epsilon
+            if self.clamp:
+                low, high = low.clamp_(0, 1), high.clamp_(0, 1)
+            return lambda x: x.clamp_(low, high)
+
+        def projected(x: Tensor) -> Tensor:
+            perturbation = x.sub_(images)
+            perturbation *= (self.epsilon / length(perturbation).clamp_(min=1e-12)).clamp_(max=1)
+            return self.moved(images, perturbation)
+
+        return projected
 
     def drawn(self, images: Tensor, numbers: np.ndarray, start: int = 0) -> Tensor:
         """A random perturbation of each sample: uniform in the box of norm epsilon, or in the ball."""
@@ -90,6 +108,11 @@ class Attack(Options, ABC):
 def length(perturbation: Tensor) -> Tensor:
     """The L2 norm of each sample, (B, 1, 1, 1)."""
     return perturbation.flatten(1).norm(dim=1).view(-1, *[1] * (perturbation.dim() - 1))
+
+
+def wide(of_samples: Tensor) -> Tensor:
+    """(B,) as (B, 1, 1, 1)."""
+    return of_samples[:, None, None, None]
 
 
 @contextlib.contextmanager
@@ -114,8 +137,15 @@ def loss_gradient(model: nn.Module, images: Tensor, labels: Tensor) -> tuple[Ten
     """The logits (B, K), and dJ/dx of each sample's cross entropy."""
     x = images.detach().requires_grad_()
     logits = model(x)
-    (gradient,) = torch.autograd.grad(functional.cross_entropy(logits, labels, reduction="sum"), x)
-    return logits.detach(), gradient
+    return logits.detach(), gradient_of(functional.cross_entropy(logits, labels, reduction="sum"), x)
+
+
+def gradient_of(value: Tensor, x: Tensor) -> Tensor:
+    """d value / dx; zero where the model is piecewise constant and says so by having no derivative."""
+    if not value.requires_grad:
+        return torch.zeros_like(x)
+    (gradient,) = torch.autograd.grad(value, x, materialize_grads=True)
+    return gradient
 
 
 def check_images(images: Tensor, labels: Tensor) -> None:

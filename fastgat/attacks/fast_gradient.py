@@ -8,7 +8,7 @@ import numpy as np
 from torch import Tensor
 
 from fastgat.attacks.base import Attack, loss_gradient
-from fastgat.kernels.input_gradient import input_gradient
+from fastgat.kernels.input_gradient import ascent
 
 
 @dataclass(frozen=True)
@@ -17,4 +17,4 @@ class FastGradient(Attack):
 
     def perturb(self, images: Tensor, labels: Tensor, numbers: np.ndarray) -> Tensor:
         gradient = loss_gradient(self.model, images, labels)[1]
-        return self.moved(images, input_gradient(gradient, self.norm, epsilon=self.epsilon).value)
+        return self.moved(images, ascent(gradient, self.norm, self.epsilon))

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from fastgat.attacks.base import Attack, loss_gradient
-from fastgat.kernels.input_gradient import input_gradient
+from fastgat.attacks.base import Attack, loss_gradient, wide
+from fastgat.kernels.input_gradient import ascent
 from fastgat.options import option
 
 
@@ -18,42 +18,46 @@ from fastgat.options import option
 class PGD(Attack):
     """x_{t+1} = clamp(x + project(x_t + step d - x)), d = sign(dJ/dx) or dJ/dx / ||dJ/dx|| at x_t.
 
-    Of several restarts a sample keeps the one that fools the model, or else that with the largest loss.
+    Of several starts a sample keeps the first that fools the model, and is left alone from then on, or else that with
+    the largest loss.
     """
 
     steps: int = option(50, "gradient steps", at_least=1)
     step_size: float | None = option(None, "of each step  [default: 2.5 epsilon / steps]", at_least=0)
     restarts: int = option(1, "how often to start", at_least=1)
+    first_start: int = option(0, "number of the first start, to go on from where another has stopped", at_least=0)
     random_start: bool = option(True, "start at random within the ball, not at x")
 
     def perturb(self, images: Tensor, labels: Tensor, numbers: np.ndarray) -> Tensor:
-        kept = self._descended(images, labels, self._start(images, numbers, 0))
+        kept = self._climbed(images, labels, numbers, self.first_start)
         if self.restarts == 1:
             return kept
-        score = self._score(kept, labels)
-        for start in range(1, self.restarts):
-            found = self._descended(images, labels, self._start(images, numbers, start))
-            better = (fresh := self._score(found, labels)) > score
-            kept = torch.where(better[:, None, None, None], found, kept)
-            score = torch.where(better, fresh, score)
+        loss, standing = self._look(kept, labels)
+        for start in range(self.first_start + 1, self.first_start + self.restarts):
+            left = standing.nonzero().flatten()
+            if not len(left):
+                break
+            x, y = images[left], labels[left]
+            found = self._climbed(x, y, numbers[left.cpu().numpy()], start)
+            fresh, resists = self._look(found, y)
+            better = ~resists | (fresh > loss[left])
+            kept[left] = torch.where(wide(better), found, kept[left])
+            loss[left] = torch.where(better, fresh, loss[left])
+            standing[left] = resists
         return kept
 
-    def _start(self, images: Tensor, numbers: np.ndarray, start: int) -> Tensor:
-        if not self.random_start:
-            return images
-        return self.moved(images, self.drawn(images, numbers, start))
-
-    def _descended(self, images: Tensor, labels: Tensor, x: Tensor) -> Tensor:
+    def _climbed(self, images: Tensor, labels: Tensor, numbers: np.ndarray, start: int) -> Tensor:
+        """The end of one start."""
+        inside = self.around(images)
+        x = inside(images + self.drawn(images, numbers, start)) if self.random_start else images.clone()
         size = 2.5 * self.epsilon / self.steps if self.step_size is None else self.step_size
         for _ in range(self.steps):
             gradient = loss_gradient(self.model, x, labels)[1]
-            step = input_gradient(gradient, self.norm, epsilon=size).value
-            x = self.moved(images, self.projected(x + step - images))
+            x = inside(ascent(gradient, self.norm, size).add_(x))
         return x
 
     @torch.no_grad()
-    def _score(self, x: Tensor, labels: Tensor) -> Tensor:
-        """The loss, and past every loss where the model errs."""
+    def _look(self, x: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        """The loss of each sample, and whether the model still gets it right."""
         logits = self.model(x)
-        loss = functional.cross_entropy(logits, labels, reduction="none")
-        return torch.where(logits.argmax(1) != labels, torch.inf, loss)
+        return functional.cross_entropy(logits, labels, reduction="none"), logits.argmax(1) == labels

@@ -2,58 +2,149 @@
 
 from __future__ import annotations
 
+from dataclasses import fields
 from pathlib import Path
+from typing import Any
 
 import click
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
 
-from fastgat.data.bad_samples import POLICIES
-from fastgat.evaluation.run import evaluate_run, write_evaluation
+from fastgat.cli.options import settings_options
+from fastgat.evaluation import Cache, EvaluationSettings, RunSettings, evaluate_run, write_report
+from fastgat.options import convert
+
+CARD_FAILED = 3
+COLOURS = {"PASS": "green", "WARN": "yellow", "FAIL": "red"}
+FULL = {"samples": None, "generator_images": 10_000, "generator_epochs": 20}
+"""What --full asks for in place of the defaults."""
 
 
 @click.command()
 @click.argument("run", type=Path)
+@click.option("--clean", is_flag=True, help="the accuracy on clean images, and nothing else")
+@click.option("--quick", is_flag=True, help="attack 100 images: minutes on two cores (the default)")
+@click.option("--full", is_flag=True, help="attack every image of the split")
+@settings_options(RunSettings, EvaluationSettings)
 @click.option(
-    "--checkpoint",
-    type=click.Choice(["best", "last"]),
-    default="best",
-    show_default=True,
-    help="which of the run's checkpoints",
+    "--source", "sources", type=Path, multiple=True, metavar="RUN", help="another run, to make perturbations on"
 )
 @click.option(
-    "--split",
-    type=click.Choice(["test", "validation"]),
-    default="test",
-    show_default=True,
-    help="which images",
+    "--network", "networks", type=Path, multiple=True, metavar="RUN", help="another run, whose curves stand beside"
 )
-@click.option("--data-dir", type=Path, metavar="PATH", help="folder of the data set  [default: as in training]")
-@click.option("--batch-size", type=click.IntRange(1), default=256, show_default=True, help="images at a time")
-@click.option("--device", default="auto", show_default=True, help="cpu, cuda, cuda:N, or auto")
 @click.option(
-    "--on-bad-sample",
-    type=click.Choice(POLICIES),
-    default="error",
-    show_default=True,
-    help="what becomes of an image that cannot be read",
+    "--cg",
+    "cgs",
+    multiple=True,
+    metavar="X",
+    help="c_g of a fresh generator to attack with; may be repeated  [default: 1]",
 )
+@click.option("--no-generator", is_flag=True, help="train no generator: it takes the longest")
+@click.option("--output", type=Path, metavar="PATH", help="folder for what is found  [default: the run's]")
+@click.option("--fresh", is_flag=True, help="compute everything anew, whatever an earlier evaluation has left")
 def evaluate(
-    run: Path, checkpoint: str, split: str, data_dir: Path | None, batch_size: int, device: str, on_bad_sample: str
+    run: Path,
+    clean: bool,
+    quick: bool,
+    full: bool,
+    sources: tuple[Path, ...],
+    networks: tuple[Path, ...],
+    cgs: tuple[str, ...],
+    no_generator: bool,
+    output: Path | None,
+    fresh: bool,
+    **given: Any,
 ) -> None:
-    """Accuracy of the classifier in RUN, a run folder or a checkpoint, on clean images, in float32.
+    """Say what the classifier in RUN, a run folder or a checkpoint, is worth, in eager float32.
 
-    The figures also go to evaluation.json in the run folder.
+    Clean accuracy, fast-gradient curves over epsilon, attacks (noise, fast gradient, PGD, APGD, Square, transfer, a
+    fresh generator) at one epsilon, and a report card of what to believe of them. Goes to evaluation.json, report.html
+    and plots in the run folder; what is done is kept in evaluation-cache/ there, so that a second call goes on.
+
+    Exit code 3 where the card has a FAIL.
     """
-    result = evaluate_run(
-        run,
-        checkpoint,
-        split,
-        data_dir=data_dir,
-        batch_size=batch_size,
-        device=device,
-        on_bad_sample=on_bad_sample,
-    )
+    if full and (quick or given["samples"] is not None):
+        raise click.UsageError("--full attacks every image: leave out --quick and --samples")
+    if no_generator and cgs:
+        raise click.UsageError("--cg trains a generator, and --no-generator none")
+    chosen = (FULL if full else {}) | {name: value for name, value in given.items() if value is not None}
+    settings, attacks = RunSettings(**_of(RunSettings, chosen)), EvaluationSettings(**_of(EvaluationSettings, chosen))
+    prices = () if no_generator else tuple(convert("cg", value, float) for value in cgs or ("1",))
+    folder = output or (run if run.is_dir() else run.parent)
+    console = Console()
+    with EvaluationBar(console) as bar:
+        result = evaluate_run(
+            run,
+            settings,
+            attacks,
+            sources=sources,
+            networks=networks,
+            cgs=prices,
+            clean_only=clean,
+            cache=None if clean or fresh else Cache(folder / "evaluation-cache"),
+            progress=bar,
+        )
+    figures = result.figures
     click.echo(
-        f"{result['checkpoint']}: {split} accuracy {result['accuracy']:.2%}, cross entropy {result['loss']:.4f}, "
-        f"{result['samples']:,} images of {result['dataset']}"
+        f"{figures['checkpoint']}: {figures['split']} accuracy {figures['accuracy']:.2%}, cross entropy "
+        f"{figures['loss']:.4f}, {figures['samples']:,} images of {figures['dataset']}"
     )
-    write_evaluation(run, result)
+    written = write_report(folder, result)
+    if clean:
+        return
+    _show(console, figures)
+    console.print(f"\n{next(path for path in written if path.suffix == '.html')}", highlight=False, soft_wrap=True)
+    if figures["verdict"] == "FAIL":
+        click.get_current_context().exit(CARD_FAILED)
+
+
+def _of(owner: type, chosen: dict[str, Any]) -> dict[str, Any]:
+    return {f.name: chosen[f.name] for f in fields(owner) if f.name in chosen}
+
+
+class EvaluationBar:
+    """A bar for what is being done, on a terminal."""
+
+    def __init__(self, console: Console) -> None:
+        columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.completed}/{task.total}"))
+        self.bar = Progress(
+            *columns, TimeRemainingColumn(), console=console, transient=True, disable=not console.is_terminal
+        )
+        self.task = self.bar.add_task("clean images", total=None)
+        self.doing = ""
+
+    def __enter__(self) -> EvaluationBar:
+        self.bar.start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.bar.stop()
+
+    def __call__(self, what: str, done: int, total: int) -> None:
+        if what != self.doing:
+            self.doing = what
+            self.bar.reset(self.task, description=what, total=total)
+        self.bar.update(self.task, completed=done)
+
+
+def _show(console: Console, figures: dict[str, Any]) -> None:
+    threat = figures["threat_model"]
+    console.print(
+        f"\n{threat['norm']}, epsilon {threat['epsilon']:.4g}, {figures['attacked_samples']:,} images", highlight=False
+    )
+    table = Table(box=None, pad_edge=False)
+    table.add_column("attack")
+    table.add_column("accuracy left", justify="right")
+    rows = [("none", figures["clean_accuracy_of_attacked"])]
+    rows += [(attack["name"], attack["accuracy"]) for attack in figures["attacks"]]
+    for name, accuracy in [*rows, ("worst case, sample by sample", figures["worst_case_accuracy"])]:
+        table.add_row(name, f"{accuracy:.1%}")
+    console.print(table)
+    console.print("\nreport card", highlight=False)
+    table = Table(box=None, pad_edge=False, show_header=False)
+    for check in figures["card"]:
+        found = ", ".join(f"{k} {f'{v:.1%}' if isinstance(v, float) else v}" for k, v in check["figures"].items())
+        colour = COLOURS[check["verdict"]]
+        table.add_row(f"[{colour}]{check['verdict']}[/]", check["name"], found)
+    console.print(table)

@@ -69,7 +69,7 @@ def run_options(names: Collection[str] | None = None) -> Callable[[Callable[...,
     def decorate(command: Callable[..., Any]) -> Callable[..., Any]:
         for setting in reversed(list(settings())):
             if names is None or setting.table == "method" or setting.field.name in names:
-                command = _click_option(setting)(command)
+                command = click_option(setting)(command)
         known = ", ".join(METHODS)
         return click.option("--method", metavar="NAME", help=f"{known}  [default: {GAT.name}]")(command)
 
@@ -91,7 +91,20 @@ def overrides(given: dict[str, Any]) -> dict[str, Any]:
     return values
 
 
-def _click_option(setting: Setting) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+def settings_options(*owners: type) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """Decorates a click command with the options of these dataclasses."""
+
+    def decorate(command: Callable[..., Any]) -> Callable[..., Any]:
+        for owner in reversed(owners):
+            for f in reversed(fields(owner)):
+                command = click_option(Setting("", f, owner))(command)
+        return command
+
+    return decorate
+
+
+def click_option(setting: Setting) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """The option of one field; None where it is not given."""
     f = setting.field
     plain, _ = value_type(setting.owner, f.name)
     rule = constraint(f)

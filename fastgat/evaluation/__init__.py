@@ -1,5 +1,19 @@
-"""What a trained classifier is worth."""
+"""What a trained classifier is worth: curves, attacks, and a report card."""
 
-from fastgat.evaluation.run import evaluate_run, write_evaluation
+from fastgat.evaluation.cache import Cache
+from fastgat.evaluation.evaluate import Evaluation, EvaluationSettings, evaluate
+from fastgat.evaluation.report import write_report
+from fastgat.evaluation.run import RunSettings, evaluate_run
+from fastgat.evaluation.sweep import attack_sweep, fast_gradient_sweep
 
-__all__ = ["evaluate_run", "write_evaluation"]
+__all__ = [
+    "Cache",
+    "Evaluation",
+    "EvaluationSettings",
+    "RunSettings",
+    "attack_sweep",
+    "evaluate",
+    "evaluate_run",
+    "fast_gradient_sweep",
+    "write_report",
+]

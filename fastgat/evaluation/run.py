@@ -2,58 +2,114 @@
 
 from __future__ import annotations
 
-import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-from fastgat.config import TrainConfig
-from fastgat.data import choose, create_loader, load_dataset
+import numpy as np
+import torch
+from torch import nn
+
+from fastgat.attacks import GeneratorTraining
+from fastgat.config import DataConfig, TrainConfig
+from fastgat.data import Batch, DataSet, Images, Loader, choose, create_loader, load_dataset
+from fastgat.data.bad_samples import POLICIES
 from fastgat.engine.accuracy import score
 from fastgat.engine.checkpoint import load_checkpoint
 from fastgat.engine.device import pick_device
-from fastgat.engine.files import write_atomically
 from fastgat.engine.load import checkpoint_path, trained_classifier
 from fastgat.engine.resume import check_same_classes
-from fastgat.errors import DataError
+from fastgat.errors import ConfigError, DataError
+from fastgat.evaluation.cache import Cache
+from fastgat.evaluation.evaluate import Evaluation, EvaluationSettings, Progress, evaluate
+from fastgat.options import Options, option
+from fastgat.reporting.environment import environment
+
+QUICK = 100
+"""Samples to attack where all of them would take too long."""
+CURVES = 1000
+"""Samples of curves, which cost little, at least."""
 
 
-def evaluate_run(
-    run: Path,
-    checkpoint: str = "best",
-    split: str = "test",
-    *,
-    data_dir: Path | None = None,
-    batch_size: int = 256,
-    device: str = "auto",
-    on_bad_sample: str = "error",
-) -> dict[str, Any]:
-    """Clean accuracy and cross entropy, in float32 and eval mode.
+@dataclass(frozen=True)
+class RunSettings(Options):
+    """Which network of a run meets which images."""
 
-    Args:
-        run: a run folder or a checkpoint.
-        checkpoint: "best" or "last" of a run folder.
-        split: "test", or the run's own "validation" images.
-        data_dir: the folder of the data set, where it is not that of the training.
-        on_bad_sample: error, or skip images that cannot be read.
+    checkpoint: str = option("best", "which of the run's checkpoints", choices=("best", "last"))
+    split: str = option("test", "which images", choices=("test", "validation"))
+    data_dir: Path | None = option(None, "folder of the data set  [default: as in training]")
+    device: str = option("auto", "cpu, cuda, cuda:N, or auto")
+    on_bad_sample: str = option("error", "what becomes of an image that cannot be read", choices=POLICIES)
+    samples: int | None = option(QUICK, "images to attack", at_least=1)
+    generator_images: int = option(1000, "images to train a fresh generator on, at most", at_least=64)
+    generator_epochs: int = option(4, "passes over them, at most", at_least=1)
 
-    Raises FastgatError if the checkpoint or the data are not as they must be.
-    """
+
+class Loaded(NamedTuple):
+    """A run's classifier on its device, and where it came from."""
+
+    path: Path
+    classifier: nn.Module
+    header: dict[str, Any]
+    data: DataConfig
+
+
+class Passes:
+    """The batches of a loader, as often as they are asked for."""
+
+    def __init__(self, loader: Loader) -> None:
+        self.loader = loader
+
+    def __iter__(self) -> Iterator[Batch]:
+        return self.loader.once()
+
+
+class RunData:
+    """The images that a run's network is evaluated on."""
+
+    def __init__(self, loaded: Loaded, settings: RunSettings, batch_size: int, device: torch.device) -> None:
+        data, self.settings, self.batch_size, self.device = loaded.data, settings, batch_size, device
+        self.images: DataSet[Images] = load_dataset(
+            data.dataset, settings.data_dir or data.data_dir, data.split_seed, image_size=data.image_size
+        )
+        self.name = data.dataset
+        self.part = {"test": self.images.test, "validation": self.images.validation}[settings.split]
+        if not len(self.part):
+            raise DataError(f"{self.images.name} has no {settings.split} images; --split validation has some")
+        check_same_classes(loaded.path, loaded.header, self.images.classes)
+
+    def loader(self, part: Images, batch_size: int | None = None) -> Loader:
+        return create_loader(
+            choose("auto", part, self.device).name,
+            part,
+            batch_size or self.batch_size,
+            device=self.device,
+            on_bad_sample=self.settings.on_bad_sample,
+        )
+
+    def some(self, count: int | None, seed: int) -> Passes:
+        """A random choice of the images, the same and in the same order for every larger count."""
+        order = np.random.default_rng((seed, len(self.part))).permutation(len(self.part))
+        return Passes(self.loader(self.part.take(order[: count or len(order)])))
+
+
+def load_run(run: Path, checkpoint: str, device: torch.device) -> Loaded:
+    """Raises CheckpointError where there is no such checkpoint, or no classifier in it."""
     path = checkpoint_path(run, checkpoint)
-    on = pick_device(device)
     tensors, header = load_checkpoint(path)
-    classifier = trained_classifier(path, tensors, header).to(on)
-    data = TrainConfig.from_dict(header["config"], str(path)).data
-    images = load_dataset(data.dataset, data_dir or data.data_dir, data.split_seed, image_size=data.image_size)
-    part = {"test": images.test, "validation": images.validation}[split]
-    if not len(part):
-        raise DataError(f"{images.name} has no {split} images; --split validation has some")
-    check_same_classes(path, header, images.classes)
-    loader = create_loader(choose("auto", part, on).name, part, batch_size, device=on, on_bad_sample=on_bad_sample)
-    result = score(classifier, loader.once())
+    classifier = trained_classifier(path, tensors, header).to(device)
+    return Loaded(path, classifier, header, TrainConfig.from_dict(header["config"], str(path)).data)
+
+
+def evaluate_clean(loaded: Loaded, data: RunData) -> dict[str, Any]:
+    """Clean accuracy and cross entropy on the whole split, in float32 and eval mode."""
+    loader = data.loader(data.part)
+    result = score(loaded.classifier, loader.once())
     return {
-        "checkpoint": path.name,
-        "dataset": data.dataset,
-        "split": split,
+        "checkpoint": loaded.path.name,
+        "dataset": data.name,
+        "split": data.settings.split,
         "samples": result.samples,
         "accuracy": result.accuracy,
         "loss": result.loss,
@@ -61,7 +117,72 @@ def evaluate_run(
     }
 
 
-def write_evaluation(run: Path, content: dict[str, Any]) -> None:
-    """Keep the figures in evaluation.json, in the run folder (or beside the checkpoint) `run`."""
-    folder = run if run.is_dir() else run.parent
-    write_atomically(folder / "evaluation.json", (json.dumps(content, indent=2) + "\n").encode())
+def evaluate_run(
+    run: Path,
+    settings: RunSettings | None = None,
+    attacks: EvaluationSettings | None = None,
+    *,
+    sources: Sequence[Path] = (),
+    networks: Sequence[Path] = (),
+    cgs: Sequence[float] = (1.0,),
+    clean_only: bool = False,
+    cache: Cache | None = None,
+    progress: Progress = lambda what, done, total: None,
+) -> Evaluation:
+    """What a trained classifier is worth.
+
+    Args:
+        run: a run folder or a checkpoint.
+        sources, networks: other runs, as in `evaluate`.
+        cgs: c_g of each generator that is trained against the classifier.
+        clean_only: its accuracy on clean images, and nothing else.
+
+    Raises FastgatError if checkpoints, data or settings are not as they must be.
+    """
+    settings, attacks = settings or RunSettings(), attacks or EvaluationSettings()
+    device = pick_device(settings.device)
+    loaded = load_run(run, settings.checkpoint, device)
+    data = RunData(loaded, settings, attacks.batch_size, device)
+    others = {label: load_run(path, settings.checkpoint, device) for label, path in _labels(run, sources, networks)}
+    for other in others.values():
+        check_same_classes(other.path, other.header, data.images.classes)
+    figures = evaluate_clean(loaded, data)
+    if clean_only:
+        return Evaluation(figures, [])
+    labels = [label for label, _ in _labels(run, sources, networks)]
+    modules = {label: other.classifier for label, other in others.items()}
+    count = settings.samples
+    training = data.loader(
+        data.images.train.take(np.arange(min(settings.generator_images, len(data.images.train)))), 64
+    )
+    validation = data.images.validation.take(np.arange(min(256, len(data.images.validation))))
+    result = evaluate(
+        loaded.classifier,
+        data.some(count, attacks.seed),
+        attacks,
+        name=_label(run),
+        networks={label: modules[label] for label in labels[len(sources) :]},
+        sources={label: modules[label] for label in labels[: len(sources)]},
+        curve_batches=data.some(None if count is None else max(count, CURVES), attacks.seed),
+        train=training,
+        validation=Passes(data.loader(validation)),
+        generators=[GeneratorTraining(cg=cg, epochs=settings.generator_epochs, seed=attacks.seed) for cg in cgs],
+        cache=cache,
+        progress=progress,
+    )
+    more = {"classes": list(data.images.classes), "environment": environment()}
+    return result._replace(figures=figures | result.figures | more)
+
+
+def _labels(run: Path, sources: Sequence[Path], networks: Sequence[Path]) -> list[tuple[str, Path]]:
+    """A name for each of the other runs: its folder's."""
+    pairs = [(_label(path), path) for path in (*sources, *networks)]
+    names = [_label(run), *(label for label, _ in pairs)]
+    for label in names:
+        if names.count(label) > 1:
+            raise ConfigError(f"two runs are called {label!r}: their folders' names tell networks apart")
+    return pairs
+
+
+def _label(run: Path) -> str:
+    return run.resolve().name if run.is_dir() else run.resolve().stem

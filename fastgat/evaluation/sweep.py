@@ -1,20 +1,26 @@
-"""Accuracy against the size of a fast-gradient perturbation: the curves of the paper's Figures 3 and 4."""
+"""Accuracy against the size of a perturbation: the curves of the paper's Figures 3 and 4, network by source.
+
+Direct (white-box) where a network is its own source, indirect where the perturbation was made on another.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
-from fastgat.attacks.base import check_images, check_logits, frozen, loss_gradient
+from fastgat.attacks.base import Attack, check_images, frozen, loss_gradient
 from fastgat.data.batch import Batch
 from fastgat.errors import ConfigError
-from fastgat.kernels.input_gradient import input_gradient
+from fastgat.evaluation.cache import Cache, batch_fingerprint
+from fastgat.evaluation.outcomes import Subject, check_subjects, numbered, outcomes
+from fastgat.kernels.input_gradient import ascent
 
 Curves = dict[tuple[str, str], list[float]]
 """Accuracies, one for each epsilon, by (network attacked, network that the perturbation was made on)."""
+NO_CACHE = Cache()
 
 
 def fast_gradient_sweep(
@@ -25,11 +31,13 @@ def fast_gradient_sweep(
     *,
     sources: Mapping[str, nn.Module] | None = None,
     clamp: bool = False,
+    cache: Cache = NO_CACHE,
+    progress: Callable[[int], None] = lambda samples: None,
 ) -> Curves:
     """The accuracy of each network on x + eps d, d the fast gradient (1) or (3) of each source, for every eps.
 
-    Direct (white-box) where a network is its own source, indirect where it is not. The clean input gradient of a source
-    is computed once a batch, whatever the number of networks and epsilons.
+    All samples are perturbed, as in the paper, also those that a network gets wrong as they are. The clean input
+    gradient of a source is computed once a batch, whatever the number of networks and epsilons.
 
     Args:
         networks: by name, images in [0, 1] -> logits; they come back as they were.
@@ -38,40 +46,102 @@ def fast_gradient_sweep(
         norm: "l2" or "linf".
         sources: by name; by default each network is its own, and its only, source.
         clamp: keep x + eps d in [0, 1]; the paper does not.
+        progress: told the number of samples of each batch that is done.
 
     Raises ConfigError for a negative epsilon, and for networks or images that do not fit.
     """
+    check_epsilons(epsilons)
+    pairs = pair(networks, sources)
+    counts = {names: np.zeros(len(epsilons), np.int64) for names in pairs}
+    samples = 0
+    for batch, first in numbered(batches):
+        if not first:
+            check_subjects({id(s.model): s for names in pairs.values() for s in names}.values(), batch)
+        check_images(*batch)
+        directions: dict[str, Tensor] = {}
+        for names, (network, source) in pairs.items():
+            key = {
+                "what": "fast gradient",
+                "network": network.fingerprint,
+                "source": source.fingerprint,
+                "norm": norm,
+                "clamp": clamp,
+                "epsilons": list(epsilons),
+                "batch": batch_fingerprint(batch),
+            }
+            counts[names] += cache.numbers(key, _counting(network, source, batch, norm, epsilons, clamp, directions))
+        samples += len(batch.labels)
+        progress(len(batch.labels))
+    return {names: (count / samples).tolist() for names, count in counts.items()}
+
+
+def attack_sweep(
+    networks: Mapping[str, nn.Module],
+    batches: Iterable[Batch],
+    epsilons: Sequence[float],
+    attack: Callable[[nn.Module, float], Attack],
+    *,
+    sources: Mapping[str, nn.Module] | None = None,
+    cache: Cache = NO_CACHE,
+    progress: Callable[[int], None] = lambda samples: None,
+) -> Curves:
+    """The accuracy of each network under `attack(source, epsilon)`, for every source and eps.
+
+    Samples that a network gets wrong as they are count as wrong. The rest is as in `fast_gradient_sweep`.
+    """
+    check_epsilons(epsilons)
+    return {
+        names: [
+            float(
+                outcomes(
+                    network, attack(source.model, epsilon), batches, cache, made_on=source, progress=progress
+                ).mean()
+            )
+            for epsilon in epsilons
+        ]
+        for names, (network, source) in pair(networks, sources).items()
+    }
+
+
+def check_epsilons(epsilons: Sequence[float]) -> None:
     if not epsilons or min(epsilons) < 0:
         raise ConfigError(f"epsilons must be at least 0, and some, got {list(epsilons)}")
-    pairs = [(name, name) for name in networks] if sources is None else [(n, s) for n in networks for s in sources]
-    origins = networks if sources is None else sources
-    right = {pair: torch.zeros(len(epsilons), dtype=torch.int64) for pair in pairs}
-    samples = 0
-    with ExitStack() as stack:
-        for model in {id(model): model for model in (*networks.values(), *origins.values())}.values():
-            stack.enter_context(frozen(model))
-        for images, labels in batches:
-            if not samples:
-                for model in (*networks.values(), *origins.values()):
-                    check_logits(model, images[:2], labels)
-            check_images(images, labels)
-            samples += len(labels)
-            for source, model in origins.items():
-                gradient = loss_gradient(model, images, labels)[1]
-                direction = input_gradient(gradient, norm).value
-                for name, by in pairs:
-                    if by == source:
-                        right[name, by] += _right(networks[name], images, labels, direction, epsilons, clamp)
-    return {pair: [int(count) / max(samples, 1) for count in counts] for pair, counts in right.items()}
 
 
-@torch.no_grad()
-def _right(
-    model: nn.Module, images: Tensor, labels: Tensor, direction: Tensor, epsilons: Sequence[float], clamp: bool
-) -> Tensor:
-    """How many answers are right at each epsilon."""
-    counts = []
-    for epsilon in epsilons:
-        moved = images + epsilon * direction
-        counts.append((model(moved.clamp(0, 1) if clamp else moved).argmax(1) == labels).sum())
-    return torch.stack(counts).cpu()
+def pair(
+    networks: Mapping[str, nn.Module], sources: Mapping[str, nn.Module] | None
+) -> dict[tuple[str, str], tuple[Subject, Subject]]:
+    """Every network with every source, or with itself alone."""
+    attacked = {name: Subject.of(name, model) for name, model in networks.items()}
+    if sources is None:
+        return {(name, name): (subject, subject) for name, subject in attacked.items()}
+    origins = {name: Subject.of(name, model) for name, model in sources.items()}
+    return {(n, s): (attacked[n], origins[s]) for s in origins for n in attacked}
+
+
+def _counting(
+    network: Subject,
+    source: Subject,
+    batch: Batch,
+    norm: str,
+    epsilons: Sequence[float],
+    clamp: bool,
+    directions: dict[str, Tensor],
+) -> Callable[[], list[int]]:
+    """How many answers are right at each epsilon; the direction is kept for the other networks."""
+    images, labels = batch
+
+    def compute() -> list[int]:
+        if source.name not in directions:
+            with frozen(source.model):
+                directions[source.name] = ascent(loss_gradient(source.model, images, labels)[1], norm, 1)
+        counts = []
+        with frozen(network.model), torch.no_grad():
+            for epsilon in epsilons:
+                moved = torch.add(images, directions[source.name], alpha=epsilon)
+                logits = network.model(moved.clamp_(0, 1) if clamp else moved)
+                counts.append((logits.argmax(1) == labels).sum())
+        values: list[int] = torch.stack(counts).tolist()
+        return values
+
+    return compute

@@ -10,19 +10,32 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from fastgat.attacks import APGD, PGD, Attack, FastGradient, Noise
+from fastgat.attacks import APGD, PGD, Attack, FastGradient, GeneratorAttack, Noise, Square
 from fastgat.errors import ConfigError, NonFiniteError
+from fastgat.models import Generator
 from tests.attacks.victim import Victim, accuracy
 
 Make = Callable[..., Attack]
+
+
+def some_generator() -> Generator:
+    with torch.random.fork_rng():
+        torch.manual_seed(3)
+        return Generator(width=4)
+
+
 ATTACKS: dict[str, Make] = {
     "fast gradient": FastGradient,
     "pgd": partial(PGD, steps=4),
     "pgd, restarts": partial(PGD, steps=3, restarts=3),
     "apgd-ce": partial(APGD, steps=6),
     "apgd-t": partial(APGD, steps=5, loss="dlr-t", targets=3),
+    "square": partial(Square, queries=30),
+    "generator": lambda model, **settings: GeneratorAttack(model, generator=some_generator(), **settings),
     "noise": Noise,
+    "uniform noise": partial(Noise, distribution="uniform"),
 }
+DRAW_NOTHING = ("fast gradient", "generator")
 EPSILON = {"linf": 0.05, "l2": 1.0}
 attacks = pytest.mark.parametrize("make", ATTACKS.values(), ids=ATTACKS)
 norms = pytest.mark.parametrize("norm", ["linf", "l2"])
@@ -59,19 +72,18 @@ def test_the_samples_beside_a_sample_do_not_matter(victim: Victim, make: Make, n
     settings: dict[str, Any] = {"epsilon": EPSILON[norm], "norm": norm}
     whole = make(victim.model, **settings)(x, y)
     small = make(victim.model, batch_size=7, **settings)(x, y)
-    later = make(victim.model, **settings)(x[20:], y[20:], first=20)
+    later = make(victim.model, **settings)(x[20:], y[20:], numbers=range(20, 30))
     # Rounding differs with the batch, and a sign may turn where the gradient is zero but for it.
     for other, own in ((small, whole), (later, whole[20:])):
         assert ((other - own).abs() > 1e-5).float().mean() < 1e-3
 
 
-@attacks
-def test_seeds(victim: Victim, make: Make) -> None:
+@pytest.mark.parametrize("name", ATTACKS)
+def test_seeds(victim: Victim, name: str) -> None:
     x, y = victim.images[:10], victim.labels[:10]
-    one, again, other = (make(victim.model, seed=seed)(x, y) for seed in (0, 0, 1))
+    one, again, other = (ATTACKS[name](victim.model, seed=seed)(x, y) for seed in (0, 0, 1))
     assert one.equal(again)
-    random = make is not FastGradient
-    assert one.equal(other) != random
+    assert one.equal(other) == (name in DRAW_NOTHING)
 
 
 @attacks
@@ -128,6 +140,54 @@ def test_restarts_keep_what_fools(victim: Victim) -> None:
         for n in (1, 5)
     )
     assert five <= one
+
+
+def test_starts_can_be_gone_on_with(victim: Victim) -> None:
+    settings: dict[str, Any] = {"epsilon": 0.03, "steps": 3}
+    x, y = victim.images, victim.labels
+    four = PGD(victim.model, restarts=4, **settings)(x, y)
+    first = PGD(victim.model, restarts=1, **settings)(x, y)
+    with torch.no_grad():
+        left = (victim.model(first).argmax(1) == y).nonzero().flatten()
+    rest = PGD(victim.model, restarts=3, first_start=1, **settings)(x[left], y[left], left.tolist())
+    with torch.no_grad():
+        stand = (victim.model(rest).argmax(1) == y[left]).sum()
+    assert 0 < int(stand) < len(left) < len(y)
+    assert int(stand) == round(accuracy(victim, four) * len(y))
+
+
+class Broken(nn.Module):
+    """Of an image whose first pixel is dark the gradient is NaN, the logits are not."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, images: Tensor) -> Tensor:
+        dark = (images[:, :1, :1, :1] < 0.5).to(images.dtype)
+        root = (dark * (images - images.detach()) + (1 - dark)).square().sum((1, 2, 3)).sqrt()
+        logits: Tensor = self.model(images)
+        return logits + root[:, None]
+
+
+@norms
+@pytest.mark.parametrize("make", [FastGradient, partial(PGD, steps=3, random_start=False), partial(APGD, steps=3)])
+def test_a_sample_whose_gradient_is_nan_stays(victim: Victim, make: Make, norm: str) -> None:
+    x = victim.images[:8].clone()
+    x[:4, :, 0, 0], x[4:, :, 0, 0] = 0.0, 1.0
+    moved = make(Broken(victim.model), norm=norm, epsilon=EPSILON[norm], clamp=False)(x, victim.labels[:8])
+    assert moved.isfinite().all()
+    assert (moved[4:] != x[4:]).flatten(1).any(1).all()
+
+
+@pytest.mark.parametrize("make", [FastGradient, partial(PGD, steps=2), partial(APGD, steps=2)])
+def test_a_model_without_a_derivative(make: Make) -> None:
+    class Threshold(nn.Module):
+        def forward(self, images: Tensor) -> Tensor:
+            return (images > 0.5).to(images.dtype).flatten(1)[:, :10]
+
+    moved = make(Threshold())(torch.rand(4, 3, 8, 8), torch.arange(4))
+    assert moved.isfinite().all()
 
 
 class Probabilities(nn.Module):

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from fastgat.attacks import APGD, PGD, FastGradient
+from fastgat.attacks import APGD, PGD, AutoAttack, FastGradient, Square
 from tests.attacks.victim import Victim, accuracy
 
 with warnings.catch_warnings():
@@ -86,3 +86,38 @@ def test_apgd_is_as_strong_as_torchattackss(victim: Victim, norm: str, loss: str
         own = APGD(victim.model, epsilon=epsilon, norm=norm, steps=20, loss=loss)
     assert accuracy(victim, own(victim.images, victim.labels)) <= accuracy(victim, other) + 0.01
     assert torch.isfinite(other).all()
+
+
+@pytest.mark.slow
+@norms
+def test_square_is_as_strong_as_torchattackss(victim: Victim, norm: str) -> None:
+    settings = {"linf": (0.06, "Linf"), "l2": (1.5, "L2")}
+    epsilon, name = settings[norm]
+    with torch.random.fork_rng():
+        other = accuracy(victim, torchattack(torchattacks.Square, victim, norm=name, eps=epsilon, n_queries=400))
+    own = Square(victim.model, epsilon=epsilon, norm=norm, queries=400)(victim.images, victim.labels)
+    assert accuracy(victim, own) <= other + 0.01
+    assert other < accuracy(victim, victim.images) - 0.05
+
+
+@norms
+def test_pgd_with_restarts_is_as_strong_as_torchattackss(victim: Victim, norm: str) -> None:
+    epsilon, kind = {"linf": 0.025, "l2": 0.5}[norm], {"linf": torchattacks.PGD, "l2": torchattacks.PGDL2}[norm]
+    stands = torch.ones(len(victim.labels), dtype=torch.bool)
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        for _ in range(4):
+            other = torchattack(kind, victim, eps=epsilon, alpha=epsilon / 8, steps=20)
+            stands &= victim.model(other).argmax(1) == victim.labels
+    attack = PGD(victim.model, epsilon=epsilon, norm=norm, steps=20, step_size=epsilon / 8, restarts=4)
+    assert accuracy(victim, attack(victim.images, victim.labels)) <= float(stands.float().mean()) + 0.01
+
+
+@pytest.mark.slow
+def test_autoattack_is_no_weaker_than_its_parts(victim: Victim) -> None:
+    x, y = victim.images[:40], victim.labels[:40]
+    state = torch.get_rng_state()
+    found = AutoAttack(victim.model, epsilon=0.03)(x, y)
+    assert torch.get_rng_state().equal(state)
+    assert (found - x).abs().max() <= 0.03 + 1e-5
+    assert accuracy(victim, found) <= accuracy(victim, APGD(victim.model, epsilon=0.03)(x, y)) + 0.01

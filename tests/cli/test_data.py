@@ -27,7 +27,7 @@ def test_train_and_evaluate_on_a_folder(run: Run, tmp_path: Path) -> None:
     assert "loader      torch: asked for; augmented: flip, padded crop 4" in result.out
     assert "% waiting for data" in result.out
     assert json.loads(Path("out/summary.json").read_text())["test_accuracy"] is not None
-    assert "6 images of folder:" in run("evaluate", "out").out
+    assert "6 images of folder:" in run("evaluate", "out", "--clean").out
 
 
 def test_train_on_shards_without_test_images(run: Run, tmp_path: Path) -> None:
@@ -36,12 +36,12 @@ def test_train_on_shards_without_test_images(run: Run, tmp_path: Path) -> None:
     result = run("train", "--dataset", "webdataset:s-{0..1}.tar", *SMALL, "--output", "out")
     assert result.code == 0, result.err
     assert f"37 / 3 images of 32 x 32 to train, validate; from {tmp_path}/s-{{0..1}}.tar" in result.out
-    failed = run("evaluate", "out")
+    failed = run("evaluate", "out", "--clean")
     assert (failed.code, failed.err) == (
         1,
         f"fastgat: error: webdataset:{tmp_path}/s-{{0..1}}.tar has no test images; --split validation has some\n",
     )
-    assert "3 images of webdataset:" in run("evaluate", "out", "--split", "validation").out
+    assert "3 images of webdataset:" in run("evaluate", "out", "--clean", "--split", "validation").out
 
 
 def test_a_skipped_image_is_told(run: Run, tmp_path: Path) -> None:
@@ -61,7 +61,10 @@ def test_other_classes_than_in_training_are_noticed(run: Run, tmp_path: Path) ->
     arguments = ("train", "--dataset", "folder:images", *SMALL, "--output", "out")
     assert run(*arguments).code == 0
     (tmp_path / "images" / "bees").rename(tmp_path / "images" / "zebras")
-    for again in (("evaluate", "out", "--split", "validation"), (*arguments, "--resume", "auto", "--epochs", 2)):
+    for again in (
+        ("evaluate", "out", "--clean", "--split", "validation"),
+        (*arguments, "--resume", "auto", "--epochs", 2),
+    ):
         result = run(*again)
         assert result.code == 1
         assert "class 1 was bees in training, but is cats in the data" in result.err

@@ -177,14 +177,14 @@ def test_tensorboard_files(run: Run, tmp_path: Path) -> None:
 
 def test_evaluate_repeats_the_run_s_own_figures(run: Run, baseline: Path) -> None:
     summary = json.loads((baseline / "summary.json").read_text())
-    result = run("evaluate", baseline)
+    result = run("evaluate", baseline, "--clean")
     assert result.code == 0, result.err
     evaluation = json.loads((baseline / "evaluation.json").read_text())
     assert evaluation["samples"] == 360
     # The run judged under mixed precision, the evaluation judges in float32.
     assert evaluation["accuracy"] == pytest.approx(summary["test_accuracy"], abs=0.02)
     assert f"{evaluation['accuracy']:.2%}" in result.out
-    assert run("evaluate", baseline, "--split", "validation", "--checkpoint", "last").code == 0
+    assert run("evaluate", baseline, "--clean", "--split", "validation", "--checkpoint", "last").code == 0
     assert json.loads((baseline / "evaluation.json").read_text())["samples"] == 180
 
 

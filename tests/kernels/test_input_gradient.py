@@ -6,7 +6,7 @@ import pytest
 import torch
 from fastgat.kernels.backend import forced_kernels
 from fastgat.kernels.images import ImageLaunch
-from fastgat.kernels.input_gradient import MODES, InputGradient, input_gradient, input_gradient_reference
+from fastgat.kernels.input_gradient import MODES, InputGradient, ascent, input_gradient, input_gradient_reference
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
@@ -155,3 +155,15 @@ def test_launches_cover_the_image() -> None:
         assert launch.block <= 4096
         assert launch.block >= min(elements, 4096)
         assert 1 <= launch.warps <= 8
+
+
+@pytest.mark.interpret
+@pytest.mark.parametrize("norm", ["l2", "linf"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_ascent_is_the_value_alone(norm: str, dtype: torch.dtype) -> None:
+    gradient = torch.randn(5, 3, 7, 6, dtype=dtype)
+    gradient[1] *= 1e-30 if dtype == torch.float32 else 1e-200
+    gradient[2] = 0
+    expected = input_gradient(gradient, norm, epsilon=0.3).value
+    torch.testing.assert_close(ascent(gradient, norm, 0.3), expected)
+    assert ascent(gradient[:0], norm, 0.3).shape == (0, 3, 7, 6)

@@ -1,0 +1,87 @@
+"""Plots of an evaluation: accuracy against epsilon, and against the power of a perturbation."""
+
+from __future__ import annotations
+
+import io
+import logging
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+TITLES = {"l2": "L2 norm of the perturbation", "linf": "L∞ norm of the perturbation, in 1/255"}
+SIDES = {
+    "generator": ("generator", "o-"),
+    "fg-l2 per sample": ("fast gradient L2, same power per sample", "s--"),
+    "fg-l2 on average": ("fast gradient L2, same mean power", "s:"),
+    "fg-linf per sample": ("fast gradient L∞, same power per sample", "^--"),
+    "fg-linf on average": ("fast gradient L∞, same mean power", "^:"),
+}
+
+
+def plot_curves(curves: Sequence[dict[str, Any]]) -> Figure:
+    """Accuracy over epsilon, one panel a norm: a line for each attack, network and source.
+
+    The end of a ladder that is far beyond the others (epsilon so large that nothing is left) is not drawn.
+    """
+    figure = _figure(11, 4.2)
+    norms = [norm for norm in TITLES if any(curve["norm"] == norm for curve in curves)]
+    for axes, norm in zip(figure.subplots(1, len(norms), squeeze=False)[0], norms, strict=True):
+        scale = 255 if norm == "linf" else 1
+        own = [curve for curve in curves if curve["norm"] == norm]
+        end = max(max(curve["epsilons"]) for curve in own if curve["attack"] == "fast gradient")
+        for curve in own:
+            points = [
+                (scale * epsilon, 100 * accuracy)
+                for epsilon, accuracy in zip(curve["epsilons"], curve["accuracies"], strict=True)
+                if epsilon <= end
+            ]
+            label = f"{curve['network']}, {curve['attack']}"
+            if curve["source"]:
+                label += f" from {curve['source']}"
+            style = "--" if curve["source"] else "-" if curve["attack"] == "fast gradient" else "-."
+            axes.plot(*zip(*points, strict=True), style, marker=".", label=label)
+        axes.set_xlabel(TITLES[norm])
+        axes.set_ylabel("accuracy, %")
+        axes.set_ylim(0, 100)
+        axes.set_xlim(0)
+        axes.grid(alpha=0.3)
+        axes.legend(fontsize=8)
+    return figure
+
+
+def plot_power(rows: Sequence[dict[str, Any]]) -> Figure:
+    """Accuracy over the root of the mean power, a generator for each c_g beside fast gradient: Figure 2."""
+    figure = _figure(6.4, 4.2)
+    axes = figure.subplots()
+    ordered = sorted(rows, key=lambda row: row["power"])
+    x = [row["power"] ** 0.5 for row in ordered]
+    for side, (label, style) in SIDES.items():
+        axes.plot(x, [100 * row["accuracy"][side] for row in ordered], style, label=label)
+    for row in ordered:
+        at = row["power"] ** 0.5, 100 * row["accuracy"]["generator"]
+        axes.annotate(f"$c_g$ {row['cg']:g}", at, (4, -12), textcoords="offset points", fontsize=8)
+    axes.set_xlabel("root of the perturbation's mean power, $\\sqrt{E\\|p\\|_2^2}$")
+    axes.set_ylabel("accuracy, %")
+    axes.grid(alpha=0.3)
+    axes.legend(fontsize=8)
+    return figure
+
+
+def saved(figure: Figure, kind: str) -> bytes:
+    """The figure as "png" or "svg", the same bytes for the same figure."""
+    import matplotlib
+
+    image = io.BytesIO()
+    with matplotlib.rc_context({"svg.hashsalt": "fastgat", "svg.fonttype": "none"}):
+        figure.savefig(image, format=kind, dpi=140, metadata={"Date": None} if kind == "svg" else None)
+    return image.getvalue()
+
+
+def _figure(width: float, height: float) -> Figure:
+    # Its first use on a machine announces a font cache, as a warning.
+    logging.getLogger("matplotlib.font_manager").setLevel(logging.ERROR)
+    from matplotlib.figure import Figure
+
+    return Figure(figsize=(width, height), layout="constrained")

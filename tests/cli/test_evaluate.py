@@ -1,0 +1,123 @@
+"""fastgat evaluate: a run's report on the command line, its exit codes, and what it refuses."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import safetensors.torch
+import torch
+
+from fastgat.engine.checkpoint import load_checkpoint, save_checkpoint
+from tests.cli.conftest import Run
+
+TRAIN = ("train", "--dataset", "digits", "--method", "baseline", "--epochs", 4, "--batch-size", 32, "--no-compile")
+FAST = (
+    *("--samples", 30, "--steps", 4, "--restarts", 2, "--apgd-steps", 4, "--queries", 20),
+    *("--generator-images", 64, "--generator-epochs", 1),
+)
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    from tests.support import fastgat
+
+    folder = tmp_path_factory.mktemp("trained")
+    for seed in (0, 1):
+        done = fastgat(*TRAIN, "--seed", seed, "--output", f"seed{seed}", cwd=folder)
+        assert done.returncode == 0, done.stderr
+    return folder
+
+
+@pytest.fixture
+def runs(trained: Path, tmp_path: Path) -> Path:
+    shutil.copytree(trained, tmp_path / "runs")
+    return tmp_path / "runs"
+
+
+def test_a_report(run: Run, runs: Path) -> None:
+    one = runs / "seed0"
+    arguments = ("evaluate", one, *FAST, "--source", runs / "seed1", "--cg", 0.5)
+    first = run(*arguments)
+    assert first.code in (0, 3)
+    for line in ("test accuracy", "worst case", "report card", "transfer from seed1", "generator, c_g 0.5"):
+        assert line in first.out
+    figures = json.loads((one / "evaluation.json").read_text())
+    assert figures["attacked_samples"] == 30
+    assert (first.code == 3) == (figures["verdict"] == "FAIL")
+    assert {"checkpoint", "dataset", "accuracy", "settings", "environment", "card", "curves"} <= figures.keys()
+    assert figures["settings"]["seed"] == 0
+    assert (one / "report.html").exists()
+    kept = {path.name for path in (one / "evaluation-cache").iterdir()}
+    again = run(*arguments)
+    assert again.out == first.out
+    assert {path.name for path in (one / "evaluation-cache").iterdir()} == kept
+
+
+def test_a_failing_card_has_its_exit_code(run: Run, runs: Path) -> None:
+    """The last layer's weights times a million: no gradient is left."""
+    path = runs / "seed0" / "best.safetensors"
+    tensors, header = load_checkpoint(path)
+    for name in tensors:
+        if name.startswith("classifier.conv7"):
+            tensors[name] = tensors[name] * 1e6
+    save_checkpoint(path, tensors, header)
+    result = run("evaluate", runs / "seed0", *FAST, "--no-generator", "--output", runs / "out")
+    assert result.code == 3
+    assert "FAIL" in result.out
+    assert json.loads((runs / "out" / "evaluation.json").read_text())["verdict"] == "FAIL"
+    assert not (runs / "seed0" / "evaluation.json").exists()
+
+
+def test_clean(run: Run, runs: Path) -> None:
+    result = run("evaluate", runs / "seed0", "--clean")
+    assert result.code == 0
+    assert json.loads((runs / "seed0" / "evaluation.json").read_text())["samples"] > 100
+    assert not (runs / "seed0" / "evaluation-cache").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message", "code"),
+    [
+        (("--epsilon", -0.1), "epsilon must be at least 0, got -0.1", 2),
+        (("--epsilon", "8/0"), "epsilon must be a number", 2),
+        (("--full", "--quick"), "--full attacks every image", 2),
+        (("--no-generator", "--cg", 1), "--cg trains a generator, and --no-generator none", 2),
+        (("--cg", "x"), "cg must be a number", 2),
+        (("--cg", -1), "cg must be at least 0", 2),
+        (("--restarts", 1), "restarts must be at least 2, got 1", 2),
+        (("--norm", "l1"), "Invalid value for '--norm'", 2),
+        (("--source", "nowhere"), "nowhere: no such checkpoint", 1),
+        (("--source", "SELF"), "two runs are called 'seed0'", 2),
+        (("--source", "OTHER CLASSES"), "class 0 was zero in training, but is 0 in the data", 1),
+        (("--output", "/proc/nowhere"), "/proc/nowhere", 1),
+    ],
+)
+def test_what_is_wrong_is_said(run: Run, runs: Path, arguments: tuple[object, ...], message: str, code: int) -> None:
+    other = runs / "other"
+    other.mkdir()
+    tensors, header = load_checkpoint(runs / "seed1" / "best.safetensors")
+    header["model"]["classes"] = ["zero", *header["model"]["classes"][1:]]
+    save_checkpoint(other / "best.safetensors", tensors, header)
+    named = {"SELF": runs / "seed0", "OTHER CLASSES": other}
+    result = run("evaluate", runs / "seed0", *FAST, *(named.get(str(a), a) for a in arguments))
+    assert message in result.err
+    assert result.err.startswith("fastgat: error: ")
+    assert result.err.count("\n") == 1
+    assert result.code == code
+    assert not (runs / "seed0" / "report.html").exists()
+    assert not (runs / "seed0" / "evaluation.json").exists()
+
+
+def test_a_checkpoint_without_a_classifier(run: Run, runs: Path) -> None:
+    path = runs / "seed0" / "best.safetensors"
+    tensors, header = load_checkpoint(path)
+    save_checkpoint(path, {name: t for name, t in tensors.items() if not name.startswith("classifier.")}, header)
+    result = run("evaluate", runs / "seed0", *FAST)
+    assert result.code == 1
+    assert "is only in one of the two" in result.err
+    assert result.err.count("\n") == 1
+    safetensors.torch.save_file({"x": torch.zeros(1)}, path)
+    assert "not a checkpoint of fastgat" in run("evaluate", runs / "seed0").err

@@ -1,0 +1,95 @@
+"""The report card: masked gradients fail on the lines that are about them, an undefended network on none."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+from torch import nn
+
+from fastgat.attacks import GeneratorTraining
+from fastgat.data import IterableLoader
+from fastgat.data.batch import Batch
+from fastgat.evaluation import EvaluationSettings, card, evaluate
+from tests.attacks.victim import Victim
+from tests.evaluation.masked import Loud, Stairs
+
+SETTINGS = EvaluationSettings(epsilon=0.06, steps=10, restarts=4, apgd_steps=15, queries=150)
+TRANSFER = "White-box attacks are at least as strong as transfer from another network"
+SQUARE = "White-box attacks are at least as strong as a search without gradients (Square)"
+VANISHES = "Accuracy reaches 0 at a large epsilon"
+LOSSES = "Attacks on the cross entropy find what attacks on the logits' differences find"
+GRADIENT = "The input gradient is there and finite"
+
+
+def verdicts(victim: Victim, model: nn.Module) -> tuple[str, dict[str, str]]:
+    batches = [Batch(victim.images[:60], victim.labels[:60])]
+    train = IterableLoader(list(zip(victim.images[100:].split(20), victim.labels[100:].split(20), strict=True)), 10)
+    figures = evaluate(
+        model,
+        batches,
+        SETTINGS,
+        sources={"twin": victim.model} if model is not victim.model else {"twin": Loud(victim.model)},
+        train=train,
+        validation=batches,
+        generators=[GeneratorTraining(width=4, epochs=1)],
+    ).figures
+    return figures["verdict"], {check["name"]: check["verdict"] for check in figures["card"]}
+
+
+def test_an_undefended_network_passes(victim: Victim) -> None:
+    verdict, lines = verdicts(victim, victim.model)
+    assert verdict == "PASS", lines
+    assert set(lines.values()) == {"PASS"}
+
+
+@pytest.mark.parametrize(
+    ("mask", "failing"),
+    [(Loud, {TRANSFER, SQUARE, VANISHES, LOSSES, GRADIENT}), (Stairs, {TRANSFER, SQUARE, VANISHES, GRADIENT})],
+)
+def test_masked_gradients_fail(victim: Victim, mask: Any, failing: set[str]) -> None:
+    verdict, lines = verdicts(victim, mask(victim.model))
+    assert verdict == "FAIL"
+    assert {name for name, line in lines.items() if line == "FAIL"} == failing
+
+
+def outcome(right: int, of: int = 1000) -> np.ndarray:
+    return np.arange(of) < right
+
+
+@pytest.mark.parametrize(
+    ("strong", "verdict"), [(500, "PASS"), (510, "PASS"), (511, "WARN"), (530, "WARN"), (531, "FAIL")]
+)
+def test_limits(strong: int, verdict: str) -> None:
+    assert card.stronger("", ("a", outcome(strong)), ("b", outcome(500)), "").verdict == verdict
+    assert card.settled("", ("a", outcome(strong)), ("b", outcome(500)), "").verdict == verdict
+
+
+def test_few_samples_do_not_fail_by_one() -> None:
+    one, three, four = (card.stronger("", ("a", outcome(5 + n, 20)), ("b", outcome(5, 20)), "") for n in (1, 3, 4))
+    assert (one.verdict, three.verdict, four.verdict) == ("PASS", "WARN", "FAIL")
+
+
+def test_gradients_precisions_and_epsilons() -> None:
+    assert card.gradients(0.0, 0.0, 0.3, 1000).verdict == "PASS"
+    assert card.gradients(0.05, 0.0, 0.3, 1000).verdict == "WARN"
+    assert card.gradients(0.2, 0.0, 0.3, 1000).verdict == "FAIL"
+    assert card.gradients(0.0, 0.001, 0.3, 1000).verdict == "FAIL"
+    assert card.precisions({"compiled": 0.0}, {}, 100).verdict == "PASS"
+    assert card.precisions({"compiled": 0.2}, {}, 100).verdict == "FAIL"
+    assert card.precisions({}, {"compiled": "needs a compiler"}, 100).verdict == "WARN"
+    assert card.falls([0, 1, 2], [0.9, 0.5, 0.1], 1000).verdict == "PASS"
+    assert card.falls([0, 1, 2], [0.9, 0.5, 0.6], 1000).verdict == "FAIL"
+    assert card.vanishes(0.5, outcome(0)).verdict == "PASS"
+    assert card.vanishes(0.5, outcome(60)).verdict == "FAIL"
+
+
+def test_too_few_samples_are_said_to_be() -> None:
+    assert card.enough(outcome(20)).verdict == "PASS"
+    assert card.enough(outcome(19)).verdict == "WARN"
+
+
+def test_the_worst_case_is_per_example() -> None:
+    found = {"a": np.array([True, False, True, True]), "b": np.array([True, True, False, True])}
+    assert card.worst_case(found).tolist() == [True, False, False, True]

@@ -1,0 +1,219 @@
+"""The whole evaluation of a network: figures, cache, what it leaves alone, and what it refuses."""
+
+from __future__ import annotations
+
+import copy
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from fastgat.attacks import PGD, Attack, GeneratorTraining
+from fastgat.data import IterableLoader
+from fastgat.data.batch import Batch
+from fastgat.errors import ConfigError, NonFiniteError
+from fastgat.evaluation import Cache, EvaluationSettings, attack_sweep, evaluate, write_report
+from fastgat.evaluation.outcomes import Subject, clean_outcomes, outcomes
+from fastgat.evaluation.power import equal_power
+from fastgat.models import Generator
+from tests.attacks.victim import Victim, accuracy
+
+SETTINGS = EvaluationSettings(norm="l2", epsilon=0.6, steps=4, restarts=2, apgd_steps=4, queries=20)
+
+
+def batches(victim: Victim, count: int = 40, size: int = 40) -> list[Batch]:
+    parts = zip(victim.images[:count].split(size), victim.labels[:count].split(size), strict=True)
+    return [Batch(*part) for part in parts]
+
+
+def without_environment(figures: dict[str, Any]) -> Any:
+    return json.loads(json.dumps(figures))
+
+
+def test_figures_repeat_and_agree_with_attacks(victim: Victim) -> None:
+    one, again = (evaluate(victim.model, batches(victim), SETTINGS).figures for _ in range(2))
+    assert without_environment(one) == without_environment(again)
+    found = {attack["name"]: attack["accuracy"] for attack in one["attacks"]}
+    attack = PGD(victim.model, norm="l2", epsilon=0.6, steps=4)
+    perturbed = attack(victim.images[:40], victim.labels[:40])
+    clean = victim.model(victim.images[:40]).argmax(1) == victim.labels[:40]
+    both = clean & (victim.model(perturbed).argmax(1) == victim.labels[:40])
+    assert found["PGD-4"] == pytest.approx(float(both.float().mean()))
+    assert one["worst_case_accuracy"] <= min(found.values())
+    assert one["clean_accuracy_of_attacked"] == pytest.approx(accuracy(victim, victim.images[:40]))
+    assert one["curves"][-1]["accuracies"][0] == one["clean_accuracy_of_attacked"]  # epsilon 0
+    assert {curve["attack"] for curve in one["curves"]} == {"fast gradient", "PGD-4", "PGD-20"} - {"PGD-4"}
+
+
+def test_the_batch_size_does_not_matter(victim: Victim) -> None:
+    one, many = (evaluate(victim.model, batches(victim, 40, size), SETTINGS).figures for size in (40, 13))
+    for a, b in zip(one["attacks"], many["attacks"], strict=True):
+        assert a["accuracy"] == pytest.approx(b["accuracy"], abs=0.026), a["name"]  # one sample may round away
+
+
+def test_what_was_done_is_not_done_again(victim: Victim, tmp_path: Path) -> None:
+    calls = []
+
+    class Counted(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.model = victim.model
+
+        def forward(self, images: Tensor) -> Tensor:
+            calls.append(len(images))
+            logits: Tensor = self.model(images)
+            return logits
+
+    model, given = Counted(), batches(victim, 40, 20)
+    attack = PGD(model, epsilon=0.03, steps=5)
+    subject = Subject.of("f", model)
+    first = outcomes(subject, attack, given, Cache(tmp_path))
+    some = len(calls)
+    assert outcomes(subject, attack, given, Cache(tmp_path)).tolist() == first.tolist()
+    assert len(calls) == some
+    more = batches(victim, 60, 20)  # the first batches are those from before
+    assert outcomes(subject, attack, more, Cache(tmp_path))[:40].tolist() == first.tolist()
+    assert some < len(calls) < 2 * some
+    outcomes(subject, PGD(model, epsilon=0.04, steps=5), given, Cache(tmp_path))
+    assert len(calls) > 2 * some
+
+
+def test_a_killed_evaluation_goes_on(victim: Victim, tmp_path: Path) -> None:
+    expected = evaluate(victim.model, batches(victim), SETTINGS).figures
+
+    def stop(what: str, done: int, total: int) -> None:
+        if what == "APGD-CE":
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        evaluate(victim.model, batches(victim), SETTINGS, cache=Cache(tmp_path), progress=stop)
+    kept = len(list(tmp_path.iterdir()))
+    assert kept > 5
+    resumed = evaluate(victim.model, batches(victim), SETTINGS, cache=Cache(tmp_path)).figures
+    assert without_environment(resumed) == without_environment(expected)
+
+
+def test_the_matrix_is_network_by_source(victim: Victim) -> None:
+    other = copy.deepcopy(victim.model)
+    with torch.no_grad():
+        for parameter in other.parameters():
+            parameter.add_(0.05 * parameter.std() * torch.randn_like(parameter))
+
+    def attack(model: nn.Module, epsilon: float) -> Attack:
+        return PGD(model, epsilon=epsilon, steps=4)
+
+    curves = attack_sweep(
+        {"f": victim.model, "g": other}, batches(victim), [0, 0.03], attack, sources={"f": victim.model}
+    )
+    assert curves.keys() == {("f", "f"), ("g", "f")}
+    assert curves["f", "f"][1] <= curves["g", "f"][1]
+    assert curves["f", "f"][0] == pytest.approx(accuracy(victim, victim.images[:40]))
+    figures = evaluate(
+        victim.model, batches(victim), SETTINGS, name="f", networks={"g": other}, sources={"h": other}
+    ).figures
+    pairs = {(curve["network"], curve["source"]) for curve in figures["curves"]}
+    assert pairs == {("f", None), ("g", None), ("f", "h"), ("g", "h")}
+
+
+def test_power_is_equal(victim: Victim) -> None:
+    """By hand: what each side adds has the power that it is to have, and the accuracies are those of the sums."""
+    torch.manual_seed(0)
+    generator = Generator(width=4)
+    with torch.no_grad():
+        generator.body[-1].bias.fill_(0.05)  # type: ignore[operator]
+    subject, cache = Subject.of("f", victim.model), Cache()
+    (row,) = equal_power(subject, {0.5: generator}, batches(victim, 40, 15), cache)
+    x, y = victim.images[:40], victim.labels[:40]
+    x_ = x.clone().requires_grad_()
+    own = victim.model(x_).softmax(1).gather(1, y[:, None]).sum()
+    (delta,) = torch.autograd.grad(own, x_)
+    with torch.no_grad():
+        p = generator(delta)
+        norms = p.flatten(1).norm(dim=1)
+        assert row["power"] == pytest.approx(float(norms.square().mean()), rel=1e-4)
+        assert row["accuracy"]["generator"] == pytest.approx(
+            float((victim.model(x + p).argmax(1) == y).float().mean()), abs=0.026
+        )
+        step = -delta.sign() * (norms / 3072**0.5).view(-1, 1, 1, 1)  # against the probability, along the loss
+        assert row["accuracy"]["fg-linf per sample"] == pytest.approx(
+            float((victim.model(x + step).argmax(1) == y).float().mean()), abs=0.026
+        )
+    assert row["cg"] == 0.5
+
+
+def test_a_report_is_whole(victim: Victim, tmp_path: Path) -> None:
+    train = IterableLoader(list(zip(victim.images[100:].split(20), victim.labels[100:].split(20), strict=True)), 10)
+    result = evaluate(
+        victim.model,
+        batches(victim),
+        SETTINGS,
+        name="<f>",
+        train=train,
+        validation=batches(victim),
+        generators=[GeneratorTraining(cg=cg, width=4, epochs=1) for cg in (0.1, 1)],
+    )
+    written = {path.name for path in write_report(tmp_path / "out", result)}
+    images = {f"evaluation-{name}.{kind}" for name in ("curves", "power", "pictures") for kind in ("png", "svg")}
+    assert written == images | {"evaluation.json", "report.html"}
+    page = (tmp_path / "out" / "report.html").read_text()
+    assert "&lt;f&gt;" in page
+    assert "<f>" not in page
+    assert page.count("data:image/png;base64,") == 3
+    assert "http://" not in page.replace("http://www.w3.org", "")
+    assert 'src="evaluation' not in page
+    for check in result.figures["card"]:
+        assert check["name"].split("'")[0] in page
+    assert json.loads((tmp_path / "out" / "evaluation.json").read_text())["equal_power"][0]["cg"] == 0.1
+
+
+def test_the_model_comes_back_as_it_was(victim: Victim) -> None:
+    model = copy.deepcopy(victim.model).train()
+    before, state = copy.deepcopy(model.state_dict()), torch.get_rng_state()
+    evaluate(model, batches(victim, 10), SETTINGS)
+    assert all(module.training for module in model.modules())
+    assert all(p.requires_grad and p.grad is None for p in model.parameters())
+    assert all(value.equal(before[name]) for name, value in model.state_dict().items())
+    assert torch.get_rng_state().equal(state)
+
+
+def test_what_is_wrong_is_said(victim: Victim) -> None:
+    class NaN(nn.Module):
+        def forward(self, images: Tensor) -> Tensor:
+            return images.flatten(1)[:, :10] * torch.nan
+
+    given = batches(victim, 10)
+    hundred = nn.Sequential(nn.Flatten(), nn.Linear(3072, 100))
+    for error, message, call in (
+        (ConfigError, "epsilon must be at least 0", lambda: EvaluationSettings(epsilon=-0.1)),
+        (ConfigError, "pixels from", lambda: evaluate(victim.model, [Batch(given[0].images * 2, given[0].labels)])),
+        (ConfigError, "returns probabilities", lambda: evaluate(nn.Sequential(victim.model, nn.Softmax(1)), given)),
+        (NonFiniteError, "NaN or infinite", lambda: evaluate(NaN(), given)),
+        (
+            ConfigError,
+            "h tells 100 classes apart, but network 10",
+            lambda: evaluate(victim.model, given, sources={"h": hundred}),
+        ),
+        (ConfigError, "does not take images", lambda: evaluate(nn.Linear(3, 10), given)),
+        (ConfigError, "read several times", lambda: evaluate(victim.model, iter(given))),
+        (ConfigError, "no images", lambda: evaluate(victim.model, [])),
+        (
+            ConfigError,
+            "pass train and validation images",
+            lambda: evaluate(victim.model, given, generators=[GeneratorTraining()]),
+        ),
+        (
+            ConfigError,
+            "'network' stands for several",
+            lambda: evaluate(victim.model, given, sources={"network": victim.model}),
+        ),
+    ):
+        with pytest.raises(error, match=message):
+            call()
+
+
+def test_clean_outcomes_are_the_clean_answers(victim: Victim) -> None:
+    right = clean_outcomes(Subject.of("f", victim.model), batches(victim, 40, 11), Cache())
+    assert right.tolist() == (victim.model(victim.images[:40]).argmax(1) == victim.labels[:40]).tolist()
