@@ -1,4 +1,4 @@
-"""The report card: checks that a claim of robustness must survive (EVALUATION in the sense of Carlini et al. 2019).
+"""The report card: checks that a claim of robustness must survive (Athalye et al. 2018, Carlini et al. 2019).
 
 A network can look robust because its gradients are of no use to an attack. Each check compares two figures that such a
 network gets the wrong way round, and is PASS, WARN or FAIL.
@@ -97,12 +97,11 @@ def falls(epsilons: Sequence[float], accuracies: Sequence[float], samples: int) 
     )
 
 
-def vanishes(epsilon: float, outcome: Outcomes) -> Check:
+def vanishes(epsilon: float, left: float, samples: int) -> Check:
     """At a large epsilon nothing may stand."""
-    left = float(outcome.mean())
     return Check(
         "Accuracy reaches 0 at a large epsilon",
-        GONE.judge(left, len(outcome)),
+        GONE.judge(left, samples),
         {f"PGD, epsilon {epsilon:.4g}": left},
         f"what is left: {GONE}",
         "images may change beyond recognition, and still the attack does not succeed: it is the attack that fails",

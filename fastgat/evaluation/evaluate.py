@@ -110,10 +110,9 @@ def evaluate(
     if shared := {name, *networks} & sources.keys() | {name} & networks.keys():
         raise ConfigError(f"{min(shared)!r} stands for several networks: give each a name of its own")
     run = _Run(Subject.of(name, model), batches, settings, cache or Cache(), progress)
-    others = [Subject.of(*item) for item in (*networks.items(), *sources.items())]
+    beside, transfers = ([Subject.of(*item) for item in others.items()] for others in (networks, sources))
     first, _ = next(numbered(batches))
-    check_subjects([run.subject, *others], first)
-    transfers = [Subject.of(*item) for item in sources.items()]
+    check_subjects([run.subject, *beside, *transfers], first)
     trained = {g.cg: run.generator(g, train, validation) for g in generators}
     curves = run.curves({name: model, **networks}, sources, curve_batches or batches)
     found = run.attacks(transfers, {cg: generator for cg, (generator, _) in trained.items()})
@@ -325,10 +324,9 @@ class _Run:
             best = min(keys, key=lambda key: found[key].mean())
             checks.append(card.stronger(line, white, (best, found[best]), weaker))
         epsilons, accuracies = ladder["epsilons"], ladder["accuracies"]
-        largest = PGD(self.subject.model, **(self.common | {"epsilon": epsilons[-1], "steps": LADDER_STEPS}))
         checks += [
             card.falls(epsilons, accuracies, self.samples),
-            card.vanishes(epsilons[-1], outcomes(self.subject, largest, self.batches, self.cache)),
+            card.vanishes(epsilons[-1], accuracies[-1], self.samples),
             card.settled(
                 "Twice the steps find little more", (one, found[one]), (twice, found[twice]),
                 "the attack has not converged: give it more --steps",

@@ -121,7 +121,6 @@ def check_subjects(subjects: Iterable[Subject], batch: Batch) -> None:
 def _clean(subject: Subject, batch: Batch, cache: Cache) -> Outcomes:
     key = {"what": "clean", "network": subject.fingerprint, "batch": batch_fingerprint(batch)}
 
-    @torch.no_grad()
     def compute() -> list[int]:
         with frozen(subject.model), torch.no_grad():
             right: list[int] = (subject.model(batch.images).argmax(1) == batch.labels).tolist()
