@@ -17,6 +17,9 @@ from fastgat.errors import ConfigError, NonFiniteError
 from fastgat.options import Options, option
 
 NORMS = ("linf", "l2")
+AT_A_TIME = {"cpu": 64, "cuda": 256}
+"""Images in a pass. On a CPU a pass of the paper's classifier over 64 takes a fifth less time an image than over 256
+(2 cores of an AMD EPYC with AVX2, torch 2.13.0, forward and input gradient, 256 images: 454 and 572 ms, n = 4)."""
 
 
 @dataclass(frozen=True)
@@ -33,7 +36,7 @@ class Attack(Options, ABC):
     epsilon: float = option(8 / 255, "bound of the perturbation's norm, in pixel units", at_least=0)
     norm: str = option("linf", "linf: of each pixel; l2: of each image", choices=NORMS)
     clamp: bool = option(True, "keep pixels in [0, 1]; the paper's own figures do not")
-    batch_size: int = option(256, "images at a time", at_least=1)
+    batch_size: int | None = option(None, "images at a time  [default: 64 on a CPU, 256 on a GPU]", at_least=1)
     seed: int = option(0, "of what is drawn", at_least=0)
 
     def __call__(self, images: Tensor, labels: Tensor, numbers: Sequence[int] | np.ndarray | None = None) -> Tensor:
@@ -49,12 +52,13 @@ class Attack(Options, ABC):
         """
         check_images(images, labels)
         numbers = np.arange(len(images)) if numbers is None else np.asarray(numbers, np.int64)
+        size = self.batch_size or AT_A_TIME["cuda" if images.is_cuda else "cpu"]
         results = []
         with frozen(self.model):
             if len(images):
                 check_logits(self.model, images[:2], labels)
-            for start in range(0, len(images), self.batch_size):
-                part = slice(start, start + self.batch_size)
+            for start in range(0, len(images), size):
+                part = slice(start, start + size)
                 x = images[part].detach()
                 moved = self.perturb(x, labels[part], numbers[part]).detach()
                 lost = moved.flatten(1).isnan().any(1)

@@ -12,6 +12,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
 from fastgat.cli.options import settings_options
+from fastgat.engine.allocator import keep_freed_memory
 from fastgat.evaluation import Cache, EvaluationSettings, RunSettings, evaluate_run, write_report
 from fastgat.options import convert
 
@@ -72,6 +73,7 @@ def evaluate(
     settings, attacks = RunSettings(**_of(RunSettings, chosen)), EvaluationSettings(**_of(EvaluationSettings, chosen))
     prices = () if no_generator else tuple(convert("cg", value, float) for value in cgs or ("1",))
     folder = output or (run if run.is_dir() else run.parent)
+    keep_freed_memory()
     console = Console()
     with EvaluationBar(console) as bar:
         result = evaluate_run(

@@ -61,7 +61,7 @@ class EvaluationSettings(Options):
     queries: int = option(5000, "of the Square attack", at_least=1)
     autoattack: bool = option(False, "run torchattacks' AutoAttack too (the extra autoattack)")
     seed: int = option(0, "of everything that is drawn", at_least=0)
-    batch_size: int = option(256, "images at a time", at_least=1)
+    batch_size: int | None = option(None, "images at a time  [default: 64 on a CPU, 256 on a GPU]", at_least=1)
 
     @property
     def bound(self) -> float:

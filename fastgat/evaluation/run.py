@@ -28,6 +28,8 @@ from fastgat.reporting.environment import environment
 
 QUICK = 100
 """Samples to attack where all of them would take too long."""
+BLOCK = 256
+"""Samples that are read, and whose figures are kept, together."""
 CURVES = 1000
 """Samples of curves, which cost little, at least."""
 
@@ -142,7 +144,7 @@ def evaluate_run(
     settings, attacks = settings or RunSettings(), attacks or EvaluationSettings()
     device = pick_device(settings.device)
     loaded = load_run(run, settings.checkpoint, device)
-    data = RunData(loaded, settings, attacks.batch_size, device)
+    data = RunData(loaded, settings, attacks.batch_size or BLOCK, device)
     others = {label: load_run(path, settings.checkpoint, device) for label, path in _labels(run, sources, networks)}
     for other in others.values():
         check_same_classes(other.path, other.header, data.images.classes)
