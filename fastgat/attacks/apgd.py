@@ -124,9 +124,11 @@ def _loss(name: str, labels: Tensor, targets: Tensor) -> Loss:
 
     def difference_of_logits_ratio(logits: Tensor) -> Tensor:
         """-(z_y - z_t) / (z_(1) - (z_(3) + z_(4)) / 2), z_(i) the i-th largest: the same for a z + b."""
+        aimed = (logits.gather(1, labels[:, None]) - logits.gather(1, targets[:, None])).flatten()
+        if logits.shape[1] == 2:  # z_(1) - z_(2) is the difference itself, and its quotient says nothing
+            return -aimed
         ordered = logits.sort(1, descending=True).values
         third, fourth = (ordered[:, min(i, logits.shape[1] - 1)] for i in (2, 3))
-        aimed = logits.gather(1, labels[:, None]) - logits.gather(1, targets[:, None])
-        return -aimed.flatten() / (ordered[:, 0] - (third + fourth) / 2 + 1e-12)
+        return -aimed / (ordered[:, 0] - (third + fourth) / 2 + 1e-12)
 
     return difference_of_logits_ratio

@@ -22,6 +22,9 @@ class AutoAttack(Attack):
     torchattacks draws for a whole batch: unlike those of the other attacks, its result depends on the batch size.
     """
 
+    def settings(self) -> dict[str, Any]:
+        return {**super().settings(), "batch_size": self.batch_size}
+
     def perturb(self, images: Tensor, labels: Tensor, numbers: np.ndarray) -> Tensor:
         with torch.no_grad():
             classes = self.model(images[:1]).shape[1]
@@ -30,6 +33,13 @@ class AutoAttack(Attack):
         with torch.random.fork_rng([images.device] if images.is_cuda else []):
             found: Tensor = attack(images, labels)
         return found
+
+
+def check_autoattack(classes: int) -> None:
+    """Raises ConfigError where AutoAttack cannot be had for a classifier of so many classes."""
+    _torchattacks()
+    if classes < 4:
+        raise ConfigError(f"AutoAttack needs at least 4 classes, and the network tells {classes} apart")
 
 
 def _torchattacks() -> Any:

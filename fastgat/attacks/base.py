@@ -119,6 +119,11 @@ def wide(of_samples: Tensor) -> Tensor:
     return of_samples[:, None, None, None]
 
 
+def right(logits: Tensor, labels: Tensor) -> Tensor:
+    """Which answers are right, (B,); one among logits that are NaN or infinite is not."""
+    return (logits.argmax(1) == labels) & logits.isfinite().all(1)
+
+
 @contextlib.contextmanager
 def frozen(model: nn.Module) -> Iterator[None]:
     """The model in eval mode, its parameters without gradients; everything is put back."""

@@ -8,6 +8,7 @@ from typing import Any
 
 import click
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
@@ -61,7 +62,8 @@ def evaluate(
 
     Clean accuracy, fast-gradient curves over epsilon, attacks (noise, fast gradient, PGD, APGD, Square, transfer, a
     fresh generator) at one epsilon, and a report card of what to believe of them. Goes to evaluation.json, report.html
-    and plots in the run folder; what is done is kept in evaluation-cache/ there, so that a second call goes on.
+    and plots in the run folder (with --clean, to evaluation-clean.json alone); what is done is kept in
+    evaluation-cache/ there, so that a second call goes on.
 
     Exit code 3 where the card has a FAIL.
     """
@@ -84,7 +86,7 @@ def evaluate(
             networks=networks,
             cgs=prices,
             clean_only=clean,
-            cache=None if clean or fresh else Cache(folder / "evaluation-cache"),
+            cache=None if clean else Cache(folder / "evaluation-cache", fresh=fresh),
             progress=bar,
         )
     figures = result.figures
@@ -96,7 +98,8 @@ def evaluate(
     if clean:
         return
     _show(console, figures)
-    console.print(f"\n{next(path for path in written if path.suffix == '.html')}", highlight=False, soft_wrap=True)
+    page = next(path for path in written if path.suffix == ".html")
+    console.print(f"\n{escape(str(page))}", highlight=False, soft_wrap=True)
     if figures["verdict"] == "FAIL":
         click.get_current_context().exit(CARD_FAILED)
 
@@ -109,7 +112,11 @@ class EvaluationBar:
     """A bar for what is being done, on a terminal."""
 
     def __init__(self, console: Console) -> None:
-        columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.completed}/{task.total}"))
+        columns = (
+            TextColumn("{task.description}", markup=False),
+            BarColumn(),
+            TextColumn("{task.completed}/{task.total}"),
+        )
         self.bar = Progress(
             *columns, TimeRemainingColumn(), console=console, transient=True, disable=not console.is_terminal
         )
@@ -141,12 +148,12 @@ def _show(console: Console, figures: dict[str, Any]) -> None:
     rows = [("none", figures["clean_accuracy_of_attacked"])]
     rows += [(attack["name"], attack["accuracy"]) for attack in figures["attacks"]]
     for name, accuracy in [*rows, ("worst case, sample by sample", figures["worst_case_accuracy"])]:
-        table.add_row(name, f"{accuracy:.1%}")
+        table.add_row(escape(name), f"{accuracy:.1%}")
     console.print(table)
     console.print("\nreport card", highlight=False)
     table = Table(box=None, pad_edge=False, show_header=False)
     for check in figures["card"]:
         found = ", ".join(f"{k} {f'{v:.1%}' if isinstance(v, float) else v}" for k, v in check["figures"].items())
         colour = COLOURS[check["verdict"]]
-        table.add_row(f"[{colour}]{check['verdict']}[/]", check["name"], found)
+        table.add_row(f"[{colour}]{check['verdict']}[/]", check["name"], escape(found))
     console.print(table)

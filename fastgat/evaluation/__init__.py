@@ -1,7 +1,7 @@
 """What a trained classifier is worth: curves, attacks, and a report card."""
 
 from fastgat.evaluation.cache import Cache
-from fastgat.evaluation.evaluate import Evaluation, EvaluationSettings, evaluate
+from fastgat.evaluation.protocol import Evaluation, EvaluationSettings, evaluate
 from fastgat.evaluation.report import write_report
 from fastgat.evaluation.run import RunSettings, evaluate_run
 from fastgat.evaluation.sweep import attack_sweep, fast_gradient_sweep

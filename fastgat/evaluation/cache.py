@@ -18,7 +18,8 @@ from fastgat.data.batch import Batch
 from fastgat.engine.files import write_atomically
 from fastgat.errors import OutputError
 
-FORMAT = 1
+PLAIN = (bool, int, float, str, bytes, tuple, list, type(None), torch.dtype)
+FORMAT = 2
 """Of what is stored, and of how it is computed: another number makes everything anew."""
 
 Key = Mapping[str, Any]
@@ -27,16 +28,17 @@ Key = Mapping[str, Any]
 class Cache:
     """One small file an entry, named by a digest of its key; without a folder, nothing is kept.
 
-    A file that is damaged, or was made for another key, counts as absent.
+    A file that is damaged, or was made for another key, counts as absent; with `fresh`, also one from before.
     """
 
-    def __init__(self, folder: Path | None = None) -> None:
-        self.folder = folder
+    def __init__(self, folder: Path | None = None, *, fresh: bool = False) -> None:
+        self.folder, self.fresh = folder, fresh
+        self._own: set[Path] = set()
 
     def numbers(self, key: Key, compute: Callable[[], Sequence[int]]) -> list[int]:
         """What `compute` returned for this key, now or earlier."""
         path, text = self._place(key, "json")
-        if path is not None:
+        if path is not None and self._counts(path):
             with contextlib.suppress(OSError, ValueError, TypeError, KeyError):
                 content = json.loads(path.read_bytes())
                 if content["key"] == text:
@@ -49,7 +51,7 @@ class Cache:
     def module(self, key: Key, build: Callable[[], nn.Module], compute: Callable[[], tuple[nn.Module, Any]]) -> Any:
         """A trained module and what is to be said of it (plain values), from `compute` or loaded into `build()`."""
         path, text = self._place(key, "safetensors")
-        if path is not None:
+        if path is not None and self._counts(path):
             with contextlib.suppress(OSError, ValueError, KeyError, RuntimeError, safetensors.SafetensorError):
                 with safetensors.safe_open(path, "pt") as file:
                     metadata = file.metadata()
@@ -69,6 +71,10 @@ class Cache:
         except OSError as error:
             raise OutputError(f"{path.parent}: cannot be made: {error.strerror}") from None
         write_atomically(path, content)
+        self._own.add(path)
+
+    def _counts(self, path: Path) -> bool:
+        return not self.fresh or path in self._own
 
     def _place(self, key: Key, suffix: str) -> tuple[Path | None, str]:
         text = json.dumps({"format": FORMAT, **key}, sort_keys=True)
@@ -78,9 +84,19 @@ class Cache:
 
 
 def model_fingerprint(model: nn.Module) -> str:
-    """A digest of a module's structure, every tensor of its state, and the kind of device that it is on."""
-    digest = hashlib.sha256(f"{type(model).__qualname__} {model!r}".encode())
-    for name, tensor in model.state_dict().items():
+    """A digest of a module's structure, all its parameters and buffers, the plain values among its submodules'
+    attributes (but for the train or eval mode), and the kind of device that it is on. What a `forward` computes beside
+    these, from a global variable, say, it cannot see."""
+    digest = hashlib.sha256(repr(model).encode())
+    for name, module in model.named_modules():
+        digest.update(f"{name} {type(module).__module__}.{type(module).__qualname__}".encode())
+        for attribute, value in sorted(vars(module).items()):
+            if isinstance(value, Tensor):
+                digest.update(attribute.encode())
+                _add(digest, value)
+            elif attribute != "training" and isinstance(value, PLAIN):
+                digest.update(f"{attribute} {value!r}".encode())
+    for name, tensor in (*model.named_parameters(), *model.named_buffers()):
         digest.update(f"{name} {tensor.device.type}".encode())
         _add(digest, tensor)
     return digest.hexdigest()[:32]

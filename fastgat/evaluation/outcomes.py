@@ -11,9 +11,9 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from fastgat.attacks.base import Attack, check_images, check_logits, frozen
+from fastgat.attacks.base import Attack, check_images, check_logits, frozen, right
 from fastgat.data.batch import Batch
-from fastgat.errors import ConfigError
+from fastgat.errors import ConfigError, FastgatError, NonFiniteError
 from fastgat.evaluation.cache import Cache, batch_fingerprint, model_fingerprint
 
 Outcomes = NDArray[np.bool_]
@@ -98,8 +98,9 @@ def numbered(batches: Iterable[Batch]) -> Iterator[tuple[Batch, int]]:
         raise ConfigError("there are no images to evaluate on")
 
 
-def check_subjects(subjects: Iterable[Subject], batch: Batch) -> None:
-    """Raises ConfigError or NonFiniteError unless each returns logits for such images, all of the same classes."""
+def check_subjects(subjects: Iterable[Subject], batch: Batch) -> int:
+    """The number of classes; raises ConfigError or NonFiniteError unless each returns logits of that many for such
+    images."""
     check_images(*batch)
     classes: dict[str, int] = {}
     for name, model, _ in subjects:
@@ -108,7 +109,9 @@ def check_subjects(subjects: Iterable[Subject], batch: Batch) -> None:
                 check_logits(model, batch.images[:2], batch.labels)
                 with torch.no_grad():
                     classes[name] = model(batch.images[:1]).shape[1]
-            except (RuntimeError, TypeError) as error:
+            except (FastgatError, torch.OutOfMemoryError):
+                raise
+            except (RuntimeError, TypeError, ValueError, AssertionError, IndexError) as error:
                 reason = " ".join(str(error).split("\n")[0].split())
                 shape = tuple(batch.images.shape)
                 raise ConfigError(f"{name} does not take images of shape {shape}: {reason}") from None
@@ -116,6 +119,7 @@ def check_subjects(subjects: Iterable[Subject], batch: Batch) -> None:
     for name, found in others:
         if found != expected:
             raise ConfigError(f"{name} tells {found} classes apart, but {first} {expected}: they do not compare")
+    return expected
 
 
 def _clean(subject: Subject, batch: Batch, cache: Cache) -> Outcomes:
@@ -123,8 +127,11 @@ def _clean(subject: Subject, batch: Batch, cache: Cache) -> Outcomes:
 
     def compute() -> list[int]:
         with frozen(subject.model), torch.no_grad():
-            right: list[int] = (subject.model(batch.images).argmax(1) == batch.labels).tolist()
-        return right
+            logits = subject.model(batch.images)
+        if not logits.isfinite().all():
+            raise NonFiniteError(f"{subject.name} returns logits that are NaN or infinite")
+        answers: list[int] = right(logits, batch.labels).tolist()
+        return answers
 
     return np.array(cache.numbers(key, compute), bool)
 
@@ -132,14 +139,14 @@ def _clean(subject: Subject, batch: Batch, cache: Cache) -> Outcomes:
 def _attacked(subject: Subject, attack: Attack, batch: Batch, first: int, wanted: Outcomes) -> Callable[[], list[int]]:
     def compute() -> list[int]:
         rows = np.flatnonzero(wanted)
-        right = np.zeros(len(wanted), bool)
+        standing = np.zeros(len(wanted), bool)
         if len(rows):
             at = torch.from_numpy(rows).to(batch.labels.device)
             labels = batch.labels[at]
             moved = attack(batch.images[at], labels, first + rows)
             with frozen(subject.model), torch.no_grad():
-                right[rows] = (subject.model(moved).argmax(1) == labels).cpu().numpy()
-        values: list[int] = right.tolist()
+                standing[rows] = right(subject.model(moved), labels).cpu().numpy()
+        values: list[int] = standing.tolist()
         return values
 
     return compute

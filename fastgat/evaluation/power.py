@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from fastgat.attacks.base import frozen, loss_gradient, wide
+from fastgat.attacks.base import frozen, loss_gradient, right, wide
 from fastgat.attacks.generator import generated
 from fastgat.data.batch import Batch
 from fastgat.evaluation.cache import Cache, batch_fingerprint, model_fingerprint
@@ -53,15 +53,15 @@ def _row(
         norms += cache.numbers(key, partial(_norms, subject, generator, batch))
         elements = batch.images[0].numel()
     power = float(((np.array(norms) / SCALE) ** 2).mean())
-    right, samples = np.zeros(len(SIDES), np.int64), 0
+    counts, samples = np.zeros(len(SIDES), np.int64), 0
     for batch, _ in numbered(batches):
         mean = {"power": f"{power:.17g}", "batch": batch_fingerprint(batch)}
-        right += cache.numbers(
+        counts += cache.numbers(
             {"what": "equal power", **networks, **mean}, partial(_right, subject, generator, batch, math.sqrt(power))
         )
         samples += len(batch.labels)
         progress(len(batch.labels))
-    accuracy = dict(zip(SIDES, (right / samples).tolist(), strict=True))
+    accuracy = dict(zip(SIDES, (counts / samples).tolist(), strict=True))
     return {"cg": cg, "power": power, "rms": math.sqrt(power / elements), "accuracy": accuracy}
 
 
@@ -86,4 +86,4 @@ def _right(subject: Subject, generator: nn.Module, batch: Batch, mean: float) ->
         l2, linf = ascent(gradient, "l2", 1), ascent(gradient, "linf", 1)
         moves: list[Tensor] = [p, wide(own) * l2, mean * l2, wide(own / pixel) * linf, mean / pixel * linf]
         with torch.no_grad():
-            return [int((subject.model(images + move).argmax(1) == labels).sum()) for move in moves]
+            return [int(right(subject.model(images + move), labels).sum()) for move in moves]

@@ -10,17 +10,18 @@ import numpy as np
 
 from fastgat.engine.files import write_atomically
 from fastgat.errors import OutputError
-from fastgat.evaluation.evaluate import Evaluation
 from fastgat.evaluation.examples import Example
+from fastgat.evaluation.protocol import Evaluation
 from fastgat.reporting.html import render_report
 from fastgat.reporting.pictures import Picture, draw_sheet, magnified
 from fastgat.reporting.plots import plot_curves, plot_power, saved
 
 
 def write_report(folder: Path, evaluation: Evaluation) -> list[Path]:
-    """Write everything, and return what was written; clean figures alone are evaluation.json alone.
+    """Write everything, and return what was written; clean figures alone go to evaluation-clean.json.
 
-    Raises OutputError where the folder cannot be written.
+    Plots of an earlier report that this one does not have are removed. Raises OutputError where the folder cannot be
+    written.
     """
     figures = evaluation.figures
     files: dict[str, bytes] = {}
@@ -33,13 +34,19 @@ def write_report(folder: Path, evaluation: Evaluation) -> list[Path]:
         drawn = {name: {kind: saved(plot, kind) for kind in ("png", "svg")} for name, plot in plots.items()}
         files = {f"evaluation-{name}.{kind}": image for name, kinds in drawn.items() for kind, image in kinds.items()}
         files["report.html"] = render_report(figures, {name: kinds["png"] for name, kinds in drawn.items()}).encode()
-    files["evaluation.json"] = (json.dumps(figures, indent=2) + "\n").encode()
+    name = "evaluation.json" if "card" in figures else "evaluation-clean.json"
+    files[name] = (json.dumps(figures, indent=2, default=str) + "\n").encode()
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise OutputError(f"{folder}: cannot be made: {error.strerror}") from None
     for name, content in files.items():
         write_atomically(folder / name, content)
+    if "card" in figures:
+        for kind in ("png", "svg"):
+            for plot in ("curves", "power", "pictures"):
+                if (stale := f"evaluation-{plot}.{kind}") not in files:
+                    (folder / stale).unlink(missing_ok=True)
     return [folder / name for name in files]
 
 

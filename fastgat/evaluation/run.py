@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,12 +17,13 @@ from fastgat.data import Batch, DataSet, Images, Loader, choose, create_loader, 
 from fastgat.data.bad_samples import POLICIES
 from fastgat.engine.accuracy import score
 from fastgat.engine.checkpoint import load_checkpoint
-from fastgat.engine.device import pick_device
+from fastgat.engine.device import pick_device, tf32
 from fastgat.engine.load import checkpoint_path, trained_classifier
+from fastgat.engine.loop import BEST
 from fastgat.engine.resume import check_same_classes
 from fastgat.errors import ConfigError, DataError
 from fastgat.evaluation.cache import Cache
-from fastgat.evaluation.evaluate import Evaluation, EvaluationSettings, Progress, evaluate
+from fastgat.evaluation.protocol import Evaluation, EvaluationSettings, Progress, evaluate
 from fastgat.options import Options, option
 from fastgat.reporting.environment import environment
 
@@ -92,8 +93,13 @@ class RunData:
 
     def some(self, count: int | None, seed: int) -> Passes:
         """A random choice of the images, the same and in the same order for every larger count."""
-        order = np.random.default_rng((seed, len(self.part))).permutation(len(self.part))
-        return Passes(self.loader(self.part.take(order[: count or len(order)])))
+        return Passes(self.loader(shuffled(self.part, count, seed)))
+
+
+def shuffled(images: Images, count: int | None, seed: int) -> Images:
+    """`count` images, or all, in a random order: folders keep theirs class by class."""
+    order = np.random.default_rng((seed, len(images))).permutation(len(images))
+    return images.take(order[: count or len(order)])
 
 
 def load_run(run: Path, checkpoint: str, device: torch.device) -> Loaded:
@@ -148,16 +154,22 @@ def evaluate_run(
     others = {label: load_run(path, settings.checkpoint, device) for label, path in _labels(run, sources, networks)}
     for other in others.values():
         check_same_classes(other.path, other.header, data.images.classes)
-    figures = evaluate_clean(loaded, data)
+    with tf32(False):
+        figures = evaluate_clean(loaded, data)
+    figures |= {
+        "run": str(loaded.path),
+        "other_runs": {label: str(other.path) for label, other in others.items()},
+        "run_settings": {
+            key: str(value) if isinstance(value, Path) else value for key, value in asdict(settings).items()
+        },
+        "classes": list(data.images.classes),
+        "environment": environment(),
+    }
     if clean_only:
         return Evaluation(figures, [])
-    labels = [label for label, _ in _labels(run, sources, networks)]
-    modules = {label: other.classifier for label, other in others.items()}
+    labels, modules = list(others), {label: other.classifier for label, other in others.items()}
     count = settings.samples
-    training = data.loader(
-        data.images.train.take(np.arange(min(settings.generator_images, len(data.images.train)))), 64
-    )
-    validation = data.images.validation.take(np.arange(min(256, len(data.images.validation))))
+    training = shuffled(data.images.train, settings.generator_images, attacks.seed)
     result = evaluate(
         loaded.classifier,
         data.some(count, attacks.seed),
@@ -166,14 +178,13 @@ def evaluate_run(
         networks={label: modules[label] for label in labels[len(sources) :]},
         sources={label: modules[label] for label in labels[: len(sources)]},
         curve_batches=data.some(None if count is None else max(count, CURVES), attacks.seed),
-        train=training,
-        validation=Passes(data.loader(validation)),
+        train=data.loader(training, min(64, len(training))),
+        validation=Passes(data.loader(shuffled(data.images.validation, 256, attacks.seed))),
         generators=[GeneratorTraining(cg=cg, epochs=settings.generator_epochs, seed=attacks.seed) for cg in cgs],
         cache=cache,
         progress=progress,
     )
-    more = {"classes": list(data.images.classes), "environment": environment()}
-    return result._replace(figures=figures | result.figures | more)
+    return result._replace(figures=figures | result.figures)
 
 
 def _labels(run: Path, sources: Sequence[Path], networks: Sequence[Path]) -> list[tuple[str, Path]]:
@@ -182,9 +193,12 @@ def _labels(run: Path, sources: Sequence[Path], networks: Sequence[Path]) -> lis
     names = [_label(run), *(label for label, _ in pairs)]
     for label in names:
         if names.count(label) > 1:
-            raise ConfigError(f"two runs are called {label!r}: their folders' names tell networks apart")
+            raise ConfigError(f"two runs are called {label!r}: name their folders differently")
     return pairs
 
 
 def _label(run: Path) -> str:
-    return run.resolve().name if run.is_dir() else run.resolve().stem
+    place = run.resolve()
+    if run.is_dir():
+        return place.name
+    return place.parent.name if place.name == BEST else f"{place.parent.name}/{place.stem}"

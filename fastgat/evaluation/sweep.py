@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from fastgat.attacks.base import Attack, check_images, frozen, loss_gradient
+from fastgat.attacks.base import Attack, check_images, frozen, loss_gradient, right
 from fastgat.data.batch import Batch
 from fastgat.errors import ConfigError
 from fastgat.evaluation.cache import Cache, batch_fingerprint
@@ -140,7 +140,7 @@ def _counting(
             for epsilon in epsilons:
                 moved = torch.add(images, directions[source.name], alpha=epsilon)
                 logits = network.model(moved.clamp_(0, 1) if clamp else moved)
-                counts.append((logits.argmax(1) == labels).sum())
+                counts.append(right(logits, labels).sum())
         values: list[int] = torch.stack(counts).tolist()
         return values
 

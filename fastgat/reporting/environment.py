@@ -10,7 +10,16 @@ from typing import Any
 
 import torch
 
-PACKAGES = ("fastgat-trainer", "torch", "triton", "numpy", "nvidia-dali-cuda120", "nvidia-dali-cuda130", "timm")
+PACKAGES = (
+    "fastgat-trainer",
+    "torch",
+    "triton",
+    "numpy",
+    "nvidia-dali-cuda120",
+    "nvidia-dali-cuda130",
+    "timm",
+    "torchattacks",
+)
 
 
 def environment() -> dict[str, Any]:

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from fastgat.reporting.plots import literal
+
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
@@ -35,9 +37,9 @@ def draw_sheet(rows: Sequence[tuple[str, Sequence[Picture]]]) -> Figure:
         for axes, picture in zip(axes_row, pictures, strict=False):
             pixels = picture.pixels.clip(0, 1)
             axes.imshow(pixels.repeat(3, 2) if pixels.shape[2] == 1 else pixels, interpolation="nearest")
-            axes.set_title(picture.title, fontsize=8, color="#b00020" if picture.wrong else "black")
+            axes.set_title(literal(picture.title), fontsize=8, color="#b00020" if picture.wrong else "black")
         axes_row[0].text(
-            -0.1, 0.5, name, transform=axes_row[0].transAxes, ha="right", va="center", fontsize=9, wrap=True
+            -0.1, 0.5, literal(name), transform=axes_row[0].transAxes, ha="right", va="center", fontsize=9, wrap=True
         )
     return figure
 

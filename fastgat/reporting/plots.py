@@ -41,7 +41,7 @@ def plot_curves(curves: Sequence[dict[str, Any]]) -> Figure:
             if curve["source"]:
                 label += f" from {curve['source']}"
             style = "--" if curve["source"] else "-" if curve["attack"] == "fast gradient" else "-."
-            axes.plot(*zip(*points, strict=True), style, marker=".", label=label)
+            axes.plot(*zip(*points, strict=True), style, marker=".", label=literal(label))
         axes.set_xlabel(TITLES[norm])
         axes.set_ylabel("accuracy, %")
         axes.set_ylim(0, 100)
@@ -67,6 +67,11 @@ def plot_power(rows: Sequence[dict[str, Any]]) -> Figure:
     axes.grid(alpha=0.3)
     axes.legend(fontsize=8)
     return figure
+
+
+def literal(text: str) -> str:
+    """Text that matplotlib must not take for mathematics."""
+    return text.replace("$", r"\$")
 
 
 def saved(figure: Figure, kind: str) -> bytes:

@@ -190,6 +190,18 @@ def test_a_model_without_a_derivative(make: Make) -> None:
     assert moved.isfinite().all()
 
 
+def test_apgd_t_works_on_two_classes(victim: Victim) -> None:
+    class Even(nn.Module):
+        def forward(self, images: Tensor) -> Tensor:
+            logits: Tensor = victim.model(images)
+            return torch.stack([logits[:, ::2].amax(1), logits[:, 1::2].amax(1)], 1)
+
+    labels = victim.labels % 2
+    moved = APGD(Even(), epsilon=0.06, steps=20, loss="dlr-t")(victim.images, labels)
+    with torch.no_grad():
+        assert (Even()(moved).argmax(1) == labels).float().mean() < 0.3
+
+
 class Probabilities(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         return images.flatten(1)[:, :5].softmax(1)

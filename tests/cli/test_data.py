@@ -30,6 +30,21 @@ def test_train_and_evaluate_on_a_folder(run: Run, tmp_path: Path) -> None:
     assert "6 images of folder:" in run("evaluate", "out", "--clean").out
 
 
+def test_a_report_on_a_folder(run: Run, tmp_path: Path) -> None:
+    """Few images, of another size, in the order of their classes."""
+    for part, each in (("train", 8), ("val", 3), ("test", 2)):
+        make_folder(tmp_path / "images" / part, each)
+    arguments = ("train", "--dataset", "folder:images", "--image-size", 24, *SMALL, "--output", "out")
+    assert run(*arguments).code == 0
+    fast = ("--steps", 2, "--restarts", 2, "--apgd-steps", 2, "--queries", 5, "--generator-epochs", 1)
+    result = run("evaluate", "out", *fast)
+    assert result.code in (0, 3), result.err
+    figures = json.loads(Path("out/evaluation.json").read_text())
+    assert figures["attacked_samples"] == 6
+    assert figures["equal_power"][0]["training"]["batches_an_epoch"] == 1
+    assert figures["run_settings"]["samples"] == 100
+
+
 def test_train_on_shards_without_test_images(run: Run, tmp_path: Path) -> None:
     for number in range(2):
         make_shard(tmp_path / f"s-{number}.tar", members(20, 20 * number))

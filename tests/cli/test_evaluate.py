@@ -54,6 +54,22 @@ def test_a_report(run: Run, runs: Path) -> None:
     again = run(*arguments)
     assert again.out == first.out
     assert {path.name for path in (one / "evaluation-cache").iterdir()} == kept
+    assert {"run", "other_runs", "run_settings", "curve_samples"} <= figures.keys()
+    assert figures["equal_power"][0]["training"]["epochs"] == 1
+    fewer = run("evaluate", one, *FAST, "--no-generator", "--fresh")
+    assert fewer.code in (0, 3)
+    assert not (one / "evaluation-power.png").exists()
+
+
+def test_names_are_names(run: Run, runs: Path) -> None:
+    """Not what rich and matplotlib take for markup; checkpoints are called by their folders."""
+    odd, source = (runs / "seed0").rename(runs / "f[v2] a$_$b"), (runs / "seed1").rename(runs / "g[v2]$_$")
+    arguments = (*FAST, "--no-generator", "--source", source / "best.safetensors", "--output", runs / "out")
+    result = run("evaluate", odd / "best.safetensors", *arguments)
+    assert result.code in (0, 3), result.err
+    figures = json.loads((runs / "out" / "evaluation.json").read_text())
+    assert figures["network"] == "f[v2] a$_$b"
+    assert "transfer from g[v2]$_$" in result.out
 
 
 def test_a_failing_card_has_its_exit_code(run: Run, runs: Path) -> None:
@@ -74,7 +90,7 @@ def test_a_failing_card_has_its_exit_code(run: Run, runs: Path) -> None:
 def test_clean(run: Run, runs: Path) -> None:
     result = run("evaluate", runs / "seed0", "--clean")
     assert result.code == 0
-    assert json.loads((runs / "seed0" / "evaluation.json").read_text())["samples"] > 100
+    assert json.loads((runs / "seed0" / "evaluation-clean.json").read_text())["samples"] > 100
     assert not (runs / "seed0" / "evaluation-cache").exists()
 
 

@@ -178,13 +178,13 @@ def test_evaluate_repeats_the_run_s_own_figures(run: Run, baseline: Path) -> Non
     summary = json.loads((baseline / "summary.json").read_text())
     result = run("evaluate", baseline, "--clean")
     assert result.code == 0, result.err
-    evaluation = json.loads((baseline / "evaluation.json").read_text())
+    evaluation = json.loads((baseline / "evaluation-clean.json").read_text())
     assert evaluation["samples"] == 360
     # The run judged under mixed precision, the evaluation judges in float32.
     assert evaluation["accuracy"] == pytest.approx(summary["test_accuracy"], abs=0.02)
     assert f"{evaluation['accuracy']:.2%}" in result.out
     assert run("evaluate", baseline, "--clean", "--split", "validation", "--checkpoint", "last").code == 0
-    assert json.loads((baseline / "evaluation.json").read_text())["samples"] == 180
+    assert json.loads((baseline / "evaluation-clean.json").read_text())["samples"] == 180
 
 
 def test_load_classifier_gives_a_plain_module(baseline: Path) -> None:

@@ -32,6 +32,14 @@ def test_what_is_damaged_is_computed_anew(tmp_path: Path, damage: str) -> None:
     assert Cache(tmp_path).numbers({"x": 1}, never) == [2]
 
 
+def test_a_fresh_cache_keeps_what_is_its_own(tmp_path: Path) -> None:
+    Cache(tmp_path).numbers({"x": 1}, lambda: [1])
+    fresh = Cache(tmp_path, fresh=True)
+    assert fresh.numbers({"x": 1}, lambda: [2]) == [2]
+    assert fresh.numbers({"x": 1}, never) == [2]
+    assert Cache(tmp_path).numbers({"x": 1}, never) == [2]
+
+
 def test_modules_are_kept(tmp_path: Path) -> None:
     made = nn.Linear(3, 2)
     first, said = Cache(tmp_path).module({"m": 1}, lambda: nn.Linear(3, 2), lambda: (made, {"loss": [0.5]}))
@@ -55,6 +63,16 @@ def test_fingerprints_tell_networks_and_images_apart() -> None:
     with torch.no_grad():
         layer.weight[0, 0] += 1e-6
     assert before != model_fingerprint(model)
+    assert model_fingerprint(model.train()) == model_fingerprint(model.eval())
+
+    class Times(nn.Module):
+        def __init__(self, factor: float, shift: float) -> None:
+            super().__init__()
+            self.factor = factor
+            self.register_buffer("shift", torch.tensor(shift), persistent=False)
+
+    prints = {model_fingerprint(Times(*numbers)) for numbers in ((1.0, 0.0), (2.0, 0.0), (1.0, 1.0))}
+    assert len(prints) == 3
     batch = Batch(torch.rand(2, 3, 4, 4), torch.arange(2))
     assert batch_fingerprint(batch) == batch_fingerprint(Batch(batch.images.clone(), batch.labels))
     assert batch_fingerprint(batch) != batch_fingerprint(Batch(batch.images, batch.labels.flip(0)))

@@ -96,6 +96,32 @@ def test_a_killed_evaluation_goes_on(victim: Victim, tmp_path: Path) -> None:
     assert without_environment(resumed) == without_environment(expected)
 
 
+def test_a_second_evaluation_attacks_nothing(victim: Victim, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    train = IterableLoader(list(zip(victim.images[100:].split(20), victim.labels[100:].split(20), strict=True)), 10)
+    given: dict[str, Any] = {
+        "train": train,
+        "validation": batches(victim),
+        "generators": [GeneratorTraining(width=4, epochs=1)],
+        "sources": {"h": copy.deepcopy(victim.model)},
+    }
+    first = evaluate(victim.model, batches(victim), SETTINGS, **given, cache=Cache(tmp_path)).figures
+
+    def never(*arguments: object, **options: object) -> None:
+        raise AssertionError("computed again")
+
+    for place in (
+        "fastgat.evaluation.protocol.train_generator",
+        "fastgat.evaluation.sweep.loss_gradient",
+        "fastgat.evaluation.power.generated",
+        "fastgat.attacks.apgd.APGD.perturb",
+        "fastgat.attacks.square.Square.perturb",
+        "fastgat.attacks.noise.Noise.perturb",
+    ):
+        monkeypatch.setattr(place, never)
+    again = evaluate(victim.model, batches(victim), SETTINGS, **given, cache=Cache(tmp_path)).figures
+    assert without_environment(again) == without_environment(first)
+
+
 def test_the_matrix_is_network_by_source(victim: Victim) -> None:
     other = copy.deepcopy(victim.model)
     with torch.no_grad():
@@ -184,6 +210,13 @@ def test_what_is_wrong_is_said(victim: Victim) -> None:
         def forward(self, images: Tensor) -> Tensor:
             return images.flatten(1)[:, :10] * torch.nan
 
+    class Late(nn.Module):
+        """NaN for some images only, and not for the first."""
+
+        def forward(self, images: Tensor) -> Tensor:
+            logits: Tensor = victim.model(images)
+            return logits.where((images != images.max()).flatten(1).all(1)[:, None] | (len(images) < 3), torch.nan)
+
     given = batches(victim, 10)
     hundred = nn.Sequential(nn.Flatten(), nn.Linear(3072, 100))
     for error, message, call in (
@@ -191,6 +224,20 @@ def test_what_is_wrong_is_said(victim: Victim) -> None:
         (ConfigError, "pixels from", lambda: evaluate(victim.model, [Batch(given[0].images * 2, given[0].labels)])),
         (ConfigError, "returns probabilities", lambda: evaluate(nn.Sequential(victim.model, nn.Softmax(1)), given)),
         (NonFiniteError, "NaN or infinite", lambda: evaluate(NaN(), given)),
+        (
+            NonFiniteError,
+            "network returns logits that are NaN",
+            lambda: clean_outcomes(Subject.of("network", Late()), given, Cache()),
+        ),
+        (
+            ConfigError,
+            "AutoAttack needs at least 4 classes, and the network tells 3",
+            lambda: evaluate(
+                nn.Sequential(nn.Flatten(), nn.Linear(3072, 3)),
+                [Batch(given[0].images, given[0].labels % 3)],
+                EvaluationSettings(autoattack=True),
+            ),
+        ),
         (
             ConfigError,
             "h tells 100 classes apart, but network 10",

@@ -23,8 +23,10 @@ from fastgat.attacks import (
     Square,
     train_generator,
 )
+from fastgat.attacks.autoattack import check_autoattack
 from fastgat.attacks.base import NORMS
 from fastgat.data.batch import Batch, Loader
+from fastgat.engine.device import tf32
 from fastgat.errors import ConfigError
 from fastgat.evaluation import card
 from fastgat.evaluation.agreement import agreement, gradient_shares
@@ -75,6 +77,7 @@ class Evaluation(NamedTuple):
     examples: list[Example]
 
 
+@tf32(False)
 def evaluate(
     model: nn.Module,
     batches: Iterable[Batch],
@@ -90,7 +93,7 @@ def evaluate(
     cache: Cache | None = None,
     progress: Progress = lambda what, done, total: None,
 ) -> Evaluation:
-    """Attack a classifier in every way that fastgat knows, and say what to believe of the result.
+    """Attack a classifier in every way that fastgat knows, without TF32, and say what to believe of the result.
 
     Args:
         model: images (B, C, H, W) in [0, 1] -> logits (B, K), float32; it comes back as it was.
@@ -106,20 +109,23 @@ def evaluate(
     Raises ConfigError for networks, images or settings that do not fit, NonFiniteError for logits that are NaN.
     """
     settings = settings or EvaluationSettings()
-    networks, sources = dict(networks or {}), dict(sources or {})
+    networks, sources, generators = dict(networks or {}), dict(sources or {}), list(generators)
     if shared := {name, *networks} & sources.keys() | {name} & networks.keys():
         raise ConfigError(f"{min(shared)!r} stands for several networks: give each a name of its own")
     run = _Run(Subject.of(name, model), batches, settings, cache or Cache(), progress)
     beside, transfers = ([Subject.of(*item) for item in others.items()] for others in (networks, sources))
     first, _ = next(numbered(batches))
-    check_subjects([run.subject, *beside, *transfers], first)
+    classes = check_subjects([run.subject, *beside, *transfers], first)
+    if settings.autoattack:
+        check_autoattack(classes)
     trained = {g.cg: run.generator(g, train, validation) for g in generators}
-    curves = run.curves({name: model, **networks}, sources, curve_batches or batches)
+    at_hand = curve_batches or batches
+    curves = run.curves({name: model, **networks}, sources, at_hand)
     found = run.attacks(transfers, {cg: generator for cg, (generator, _) in trained.items()})
     ladder = run.ladder()
     clean = clean_outcomes(run.subject, batches, run.cache)
     checks = [card.enough(clean), *run.checks(found, ladder, transfers)]
-    rows = equal_power(run.subject, {cg: g for cg, (g, _) in trained.items()}, curve_batches or batches, run.cache)
+    rows = equal_power(run.subject, {cg: g for cg, (g, _) in trained.items()}, at_hand, run.cache)
     for row in rows:
         row.update(trained[row["cg"]][1])
     worst = card.worst_case(found)
@@ -133,6 +139,7 @@ def evaluate(
         "attacks": [
             {"name": key, "accuracy": float(value.mean()), **run.described[key]} for key, value in found.items()
         ],
+        "curve_samples": sum(len(batch.labels) for batch, _ in numbered(at_hand)),
         "curves": [*curves, ladder],
         "equal_power": rows,
         "card": [check._asdict() for check in checks],
@@ -229,7 +236,9 @@ class _Run:
         ((_, accuracies),) = attack_sweep(
             named, self.batches, epsilons, attack, cache=self.cache, progress=report
         ).items()
-        return self._curve(f"PGD-{LADDER_STEPS}", self.settings.norm, epsilons, self.subject.name, None, accuracies)
+        curve = self._curve(f"PGD-{LADDER_STEPS}", self.settings.norm, epsilons, self.subject.name, None, accuracies)
+        made_with = attack(self.subject.model, 0).settings()
+        return {**curve, "settings": {key: value for key, value in made_with.items() if key != "epsilon"}}
 
     def curves(
         self, networks: Mapping[str, nn.Module], sources: Mapping[str, nn.Module], batches: Iterable[Batch]
@@ -262,14 +271,9 @@ class _Run:
             raise ConfigError("generators are trained: pass train and validation images")
         what = f"training a generator, c_g {training.cg:g}"
         self.progress(what, 0, training.epochs)
-        seen = [batch_fingerprint(batch) for batch in (*islice(train.stream(0), 1), *validation)]
-        key = {
-            "what": "generator",
-            "network": self.subject.fingerprint,
-            **asdict(training),
-            "data": seen,
-            "batches": train.batches_per_epoch,
-        }
+        epoch = islice(train.stream(0), train.batches_per_epoch)
+        seen = [batch_fingerprint(batch) for batch in (*epoch, *validation)]
+        key = {"what": "generator", "network": self.subject.fingerprint, **asdict(training), "data": seen}
         first, _ = next(numbered(self.batches))
 
         def compute() -> tuple[nn.Module, dict[str, Any]]:
@@ -280,7 +284,11 @@ class _Run:
                 training,
                 progress=lambda epoch, loss: self.progress(what, epoch, training.epochs),
             )
-            said = {"best_epoch": trained.best_epoch, "validation_losses": trained.validation_losses}
+            said = {
+                "best_epoch": trained.best_epoch,
+                "validation_losses": trained.validation_losses,
+                "training": {**asdict(training), "batches_an_epoch": train.batches_per_epoch},
+            }
             return trained.generator, said
 
         def build() -> nn.Module:
