@@ -12,6 +12,7 @@ Every value passes the same checks, wherever it comes from; a bad one raises Con
 from __future__ import annotations
 
 import difflib
+import functools
 import math
 import types
 import typing
@@ -66,11 +67,17 @@ def suggestion(word: str, known: Iterable[str]) -> str:
 
 def value_type(cls: type, name: str) -> tuple[type, bool]:
     """The plain type of a field and whether it may be None."""
-    hint = typing.get_type_hints(cls)[name]
+    hint = _hints(cls)[name]
     if isinstance(hint, types.UnionType):
         (plain,) = (t for t in typing.get_args(hint) if t is not type(None))
         return plain, True
     return hint, False
+
+
+@functools.cache
+def _hints(cls: Any) -> dict[str, Any]:
+    """The types of a dataclass's fields, whose evaluation takes longer than all the rest of a check."""
+    return typing.get_type_hints(cls)
 
 
 class Options:

@@ -131,7 +131,7 @@ class Trainer:
         feed = self._feed(device)
         state = self._state(feed, device)
         for loader in (feed.train, feed.validation):
-            probe(state.classifier, state.generator, next(loader.once(), None), feed.num_classes)
+            probe(state.classifier, state.generator, next(loader.once(), None), feed.num_classes, self.method)
         state.interacts = samples_interact(state.classifier, next(feed.train.once()).images)
         config = replace(
             self.config,
@@ -243,7 +243,9 @@ class Trainer:
             classifier = self.classifier
         generator = None
         if self.method.needs_generator:
-            generator = self.generator or Generator(self.config.model.generator_width, feed.channels)
+            generator = self.generator or Generator(
+                self.config.model.generator_width, feed.channels, self.method.generator_channels(feed.channels)
+            )
         precision = self.config.precision
         for module in (classifier, generator):
             if module is not None:
@@ -318,9 +320,15 @@ class Trainer:
 
 @torch.no_grad()
 def probe(
-    classifier: nn.Module, generator: nn.Module | None, batch: Batch | None, num_classes: int | None = None
+    classifier: nn.Module,
+    generator: nn.Module | None,
+    batch: Batch | None,
+    num_classes: int | None = None,
+    method: Method | None = None,
 ) -> int:
     """The number of classes that the classifier tells apart, found on two images in eval mode.
+
+    `method` says what the generator is given; by default something like the images.
 
     Raises ConfigError where the networks do not fit the images, or each other, or the number of classes.
     """
@@ -332,7 +340,8 @@ def probe(
         for module, _ in modes:
             module.eval()
         logits = classifier(images)
-        perturbation = generator(images) if generator is not None else images
+        feed = method.generator_feed(images, images) if method is not None else images
+        perturbation = generator(feed) if generator is not None else images
     except (RuntimeError, TypeError, ValueError) as error:
         shape = tuple(images.shape)
         reason = " ".join(str(error).split("\n")[0].split())
@@ -347,7 +356,7 @@ def probe(
         raise ConfigError(f"the classifier tells {logits.shape[1]} classes apart, but the data have {num_classes}")
     if perturbation.shape != images.shape:
         shapes = f"{tuple(perturbation.shape)} for {tuple(images.shape)}"
-        raise ConfigError(f"the generator must return perturbations of its input's shape, got {shapes}")
+        raise ConfigError(f"the generator must return perturbations of the images' shape, got {shapes}")
     return logits.shape[1]
 
 

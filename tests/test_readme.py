@@ -9,6 +9,8 @@ import pytest
 
 from fastgat.cli.evaluate import evaluate
 from fastgat.cli.profile import profile
+from fastgat.cli.reproduce import reproduce
+from fastgat.cli.search import search
 from fastgat.cli.train import train
 from fastgat.methods import METHODS
 
@@ -16,7 +18,7 @@ ROOT = Path(__file__).parents[1]
 README = ROOT / "README.md"
 PAGES = [README, *sorted((ROOT / "docs").glob("*.md"))]
 BLOCK = re.compile(r"```python\n(.*?)```", re.DOTALL)
-FOREIGN = {"--help", "--no-tests", "--benchmark-only", "--seeds"}
+FOREIGN = {"--help", "--no-tests", "--benchmark-only"}
 """Options of other programs: pytest, those in bench/."""
 
 pages = pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
@@ -31,7 +33,8 @@ def test_python_blocks_run(page: Path, tmp_path: Path, monkeypatch: pytest.Monke
 
 @pages
 def test_options_exist(page: Path) -> None:
-    parameters = [*train.params, *profile.params, *evaluate.params]
+    commands = (train, profile, evaluate, search, reproduce)
+    parameters = [parameter for command in commands for parameter in command.params]
     known = {name for option in parameters for name in (*option.opts, *option.secondary_opts)} | FOREIGN
     assert set(re.findall(r"(?<![\w-])--[a-z][a-z0-9-]+", page.read_text())) <= known
 

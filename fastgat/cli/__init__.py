@@ -17,6 +17,8 @@ COMMANDS = {
     "train": "Train a classifier.",
     "profile": "Time a training step: the textbook against fastgat.",
     "evaluate": "Say what a trained classifier is worth.",
+    "search": "Choose hyperparameters by validation accuracy.",
+    "reproduce": "Run the paper's experiments, its figures beside ours.",
     "data": "Find, fetch and verify data sets.",
     "info": "Say what fastgat finds on this machine.",
 }

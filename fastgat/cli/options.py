@@ -63,13 +63,18 @@ def settings() -> Iterator[Setting]:
                 yield Setting(table, f, owner)
 
 
-def run_options(names: Collection[str] | None = None) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    """Decorates a click command with --method, the methods' options, and those of `settings` called `names` (all)."""
+def run_options(
+    names: Collection[str] | None = None, *, method: bool = True
+) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """Decorates a click command with the options of `settings` called `names` (all), and unless told otherwise with
+    --method and all options of the methods."""
 
     def decorate(command: Callable[..., Any]) -> Callable[..., Any]:
         for setting in reversed(list(settings())):
-            if names is None or setting.table == "method" or setting.field.name in names:
+            if names is None or (method and setting.table == "method") or setting.field.name in names:
                 command = click_option(setting)(command)
+        if not method:
+            return command
         known = ", ".join(METHODS)
         return click.option("--method", metavar="NAME", help=f"{known}  [default: {GAT.name}]")(command)
 
@@ -84,7 +89,7 @@ def overrides(given: dict[str, Any]) -> dict[str, Any]:
         if value is not None:
             table = values.setdefault(setting.table, {}) if setting.table else values
             table[setting.field.name] = value
-    if given["method"] is not None:
+    if given.get("method") is not None:
         if given["method"] not in METHODS:
             raise ConfigError(f"--method: unknown method {given['method']!r}{suggestion(given['method'], METHODS)}")
         values.setdefault("method", {})["name"] = given["method"]
@@ -97,7 +102,8 @@ def settings_options(*owners: type) -> Callable[[Callable[..., Any]], Callable[.
     def decorate(command: Callable[..., Any]) -> Callable[..., Any]:
         for owner in reversed(owners):
             for f in reversed(fields(owner)):
-                command = click_option(Setting("", f, owner))(command)
+                if "constraint" in f.metadata:
+                    command = click_option(Setting("", f, owner))(command)
         return command
 
     return decorate

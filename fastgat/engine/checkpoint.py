@@ -33,6 +33,12 @@ def save_checkpoint(path: Path, tensors: dict[str, Tensor], header: dict[str, An
     write_atomically(path, safetensors.torch.save(copies, {HEADER: text, CHECKSUM: _checksum(copies, text)}))
 
 
+def keep_classifier(path: Path) -> None:
+    """Leave of a checkpoint the classifier alone (and its average): what it takes to evaluate it, not to continue."""
+    tensors, header = load_checkpoint(path)
+    save_checkpoint(path, {k: v for k, v in tensors.items() if k.startswith((CLASSIFIER, EMA))}, header)
+
+
 def load_checkpoint(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """The tensors (on the CPU) and the header of `path`.
 

@@ -50,6 +50,14 @@ class Method(Options):
         """How many minibatches the steps before number `step` have taken from the generator's own stream."""
         return 0
 
+    def generator_channels(self, channels: int) -> int:
+        """The channels that the generator is given for images of `channels`."""
+        return channels
+
+    def generator_feed(self, delta: Tensor, images: Tensor) -> Tensor:
+        """What the generator is given, (B, generator_channels, H, W), from Delta and x."""
+        return delta
+
     @property
     def classifier_dropout(self) -> float:
         """The dropout rate that the classifier must be built with."""

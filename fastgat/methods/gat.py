@@ -87,6 +87,12 @@ class GAT(Method):
         "simultaneous: both players step from the same point",
         choices=("paper", "alternating", "simultaneous"),
     )
+    generator_input: str = option(
+        "gradient",
+        "what the generator is given: gradient, Delta as in the paper; normalised, Delta / ||Delta||; with-image, "
+        "Delta and x, one behind the other in its channels",
+        choices=("gradient", "normalised", "with-image"),
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -109,6 +115,17 @@ class GAT(Method):
 
     def generator_position(self, step: int) -> int:
         return -(-step // self.generator_interval) * self.generator_minibatches
+
+    def generator_channels(self, channels: int) -> int:
+        return 2 * channels if self.generator_input == "with-image" else channels
+
+    def generator_feed(self, delta: Tensor, images: Tensor) -> Tensor:
+        """What the generator is given, from Delta and x, both (B, C, H, W)."""
+        if self.generator_input == "normalised":
+            return input_gradient(delta, "l2", epsilon=1.0).value
+        if self.generator_input == "with-image":
+            return torch.cat([delta, images.to(delta.dtype)], 1)
+        return delta
 
     def step(
         self,
@@ -196,8 +213,9 @@ class GAT(Method):
         generator = players.generator
         assert generator is not None
         bounded = getattr(generator.module, "ends_in_tanh", False)
+        feed = self.generator_feed(delta, images)
         z, pull, buffers = pull_back(
-            generator, lambda g: generator(g, delta, *([False] if bounded else [])), generator.parameters
+            generator, lambda g: generator(g, feed, *([False] if bounded else [])), generator.parameters
         )
         perturbed, _, power = perturbation(images, z) if bounded else perturb(images, z)
 

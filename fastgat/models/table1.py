@@ -73,14 +73,15 @@ class Generator(nn.Module):
 
     Six 3x3 convolutions of `width` channels, one 1x1, ReLU between, then 1x1 to the image's channels and tanh.
     107,763 parameters at width 48. `bounded=False` leaves the tanh to the caller, who may fuse it with what follows.
+    `in_channels` is for a generator that is given more than the gradient; by default C.
     """
 
     ends_in_tanh = True
 
-    def __init__(self, width: int = 48, channels: int = 3) -> None:
+    def __init__(self, width: int = 48, channels: int = 3, in_channels: int | None = None) -> None:
         super().__init__()
         layers: list[nn.Module] = []
-        for inputs in (channels, *[width] * 5):
+        for inputs in (in_channels or channels, *[width] * 5):
             layers += [nn.Conv2d(inputs, width, 3, padding=1), nn.ReLU()]
         layers += [nn.Conv2d(width, width, 1), nn.ReLU(), nn.Conv2d(width, channels, 1)]
         self.body = nn.Sequential(*layers)

@@ -68,6 +68,8 @@ def profile(settings: Settings, progress: Progress = lambda line: None) -> dict[
             first[name] = worker.ask("prepare")
         check_parity(first["fastgat"]["moments"], first["textbook"]["moments"], ours)
         block = 20 if device.type == "cuda" else 1
+        if isinstance(ours.method, GAT):  # whole turns of full and resting steps
+            block *= ours.method.generator_interval
         times: dict[str, list[float]] = {name: [] for name in workers}
         for number in range(settings.rounds):
             progress(f"round {number + 1} of {settings.rounds}")

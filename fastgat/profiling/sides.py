@@ -20,6 +20,7 @@ from fastgat.engine.compiled import Stepper
 from fastgat.engine.device import autocast_dtype, pick_device, tf32
 from fastgat.engine.interaction import samples_interact
 from fastgat.engine.state import TrainState
+from fastgat.errors import ConfigError
 from fastgat.methods import GAT, Baseline, FastGradientL2, FastGradientLinf, Method, RandomPerturbation
 from fastgat.methods.players import Draws
 from fastgat.models import Generator, create_classifier
@@ -75,11 +76,10 @@ class Side:
                 spec.config.model.classifier, spec.num_classes, spec.channels, self.method.classifier_dropout
             )
         )
-        self.generator = (
-            self._placed(Generator(spec.config.model.generator_width, spec.channels))
-            if self.method.needs_generator
-            else None
-        )
+        self.generator = None
+        if self.method.needs_generator:
+            fed = self.method.generator_channels(spec.channels)
+            self.generator = self._placed(Generator(spec.config.model.generator_width, spec.channels, fed))
         sets = [self._minibatches() for _ in range(INPUT_SETS)]
         self.inputs: Iterator[tuple[list[Batch], list[Draws]]] = itertools.cycle(sets)
 
@@ -129,6 +129,8 @@ class Textbook(Side):
         method, batch, draw = self.method, batches[-1], draws[-1]
         if isinstance(method, GAT):
             assert self.generator is not None
+            if method.generator_input != "gradient":
+                raise ConfigError("no textbook has this generator_input: the paper's is the gradient")
             textbook.algorithm1_step(
                 self.classifier,
                 self.generator,

@@ -25,7 +25,7 @@ def plot_curves(curves: Sequence[dict[str, Any]]) -> Figure:
 
     The end of a ladder that is far beyond the others (epsilon so large that nothing is left) is not drawn.
     """
-    figure = _figure(11, 4.2)
+    figure = new_figure(11, 4.2)
     norms = [norm for norm in TITLES if any(curve["norm"] == norm for curve in curves)]
     for axes, norm in zip(figure.subplots(1, len(norms), squeeze=False)[0], norms, strict=True):
         scale = 255 if norm == "linf" else 1
@@ -53,7 +53,7 @@ def plot_curves(curves: Sequence[dict[str, Any]]) -> Figure:
 
 def plot_power(rows: Sequence[dict[str, Any]]) -> Figure:
     """Accuracy over the root of the mean power, a generator for each c_g beside fast gradient: Figure 2."""
-    figure = _figure(6.4, 4.2)
+    figure = new_figure(6.4, 4.2)
     axes = figure.subplots()
     ordered = sorted(rows, key=lambda row: row["power"])
     x = [row["power"] ** 0.5 for row in ordered]
@@ -84,7 +84,8 @@ def saved(figure: Figure, kind: str) -> bytes:
     return image.getvalue()
 
 
-def _figure(width: float, height: float) -> Figure:
+def new_figure(width: float, height: float) -> Figure:
+    """An empty figure of that size in inches, apart from any display."""
     # Its first use on a machine announces a font cache, as a warning.
     logging.getLogger("matplotlib.font_manager").setLevel(logging.ERROR)
     from matplotlib.figure import Figure

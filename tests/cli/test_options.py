@@ -16,6 +16,7 @@ FROZEN = {
     "--epsilon": {"random": 0.5, "fg-linf": 2 / 255, "fg-l2": 0.5},
     "--generator-steps": 1,
     "--generator-interval": 1,
+    "--generator-input": {"gat": "gradient", "dropout-gat": "gradient"},
     "--schedule": "simultaneous",
     "--dropout": 0.2,
     "--epochs": 30,

@@ -22,6 +22,7 @@ from fastgat.methods import (
     RandomPerturbation,
 )
 from fastgat.methods.players import Draws
+from fastgat.models import Generator
 from fastgat.textbook.fast_gradient import fast_gradient
 from tests.support import BatchNormNet, Engine, largest_difference, minibatch, players
 
@@ -215,6 +216,48 @@ def test_a_generator_of_ones_own_has_its_own_last_layer() -> None:
             engine.step([batch])
     for one, other in zip(*(engine.state.parameters() for engine in engines), strict=True):
         torch.testing.assert_close(one, other, rtol=1e-10, atol=1e-12)
+
+
+class Fed(nn.Module):
+    """A generator of (Delta, x) as the textbook's generator of Delta alone; `images` are those of the step."""
+
+    images: Tensor
+
+    def __init__(self, generator: nn.Module, feed: Callable[[Tensor, Tensor], Tensor]) -> None:
+        super().__init__()
+        self.generator, self.feed = generator, feed
+
+    def forward(self, delta: Tensor) -> Tensor:
+        return self.generator(self.feed(delta, self.images))
+
+
+@pytest.mark.parametrize("schedule", ["paper", "alternating", "simultaneous"])
+@pytest.mark.parametrize(
+    ("name", "feed"),
+    [
+        ("normalised", lambda delta, x: delta / delta.flatten(1).norm(dim=1)[:, None, None, None]),
+        ("with-image", lambda delta, x: torch.cat([delta, x], 1)),
+    ],
+)
+def test_what_the_generator_is_given(name: str, feed: Callable[[Tensor, Tensor], Tensor], schedule: str) -> None:
+    method = GAT(cg=0.3, schedule=schedule, generator_input=name)
+    classifier, _ = players()
+    generator = Generator(6, in_channels=method.generator_channels(3)).double()
+    engine = Engine(method, classifier, generator)
+    fed, batch = Fed(generator, feed), minibatch()
+    fed.images = batch.images
+    optimizers = adam(classifier), adam(generator)
+    before = copy.deepcopy(fed)
+    for _ in range(3):
+        engine.step([batch] * (1 + method.generator_minibatches))
+        now = copy.deepcopy(fed)
+        textbook.generator_step(classifier, fed, optimizers[1], batch, method.cg)
+        met = now if schedule == "simultaneous" else fed
+        textbook.classifier_step(classifier, met, optimizers[0], batch, method.alpha)
+        assert engine.state.generator is not None
+        assert largest_difference(engine.state.generator, generator) < EXACT
+        assert largest_difference(engine.state.classifier, classifier) < EXACT
+    assert largest_difference(fed, before) > 1e-4, "the generator must have moved for this to mean anything"
 
 
 def test_frozen_and_shared_parameters_stay_so() -> None:

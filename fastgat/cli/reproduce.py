@@ -1,0 +1,163 @@
+"""fastgat reproduce."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+import click
+from rich.console import Console
+from rich.markdown import Markdown
+
+from fastgat.cli.options import SectionedCommand, overrides, run_options, settings_options
+from fastgat.config import TrainConfig, merge
+from fastgat.engine.allocator import keep_freed_memory
+from fastgat.errors import ConfigError
+from fastgat.experiments import EXPERIMENTS, PAPER, Plan, Store
+from fastgat.experiments.page import collect, sections, write_page
+from fastgat.experiments.search import check_grids
+from fastgat.experiments.work import pending, work_together
+from fastgat.options import convert, suggestion
+from fastgat.reporting.jobs import JobsDisplay
+
+RUNS = {
+    *("epochs", "batch_size", "seed", "data_dir", "train_images", "split_seed", "loader"),
+    *("schedule", "generator_steps", "generator_interval"),
+    *("classifier", "generator_width", "batch_norm"),
+    *("lr", "generator_lr", "lr_schedule", "clip_grad", "ema", "early_stopping"),
+    *("amp", "amp_dtype", "tf32", "channels_last", "device", "compile", "cuda_graph", "deterministic"),
+    *("flip", "padded_crop", "cutout"),
+}
+"""The settings of a run that experiments share."""
+DEFAULTS: dict[str, Any] = {"epochs": 60, "data": {"dataset": "cifar10"}}
+QUICK_RUNS: dict[str, Any] = {
+    "epochs": 2,
+    "batch_size": 16,
+    "data": {"dataset": "digits", "train_images": 128},
+    "model": {"generator_width": 8},
+    "run": {"compile": False},
+}
+QUICK: dict[str, Any] = {
+    "seeds": 2,
+    "samples": 64,
+    "generator_images": 64,
+    "generator_epochs": 1,
+    "rounds": 1,
+    "timed": "gat",
+}
+QUICK_GRIDS = {
+    "dropout": (0.2,),
+    "random": (0.5,),
+    "fg-linf": (4 / 255,),
+    "fg-l2": (0.5,),
+    "gat": (1.0, 4.0),
+    "dropout-gat": (1.0,),
+}
+"""What --quick asks for, where nothing else is: enough to see everything work, not to learn anything."""
+
+
+@click.command(cls=SectionedCommand)
+@click.argument("what", nargs=-1, required=True, metavar="WHAT...")
+@click.option("--dataset", metavar="NAME", help="cifar10, cifar100 or digits  [default: cifar10]")
+@click.option(
+    "--quick", is_flag=True, help="all of it in minutes on two cores, on so few images that its accuracies mean nothing"
+)
+@settings_options(Plan)
+@click.option(
+    "--grid",
+    "grids",
+    multiple=True,
+    metavar="METHOD=X,...",
+    help="values that the method's hyperparameter is chosen from; a single one is not searched",
+)
+@run_options(RUNS, method=False)
+@click.option("--out", type=Path, metavar="PATH", help="folder of the runs  [default: runs/reproduce-DATASET]")
+@click.option("--jobs", type=click.IntRange(1), default=1, show_default=True, help="processes that train side by side")
+@click.option("--page", type=Path, metavar="FILE", help="the result page  [default: results.md in --out]")
+@click.option("--collect-only", is_flag=True, help="train nothing: write the page from what is there")
+def reproduce(
+    what: tuple[str, ...],
+    quick: bool,
+    dataset: str | None,
+    grids: tuple[str, ...],
+    out: Path | None,
+    jobs: int,
+    page: Path | None,
+    collect_only: bool,
+    **given: Any,
+) -> None:
+    """Run the paper's experiments, and show its figures beside ours.
+
+    WHAT is table2, figure2, figure3, figure4, time, or all of these; or a question that the paper leaves open: capacity
+    (of the generator), inputs (of the generator), larger (a ResNet-18). Hyperparameters are chosen on validation
+    images.
+
+    Every run and figure is kept in --out when it is done; a command that was stopped goes on, and several at once, on
+    machines that share the folder too, do nothing twice. --jobs trains several runs side by side.
+    """
+    experiments = [EXPERIMENTS[name] for name in _names(what)]
+    plan = plan_from(quick, dataset, grids, given)
+    folder = out or Path("runs") / f"reproduce-{plan.dataset}"
+    store, console = Store(folder), Console()
+    if not collect_only:
+        keep_freed_memory()
+        with JobsDisplay(console, lambda: len(pending(experiments, plan, store))) as display:
+            complete = work_together(experiments, plan, store, display, jobs)
+        if not complete:
+            click.echo(f"interrupted; the same command goes on from here ({folder})")
+            return
+    results = collect(experiments, plan, store)
+    if not results["figures"]:
+        raise ConfigError(f"{folder} holds no figures of {', '.join(what)} with these settings")
+    for title, section in sections(experiments, plan, results).items():
+        console.print(Markdown(f"## {title}\n\n{section}"))
+    written = write_page(page or folder / "results.md", experiments, plan, results, _command(sys.argv[1:]))
+    click.echo(f"{written[0]}")
+
+
+def plan_from(quick: bool, dataset: str | None, grids: tuple[str, ...], given: dict[str, Any]) -> Plan:
+    """The plan that the options describe: they go over those of --quick, and these over the defaults."""
+    runs = merge(DEFAULTS, QUICK_RUNS) if quick else DEFAULTS
+    asked = overrides(given)
+    if dataset is not None:
+        if quick and dataset != "digits":  # a part of it
+            asked = merge({"data": {"train_images": QUICK_RUNS["data"]["train_images"]}}, asked)
+        asked = merge(asked, {"data": {"dataset": dataset}})
+    chosen = {**(QUICK_GRIDS if quick else {}), **dict(map(_grid, grids))}
+    check_grids(chosen)
+    extent = {f.name: given[f.name] for f in fields(Plan) if given.get(f.name) is not None}
+    base = TrainConfig.from_dict(merge(runs, asked))
+    return Plan(**{**(QUICK if quick else {}), **extent}, base=base, grids=chosen)
+
+
+def _names(what: tuple[str, ...]) -> list[str]:
+    names = [name for word in what for name in (PAPER if word == "all" else (word,))]
+    for name in names:
+        if name not in EXPERIMENTS:
+            raise click.UsageError(f"no experiment {name!r}{suggestion(name, [*EXPERIMENTS, 'all'])}")
+    return list(dict.fromkeys(names))
+
+
+def _grid(text: str) -> tuple[str, tuple[float, ...]]:
+    method, equals, values = text.partition("=")
+    if not equals or not values:
+        raise ConfigError(f"--grid takes METHOD=X,..., such as gat=0.3,1,3; got {text!r}")
+    return method, tuple(convert(f"a value for {method}", value, float) for value in values.split(","))
+
+
+UNTOLD = {"--out": 1, "--jobs": 1, "--page": 1, "--collect-only": 0, "--data-dir": 1, "--device": 1}
+"""Options that decide nothing of the figures, and how many values they take."""
+
+
+def _command(arguments: list[str]) -> str:
+    kept, rest = [], iter(arguments)
+    for word in rest:
+        name, equals, _ = word.partition("=")
+        if name not in UNTOLD:
+            kept.append(word)
+        elif UNTOLD[name] and not equals:
+            next(rest, None)
+    return shlex.join(["fastgat", *kept])

@@ -1,0 +1,108 @@
+"""fastgat search."""
+
+from __future__ import annotations
+
+import itertools
+import json
+from pathlib import Path
+from typing import Any
+
+import click
+from rich.console import Console
+from rich.markdown import Markdown
+
+from fastgat.cli.options import SectionedCommand, overrides, run_options, settings
+from fastgat.config import TrainConfig, merge
+from fastgat.engine.allocator import keep_freed_memory
+from fastgat.errors import ConfigError
+from fastgat.experiments import Plan, Store
+from fastgat.experiments.search import GRIDS, PARAMETERS
+from fastgat.experiments.sweep import Sweep
+from fastgat.experiments.work import pending, work_together
+from fastgat.options import convert, suggestion, value_type
+from fastgat.reporting.jobs import JobsDisplay
+
+OWN = ("output", "resume", "seed", "device")
+"""Settings that are no subject of a search."""
+
+
+@click.command(cls=SectionedCommand)
+@run_options()
+@click.option(
+    "--over",
+    multiple=True,
+    metavar="NAME=X,...",
+    help="an option of training and the values to try; repeat it for every combination  [default: the method's own "
+    "hyperparameter, five values on a logarithmic scale]",
+)
+@click.option(
+    "--seeds", type=click.IntRange(1), default=1, show_default=True, help="initialisations of each, from --seed on"
+)
+@click.option("--jobs", type=click.IntRange(1), default=1, show_default=True, help="processes that train side by side")
+@click.option("--json", "as_json", is_flag=True, help="the result as one JSON object")
+@click.option("--out", type=Path, metavar="PATH", help="folder of the runs  [default: runs/search-DATASET]")
+def search(
+    over: tuple[str, ...], seeds: int, jobs: int, as_json: bool, out: Path | None, output: Path | None, **given: Any
+) -> None:
+    """Train a method with several values of its hyperparameter, or of any options, and compare validation accuracy.
+
+    Test images play no part. Runs are kept in --out, where `fastgat reproduce` finds them too: a command that was
+    stopped goes on, and several at once do nothing twice.
+    """
+    if output is not None or given["resume"] is not None:
+        raise click.UsageError("a search keeps its runs in --out, and goes on by itself")
+    asked = merge({"data": {"dataset": "cifar10"}}, overrides(given))
+    base = TrainConfig.from_dict(asked)
+    choices = dict(map(_values, over)) or _own(base.to_dict()["method"]["name"])
+    combinations = [dict(zip(choices, values, strict=True)) for values in itertools.product(*choices.values())]
+    variants = tuple((values, TrainConfig.from_dict(merge(asked, overrides(values)))) for values in combinations)
+    plan, sweep = Plan(seeds=seeds, base=base), Sweep(variants)
+    folder = out or Path("runs") / f"search-{plan.dataset}"
+    store, console = Store(folder), Console(stderr=as_json)
+    keep_freed_memory()
+    with JobsDisplay(console, lambda: len(pending([sweep], plan, store))) as display:
+        complete = work_together([sweep], plan, store, display, jobs)
+    if not complete:
+        console.print(f"interrupted; the same command goes on from here ({folder})", markup=False, soft_wrap=True)
+        return
+    figures = sweep.collect(plan, store)
+    assert figures is not None
+    if as_json:
+        click.echo(json.dumps(figures, indent=2))
+    else:
+        console.print(Markdown(sweep.section(plan, figures)))
+
+
+def _values(text: str) -> tuple[str, list[Any]]:
+    """An option's name and the values to try, as the option's type has them."""
+    name, equals, values = text.partition("=")
+    name = name.replace("-", "_")
+    known = {setting.field.name: setting for setting in settings() if setting.field.name not in OWN}
+    if not equals or not values:
+        raise ConfigError(f"--over takes NAME=X,..., such as cg=0.3,1,3; got {text!r}")
+    if name not in known:
+        raise ConfigError(f"--over: no option {name!r}{suggestion(name, known)}")
+    plain, _ = value_type(known[name].owner, name)
+    found = [_value(name, value, plain) for value in values.split(",")]
+    if len(set(found)) != len(found):
+        raise ConfigError(f"--over: a value of {name} stands there twice: {values}")
+    return name, found
+
+
+def _value(name: str, text: str, plain: type) -> Any:
+    if plain is int:
+        try:
+            return int(text)
+        except ValueError:
+            raise ConfigError(f"--over: {name} takes whole numbers, got {text!r}") from None
+    if plain is bool:
+        if text not in ("true", "false"):
+            raise ConfigError(f"--over: {name} takes true or false, got {text!r}")
+        return text == "true"
+    return convert(name, text, plain)
+
+
+def _own(method: str) -> dict[str, list[Any]]:
+    if method not in PARAMETERS:
+        raise ConfigError(f"{method} has no hyperparameter of its own: say what to search --over")
+    return {PARAMETERS[method]: list(GRIDS[method])}

@@ -1,0 +1,67 @@
+"""A cell: one training run of an experiment, known by everything that decides what it computes."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+from fastgat.config import TrainConfig, flatten, identity
+from fastgat.methods import Method
+
+SHOWN = ("cg", "epsilon", "dropout", "schedule", "generator_interval", "generator_steps", "generator_input")
+"""Options of a method that a cell's name spells out where they are not the default."""
+
+GENERATOR = ("optimizer.generator_lr", "model.generator_width")
+"""What decides nothing where a method has no generator."""
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A run, and the name of its folder.
+
+    Two cells have the same name if and only if they compute the same thing: settings at their defaults, and those that
+    decide only how fast a run is, do not enter it.
+    """
+
+    config: TrainConfig
+
+    @property
+    def seed(self) -> int:
+        return self.config.seed
+
+    @cached_property
+    def name(self) -> str:
+        """DATASET-METHOD-options-seedN-DIGEST."""
+        settings = deciding(self.config)
+        method = self.config.to_dict()["method"]["name"]
+        options = [
+            f"{key}{settings[f'method.{key}']:.4g}"
+            if isinstance(settings[f"method.{key}"], float)
+            else f"{key}{settings[f'method.{key}']}"
+            for key in SHOWN
+            if f"method.{key}" in settings
+        ]
+        words = [self.config.data.dataset, method, *options, f"seed{self.seed}", digest(settings)]
+        return "-".join(re.sub(r"[^\w.+-]+", "_", word) for word in words)
+
+
+def deciding(config: TrainConfig) -> dict[str, Any]:
+    """The settings that decide the result of a whole run and are not the defaults of its method, flat."""
+    defaults = dict(flatten(TrainConfig(method=type(config.method)()).to_dict()))
+    found = identity(config) | {"epochs": config.epochs}
+    if config.run.early_stopping is not None:
+        found["run.early_stopping"] = config.run.early_stopping
+    assert isinstance(config.method, Method)
+    if not config.method.needs_generator:
+        for key in GENERATOR:
+            found.pop(key, None)
+    always = ("method.name", "data.dataset", "seed", "epochs")
+    return {key: value for key, value in sorted(found.items()) if key in always or value != defaults.get(key)}
+
+
+def digest(settings: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:8]

@@ -1,0 +1,26 @@
+"""The images that trained networks are attacked on, and generators trained on."""
+
+from __future__ import annotations
+
+import torch
+
+from fastgat.data import Loader, choose, create_loader, load_dataset
+from fastgat.data.sets import DataSet, Images
+from fastgat.evaluation.run import BLOCK, Passes, shuffled
+from fastgat.experiments.plan import Plan
+
+
+def dataset(plan: Plan) -> DataSet[Images]:
+    """The splits that the plan's runs are trained, validated and tested on."""
+    data = plan.base.data
+    images = load_dataset(data.dataset, data.data_dir, data.split_seed, image_size=data.image_size)
+    return images._replace(train=images.train.first(data.train_images))
+
+
+def loader(images: Images, device: torch.device, batch_size: int = BLOCK, seed: int = 0) -> Loader:
+    return create_loader(choose("auto", images, device).name, images, batch_size, seed=seed, device=device)
+
+
+def test_batches(plan: Plan, images: DataSet[Images], device: torch.device) -> Passes:
+    """The plan's choice of test images, the same for every figure."""
+    return Passes(loader(shuffled(images.test, plan.samples, plan.base.seed), device))

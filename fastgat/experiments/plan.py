@@ -1,0 +1,75 @@
+"""What an experiment is asked to do: how much of it, and with which settings."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from fastgat.config import TrainConfig
+from fastgat.errors import ConfigError
+from fastgat.experiments import paper
+from fastgat.experiments.cell import Cell
+from fastgat.methods import GAT, Method
+from fastgat.options import Options, option
+
+
+@dataclass(frozen=True)
+class Plan(Options):
+    """The extent of the experiments, and in `base` the settings of every run but for its method and seed."""
+
+    seeds: int = option(3, "initialisations of every row, from --seed on (the paper: 50)", at_least=1)
+    search_epochs: int | None = option(
+        None, "epochs of the runs that choose hyperparameters  [default: as many as the others]", at_least=1
+    )
+    search_seeds: int = option(1, "initialisations of the runs that choose hyperparameters", at_least=1)
+    samples: int | None = option(None, "test images of the figures  [default: all]", at_least=1)
+    generator_images: int | None = option(
+        None, "images to train Figure 2's generators on  [default: those of the classifier]", at_least=64
+    )
+    generator_epochs: int = option(20, "passes over them, at most; validation stops them earlier", at_least=1)
+    rounds: int = option(9, "how often the sides of a timing take turns", at_least=1)
+    timed: str = option(
+        "all",
+        "methods that are timed: all, or gat (and fast gradient L2, which it is held against)",
+        choices=("all", "gat"),
+    )
+    base: TrainConfig = field(default_factory=TrainConfig)
+    grids: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
+    """Values to choose from, by method, in place of those of `fastgat.experiments.search`."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.base.data.dataset not in DATASETS:
+            known = ", ".join(DATASETS)
+            raise ConfigError(f"experiments run on {known}; got dataset {self.base.data.dataset!r}")
+
+    @property
+    def dataset(self) -> str:
+        return self.base.data.dataset
+
+    @property
+    def numbers(self) -> range:
+        """The seeds."""
+        return range(self.base.seed, self.base.seed + self.seeds)
+
+    def cell(self, method: Method, seed: int, **changes: Any) -> Cell:
+        return Cell(replace(self.base, method=method, seed=seed, output=None, resume=None, **changes))
+
+    @property
+    def comparable(self) -> bool:
+        """Whether accuracies can be held against Table 2: its data, all of them, and its classifier."""
+        whole = self.base.data.train_images is None or self.base.data.train_images >= paper.TRAIN_IMAGES
+        return self.dataset in paper.TABLE2 and whole and self.base.model.classifier == "table1"
+
+    def gat_options(self) -> dict[str, Any]:
+        """The options of the base's method that every GAT of the experiments shares."""
+        method = self.base.method
+        assert isinstance(method, Method)
+        if not isinstance(method, GAT):
+            return {}
+        return {name: getattr(method, name) for name in ("schedule", "generator_steps", "generator_interval")}
+
+
+DATASETS = {"cifar10": 10, "cifar100": 100, "digits": 10}
+"""Data sets that experiments know, and their numbers of classes."""

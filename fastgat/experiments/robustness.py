@@ -1,0 +1,117 @@
+"""Figures 3 and 4: fast gradient L2 against trained networks, made on each itself, and on another baseline."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Callable
+from functools import partial
+from typing import Any, ClassVar
+
+from fastgat.engine.device import pick_device, tf32
+from fastgat.evaluation.protocol import CURVES
+from fastgat.evaluation.sweep import fast_gradient_sweep
+from fastgat.experiments import search
+from fastgat.experiments.base import Experiment
+from fastgat.experiments.cell import Cell
+from fastgat.experiments.images import dataset, test_batches
+from fastgat.experiments.jobs import Job, Measurement, Training
+from fastgat.experiments.markdown import percent, table
+from fastgat.experiments.plan import Plan
+from fastgat.experiments.spread import Spread
+from fastgat.experiments.store import Store
+from fastgat.methods import Baseline
+
+NETWORKS = ("baseline", "fg-linf", "gat")
+NORM = "l2"
+EPSILONS = CURVES[NORM]
+SHOWN = (0.0, 0.1, 0.3, 0.5, 1.0, 2.0)
+"""The epsilons of the table; the plot has all."""
+
+
+class Robustness(Experiment):
+    """Base of both figures."""
+
+    @abstractmethod
+    def source(self, plan: Plan) -> Cell | None:
+        """The network that perturbations are made on; None for each network itself."""
+
+    def jobs(self, plan: Plan, store: Store) -> list[Job]:
+        jobs: list[Job] = [*search.jobs(plan, store, NETWORKS)]
+        for seed in plan.numbers:
+            cells = self._cells(plan, store, seed)
+            jobs += map(Training, cells.values())
+            if set(NETWORKS) <= cells.keys() and all(map(store.summary, cells.values())):
+                jobs.append(self._measurement(plan, cells, seed))
+        return jobs
+
+    def collect(self, plan: Plan, store: Store) -> dict[str, Any] | None:
+        seeds = []
+        for seed in plan.numbers:
+            cells = self._cells(plan, store, seed)
+            if set(NETWORKS) <= cells.keys():
+                figures = self._measurement(plan, cells, seed).figures(store)
+                if figures is not None:
+                    seeds.append(figures)
+        if not seeds:
+            return None
+        curves = {
+            name: [[figures["accuracies"][name][i] for figures in seeds] for i in range(len(EPSILONS))]
+            for name in NETWORKS
+        }
+        return {"norm": NORM, "epsilons": list(EPSILONS), "accuracies": curves, "samples": plan.samples}
+
+    def section(self, plan: Plan, figures: dict[str, Any]) -> str:
+        shown = [figures["epsilons"].index(epsilon) for epsilon in SHOWN]
+        rows = [
+            [name, *(percent(Spread.of(curve[i]), 1) for i in shown)] for name, curve in figures["accuracies"].items()
+        ]
+        n = len(figures["accuracies"][NETWORKS[0]][0])
+        return table(("accuracy, %, at epsilon", *(f"{epsilon:g}" for epsilon in SHOWN)), rows) + (
+            f"\nn = {n}; every image is perturbed and nothing is clamped, as in the paper.\n"
+        )
+
+    def plots(self, figures: dict[str, Any]) -> dict[str, Any]:
+        from fastgat.experiments.plots import plot_robustness
+
+        return {self.name: plot_robustness(figures, self.title)}
+
+    def _cells(self, plan: Plan, store: Store, seed: int) -> dict[str, Cell]:
+        """The networks whose method has been chosen, and the source."""
+        chosen = {name: choice for name in NETWORKS if (choice := search.choose(plan, store, name)) is not None}
+        cells = {name: plan.cell(choice.method, seed) for name, choice in chosen.items()}
+        source = self.source(plan)
+        return cells if source is None else {**cells, "source": source}
+
+    def _measurement(self, plan: Plan, cells: dict[str, Cell], seed: int) -> Measurement:
+        names = {name: cell.name for name, cell in cells.items()}
+        key = {"cells": names, "norm": NORM, "epsilons": list(EPSILONS), "samples": plan.samples}
+        return Measurement(f"{self.name}-seed{seed}", key, partial(_compute, plan, cells))
+
+
+class Figure3(Robustness):
+    name: ClassVar[str] = "figure3"
+    title: ClassVar[str] = "Figure 3: direct attack, fast gradient L2 made on each network itself"
+
+    def source(self, plan: Plan) -> None:
+        return None
+
+
+class Figure4(Robustness):
+    name: ClassVar[str] = "figure4"
+    title: ClassVar[str] = "Figure 4: indirect attack, fast gradient L2 made on another baseline"
+
+    def source(self, plan: Plan) -> Cell:
+        """A baseline of a seed that no attacked network has."""
+        return plan.cell(Baseline(), plan.numbers.stop)
+
+
+@tf32(False)
+def _compute(plan: Plan, cells: dict[str, Cell], store: Store, progress: Callable[[float], None]) -> dict[str, Any]:
+    device = pick_device(plan.base.run.device)
+    networks = {name: store.classifier(cell, device) for name, cell in cells.items()}
+    source = networks.pop("source", None)
+    batches = test_batches(plan, dataset(plan), device)
+    curves = fast_gradient_sweep(
+        networks, batches, EPSILONS, NORM, sources=None if source is None else {"source": source}
+    )
+    return {"accuracies": {network: accuracies for (network, _), accuracies in curves.items()}}

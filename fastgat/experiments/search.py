@@ -1,0 +1,128 @@
+"""Hyperparameters that the paper does not give, chosen by validation accuracy: one of each method, the same budget for
+all. Test images play no part."""
+
+from __future__ import annotations
+
+from statistics import mean
+from typing import Any, NamedTuple
+
+from fastgat.errors import ConfigError, FastgatError
+from fastgat.experiments.cell import Cell
+from fastgat.experiments.jobs import Job, Training
+from fastgat.experiments.plan import Plan
+from fastgat.experiments.store import Store
+from fastgat.methods import METHODS, Method, create_method
+from fastgat.options import constraint
+
+PARAMETERS = {
+    "dropout": "dropout",
+    "random": "epsilon",
+    "fg-linf": "epsilon",
+    "fg-l2": "epsilon",
+    "gat": "cg",
+    "dropout-gat": "cg",
+}
+"""The option that is searched, by method; dropout + GAT takes the rate that was chosen for dropout."""
+GRIDS = {
+    "dropout": (0.1, 0.15, 0.22, 0.33, 0.5),
+    "random": (0.3, 0.6, 1.2, 2.4, 4.8),
+    "fg-linf": (0.5 / 255, 1 / 255, 2 / 255, 4 / 255, 8 / 255),
+    "fg-l2": (0.06, 0.12, 0.25, 0.5, 1.0),
+    "gat": (0.3, 0.7, 1.7, 4.0, 10.0),
+    "dropout-gat": (0.3, 0.7, 1.7, 4.0, 10.0),
+}
+"""Five values each, evenly spaced on a logarithmic scale."""
+
+
+class Choice(NamedTuple):
+    """A method with the value that validation has chosen, and a row for each value tried: `value`, `accuracies` (one a
+    seed, at each run's best epoch), `best_epochs`, and `diverged` (how many runs came to nothing)."""
+
+    method: Method
+    curve: list[dict[str, Any]]
+
+
+def jobs(plan: Plan, store: Store, methods: tuple[str, ...]) -> list[Job]:
+    """The runs from which `methods` will be chosen, those of the first seed first."""
+    cells = [cell for name in methods for cell in _candidates(plan, store, name)]
+    return [Training(cell) for cell in sorted(cells, key=lambda cell: cell.seed)]
+
+
+def choose(plan: Plan, store: Store, name: str) -> Choice | None:
+    """The method called `name` as validation would have it, or None as long as there are runs to be done.
+
+    Raises FastgatError where every run has diverged.
+    """
+    values = grid(plan, name)
+    if values is None:
+        return Choice(create_method(name), [])
+    methods = _variants(plan, store, name)
+    if methods is None:
+        return None
+    if len(values) == 1:
+        return Choice(methods[0], [])
+    rows = []
+    for value, method in zip(values, methods, strict=True):
+        cells = _cells(plan, method)
+        if not all(store.finished(cell) for cell in cells):
+            return None
+        rows.append({"value": value, **_result(store, cells)})
+    if not any(row["accuracies"] for row in rows):
+        raise FastgatError(f"every run of {name} has diverged: choose other values with --grid, or a lower --lr")
+    best = max(range(len(rows)), key=lambda i: (-rows[i]["diverged"], mean(rows[i]["accuracies"] or [0.0])))
+    return Choice(methods[best], rows)
+
+
+def grid(plan: Plan, name: str) -> tuple[float, ...] | None:
+    """The values of the method's hyperparameter, or None where it has none."""
+    if name not in PARAMETERS:
+        return None
+    return tuple(plan.grids.get(name, GRIDS[name]))
+
+
+def check_grids(grids: dict[str, tuple[float, ...]]) -> None:
+    """Raises ConfigError unless each is of a method that is searched, and has values that it can take."""
+    for name, values in grids.items():
+        if name not in PARAMETERS:
+            raise ConfigError(f"no values can be chosen for {name!r}; known: {', '.join(PARAMETERS)}")
+        parameter = PARAMETERS[name]
+        rule = constraint(METHODS[name].__dataclass_fields__[parameter])
+        if len(set(values)) != len(values) or not values:
+            raise ConfigError(f"the values for {name} must be some, each once, got {list(values)}")
+        for value in values:
+            rule.check(f"{parameter} of {name}", value)
+
+
+def _variants(plan: Plan, store: Store, name: str) -> list[Method] | None:
+    """The method with each of its values; None where another choice has to come first."""
+    options: dict[str, Any] = plan.gat_options() if "cg" in METHODS[name].__dataclass_fields__ else {}
+    if name == "dropout-gat":
+        dropout = choose(plan, store, "dropout")
+        if dropout is None:
+            return None
+        options["dropout"] = dropout.method.classifier_dropout
+    values = grid(plan, name)
+    assert values is not None
+    return [create_method(name, **{**options, PARAMETERS[name]: value}) for value in values]
+
+
+def _candidates(plan: Plan, store: Store, name: str) -> list[Cell]:
+    methods = _variants(plan, store, name) if grid(plan, name) is not None else None
+    if methods is None or len(methods) == 1:
+        return []
+    return [cell for method in methods for cell in _cells(plan, method)]
+
+
+def _cells(plan: Plan, method: Method) -> list[Cell]:
+    first = plan.base.seed
+    epochs = plan.search_epochs or plan.base.epochs
+    return [plan.cell(method, seed, epochs=epochs) for seed in range(first, first + plan.search_seeds)]
+
+
+def _result(store: Store, cells: list[Cell]) -> dict[str, Any]:
+    summaries = [summary for cell in cells if (summary := store.summary(cell)) is not None]
+    return {
+        "accuracies": [summary["validation_accuracy"] for summary in summaries],
+        "best_epochs": [summary["best_epoch"] for summary in summaries],
+        "diverged": len(cells) - len(summaries),
+    }

@@ -1,0 +1,128 @@
+"""What experiments have found so far, in one folder that several processes and machines may share.
+
+cells/NAME/       the run folder of each cell
+measured/NAME.json   what was computed from trained networks, or timed
+locks/NAME        held by the process that is at it; the system lets go of it when that process dies
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import filelock
+import torch
+from torch import nn
+
+from fastgat.config import TrainConfig, load_toml
+from fastgat.engine.files import write_atomically
+from fastgat.engine.load import load_classifier
+from fastgat.errors import ConfigError, DataError, OutputError
+from fastgat.experiments.cell import Cell, deciding
+from fastgat.reporting.run_folder import SUMMARY, read_metrics
+
+DIVERGED = "diverged.json"
+
+
+class Store:
+    """The folder of an experiment; making one writes nothing."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self._summaries: dict[str, dict[str, Any]] = {}
+
+    @contextlib.contextmanager
+    def claim(self, name: str) -> Iterator[bool]:
+        """Whether `name` is this process's to work on, inside the context; False where another one has it."""
+        path = self.folder / "locks" / name
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            lock = filelock.FileLock(path, timeout=0)
+            lock.acquire()
+        except filelock.Timeout:
+            yield False
+            return
+        except (OSError, NotImplementedError) as error:
+            raise OutputError(f"{path}: cannot be locked: {error}") from None
+        try:
+            yield True
+        finally:
+            lock.release()
+
+    def run_folder(self, cell: Cell) -> Path:
+        return self.folder / "cells" / cell.name
+
+    def summary(self, cell: Cell) -> dict[str, Any] | None:
+        """summary.json of a cell that has been trained to its end, else None.
+
+        Raises DataError where its folder holds another run, ConfigError where that cannot be read.
+        """
+        if cell.name in self._summaries:
+            return self._summaries[cell.name]
+        folder = self.run_folder(cell)
+        summary = _read(folder / SUMMARY)
+        if summary is not None:
+            held = TrainConfig.from_dict(load_toml(folder / "config.toml"), str(folder / "config.toml"))
+            if deciding(held) != deciding(cell.config):
+                raise DataError(f"{folder}: holds another run than its name says; move it away")
+            self._summaries[cell.name] = summary  # it will not change
+        return summary
+
+    def diverged(self, cell: Cell) -> str | None:
+        """Why the training of a cell came to nothing: a loss became NaN or infinite, which is a result too."""
+        found = _read(self.run_folder(cell) / DIVERGED)
+        return None if found is None else str(found["reason"])
+
+    def finished(self, cell: Cell) -> bool:
+        return self.summary(cell) is not None or self.diverged(cell) is not None
+
+    def note_divergence(self, cell: Cell, reason: str) -> None:
+        write_atomically(self.run_folder(cell) / DIVERGED, _json({"reason": reason}))
+
+    def epochs(self, cell: Cell) -> list[dict[str, Any]]:
+        """A row for each epoch of a cell so far."""
+        return [row for row in read_metrics(self.run_folder(cell) / "metrics.jsonl") if row["event"] == "epoch"]
+
+    def environment(self, cell: Cell) -> dict[str, Any]:
+        """What a cell ran on."""
+        return _read(self.run_folder(cell) / "environment.json") or {}
+
+    def classifier(self, cell: Cell, device: torch.device) -> nn.Module:
+        """The classifier of a cell at its best validation epoch."""
+        return load_classifier(self.run_folder(cell), device=device)
+
+    def measured(self, name: str) -> dict[str, Any] | None:
+        """What was kept under `name`: its key, figures, environment and seconds."""
+        return _read(self.folder / "measured" / f"{name}.json")
+
+    def all_measured(self, prefix: str) -> list[dict[str, Any]]:
+        """Everything that was kept under names that begin with `prefix`."""
+        paths = sorted((self.folder / "measured").glob(f"{prefix}*.json"))
+        return [found for path in paths if (found := _read(path)) is not None]
+
+    def keep(self, name: str, content: Mapping[str, Any]) -> None:
+        path = self.folder / "measured" / f"{name}.json"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(path, _json(content))
+
+
+def _read(path: Path) -> dict[str, Any] | None:
+    """A JSON object that is written whole or not at all."""
+    try:
+        content = json.loads(path.read_bytes())
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read: {error.strerror}") from None
+    except ValueError:
+        raise DataError(f"{path}: damaged; remove it to have it made again") from None
+    if not isinstance(content, dict):
+        raise ConfigError(f"{path}: not what fastgat writes there")
+    return content
+
+
+def _json(content: Mapping[str, Any]) -> bytes:
+    return (json.dumps(content, indent=2) + "\n").encode()

@@ -1,0 +1,164 @@
+"""Table 2: test accuracy of every method, and the margins of GAT."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+from fastgat.experiments import paper, search
+from fastgat.experiments.base import Experiment
+from fastgat.experiments.jobs import Job, Training
+from fastgat.experiments.markdown import percent, points, table
+from fastgat.experiments.plan import Plan
+from fastgat.experiments.spread import Spread, interval, verdict
+from fastgat.experiments.store import Store
+
+
+class Table2(Experiment):
+    name: ClassVar[str] = "table2"
+    title: ClassVar[str] = "Table 2: test accuracy"
+    methods: ClassVar[tuple[str, ...]] = paper.METHODS
+
+    def jobs(self, plan: Plan, store: Store) -> list[Job]:
+        return accuracy_jobs(plan, store, self.methods)
+
+    def collect(self, plan: Plan, store: Store) -> dict[str, Any] | None:
+        return accuracies(plan, store, self.methods)
+
+    def section(self, plan: Plan, figures: dict[str, Any]) -> str:
+        return accuracy_section(plan, figures)
+
+    def plots(self, figures: dict[str, Any]) -> dict[str, Any]:
+        from fastgat.experiments.plots import plot_searches
+
+        curves = {row["method"]: row for row in figures["rows"] if row["curve"]}
+        return {"search": plot_searches(curves)} if curves else {}
+
+
+def accuracy_jobs(plan: Plan, store: Store, methods: tuple[str, ...]) -> list[Job]:
+    """The runs that choose hyperparameters, then those of every method that has been chosen, seed by seed."""
+    chosen = [choice.method for name in methods if (choice := search.choose(plan, store, name)) is not None]
+    cells = [plan.cell(method, seed) for seed in plan.numbers for method in chosen]
+    return [*search.jobs(plan, store, methods), *map(Training, cells)]
+
+
+def accuracies(plan: Plan, store: Store, methods: tuple[str, ...]) -> dict[str, Any] | None:
+    """`rows`: a method each, what was chosen and how, and test accuracies by seed; `margins` of GAT over others."""
+    rows = [row for name in methods if (row := _row(plan, store, name)) is not None]
+    if not any(row["accuracy"] or row["curve"] for row in rows):
+        return None
+    return {"dataset": plan.dataset, "rows": rows, "margins": _margins(plan, rows)}
+
+
+def _row(plan: Plan, store: Store, name: str) -> dict[str, Any] | None:
+    choice = search.choose(plan, store, name)
+    if choice is None:
+        return None
+    cells = {seed: plan.cell(choice.method, seed) for seed in plan.numbers}
+    done = {seed: summary for seed, cell in cells.items() if (summary := store.summary(cell)) is not None}
+    settings = cells[plan.base.seed].config.to_dict()["method"]
+    return {
+        "method": name,
+        "settings": {key: value for key, value in settings.items() if key != "name"},
+        "curve": choice.curve,
+        "accuracy": {str(seed): summary["test_accuracy"] for seed, summary in done.items()},
+        "validation": {str(seed): summary["validation_accuracy"] for seed, summary in done.items()},
+        "best_epoch": {str(seed): summary["best_epoch"] for seed, summary in done.items()},
+        "diverged": sum(store.diverged(cell) is not None for cell in cells.values()),
+        "cells": [cells[seed].name for seed in done],
+    }
+
+
+def _margins(plan: Plan, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """GAT over the baseline and over the better fast gradient (on validation), seed by seed."""
+    found = {row["method"]: row for row in rows if row["accuracy"]}
+    if "gat" not in found:
+        return []
+    fast = [name for name in paper.FAST_GRADIENT if name in found]
+    best = max(fast, key=lambda name: Spread.of(list(found[name]["validation"].values())).mean, default=None)
+    theirs = paper.TABLE2.get(plan.dataset)
+    margins = []
+    for over, label in (("baseline", "the baseline"), (best, f"fast gradient ({best})")):
+        if over is None or over not in found:
+            continue
+        own, others = found["gat"]["accuracy"], found[over]["accuracy"]
+        differences = [own[seed] - others[seed] for seed in own if seed in others]
+        if differences:
+            expected = None
+            if theirs is not None:
+                best_of_paper = max(paper.FAST_GRADIENT, key=lambda name: theirs[name].mean)
+                expected = theirs["gat"].mean - theirs["baseline" if over == "baseline" else best_of_paper].mean
+            margins.append({"over": label, "differences": differences, "paper": expected})
+    return margins
+
+
+def accuracy_section(plan: Plan, figures: dict[str, Any]) -> str:
+    theirs = paper.TABLE2.get(figures["dataset"], {})
+    rows = []
+    for row in figures["rows"]:
+        values = list(row["accuracy"].values())
+        ours = Spread.of(values) if values else None
+        expected = theirs.get(row["method"])
+        judged = verdict(ours, expected) if ours and expected and plan.comparable else "-"
+        said = f"{row['diverged']} diverged" if row["diverged"] else ""
+        rows.append(
+            [
+                row["method"],
+                _chosen(row),
+                percent(ours),
+                f"{len(values)} of {plan.seeds}" + (f", {said}" if said else ""),
+                ", ".join(str(epoch) for epoch in row["best_epoch"].values()) or "-",
+                percent(Spread(expected.mean, expected.sd, paper.INITIALISATIONS)) if expected else "-",
+                judged,
+            ]
+        )
+    header = ("method", "chosen", "test accuracy, %", "n", "best epoch", "the paper, n = 50", "verdict")
+    text = table(header, rows)
+    if theirs and not plan.comparable:
+        text += "\nNo verdict: these runs are not the paper's (see the deviations), so only margins compare.\n"
+    elif theirs:
+        text += (
+            "\nA row agrees where its mean is within sqrt(sd² + sd'²) of the paper's, the joint spread of single runs; "
+            "a single run is given the paper's.\n"
+        )
+    if figures["margins"]:
+        text += "\n" + table(
+            ("GAT over", "margin, points", "by seed", "the paper"),
+            [
+                [
+                    margin["over"],
+                    points(Spread.of(margin["differences"]).mean, interval(margin["differences"]))
+                    + (" (95 %)" if len(margin["differences"]) > 1 else ""),
+                    ", ".join(points(difference) for difference in margin["differences"]),
+                    points(margin["paper"]) if margin["paper"] is not None else "-",
+                ]
+                for margin in figures["margins"]
+            ],
+        )
+    return text + _searches(figures["rows"])
+
+
+def _chosen(row: dict[str, Any]) -> str:
+    shown = {search.PARAMETERS.get(row["method"]), "dropout"} & row["settings"].keys()
+    return ", ".join(f"{key} {_number(row['method'], key, row['settings'][key])}" for key in sorted(shown)) or "-"
+
+
+def _number(method: str, key: str, value: float) -> str:
+    """An L-inf epsilon in pixels, everything else as it is."""
+    return f"{value * 255:.3g}/255" if method == "fg-linf" and key == "epsilon" else f"{value:.3g}"
+
+
+def _searches(rows: list[dict[str, Any]]) -> str:
+    searched = [row for row in rows if row["curve"]]
+    if not searched:
+        return ""
+    lines = []
+    for row in searched:
+        parameter = search.PARAMETERS[row["method"]]
+        for tried in row["curve"]:
+            value = _number(row["method"], parameter, tried["value"])
+            accuracy = percent(Spread.of(tried["accuracies"])) if tried["accuracies"] else "diverged"
+            mark = "chosen" if tried["value"] == row["settings"][parameter] else ""
+            epochs = ", ".join(map(str, tried["best_epochs"]))
+            lines.append([row["method"], f"{parameter} {value}", accuracy, epochs, mark])
+    header = ("method", "value", "validation accuracy, %", "best epoch", "")
+    return "\nHow they were chosen, on validation images alone:\n\n" + table(header, lines)

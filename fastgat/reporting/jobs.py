@@ -1,0 +1,65 @@
+"""Many jobs on the terminal: a bar for each that is under way, a line for each that is done."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+
+
+class News(NamedTuple):
+    """How far a job is: `share` of it, and a few words; `done` where it is at its end. Without a job, a remark."""
+
+    job: str
+    share: float
+    words: str
+    done: bool = False
+
+
+Report = Callable[[News], None]
+
+
+class JobsDisplay:
+    """Call it with every piece of news. `left` counts the jobs that are known and not done.
+
+    On a terminal jobs under way have bars; elsewhere (a log file) only the lines of those that are done are printed.
+    """
+
+    def __init__(self, console: Console, left: Callable[[], int]) -> None:
+        self.console, self.left = console, left
+        self.bar = Progress(
+            TextColumn("{task.description}", markup=False),
+            BarColumn(bar_width=20),
+            TextColumn("{task.percentage:>3.0f}%"),
+            TextColumn("{task.fields[words]}", markup=False),
+            TimeRemainingColumn(),
+            console=console,
+            transient=True,
+            speed_estimate_period=3600,
+            disable=not console.is_terminal,
+        )
+        self.tasks: dict[str, TaskID] = {}
+
+    def __enter__(self) -> JobsDisplay:
+        self.bar.start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.bar.stop()
+
+    def __call__(self, news: News) -> None:
+        if news.done:
+            if news.job in self.tasks:
+                self.bar.remove_task(self.tasks.pop(news.job))
+            self._print(f"{news.job}: {news.words} ({self.left()} jobs left)")
+        elif not news.job:
+            self._print(news.words)
+        else:
+            if news.job not in self.tasks:
+                self.tasks[news.job] = self.bar.add_task(news.job, total=1, words="")
+            self.bar.update(self.tasks[news.job], completed=news.share, words=news.words)
+
+    def _print(self, text: str) -> None:
+        self.console.print(text, highlight=False, markup=False, soft_wrap=True)

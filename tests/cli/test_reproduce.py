@@ -1,0 +1,137 @@
+"""fastgat reproduce and fastgat search: end to end, killed and continued, two at once, and what they refuse."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import safetensors.torch
+import torch
+
+from tests.cli.conftest import Run
+from tests.support import fastgat
+
+SHORT = ("--dataset", "digits", "--epochs", 2, "--train-images", 64, "--batch-size", 32, "--no-compile")
+SEARCH = ("search", "--method", "fg-l2", "--over", "epsilon=0.1,0.4", *SHORT, "--deterministic")
+
+
+@pytest.mark.slow
+def test_all_of_it_quickly(tmp_path: Path) -> None:
+    done = fastgat("reproduce", "all", "--quick", "--jobs", 2, "--out", "out", "--page", "docs/page.md", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    page = (tmp_path / "docs" / "page.md").read_text()
+    for heading in ("Table 2", "Figure 2", "Figure 3", "Figure 4", "Training time", "How it was run", "What differs"):
+        assert heading in page
+    assert "fastgat reproduce all --quick\n" in page, "the command, without what decides nothing"
+    assert "digits is not a data set of the paper" in page
+    for picture in ("search", "figure2", "figure3", "figure4"):
+        assert (tmp_path / "docs" / "page" / f"{picture}.png").stat().st_size > 10_000
+        assert f"page/{picture}.png" in page
+    results = json.loads((tmp_path / "docs" / "page" / "results.json").read_text())
+    assert results["figures"].keys() == {"table2", "figure2", "figure3", "figure4", "time"}
+    rows = {row["method"]: row for row in results["figures"]["table2"]["rows"]}
+    assert all(len(row["accuracy"]) == 2 for row in rows.values())
+    assert rows["gat"]["settings"]["cg"] in (1.0, 4.0)
+    again = fastgat("reproduce", "all", "--quick", "--out", "out", cwd=tmp_path)
+    assert "jobs left" not in again.stdout, "nothing is done twice"
+    assert (tmp_path / "out" / "results.md").read_text().split("\n", 5)[5:] == page.replace("page/", "results/").split(
+        "\n", 5
+    )[5:]
+
+
+def best(folder: Path) -> dict[str, dict[str, torch.Tensor]]:
+    return {path.parent.name: safetensors.torch.load_file(path) for path in folder.glob("cells/*/best.safetensors")}
+
+
+@pytest.mark.slow
+def test_a_search_that_was_killed_goes_on_to_the_same_weights(tmp_path: Path) -> None:
+    whole = fastgat(*SEARCH, "--out", "whole", cwd=tmp_path)
+    assert whole.returncode == 0, whole.stderr
+    assert "best" in whole.stdout
+    arguments = [sys.executable, "-m", "fastgat", *map(str, SEARCH), "--out", "killed"]
+    killed = subprocess.Popen(arguments, cwd=tmp_path, stdout=subprocess.DEVNULL)
+    deadline = time.monotonic() + 120
+    while not list(tmp_path.glob("killed/cells/*/best.safetensors")):
+        assert killed.poll() is None
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    killed.send_signal(signal.SIGKILL)
+    killed.wait()
+    assert len(list(tmp_path.glob("killed/cells/*/summary.json"))) < 2, "it was too late to kill it"
+    done = fastgat(*SEARCH, "--out", "killed", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    expected, found = best(tmp_path / "whole"), best(tmp_path / "killed")
+    assert expected.keys() == found.keys()
+    assert len(found) == 2
+    for name, tensors in expected.items():
+        assert tensors.keys() == found[name].keys()
+        assert all(torch.equal(tensor, found[name][key]) for key, tensor in tensors.items())
+        assert all(key.startswith("classifier.") for key in tensors), "a finished cell keeps its classifier alone"
+
+
+@pytest.mark.slow
+def test_two_commands_on_one_folder_share_the_work(tmp_path: Path) -> None:
+    arguments = [sys.executable, "-m", "fastgat", *map(str, SEARCH), "--seeds", "2", "--out", "out"]
+    both = [
+        subprocess.Popen(arguments, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        for _ in range(2)
+    ]
+    said = [command.communicate(timeout=240) for command in both]
+    assert [command.returncode for command in both] == [0, 0], said
+    done = [line.split(":")[0] for out, _ in said for line in out.splitlines() if "jobs left" in line]
+    assert len(done) == len(set(done)) == 4, "each run by one of them"
+    tables = [
+        [line for line in out.splitlines() if "jobs left" not in line and "waiting" not in line] for out, _ in said
+    ]
+    assert tables[0] == tables[1]
+
+
+@pytest.mark.slow
+def test_a_signal_ends_parallel_work_at_a_checkpoint(tmp_path: Path) -> None:
+    longer = [*map(str, SEARCH), "--epochs", "2000", "--jobs", "2", "--out", "out"]
+    command = subprocess.Popen(
+        [sys.executable, "-m", "fastgat", *longer], cwd=tmp_path, stdout=subprocess.PIPE, text=True
+    )
+    assert command.stdout is not None
+    with command.stdout:
+        deadline = time.monotonic() + 120
+        while len(list(tmp_path.glob("out/cells/*/best.safetensors"))) < 2:
+            assert command.poll() is None
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        os.kill(command.pid, signal.SIGTERM)
+        assert "the same command goes on" in command.stdout.read()
+    assert command.wait(30) == 0
+    assert len(list(tmp_path.glob("out/cells/*/last.safetensors"))) == 2
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("reproduce", "table3"), "did you mean 'table2'?"),
+        (("reproduce", "table2", "--dataset", "mnist"), "experiments run on cifar10, cifar100, digits"),
+        (("reproduce", "table2", "--grid", "gat"), "--grid takes METHOD=X"),
+        (("reproduce", "table2", "--grid", "gat=a,b"), "must be a number"),
+        (("reproduce", "table2", "--grid", "gta=1"), "no values can be chosen for 'gta'"),
+        (("reproduce", "table2", "--seeds", "0"), "seeds must be at least 1"),
+        (("reproduce", "table2", "--quick", "--collect-only"), "holds no figures of table2"),
+        (("search", "--method", "baseline"), "no hyperparameter of its own"),
+        (("search", "--over", "c_g=1"), "no option 'c_g'"),
+        (("search", "--over", "cg"), "--over takes NAME=X"),
+        (("search", "--over", "cg=1,1"), "stands there twice"),
+        (("search", "--over", "batch-size=a"), "takes whole numbers"),
+        (("search", "--method", "baseline", "--over", "cg=1,2"), "cg"),
+        (("search", "--output", "here"), "keeps its runs in --out"),
+    ],
+)
+def test_what_makes_no_sense(run: Run, arguments: tuple[str, ...], message: str, tmp_path: Path) -> None:
+    done = run(*arguments, "--out", tmp_path / "out")
+    assert done.code == 2
+    assert message in done.err
+    assert len(done.err.strip().splitlines()) == 1

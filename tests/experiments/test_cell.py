@@ -1,0 +1,67 @@
+"""A cell's name: the same for whatever computes the same, another for everything else."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from fastgat.config import DataConfig, ModelConfig, OptimizerConfig, PrecisionConfig, RunConfig, TrainConfig
+from fastgat.experiments.cell import Cell
+from fastgat.methods import GAT, Baseline, FastGradientL2
+
+CONFIG = TrainConfig(method=GAT(cg=0.3), data=DataConfig(dataset="cifar10"))
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"output": Path("elsewhere")},
+        {"resume": "run"},
+        {"run": RunConfig(device="cpu", compile=False, cuda_graph=False, log_interval=7, checkpoint_interval=3)},
+        {"data": DataConfig(dataset="cifar10", data_dir=Path("here"), loader="torch", workers=2)},
+    ],
+)
+def test_what_decides_nothing_is_not_in_it(changes: dict[str, Any]) -> None:
+    assert Cell(replace(CONFIG, **changes)).name == Cell(CONFIG).name
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"seed": 1},
+        {"epochs": 31},
+        {"batch_size": 64},
+        {"method": GAT(cg=0.3, schedule="paper")},
+        {"method": GAT(cg=0.31)},
+        {"method": Baseline()},
+        {"data": DataConfig(dataset="cifar100")},
+        {"data": DataConfig(dataset="cifar10", train_images=100)},
+        {"optimizer": OptimizerConfig(generator_lr=1e-5)},
+        {"model": ModelConfig(generator_width=8)},
+        {"precision": PrecisionConfig(amp=True)},
+        {"run": RunConfig(early_stopping=5)},
+    ],
+)
+def test_what_decides_something_is(changes: dict[str, Any]) -> None:
+    assert Cell(replace(CONFIG, **changes)).name != Cell(CONFIG).name
+
+
+def test_a_generator_that_is_not_there_decides_nothing() -> None:
+    config = replace(CONFIG, method=Baseline())
+    other = replace(config, optimizer=OptimizerConfig(generator_lr=1e-5), model=ModelConfig(generator_width=8))
+    assert Cell(other).name == Cell(config).name
+
+
+def test_people_can_read_it_and_file_systems_take_it() -> None:
+    name = Cell(replace(CONFIG, method=FastGradientL2(epsilon=0.25), seed=3)).name
+    assert re.fullmatch(r"cifar10-fg-l2-epsilon0\.25-seed3-[0-9a-f]{8}", name)
+    assert "/" not in Cell(replace(CONFIG, data=DataConfig(dataset="folder:a/b c"))).name
+
+
+def test_it_stays_the_same_from_version_to_version() -> None:
+    """Runs that were kept are found by it."""
+    assert Cell(CONFIG).name == "cifar10-gat-cg0.3-seed0-7233ea3c"

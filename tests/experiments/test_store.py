@@ -1,0 +1,108 @@
+"""The store: claims that processes respect and a death releases, and what it makes of files that are not right."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from fastgat.errors import DataError, OutputError
+from fastgat.experiments import Store
+from fastgat.experiments.cell import Cell
+from fastgat.methods import Baseline
+from tests.experiments.made_up import finish, plan
+
+HOLDER = """
+import sys, time
+from pathlib import Path
+from fastgat.experiments import Store
+with Store(Path(sys.argv[1])).claim("a job") as mine:
+    print(mine, flush=True)
+    time.sleep(60)
+"""
+
+
+def test_a_claim_holds_until_its_process_dies(tmp_path: Path) -> None:
+    holder = subprocess.Popen([sys.executable, "-c", HOLDER, tmp_path], stdout=subprocess.PIPE, text=True)
+    assert holder.stdout is not None
+    with holder.stdout:
+        assert holder.stdout.readline() == "True\n"
+        store = Store(tmp_path)
+        with store.claim("a job") as mine:
+            assert not mine
+        with store.claim("another job") as mine:
+            assert mine
+        holder.send_signal(signal.SIGKILL)
+        holder.wait()
+    deadline = time.monotonic() + 5
+    while True:
+        with store.claim("a job") as mine:
+            if mine:
+                break
+        assert time.monotonic() < deadline, "the claim of a dead process still holds"
+
+
+def test_a_claim_is_given_back(tmp_path: Path) -> None:
+    for _ in range(2):
+        with Store(tmp_path).claim("a job") as mine:
+            assert mine
+
+
+def test_a_folder_that_cannot_be_made(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(OutputError, match="cannot be locked"), Store(tmp_path / "file").claim("a job"):
+        pass
+
+
+def cell() -> Cell:
+    return plan().cell(Baseline(), 0)
+
+
+def test_a_cell_is_finished_when_its_summary_is_there(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    assert store.summary(cell()) is None
+    assert not store.finished(cell())
+    store.run_folder(cell()).mkdir(parents=True)
+    assert not store.finished(cell())
+    store.run_folder(cell()).rmdir()
+    finish(store, cell(), 0.6)
+    assert Store(tmp_path).finished(cell())
+    assert not store.finished(plan().cell(Baseline(), 1))
+
+
+def test_one_that_diverged_is_finished_too(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    store.run_folder(cell()).mkdir(parents=True)
+    store.note_divergence(cell(), "the loss became NaN")
+    assert store.finished(cell())
+    assert store.summary(cell()) is None
+    assert store.diverged(cell()) == "the loss became NaN"
+
+
+def test_a_folder_with_another_run(tmp_path: Path) -> None:
+    store, other = Store(tmp_path), Cell(replace(cell().config, batch_size=64))
+    finish(store, other, 0.6)
+    store.run_folder(other).rename(store.run_folder(cell()))
+    with pytest.raises(DataError, match="another run"):
+        store.summary(cell())
+
+
+def test_a_damaged_file(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    finish(store, cell(), 0.6)
+    (store.run_folder(cell()) / "summary.json").write_text('{"validation')
+    with pytest.raises(DataError, match="damaged; remove it"):
+        store.summary(cell())
+
+
+def test_what_was_measured_is_kept(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    store.keep("figure2-abc", {"key": {"cg": 1}, "figures": {"power": 2.0}})
+    assert store.measured("figure2-abc") == {"key": {"cg": 1}, "figures": {"power": 2.0}}
+    assert store.measured("figure2-other") is None
+    assert len(store.all_measured("figure2-")) == 1

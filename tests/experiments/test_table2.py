@@ -1,0 +1,88 @@
+"""Table 2: rows, verdicts and margins, from runs whose results are known."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from fastgat.experiments import Plan, Store, paper
+from fastgat.experiments.table2 import Table2
+from tests.experiments.made_up import finish, plan
+
+VALUES = {"dropout": 0.2, "random": 0.5, "fg-linf": 0.03, "fg-l2": 0.5, "gat": 1.0, "dropout-gat": 1.0}
+TABLE = Table2()
+
+
+def fixed(**settings: Any) -> Plan:
+    return plan(grids={name: (value,) for name, value in VALUES.items()}, **settings)
+
+
+def run(store: Store, asked: Plan, name: str, seed: int, validation: float, test: float) -> None:
+    jobs = {(job.cell.config.method.name, job.cell.seed): job.cell for job in TABLE.jobs(asked, store)}  # type: ignore[attr-defined]
+    finish(store, jobs[name, seed], validation, test)
+
+
+def test_every_method_is_trained_seed_by_seed(tmp_path: Path) -> None:
+    asked = fixed(seeds=2)
+    names = [job.name for job in TABLE.jobs(asked, Store(tmp_path))]
+    assert len(names) == len(set(names)) == 14
+    assert ["seed0" in name for name in names] == [True] * 7 + [False] * 7
+
+
+def test_rows_and_verdicts(tmp_path: Path) -> None:
+    store, asked = Store(tmp_path), fixed(seeds=2)
+    for seed in range(2):
+        run(store, asked, "baseline", seed, 0.7, 0.775 + 0.002 * seed)
+        run(store, asked, "dropout", seed, 0.7, 0.75)
+        run(store, asked, "gat", seed, 0.7, 0.81 + 0.002 * seed)
+    figures = TABLE.collect(asked, store)
+    assert figures is not None
+    text = TABLE.section(asked, figures)
+    rows = {line.split("|")[1].strip(): line for line in text.splitlines() if line.startswith("|")}
+    assert "77.60 ± 0.14" in rows["baseline"]
+    assert "77.48 ± 0.46" in rows["baseline"]
+    assert "agrees" in rows["baseline"]
+    assert "worse" in rows["dropout"]
+    assert "better" in rows["gat"]
+    assert "cg 1" in rows["gat"]
+    assert "0 of 2" in rows["fg-l2"]
+
+
+def test_no_verdict_on_runs_that_are_not_the_papers(tmp_path: Path) -> None:
+    store, asked = Store(tmp_path), fixed(seeds=1)
+    asked = replace(asked, base=replace(asked.base, data=replace(asked.base.data, train_images=5000)))
+    run(store, asked, "baseline", 0, 0.7, 0.775)
+    figures = TABLE.collect(asked, store)
+    assert figures is not None
+    text = TABLE.section(asked, figures)
+    assert "No verdict" in text
+    assert "agrees" not in text
+
+
+def test_margins_are_paired_and_over_the_better_fast_gradient_on_validation(tmp_path: Path) -> None:
+    store, asked = Store(tmp_path), fixed(seeds=3)
+    for seed, (baseline, gat) in enumerate([(0.50, 0.53), (0.52, 0.54)]):
+        run(store, asked, "baseline", seed, 0.5, baseline)
+        run(store, asked, "gat", seed, 0.5, gat)
+        run(store, asked, "fg-linf", seed, 0.6, 0.51)
+        run(store, asked, "fg-l2", seed, 0.5, 0.99)
+    run(store, asked, "gat", 2, 0.5, 0.9)  # without a baseline of its seed, it is in no pair
+    figures = TABLE.collect(asked, store)
+    assert figures is not None
+    over_baseline, over_fast = figures["margins"]
+    assert over_baseline["differences"] == pytest.approx([0.03, 0.02])
+    assert over_fast["over"] == "fast gradient (fg-linf)"
+    assert over_fast["differences"] == pytest.approx([0.02, 0.03])
+    assert over_baseline["paper"] == pytest.approx(0.0285)
+    assert over_fast["paper"] == pytest.approx(0.0221)
+    assert "+2.50 ± 6.35 (95 %)" in TABLE.section(asked, figures)
+
+
+def test_the_papers_figures() -> None:
+    table = paper.TABLE2
+    assert {name: len(rows) for name, rows in table.items()} == {"cifar10": 7, "cifar100": 7}
+    assert table["cifar100"]["gat"].mean - table["cifar100"]["baseline"].mean == pytest.approx(0.0612)
+    assert table["cifar10"]["dropout-gat"] == (0.8162, 0.0034)

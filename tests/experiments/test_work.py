@@ -1,0 +1,84 @@
+"""Work: everything once, by however many processes, in the order of what depends on what."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+import pytest
+
+from fastgat.errors import DataError, FastgatError
+from fastgat.experiments import Store
+from fastgat.experiments.work import work, work_together
+from fastgat.reporting.jobs import News
+from tests.experiments.jobs import Note, Notes, Timing
+from tests.experiments.made_up import plan
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Store:
+    return Store(tmp_path)
+
+
+def log(store: Store) -> list[tuple[str, str]]:
+    return [tuple(line.split()) for line in (store.folder / "log").read_text().splitlines()]  # type: ignore[misc]
+
+
+def ignore(news: News) -> None:
+    pass
+
+
+def test_what_depends_on_others_comes_after_them(store: Store) -> None:
+    heard: list[News] = []
+    assert work([Notes(3, last=Note(9))], plan(), store, heard.append)
+    assert [name for name, _ in log(store)] == ["note-0", "note-1", "note-2", "note-9"]
+    assert [news.job for news in heard if news.done] == [name for name, _ in log(store)]
+    work([Notes(3, last=Note(9))], plan(), store, ignore)
+    assert len(log(store)) == 4, "a second time, nothing is left to do"
+
+
+def test_it_stops_where_a_job_was_interrupted(store: Store) -> None:
+    assert not work([Notes(0, last=Note(1, "stop"))], plan(), store, ignore)
+
+
+def test_it_waits_for_what_another_process_is_at(store: Store) -> None:
+    heard: list[News] = []
+    with store.claim("note-0") as mine:
+        assert mine
+
+        def sleep(seconds: float) -> None:
+            store.keep("note-0", {})  # the other process has finished it
+
+        assert work([Notes(2)], plan(), store, heard.append, sleep=sleep)
+    assert [name for name, _ in log(store)] == ["note-1"]
+    assert [news.words for news in heard if not news.job] == ["waiting for another process to finish note-0"]
+
+
+@pytest.mark.slow
+def test_several_processes_do_each_job_once(store: Store) -> None:
+    heard: list[News] = []
+    assert work_together([Notes(40, last=Timing(50))], plan(), store, heard.append, processes=2)
+    done = log(store)
+    assert sorted(name for name, _ in done) == sorted(f"note-{number}" for number in [*range(40), 50])
+    assert done[-1][0] == "note-50", "what wants the machine for itself comes last"
+    assert len({process for _, process in done[:-1]}) == 2
+    assert sum(news.done for news in heard) == 41
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("does", "error", "message"),
+    [
+        ("fail", DataError, "the data are gone"),
+        ("break", RuntimeError, "KeyError: 'a mistake'"),
+        ("die", FastgatError, "a process of this command died"),
+    ],
+)
+@pytest.mark.timeout(120)
+def test_a_process_that_fails_ends_all_of_them(
+    store: Store, does: str, error: type[Exception], message: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    began = time.monotonic()
+    with pytest.raises(error, match=message):
+        work_together([Notes(1000, odd=Note(2000, does))], plan(), store, ignore, processes=2)
+    assert time.monotonic() - began < 60
