@@ -1,4 +1,4 @@
-"""Everything that wants a GPU, in under ten minutes: tests, kernels, steps. One table, one JSON file.
+"""Everything that wants a GPU, in under ten minutes: tests, steps, kernels, seeds. One table, one JSON file.
 
 python bench/gpu.py --json build/gpu.json
 """
@@ -6,6 +6,7 @@ python bench/gpu.py --json build/gpu.json
 from __future__ import annotations
 
 import json
+import statistics
 import subprocess
 import sys
 import time
@@ -53,7 +54,7 @@ COLUMNS = (
 @click.option("--minutes", type=float, default=9.0, show_default=True, help="start nothing new after this time")
 @click.option("--tests/--no-tests", default=True, help="begin with the GPU tests")
 def main(output: Path, minutes: float, tests: bool) -> None:
-    """Run the GPU tests, profile the steps, time the kernels; exits with 1 if a test fails."""
+    """Run the GPU tests, profile the steps, time the kernels and several seeds; exits with 1 if a test fails."""
     if not torch.cuda.is_available():
         raise click.ClickException("there is no GPU here")
     began, failed = time.monotonic(), False
@@ -92,6 +93,11 @@ def main(output: Path, minutes: float, tests: bool) -> None:
                 {"name": one["name"], "median_us": one["stats"]["median"] * 1e6, **one["extra_info"]}
                 for one in json.loads(kernels.read_text())["benchmarks"]
             ]
+    if not late("seeds"):
+        seeds = output.with_suffix(".seeds.json")
+        failed |= run("bench/seeds.py", "--amp", "--rounds", "3", "--steps", "50", "--json", str(seeds)) != 0
+        if seeds.exists():
+            result["seeds"] = json.loads(seeds.read_text())["images_per_second"]
     save()
     show(Console(), result)
     click.echo(f"{(time.monotonic() - began) / 60:.1f} minutes; figures in {output}")
@@ -109,9 +115,13 @@ def settings(schedule: str, batch_size: int, loader: str) -> Settings:
 
 
 def pytest_run(*arguments: str) -> int:
-    """pytest's exit code; 124 if it takes more than four minutes."""
+    return run("-m", "pytest", *arguments)
+
+
+def run(*arguments: str) -> int:
+    """python's exit code; 124 if it takes more than four minutes."""
     try:
-        return subprocess.run([sys.executable, "-m", "pytest", *arguments], check=False, timeout=240).returncode
+        return subprocess.run([sys.executable, *arguments], check=False, timeout=240).returncode
     except subprocess.TimeoutExpired:
         return 124
 
@@ -138,6 +148,8 @@ def show(console: Console, result: dict[str, Any]) -> None:
     console.print(table)
     for one in result.get("kernels", []):
         console.print(f"{one['name']:70} {one['median_us']:10.1f} us {one['GB/s']:8.0f} GB/s", highlight=False)
+    for way, rates in result.get("seeds", {}).items():
+        console.print(f"four seeds, {way}: {statistics.median(rates):,.0f} images/s", highlight=False)
     for name in result["left_out"]:
         console.print(f"left out for want of time: {name}", highlight=False)
 

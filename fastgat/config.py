@@ -190,6 +190,9 @@ def identity(config: TrainConfig) -> dict[str, Any]:
     free = {"output", "resume", *feeding, *(f"run.{f.name}" for f in fields(RunConfig))}
     if config.optimizer.lr_schedule == "constant":  # the others stretch over all epochs
         free.add("epochs")
+    assert isinstance(config.method, Method)
+    if not config.method.needs_generator:
+        free |= {"optimizer.generator_lr", "model.generator_width"}
     return {key: value for key, value in flatten(config.to_dict()) if key not in free}
 
 

@@ -10,13 +10,9 @@ from functools import cached_property
 from typing import Any
 
 from fastgat.config import TrainConfig, flatten, identity
-from fastgat.methods import Method
 
 SHOWN = ("cg", "epsilon", "dropout", "schedule", "generator_interval", "generator_steps", "generator_input")
 """Options of a method that a cell's name spells out where they are not the default."""
-
-GENERATOR = ("optimizer.generator_lr", "model.generator_width")
-"""What decides nothing where a method has no generator."""
 
 
 @dataclass(frozen=True)
@@ -55,10 +51,6 @@ def deciding(config: TrainConfig) -> dict[str, Any]:
     found = identity(config) | {"epochs": config.epochs}
     if config.run.early_stopping is not None:
         found["run.early_stopping"] = config.run.early_stopping
-    assert isinstance(config.method, Method)
-    if not config.method.needs_generator:
-        for key in GENERATOR:
-            found.pop(key, None)
     always = ("method.name", "data.dataset", "seed", "epochs")
     return {key: value for key, value in sorted(found.items()) if key in always or value != defaults.get(key)}
 

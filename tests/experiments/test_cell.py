@@ -9,7 +9,15 @@ from typing import Any
 
 import pytest
 
-from fastgat.config import DataConfig, ModelConfig, OptimizerConfig, PrecisionConfig, RunConfig, TrainConfig
+from fastgat.config import (
+    DataConfig,
+    ModelConfig,
+    OptimizerConfig,
+    PrecisionConfig,
+    RunConfig,
+    TrainConfig,
+    identity,
+)
 from fastgat.experiments.cell import Cell
 from fastgat.methods import GAT, Baseline, FastGradientL2
 
@@ -54,6 +62,7 @@ def test_a_generator_that_is_not_there_decides_nothing() -> None:
     config = replace(CONFIG, method=Baseline())
     other = replace(config, optimizer=OptimizerConfig(generator_lr=1e-5), model=ModelConfig(generator_width=8))
     assert Cell(other).name == Cell(config).name
+    assert identity(other) == identity(config), "or a run could not be gone on with"
 
 
 def test_people_can_read_it_and_file_systems_take_it() -> None:

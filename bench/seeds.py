@@ -1,0 +1,279 @@
+"""The cheapest way to train n seeds of one method on one device.
+
+    python bench/seeds.py --seeds 4 --method gat --batch-size 128 --json bench/results/seeds-MACHINE.json
+
+one by one: n runs one after another, each with all cores. processes: as many at a time as there are cores (or, on a
+GPU, n), each with its share: what `fastgat reproduce --jobs` does. vectorised: one process, one step for all n,
+`torch.vmap` over networks and minibatches. streams: on a GPU, one process, n captured steps on n streams.
+
+Every way starts from the same weights and minibatches, and its first gradients must be those of single runs before
+anything is timed. The ways take turns.
+"""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from dataclasses import replace
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+
+import click
+import torch
+from torch import Tensor, nn
+from torch.func import stack_module_state
+
+from fastgat import TrainConfig
+from fastgat.config import PrecisionConfig
+from fastgat.data.batch import Batch
+from fastgat.engine.adam import Adam
+from fastgat.engine.allocator import keep_freed_memory
+from fastgat.engine.device import device_name, pick_device
+from fastgat.errors import FastgatError
+from fastgat.methods import create_method
+from fastgat.methods.players import Draws, Network, Players, Tensors
+from fastgat.profiling.sides import Fastgat, Spec
+from fastgat.reporting.environment import environment
+
+FLOAT32_ERROR, BFLOAT16_ERROR = 1e-3, 0.05
+WARM_UP = 3
+
+
+class Alone:
+    """Runs of some seeds in this process: each step advances them all by one, one after another."""
+
+    def __init__(self, spec: Spec, seeds: Sequence[int]) -> None:
+        self.sides = [Fastgat(seeded(spec, seed)) for seed in seeds]
+
+    def step(self) -> None:
+        for side in self.sides:
+            side.step()
+
+    def moments(self) -> list[Tensor]:
+        """The classifier's first moments of each seed: after one step, a tenth of its gradient."""
+        return [side.moments() for side in self.sides]
+
+
+class Streams(Alone):
+    """The same on a GPU, each seed's captured step on a stream of its own."""
+
+    def __init__(self, spec: Spec, seeds: Sequence[int]) -> None:
+        super().__init__(spec, seeds)
+        self.streams = [torch.cuda.Stream() for _ in seeds]
+
+    def step(self) -> None:
+        for side, stream in zip(self.sides, self.streams, strict=True):
+            with torch.cuda.stream(stream):
+                side.step()
+
+
+class Vectorised:
+    """All seeds in one step: parameters, moments and minibatches stacked, gradients by `torch.vmap`."""
+
+    def __init__(self, spec: Spec, seeds: Sequence[int]) -> None:
+        uncompiled = replace(spec, config=replace(spec.config, run=replace(spec.config.run, compile=False)))
+        sides = [Fastgat(seeded(uncompiled, seed)) for seed in seeds]
+        self.method, self.autocast, config = spec.method, sides[0].autocast, spec.config
+        self.classifier, self.generator = sides[0].classifier, sides[0].generator
+        self.parameters = [stacked([side.classifier for side in sides])]
+        rates = [config.optimizer.lr]
+        if self.generator is not None:
+            self.parameters.append(stacked([side.generator for side in sides if side.generator is not None]))
+            rates.append(config.optimizer.generator_lr)
+        self.adams = [Adam(as_module(own), rate) for own, rate in zip(self.parameters, rates, strict=True)]
+        self.batches = [
+            Batch(*(torch.stack(each) for each in zip(*turn, strict=True)))
+            for turn in zip(*([side.next_inputs()[0][-1] for _ in range(4)] for side in sides), strict=True)
+        ]
+        self.number, self.seeds = 0, len(seeds)
+        self.run = torch.compile(self._run, fullgraph=True, dynamic=False)
+
+    def step(self) -> None:
+        with torch.no_grad():
+            self.run(self.batches[self.number % len(self.batches)])
+        self.number += 1
+
+    def moments(self) -> list[Tensor]:
+        buffers = list(self.adams[0].exp_avg.buffers())
+        return [torch.cat([buffer[i].flatten() for buffer in buffers]).float() for i in range(self.seeds)]
+
+    def _run(self, batch: Batch) -> None:
+        gradients = torch.vmap(self._gradients)(*self.parameters, batch.images, batch.labels)
+        for adam, parameters, own in zip(self.adams, self.parameters, gradients, strict=True):
+            adam.update(parameters, own)
+
+    def _gradients(self, *stacks: Any) -> tuple[Tensors, ...]:
+        """What one seed's step would update its networks by."""
+        *parameters, images, labels = stacks
+        networks = [
+            Network(name, module, own, {}, self.autocast)
+            for name, module, own in zip(("classifier", "generator"), self._modules(), parameters, strict=False)
+        ]
+        batch, found = Batch(images, labels), {}
+
+        def update(players: Players, **gradients: Tensors | None) -> Players:
+            found.update(gradients)
+            return players
+
+        self.method.step(Players(*networks), [batch], [Draws()], update)
+        return tuple(own for name in ("classifier", "generator") if (own := found.get(name)) is not None)
+
+    def _modules(self) -> list[nn.Module]:
+        return [module for module in (self.classifier, self.generator) if module is not None]
+
+
+def stacked(modules: list[nn.Module]) -> Tensors:
+    parameters, _ = stack_module_state(modules)
+    return {name: value.detach() for name, value in parameters.items()}
+
+
+def as_module(tensors: Tensors) -> nn.Module:
+    """A module that holds these as its parameters."""
+    holder = nn.Module()
+    holder.named_parameters = lambda *_, **__: iter((k, nn.Parameter(v)) for k, v in tensors.items())  # type: ignore[method-assign]  # all that Adam asks for
+    return holder
+
+
+def seeded(spec: Spec, seed: int) -> Spec:
+    return replace(spec, config=replace(spec.config, seed=seed))
+
+
+WAYS: dict[str, Callable[..., Any]] = {
+    "one by one": Alone,
+    "processes": Alone,
+    "vectorised": Vectorised,
+    "streams": Streams,
+}
+
+
+class Process:
+    """Some seeds in a process of their own, on some of the cores."""
+
+    def __init__(self, way: str, spec: Spec, seeds: Sequence[int], cores: Sequence[int]) -> None:
+        context = multiprocessing.get_context("spawn")
+        self.pipe, there = context.Pipe()
+        self.process = context.Process(target=_serve, args=(way, spec, seeds, cores, there), daemon=True)
+        self.process.start()
+        there.close()
+
+    def answer(self) -> Any:
+        found = self.pipe.recv()
+        if isinstance(found, BaseException):
+            raise found
+        return found
+
+    def __enter__(self) -> Process:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.process.terminate()
+        self.process.join()
+
+
+def _serve(way: str, spec: Spec, seeds: Sequence[int], cores: Sequence[int], pipe: Connection) -> None:
+    """Answers first with the moments after one step, then each number by taking as many."""
+    if hasattr(os, "sched_setaffinity"):
+        os.sched_setaffinity(0, cores)
+    torch.set_num_threads(len(cores))
+    keep_freed_memory()
+    try:
+        own = WAYS[way](spec, seeds)
+        own.step()
+        pipe.send([moments.cpu().numpy() for moments in own.moments()])
+        while True:
+            for _ in range(pipe.recv()):
+                own.step()
+            if torch.cuda.is_available():
+                torch.cuda.synchronize()
+            pipe.send(None)
+    except Exception as error:  # noqa: BLE001  # it is raised where the answer is awaited
+        pipe.send(RuntimeError(f"{way}: {type(error).__name__}: {error}"))
+
+
+def start(way: str, spec: Spec, seeds: int, cores: list[int], on_gpu: bool) -> list[Process]:
+    """The processes of a way; process p of n has the seeds p, p + n, ..."""
+    if way != "processes":
+        return [Process(way, spec, range(seeds), cores)]
+    count = seeds if on_gpu else min(seeds, len(cores))
+    return [Process(way, spec, range(p, seeds, count), cores if on_gpu else cores[p::count]) for p in range(count)]
+
+
+@click.command()
+@click.option("--seeds", type=click.IntRange(2), default=4, show_default=True)
+@click.option("--method", type=click.Choice(["gat", "baseline", "fg-l2"]), default="gat", show_default=True)
+@click.option("--batch-size", type=click.IntRange(1), default=128, show_default=True)
+@click.option("--amp", is_flag=True)
+@click.option("--steps", type=click.IntRange(1), default=4, show_default=True, help="of every seed, in a turn")
+@click.option("--rounds", type=click.IntRange(1), default=5, show_default=True)
+@click.option("--way", "ways", multiple=True, type=click.Choice(list(WAYS)), help="[default: all that can run here]")
+@click.option("--json", "output", type=Path)
+def main(
+    seeds: int,
+    method: str,
+    batch_size: int,
+    amp: bool,
+    steps: int,
+    rounds: int,
+    ways: tuple[str, ...],
+    output: Path | None,
+) -> None:
+    """Compare the ways to train several seeds, in images a second over all of them."""
+    precision = PrecisionConfig(amp=amp, channels_last=True)
+    spec = Spec("fastgat", TrainConfig(method=create_method(method), batch_size=batch_size, precision=precision))
+    device = pick_device("auto")
+    on_gpu, cores = device.type == "cuda", sorted(os.sched_getaffinity(0))
+    # Under vmap the joints would hand stacked tensors to their Triton kernels, which take plain ones.
+    ways = ways or tuple(way for way in WAYS if way != ("vectorised" if on_gpu else "streams"))
+    rates: dict[str, list[float]] = {way: [] for way in ways}
+    with ExitStack() as stack:
+        running, expected = {}, None
+        for way in ways:
+            processes = [stack.enter_context(process) for process in start(way, spec, seeds, cores, on_gpu)]
+            found = [process.answer() for process in processes]
+            moments = {seed: found[seed % len(found)][seed // len(found)] for seed in range(seeds)}
+            expected = expected or moments
+            check(way, moments, expected, BFLOAT16_ERROR if amp else FLOAT32_ERROR)
+            running[way] = processes
+            take(processes, WARM_UP)
+        for _ in range(rounds):
+            for way, processes in running.items():
+                began = time.perf_counter()
+                take(processes, steps)
+                rates[way].append(seeds * steps * batch_size / (time.perf_counter() - began))
+    first = statistics.median(rates[ways[0]])
+    for way, values in rates.items():
+        median = statistics.median(values)
+        click.echo(f"{way:12} {median:8,.1f} images/s ({min(values):,.1f} to {max(values):,.1f}), {median / first:.2f}")
+    if output is not None:
+        settings = {"seeds": seeds, "method": method, "batch_size": batch_size, "amp": amp, "rounds": rounds}
+        content = {"settings": settings, "device": device_name(device), "images_per_second": rates}
+        output.write_text(json.dumps({**content, "environment": environment()}, indent=2) + "\n")
+
+
+def take(processes: list[Process], steps: int) -> None:
+    """`steps` steps of every seed."""
+    for process in processes:
+        process.pipe.send(steps)
+    for process in processes:
+        process.answer()
+
+
+def check(way: str, found: dict[int, Any], expected: dict[int, Any], allowed: float) -> None:
+    """Raises FastgatError unless each seed's first gradient is that of its single run, to rounding."""
+    for seed, moments in expected.items():
+        one, other = torch.from_numpy(moments), torch.from_numpy(found[seed])
+        error = float((one - other).norm() / one.norm())
+        if not error <= allowed:
+            raise FastgatError(
+                f"{way}: seed {seed} has another gradient (relative error {error:.3g}); nothing is timed"
+            )
+
+
+if __name__ == "__main__":
+    main()
