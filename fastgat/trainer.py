@@ -260,6 +260,7 @@ class Trainer:
             self.method.metrics,
             autocast,
             statistics=self.config.model.batch_norm,
+            memory=torch.zeros_like(next(feed.train.once()).images) if self.method.remembers else None,
         )
 
     def _augmentation(self) -> str:

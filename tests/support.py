@@ -61,12 +61,19 @@ class Engine:
         autocast: torch.dtype | None = None,
         statistics: str = "both",
         compiled: bool = False,
+        memory: torch.Tensor | None = None,
     ) -> None:
         self.method = method
         generator = copy.deepcopy(generator) if method.needs_generator else None
         optimizer = OptimizerConfig(lr=1e-3, generator_lr=generator_lr)
         self.state = TrainState(
-            copy.deepcopy(classifier), generator, optimizer, method.metrics, autocast, statistics=statistics
+            copy.deepcopy(classifier),
+            generator,
+            optimizer,
+            method.metrics,
+            autocast,
+            statistics=statistics,
+            memory=memory,
         )
         self.stepper = Stepper(self.state, method, compiled=compiled)
         self.prepared = False

@@ -27,9 +27,11 @@ class TrainState(nn.Module):
         autocast: the dtype of mixed precision; float16 brings a loss scale along.
         interacts: whether the classifier's samples influence each other; by default, whether it has batch norm.
         statistics: which forward passes change the classifier's buffers: "clean", "perturbed" or "both".
+        memory: what the method hands on from step to step, at first; it is changed in place.
     """
 
     step: Tensor
+    memory: Tensor | None
 
     def __init__(
         self,
@@ -41,6 +43,7 @@ class TrainState(nn.Module):
         *,
         interacts: bool | None = None,
         statistics: str = "both",
+        memory: Tensor | None = None,
     ) -> None:
         super().__init__()
         if not trainable_parameters(classifier):
@@ -56,6 +59,7 @@ class TrainState(nn.Module):
         self.loss_scale = LossScale(device) if autocast == torch.float16 else None
         self.metrics = RunningMetrics(metrics, device)
         self.register_buffer("step", torch.zeros((), dtype=torch.int64, device=device))
+        self.register_buffer("memory", memory)
         self.learning_rate_factor = math.nan
 
     @property
@@ -67,6 +71,7 @@ class TrainState(nn.Module):
         return Players(
             self._network("classifier", self.classifier),
             self._network("generator", generator) if generator is not None else None,
+            self.memory,
         )
 
     def begin(self) -> list[Tensor]:
@@ -99,7 +104,10 @@ class TrainState(nn.Module):
             self.metrics.add(metrics, self.step, finite)
 
     def keep_buffers(self, players: Players) -> None:
-        """Make the buffers that a step has left (batch-norm statistics) the networks' own."""
+        """Make the buffers that a step has left (batch-norm statistics) the networks' own, and keep its memory."""
+        if self.memory is not None:
+            assert players.memory is not None
+            self.memory.copy_(players.memory)
         for network in (players.classifier, players.generator):
             if network is not None:
                 for name, buffer in network.module.named_buffers():
@@ -150,7 +158,8 @@ class TrainState(nn.Module):
             return []
         changing = (self.classifier, self.generator, self.classifier_adam, self.generator_adam, self.ema)
         modules = [module for module in changing if module is not None]
-        return [tensor for module in modules for tensor in (*module.parameters(), *module.buffers())]
+        tensors = [tensor for module in modules for tensor in (*module.parameters(), *module.buffers())]
+        return tensors if self.memory is None else [*tensors, self.memory]
 
     def _learned(self, *players: str) -> list[Tensor]:
         """The players' parameters and moments. Not their buffers: a mask, say, may be infinite by right."""

@@ -1,23 +1,32 @@
-"""The rows of Table 2, one file each, by their names on the command line."""
+"""The rows of Table 2, and the adversarial training of others, one file each, by their names on the command line."""
 
 from __future__ import annotations
 
 from typing import Any
 
 from fastgat.errors import ConfigError
+from fastgat.methods.adversarial import Adversarial
 from fastgat.methods.base import Method
 from fastgat.methods.baseline import Baseline
 from fastgat.methods.dropout import Dropout
 from fastgat.methods.dropout_gat import DropoutGAT
 from fastgat.methods.fg_l2 import FastGradientL2
 from fastgat.methods.fg_linf import FastGradientLinf
+from fastgat.methods.fgsm_rs import FGSMRandomStart
+from fastgat.methods.free import Free
 from fastgat.methods.gat import GAT
+from fastgat.methods.n_fgsm import NoisyFGSM
+from fastgat.methods.pgd import PGDTraining
 from fastgat.methods.random import RandomPerturbation
+from fastgat.methods.trades import TRADES
 from fastgat.options import suggestion
 
 METHODS: dict[str, type[Method]] = {
     method.name: method
-    for method in (Baseline, Dropout, RandomPerturbation, FastGradientLinf, FastGradientL2, GAT, DropoutGAT)
+    for method in (
+        *(Baseline, Dropout, RandomPerturbation, FastGradientLinf, FastGradientL2, GAT, DropoutGAT),
+        *(PGDTraining, FGSMRandomStart, NoisyFGSM, Free, TRADES),
+    )
 }
 
 
@@ -37,12 +46,18 @@ def create_method(name: str, **options: Any) -> Method:
 __all__ = [
     "GAT",
     "METHODS",
+    "TRADES",
+    "Adversarial",
     "Baseline",
     "Dropout",
     "DropoutGAT",
+    "FGSMRandomStart",
     "FastGradientL2",
     "FastGradientLinf",
+    "Free",
     "Method",
+    "NoisyFGSM",
+    "PGDTraining",
     "RandomPerturbation",
     "create_method",
 ]

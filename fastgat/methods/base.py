@@ -25,11 +25,13 @@ class Method(Options):
     Class attributes:
         name: the name on the command line.
         needs_generator: whether the method trains a generator.
+        remembers: whether steps hand on a perturbation like a minibatch, `Players.memory`, zero at first.
         metrics: the names of the 0-d tensors that `step` returns.
     """
 
     name: ClassVar[str]
     needs_generator: ClassVar[bool] = False
+    remembers: ClassVar[bool] = False
     metrics: ClassVar[tuple[str, ...]]
 
     @property

@@ -54,10 +54,11 @@ class Network(NamedTuple):
 
 
 class Players(NamedTuple):
-    """F, and G where the method has one."""
+    """F, G where the method has one, and what a step hands on to the next where the method remembers something."""
 
     classifier: Network
     generator: Network | None = None
+    memory: Tensor | None = None
 
     def after_classifier(self, half: Half, buffers: Tensors) -> Players:
         """The players once a forward pass of F has left these buffers, which may not be those that count."""

@@ -21,7 +21,17 @@ from fastgat.engine.device import autocast_dtype, pick_device, tf32
 from fastgat.engine.interaction import samples_interact
 from fastgat.engine.state import TrainState
 from fastgat.errors import ConfigError
-from fastgat.methods import GAT, Baseline, FastGradientL2, FastGradientLinf, Method, RandomPerturbation
+from fastgat.methods import (
+    GAT,
+    TRADES,
+    Adversarial,
+    Baseline,
+    FastGradientL2,
+    FastGradientLinf,
+    Free,
+    Method,
+    RandomPerturbation,
+)
 from fastgat.methods.players import Draws
 from fastgat.models import Generator, create_classifier
 from fastgat.profiling.feeding import Feeder
@@ -81,6 +91,7 @@ class Side:
             fed = self.method.generator_channels(spec.channels)
             self.generator = self._placed(Generator(spec.config.model.generator_width, spec.channels, fed))
         sets = [self._minibatches() for _ in range(INPUT_SETS)]
+        self.first_images = sets[0][0][-1].images
         self.inputs: Iterator[tuple[list[Batch], list[Draws]]] = itertools.cycle(sets)
 
     def step(self) -> None:
@@ -118,6 +129,7 @@ class Textbook(Side):
         self.optimizer = torch.optim.Adam(self.classifier.parameters(), lr=optimizer.lr)
         if self.generator is not None:
             self.generator_optimizer = torch.optim.Adam(self.generator.parameters(), lr=optimizer.generator_lr)
+        self.memory = torch.zeros_like(self.first_images)
 
     def step(self) -> None:
         batches, draws = next(self.inputs)
@@ -141,17 +153,29 @@ class Textbook(Side):
                 method.cg,
                 [(each.clean, each.perturbed) for each in draws],
             )
-        elif isinstance(method, FastGradientL2 | FastGradientLinf):
-            norm = "l2" if isinstance(method, FastGradientL2) else "linf"
-            textbook.fast_gradient_step(self.classifier, self.optimizer, batch, method.epsilon, norm, method.alpha)
-        elif isinstance(method, RandomPerturbation):
-            assert draw.noise is not None
-            textbook.random_perturbation_step(
-                self.classifier, self.optimizer, batch, draw.noise, method.epsilon, method.alpha
-            )
         else:
-            assert isinstance(method, Baseline)
-            textbook.baseline_step(self.classifier, self.optimizer, batch, draw.clean)
+            self._step_alone(method, batch, draw)
+
+    def _step_alone(self, method: Method, batch: Batch, draw: Draws) -> None:
+        """A step of a method without a generator."""
+        players = (self.classifier, self.optimizer, batch)
+        match method:
+            case FastGradientL2() | FastGradientLinf():
+                norm = "l2" if isinstance(method, FastGradientL2) else "linf"
+                textbook.fast_gradient_step(*players, method.epsilon, norm, method.alpha)
+            case RandomPerturbation():
+                textbook.random_perturbation_step(*players, drawn(draw), method.epsilon, method.alpha)
+            case Adversarial():
+                sizes = {"start": method.start, "size": method.size, "steps": method.steps}
+                textbook.ball_step(*players, drawn(draw), method.epsilon, **sizes, project=method.projects)
+            case Free():
+                textbook.free_step(*players, self.memory, method.epsilon, method.replays)
+            case TRADES():
+                settings = (method.epsilon, method.step_size, method.attack_steps, method.beta)
+                textbook.trades_step(*players, drawn(draw), *settings)
+            case _:
+                assert isinstance(method, Baseline)
+                textbook.baseline_step(*players, draw.clean)
 
     def moments(self) -> Tensor:
         states = (self.optimizer.state[parameter] for parameter in self.classifier.parameters())
@@ -172,6 +196,7 @@ class Fastgat(Side):
             self.method.metrics,
             self.autocast,
             statistics=spec.config.model.batch_norm,
+            memory=torch.zeros_like(self.first_images) if self.method.remembers else None,
         )
         batches, draws = self.next_inputs()
         self.state.interacts = samples_interact(self.classifier, batches[-1].images)
@@ -210,6 +235,11 @@ class Fastgat(Side):
         batches, draws = next(self.inputs)
         taken = 1 + self.method.generator_minibatches
         return batches[-taken:], draws[-taken:]
+
+
+def drawn(draws: Draws) -> Tensor:
+    assert draws.noise is not None
+    return draws.noise
 
 
 def build(spec: Spec) -> Side:

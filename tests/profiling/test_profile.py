@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from fastgat.cli import main
-from fastgat.config import PrecisionConfig, TrainConfig
+from fastgat.config import ModelConfig, PrecisionConfig, RunConfig, TrainConfig
 from fastgat.errors import FastgatError
+from fastgat.methods import GAT, METHODS, create_method
 from fastgat.phases import PHASES, listening, phase
 from fastgat.profiling.phases import Clock
 from fastgat.profiling.profile import check_parity
-from fastgat.profiling.sides import Spec
+from fastgat.profiling.sides import Spec, build
 
 SMALL = ("--batch-size", "8", "--generator-width", "4", "--image-size", "16", "--rounds", "2", "--no-compile")
 
@@ -61,6 +63,20 @@ def test_the_table_of_another_method(monkeypatch: pytest.MonkeyPatch, capfd: pyt
     assert "speed-up" in out
     assert "with its loader (torch) " in out
     assert "classifier backward" in out
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_both_sides_of_every_method_compute_the_same(name: str) -> None:
+    model = ModelConfig(generator_width=4)
+    method = create_method(name, **({"schedule": "paper"} if issubclass(METHODS[name], GAT) else {}))
+    ours = Spec("fastgat", TrainConfig(method=method, batch_size=4, model=model, run=RunConfig(compile=False)), 16)
+    first = []
+    for spec in (ours, replace(ours, implementation="textbook")):
+        side = build(spec)
+        side.step()
+        first.append(side.moments().numpy())
+    check_parity(*first, ours)
+    assert np.linalg.norm(first[1]) > 1e-6
 
 
 def test_no_figure_of_a_wrong_result() -> None:

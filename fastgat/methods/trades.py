@@ -1,0 +1,76 @@
+"""TRADES (Zhang et al. 2019): J(x) + beta KL(F(x) || F(x')), x' the image in the L-inf ball that maximises the KL.
+
+    x'_0 = x + 0.001 n,  n normal            then k signed steps along dKL/dx', projected onto the ball and [0, 1]
+
+The seed of a step is the gradient of the KL by the perturbed logits, F(x') - F(x), with F(x) held fixed.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from fastgat.data.batch import Batch
+from fastgat.methods.adversarial import attack_steps_option, inside, step_size_option
+from fastgat.methods.base import OnePlayer, epsilon_option
+from fastgat.methods.joints import input_gradient
+from fastgat.methods.players import Draws, Metrics, Network, Players, Tensors, logits, mean, pull_back
+from fastgat.options import option
+
+START = 1e-3
+"""The scale of the noise that the steps start from: at x itself the KL has no slope."""
+
+
+@dataclass(frozen=True)
+class TRADES(OnePlayer):
+    name: ClassVar[str] = "trades"
+    metrics: ClassVar[tuple[str, ...]] = ("loss", "accuracy", "perturbed_accuracy", "perturbation_norm")
+
+    epsilon: float = epsilon_option(8 / 255)
+    attack_steps: int = attack_steps_option(10)
+    step_size: float = step_size_option(2 / 255, "size of a gradient step in each pixel")
+    beta: float = option(6.0, "weight of the KL divergence", at_least=0)
+
+    def draw(self, classifier: nn.Module, images: Tensor, source: torch.Generator) -> Draws:
+        return Draws(noise=torch.empty_like(images).normal_(generator=source))
+
+    def perturbation(self, classifier: Network, images: Tensor, noise: Tensor) -> Tensor:
+        """x' - x, (B, C, H, W)."""
+        of = logits(classifier)
+        clean = of(classifier.parameters, images)[0].softmax(1)
+        delta = START * noise
+        for _ in range(self.attack_steps):
+            z, pull, _ = pull_back(classifier, lambda x: of(classifier.parameters, x), images + delta)
+            (gradient,) = pull(z.softmax(1) - clean)
+            delta = delta + input_gradient(gradient, "linf", epsilon=self.step_size).value
+            delta = inside(images, delta.clamp(-self.epsilon, self.epsilon))
+        return delta
+
+    def gradients(self, classifier: Network, minibatch: Batch, draws: Draws) -> tuple[Tensors, Metrics, Tensors]:
+        images, labels = minibatch
+        assert draws.noise is not None
+        delta = self.perturbation(classifier, images, draws.noise)
+
+        def loss(parameters: Tensors) -> tuple[Tensor, tuple[Any, ...]]:
+            z, buffers = logits(classifier, draws.clean)(parameters, images)
+            players = Players(classifier).after_classifier("clean", buffers)
+            perturbed, buffers = logits(players.classifier, draws.perturbed)(parameters, images + delta)
+            left = players.after_classifier("perturbed", buffers).classifier.buffers
+            each = functional.cross_entropy(z, labels, reduction="none")
+            log_f = z.log_softmax(1), perturbed.log_softmax(1)
+            divergence = functional.kl_div(log_f[1], log_f[0], reduction="none", log_target=True).sum(1)
+            return each + self.beta * divergence, (z.argmax(1), perturbed.argmax(1), left)
+
+        each, pull, (answers, perturbed_answers, buffers) = pull_back(classifier, loss, classifier.parameters)
+        (gradients,) = pull(torch.ones_like(each))
+        metrics = {
+            "loss": each.mean(),
+            "accuracy": (answers == labels).float().mean(),
+            "perturbed_accuracy": (perturbed_answers == labels).float().mean(),
+            "perturbation_norm": delta.flatten(1).norm(dim=1).mean(),
+        }
+        return mean(gradients, len(each)), metrics, buffers

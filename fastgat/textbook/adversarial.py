@@ -1,0 +1,89 @@
+"""Adversarial training as its authors write it: PGD, FGSM-RS, N-FGSM, Free, TRADES, in L-inf, in plain eager PyTorch.
+
+Images x are (B, C, H, W) in [0, 1]; `noise` is drawn by the caller, like x. Every step updates F in place and returns
+the mean loss.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from torch.optim import Optimizer
+
+Minibatch = tuple[Tensor, Tensor]
+
+
+def ball_step(
+    classifier: nn.Module,
+    optimizer: Optimizer,
+    minibatch: Minibatch,
+    noise: Tensor,
+    epsilon: float,
+    *,
+    start: float,
+    size: float,
+    steps: int = 1,
+    project: bool = True,
+) -> Tensor:
+    """One step of F on J(x + delta): PGD (Madry et al. 2018), FGSM-RS (Wong et al. 2020), N-FGSM (de Jorge et al.
+    2022). `noise` is uniform in [-1, 1].
+    """
+    x, y = minibatch
+    delta = (start * noise).clamp(-x, 1 - x)
+    for _ in range(steps):
+        delta.requires_grad_()
+        (gradient,) = torch.autograd.grad(functional.cross_entropy(classifier(x + delta), y), delta)
+        delta = delta.detach() + size * gradient.sign()
+        if project:
+            delta = delta.clamp(-epsilon, epsilon)
+        delta = delta.clamp(-x, 1 - x)
+    return _learn(optimizer, functional.cross_entropy(classifier(x + delta), y))
+
+
+def free_step(
+    classifier: nn.Module, optimizer: Optimizer, minibatch: Minibatch, delta: Tensor, epsilon: float, replays: int
+) -> list[Tensor]:
+    """m steps of F on one minibatch (Shafahi et al. 2019); `delta` is carried on, in place. Returns the m losses."""
+    x, y = minibatch
+    losses = []
+    for _ in range(replays):
+        at = delta.clone().requires_grad_()
+        loss = functional.cross_entropy(classifier((x + at).clamp(0, 1)), y)
+        (gradient,) = torch.autograd.grad(loss, at, retain_graph=True)
+        losses.append(_learn(optimizer, loss))
+        delta.copy_((delta + epsilon * gradient.sign()).clamp(-epsilon, epsilon))
+    return losses
+
+
+def trades_step(
+    classifier: nn.Module,
+    optimizer: Optimizer,
+    minibatch: Minibatch,
+    noise: Tensor,
+    epsilon: float,
+    size: float,
+    steps: int,
+    beta: float,
+) -> Tensor:
+    """One step of F on J(x) + beta KL(F(x) || F(x')) (Zhang et al. 2019); `noise` is normal."""
+    x, y = minibatch
+    moved = x + 0.001 * noise
+    with torch.no_grad():
+        clean = classifier(x).softmax(1)
+    for _ in range(steps):
+        moved = moved.detach().requires_grad_()
+        divergence = functional.kl_div(classifier(moved).log_softmax(1), clean, reduction="sum")
+        (gradient,) = torch.autograd.grad(divergence, moved)
+        moved = moved.detach() + size * gradient.sign()
+        moved = torch.min(torch.max(moved, x - epsilon), x + epsilon).clamp(0, 1)
+    logits = classifier(x)
+    divergence = functional.kl_div(classifier(moved).log_softmax(1), logits.softmax(1), reduction="batchmean")
+    return _learn(optimizer, functional.cross_entropy(logits, y) + beta * divergence)
+
+
+def _learn(optimizer: Optimizer, loss: Tensor) -> Tensor:
+    optimizer.zero_grad()
+    loss.backward()
+    optimizer.step()
+    return loss.detach()

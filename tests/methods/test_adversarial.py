@@ -1,0 +1,120 @@
+"""PGD, FGSM-RS, N-FGSM, Free and TRADES against their plain eager forms, step for step in float64."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+from fastgat import textbook
+from fastgat.methods import TRADES, Adversarial, FGSMRandomStart, Free, NoisyFGSM, PGDTraining
+from fastgat.methods.adversarial import inside
+from fastgat.methods.players import Draws
+from tests.support import DOUBLE, BatchNormNet, Engine, largest_difference, minibatch, players
+
+STEPS = 10
+EXACT = 1e-10
+EPSILON = 0.05
+
+
+def drawn(engine: Engine, images: Tensor, seed: int) -> tuple[Draws, Tensor]:
+    draws = engine.method.draw(engine.state.classifier, images, torch.Generator().manual_seed(seed))
+    assert draws.noise is not None
+    return draws, draws.noise
+
+
+BALL: list[tuple[Adversarial, dict[str, float]]] = [
+    (PGDTraining(epsilon=EPSILON, attack_steps=3, step_size=0.02), {"start": EPSILON, "size": 0.02, "steps": 3}),
+    (FGSMRandomStart(epsilon=EPSILON), {"start": EPSILON, "size": 1.25 * EPSILON}),
+    (NoisyFGSM(epsilon=EPSILON), {"start": 2 * EPSILON, "size": EPSILON, "project": False}),
+]
+
+
+@pytest.mark.parametrize(("method", "settings"), BALL, ids=lambda value: getattr(value, "name", ""))
+def test_in_the_ball(method: Adversarial, settings: dict[str, float]) -> None:
+    classifier, _ = players()
+    engine, optimizer = Engine(method, classifier), torch.optim.Adam(classifier.parameters(), lr=1e-3)
+    for number in range(STEPS):
+        batch = minibatch()
+        draws, noise = drawn(engine, batch.images, number)
+        metrics = engine.step([batch], [draws])
+        loss = textbook.ball_step(classifier, optimizer, batch, noise, EPSILON, **settings)  # type: ignore[arg-type]  # a mixed dictionary
+        assert metrics["loss"] == pytest.approx(float(loss), rel=1e-6)
+        assert metrics.keys() == set(method.metrics)
+        assert largest_difference(engine.state.classifier, classifier) < EXACT
+
+
+def test_trades() -> None:
+    method = TRADES(epsilon=EPSILON, attack_steps=3, step_size=0.02, beta=4.0)
+    classifier, _ = players()
+    engine, optimizer = Engine(method, classifier), torch.optim.Adam(classifier.parameters(), lr=1e-3)
+    for number in range(STEPS):
+        batch = minibatch()
+        draws, noise = drawn(engine, batch.images, number)
+        metrics = engine.step([batch], [draws])
+        loss = textbook.trades_step(classifier, optimizer, batch, noise, EPSILON, 0.02, 3, 4.0)
+        assert metrics["loss"] == pytest.approx(float(loss), rel=1e-6)
+        assert largest_difference(engine.state.classifier, classifier) < EXACT
+
+
+def test_free_carries_its_perturbation_on() -> None:
+    classifier, _ = players()
+    memory = torch.zeros(4, 3, 8, 8, dtype=DOUBLE)
+    engine = Engine(Free(epsilon=EPSILON, replays=3), classifier, memory=memory.clone())
+    optimizer = torch.optim.Adam(classifier.parameters(), lr=1e-3)
+    for _ in range(STEPS):
+        batch = minibatch()
+        metrics = engine.step([batch])
+        losses = textbook.free_step(classifier, optimizer, batch, memory, EPSILON, 3)
+        assert metrics["loss"] == pytest.approx(float(torch.stack(losses).mean()), rel=1e-6)
+        assert engine.state.memory is not None
+        torch.testing.assert_close(engine.state.memory, memory, rtol=0, atol=1e-12)
+        assert largest_difference(engine.state.classifier, classifier) < EXACT
+    assert memory.abs().max() == pytest.approx(EPSILON)
+    assert "memory" in engine.state.state_dict(), "or a run could not be continued exactly"
+
+
+@pytest.mark.parametrize("method", [BALL[0][0], TRADES(epsilon=EPSILON, attack_steps=2)], ids=lambda m: m.name)
+def test_only_the_passes_that_train_count_in_running_statistics(method: Adversarial | TRADES) -> None:
+    engine = Engine(method, BatchNormNet().double())
+    batch = minibatch()
+    engine.step([batch], [drawn(engine, batch.images, 0)[0]])
+    counted = int(engine.state.classifier.get_buffer("norm.num_batches_tracked"))
+    assert counted == (2 if isinstance(method, TRADES) else 1)
+
+
+def test_perturbed_images_stay_images_and_in_the_ball() -> None:
+    classifier, _ = players()
+    method = PGDTraining(epsilon=EPSILON, attack_steps=4, step_size=0.03)
+    engine, batch = Engine(method, classifier), minibatch(16)
+    _, noise = drawn(engine, batch.images, 0)
+    delta = method.perturbation(engine.state.players().classifier, batch, noise)
+    assert delta.abs().max() <= EPSILON
+    assert float((batch.images + delta).min()) >= 0
+    assert float((batch.images + delta).max()) <= 1
+    assert (delta.abs() == EPSILON).double().mean() > 0.5, "most pixels reach the edge"
+    images = torch.tensor([0.0, 0.4, 1.0])
+    torch.testing.assert_close(inside(images, torch.tensor([-0.1, 0.1, 0.1])), torch.tensor([0.0, 0.1, 0.0]))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", [Free(replays=2), TRADES(attack_steps=2)], ids=lambda m: m.name)
+def test_compiled_into_one_graph(method: Free | TRADES) -> None:
+    """And the same as what is written, in float32, where the sign of a tiny gradient may turn."""
+    classifier, _ = players(dtype=torch.float32)
+    batch = minibatch(dtype=torch.float32)
+    memory = torch.zeros_like(batch.images) if method.remembers else None
+    engines = [
+        Engine(method, classifier, compiled=compiled, memory=None if memory is None else memory.clone())
+        for compiled in (False, True)
+    ]
+    draws = method.draw(classifier, batch.images, torch.Generator().manual_seed(0))
+    for _ in range(3):
+        plain, compiled = (engine.step([batch], [draws]) for engine in engines)
+        assert compiled["loss"] == pytest.approx(plain["loss"], rel=1e-3)
+        assert compiled == pytest.approx(plain, rel=1e-2)
+    if memory is not None:
+        ours, theirs = (engine.state.memory for engine in engines)
+        assert ours is not None
+        assert theirs is not None
+        assert float((ours != theirs).float().mean()) < 0.01
