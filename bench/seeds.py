@@ -111,21 +111,18 @@ class Vectorised:
     def _gradients(self, *stacks: Any) -> tuple[Tensors, ...]:
         """What one seed's step would update its networks by."""
         *parameters, images, labels = stacks
-        networks = [
-            Network(name, module, own, {}, self.autocast)
-            for name, module, own in zip(("classifier", "generator"), self._modules(), parameters, strict=False)
-        ]
+        classifier = Network("classifier", self.classifier, parameters[0], {}, self.autocast)
+        generator = None
+        if self.generator is not None:
+            generator = Network("generator", self.generator, parameters[1], {}, self.autocast)
         batch, found = Batch(images, labels), {}
 
         def update(players: Players, **gradients: Tensors | None) -> Players:
             found.update(gradients)
             return players
 
-        self.method.step(Players(*networks), [batch], [Draws()], update)
+        self.method.step(Players(classifier, generator), [batch], [Draws()], update)
         return tuple(own for name in ("classifier", "generator") if (own := found.get(name)) is not None)
-
-    def _modules(self) -> list[nn.Module]:
-        return [module for module in (self.classifier, self.generator) if module is not None]
 
 
 def stacked(modules: list[nn.Module]) -> Tensors:
@@ -144,8 +141,9 @@ def seeded(spec: Spec, seed: int) -> Spec:
     return replace(spec, config=replace(spec.config, seed=seed))
 
 
+ALONE = "one by one"
 WAYS: dict[str, Callable[..., Any]] = {
-    "one by one": Alone,
+    ALONE: Alone,
     "processes": Alone,
     "vectorised": Vectorised,
     "streams": Streams,
@@ -211,7 +209,13 @@ def start(way: str, spec: Spec, seeds: int, cores: list[int], on_gpu: bool) -> l
 @click.option("--amp", is_flag=True)
 @click.option("--steps", type=click.IntRange(1), default=4, show_default=True, help="of every seed, in a turn")
 @click.option("--rounds", type=click.IntRange(1), default=5, show_default=True)
-@click.option("--way", "ways", multiple=True, type=click.Choice(list(WAYS)), help="[default: all that can run here]")
+@click.option(
+    "--way",
+    "ways",
+    multiple=True,
+    type=click.Choice(list(WAYS)),
+    help="beside one by one  [default: all that can run here]",
+)
 @click.option("--json", "output", type=Path)
 def main(
     seeds: int,
@@ -229,7 +233,8 @@ def main(
     device = pick_device("auto")
     on_gpu, cores = device.type == "cuda", sorted(os.sched_getaffinity(0))
     # Under vmap the joints would hand stacked tensors to their Triton kernels, which take plain ones.
-    ways = ways or tuple(way for way in WAYS if way != ("vectorised" if on_gpu else "streams"))
+    possible = tuple(way for way in WAYS if way != ("vectorised" if on_gpu else "streams"))
+    ways = (ALONE, *(way for way in ways or possible if way != ALONE))
     rates: dict[str, list[float]] = {way: [] for way in ways}
     with ExitStack() as stack:
         running, expected = {}, None

@@ -41,3 +41,9 @@ class CompileError(FastgatError, RuntimeError):
 
 class CaptureError(CompileError):
     """A compiled step that cannot be captured as a CUDA graph."""
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether memory ran out: torch's own error on a GPU, a RuntimeError of its allocator on a CPU, or Python's."""
+    named = type(error).__name__ in ("OutOfMemoryError", "MemoryError")
+    return named or "can't allocate memory" in str(error) or "not enough memory" in str(error)

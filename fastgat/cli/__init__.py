@@ -10,7 +10,7 @@ from typing import Any
 
 import click
 
-from fastgat.errors import FastgatError
+from fastgat.errors import FastgatError, is_out_of_memory
 from fastgat.options import suggestion
 
 COMMANDS = {
@@ -73,15 +73,9 @@ def main() -> None:
     except OSError as error:
         _fail(f"{error.filename or 'output'}: {error.strerror or error}", 1)
     except (RuntimeError, MemoryError) as error:
-        if not _out_of_memory(error):
+        if not is_out_of_memory(error):
             raise
         _fail("out of memory: try a smaller --batch-size or network", 1)
-
-
-def _out_of_memory(error: BaseException) -> bool:
-    """torch's own error on a GPU; on a CPU its allocator raises a RuntimeError."""
-    named = type(error).__name__ in ("OutOfMemoryError", "MemoryError")
-    return named or "can't allocate memory" in str(error) or "not enough memory" in str(error)
 
 
 def _fail(message: str, exit_code: int, ctx: click.Context | None = None) -> None:

@@ -15,11 +15,11 @@ from rich.markdown import Markdown
 from fastgat.cli.options import SectionedCommand, overrides, run_options, settings_options
 from fastgat.config import TrainConfig, merge
 from fastgat.engine.allocator import keep_freed_memory
-from fastgat.errors import ConfigError
+from fastgat.errors import ConfigError, FastgatError
 from fastgat.experiments import EXPERIMENTS, PAPER, Plan, Store
-from fastgat.experiments.page import collect, sections, write_page
+from fastgat.experiments.page import check_page, collect, sections, write_page
 from fastgat.experiments.search import check_grids
-from fastgat.experiments.work import pending, work_together
+from fastgat.experiments.work import work_together
 from fastgat.options import convert, suggestion
 from fastgat.reporting.jobs import JobsDisplay
 
@@ -101,21 +101,28 @@ def reproduce(
     experiments = [EXPERIMENTS[name] for name in _names(what)]
     plan = plan_from(quick, dataset, grids, given)
     folder = out or Path("runs") / f"reproduce-{plan.dataset}"
-    store, console = Store(folder), Console()
+    store, console, page = Store(folder), Console(), page or folder / "results.md"
+    check_page(page)
+    failure, complete = None, True
     if not collect_only:
         keep_freed_memory()
-        with JobsDisplay(console, lambda: len(pending(experiments, plan, store))) as display:
-            complete = work_together(experiments, plan, store, display, jobs)
-        if not complete:
-            click.echo(f"interrupted; the same command goes on from here ({folder})")
-            return
+        try:
+            with JobsDisplay(console) as display:
+                complete = work_together(experiments, plan, store, display, jobs)
+        except FastgatError as error:  # what is done is shown all the same
+            failure = error
     results = collect(experiments, plan, store)
-    if not results["figures"]:
+    if complete and results["figures"]:
+        for title, section in sections(experiments, plan, results).items():
+            console.print(Markdown(f"## {title}\n\n{section}"))
+        written = write_page(page, experiments, plan, results, _command(sys.argv[1:]))
+        click.echo(f"{written[0]}")
+    if failure is not None:
+        raise failure
+    if not complete:
+        click.echo(f"interrupted; the same command goes on from here ({folder})")
+    elif not results["figures"]:
         raise ConfigError(f"{folder} holds no figures of {', '.join(what)} with these settings")
-    for title, section in sections(experiments, plan, results).items():
-        console.print(Markdown(f"## {title}\n\n{section}"))
-    written = write_page(page or folder / "results.md", experiments, plan, results, _command(sys.argv[1:]))
-    click.echo(f"{written[0]}")
 
 
 def plan_from(quick: bool, dataset: str | None, grids: tuple[str, ...], given: dict[str, Any]) -> Plan:
@@ -123,10 +130,12 @@ def plan_from(quick: bool, dataset: str | None, grids: tuple[str, ...], given: d
     runs = merge(DEFAULTS, QUICK_RUNS) if quick else DEFAULTS
     asked = overrides(given)
     if dataset is not None:
-        if quick and dataset != "digits":  # a part of it
-            asked = merge({"data": {"train_images": QUICK_RUNS["data"]["train_images"]}}, asked)
         asked = merge(asked, {"data": {"dataset": dataset}})
-    chosen = {**(QUICK_GRIDS if quick else {}), **dict(map(_grid, grids))}
+    given_grids = [_grid(text) for text in grids]
+    for method, _ in given_grids:
+        if sum(method == other for other, _ in given_grids) > 1:
+            raise ConfigError(f"--grid: the values for {method} are given twice")
+    chosen = {**(QUICK_GRIDS if quick else {}), **dict(given_grids)}
     check_grids(chosen)
     extent = {f.name: given[f.name] for f in fields(Plan) if given.get(f.name) is not None}
     base = TrainConfig.from_dict(merge(runs, asked))

@@ -16,9 +16,10 @@ from fastgat.config import TrainConfig, merge
 from fastgat.engine.allocator import keep_freed_memory
 from fastgat.errors import ConfigError
 from fastgat.experiments import Plan, Store
+from fastgat.experiments.cell import Cell
 from fastgat.experiments.search import GRIDS, PARAMETERS
 from fastgat.experiments.sweep import Sweep
-from fastgat.experiments.work import pending, work_together
+from fastgat.experiments.work import work_together
 from fastgat.options import convert, suggestion, value_type
 from fastgat.reporting.jobs import JobsDisplay
 
@@ -53,14 +54,19 @@ def search(
         raise click.UsageError("a search keeps its runs in --out, and goes on by itself")
     asked = merge({"data": {"dataset": "cifar10"}}, overrides(given))
     base = TrainConfig.from_dict(asked)
-    choices = dict(map(_values, over)) or _own(base.to_dict()["method"]["name"])
+    given_over = [_values(text) for text in over]
+    choices = dict(given_over) or _own(base.to_dict()["method"]["name"])
+    if given_over and len(choices) < len(given_over):
+        raise ConfigError("--over: an option is given twice")
     combinations = [dict(zip(choices, values, strict=True)) for values in itertools.product(*choices.values())]
     variants = tuple((values, TrainConfig.from_dict(merge(asked, overrides(values)))) for values in combinations)
+    if len({Cell(config).name for _, config in variants}) < len(variants):
+        raise ConfigError(f"not all of {', '.join(choices)} make a difference to the result of a run")
     plan, sweep = Plan(seeds=seeds, base=base), Sweep(variants)
     folder = out or Path("runs") / f"search-{plan.dataset}"
     store, console = Store(folder), Console(stderr=as_json)
     keep_freed_memory()
-    with JobsDisplay(console, lambda: len(pending([sweep], plan, store))) as display:
+    with JobsDisplay(console) as display:
         complete = work_together([sweep], plan, store, display, jobs)
     if not complete:
         console.print(f"interrupted; the same command goes on from here ({folder})", markup=False, soft_wrap=True)

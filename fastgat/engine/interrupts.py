@@ -11,7 +11,8 @@ from typing import Any
 class Interrupts:
     """Inside this context the first Ctrl-C or SIGTERM only sets `received`; a second one acts at once.
 
-    Signals can be handled in a process's main thread alone; elsewhere this does nothing.
+    In a context within a context, both are told. Signals can be handled in a process's main thread alone; elsewhere
+    this does nothing.
     """
 
     def __init__(self) -> None:
@@ -28,7 +29,11 @@ class Interrupts:
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         self.received = signal.Signals(number).name
+        before = self._before.get(number)
         self._restore()
+        outer = getattr(before, "__self__", None)
+        if isinstance(outer, Interrupts):
+            outer._note(number, frame)
 
     def _restore(self) -> None:
         for number, handler in self._before.items():

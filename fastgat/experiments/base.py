@@ -8,7 +8,9 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from fastgat.experiments.jobs import Job
+from fastgat.experiments import search
+from fastgat.experiments.cell import Cell
+from fastgat.experiments.jobs import Job, Measurement, Training
 from fastgat.experiments.plan import Plan
 from fastgat.experiments.store import Store
 
@@ -17,19 +19,39 @@ if TYPE_CHECKING:
 
 
 class Experiment(ABC):
-    """Attributes: `name` on the command line, `title` of its section."""
+    """Attributes: `name` on the command line, `title` of its section, `chosen`, the methods whose hyperparameter it
+    takes from the search."""
 
     name: ClassVar[str]
     title: ClassVar[str]
+    chosen: ClassVar[tuple[str, ...]] = ()
+
+    def plan(self, plan: Plan) -> Plan:
+        """The plan as this experiment has it."""
+        return plan
 
     @abstractmethod
+    def cells(self, plan: Plan, store: Store) -> list[Cell]:
+        """The runs behind its figures, as far as they are known, in the order in which they are wanted; those of the
+        search come by themselves. What depends on a choice that has not been made yet comes when it has."""
+
+    def measurements(self, plan: Plan, store: Store) -> list[Measurement]:
+        """What can be computed from the runs that are finished, done or not."""
+        return []
+
     def jobs(self, plan: Plan, store: Store) -> list[Job]:
-        """What can be done now, in the order in which it is wanted; done or not. What depends on figures that are not
-        there yet comes when they are."""
+        """What can be done now, done or not."""
+        plan = self.plan(plan)
+        searched = search.cells(plan, store, self.chosen)
+        return [*map(Training, [*searched, *self.cells(plan, store)]), *self.measurements(plan, store)]
 
     @abstractmethod
     def collect(self, plan: Plan, store: Store) -> dict[str, Any] | None:
         """The figures, plain values, as far as they are there; None where there are none yet."""
+
+    def remarks(self, plan: Plan) -> list[str]:
+        """What it does otherwise than the paper, or decides where the paper says nothing, a line each."""
+        return []
 
     @abstractmethod
     def section(self, plan: Plan, figures: dict[str, Any]) -> str:

@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from functools import partial
 from typing import Any, ClassVar
 
 from fastgat.attacks import GeneratorTraining, train_generator
+from fastgat.engine.compiled import missing_compiler
 from fastgat.engine.device import pick_device, tf32
 from fastgat.evaluation.cache import Cache
 from fastgat.evaluation.outcomes import Subject
 from fastgat.evaluation.power import SIDES, equal_power
 from fastgat.evaluation.run import Passes, shuffled
 from fastgat.experiments.base import Experiment
+from fastgat.experiments.cell import Cell
 from fastgat.experiments.images import dataset, loader, test_batches
-from fastgat.experiments.jobs import Job, Measurement, Training
+from fastgat.experiments.jobs import Measurement, Progress
 from fastgat.experiments.markdown import table
 from fastgat.experiments.plan import Plan
 from fastgat.experiments.store import Store
@@ -29,13 +30,23 @@ class Figure2(Experiment):
     name: ClassVar[str] = "figure2"
     title: ClassVar[str] = "Figure 2: a generator against fast gradient at equal power"
 
-    def jobs(self, plan: Plan, store: Store) -> list[Job]:
-        training = Training(plan.cell(Baseline(), plan.base.seed))
-        return [training, *_measurements(plan)] if store.summary(training.cell) else [training]
+    def cells(self, plan: Plan, store: Store) -> list[Cell]:
+        return [_baseline(plan)]
+
+    def measurements(self, plan: Plan, store: Store) -> list[Measurement]:
+        return _measurements(plan) if store.summary(_baseline(plan)) else []
 
     def collect(self, plan: Plan, store: Store) -> dict[str, Any] | None:
         rows = [figures for each in _measurements(plan) if (figures := each.figures(store)) is not None]
         return {"rows": rows, "samples": plan.samples} if rows else None
+
+    def remarks(self, plan: Plan) -> list[str]:
+        images, training = plan.generator_images or plan.train_images, GeneratorTraining()
+        return [
+            f"Figure 2's generators train on {images:,} images at batch {GENERATOR_BATCH}, learning rate "
+            f"{training.lr:g}, until {training.patience} passes bring no lower validation loss, "
+            f"{plan.generator_epochs} at most; the paper does not say how its were trained."
+        ]
 
     def section(self, plan: Plan, figures: dict[str, Any]) -> str:
         rows = [
@@ -62,13 +73,16 @@ class Figure2(Experiment):
         return {"figure2": plot_power(figures["rows"])}
 
 
+def _baseline(plan: Plan) -> Cell:
+    return plan.cell(Baseline(), plan.base.seed)
+
+
 def _measurements(plan: Plan) -> list[Measurement]:
-    cell = plan.cell(Baseline(), plan.base.seed)
     return [
         Measurement(
             "figure2",
             {
-                "cell": cell.name,
+                "cell": _baseline(plan).name,
                 "cg": cg,
                 "images": plan.generator_images,
                 "epochs": plan.generator_epochs,
@@ -82,9 +96,9 @@ def _measurements(plan: Plan) -> list[Measurement]:
 
 
 @tf32(False)
-def _compute(plan: Plan, cg: float, store: Store, progress: Callable[[float], None]) -> dict[str, Any]:
+def _compute(plan: Plan, cg: float, store: Store, progress: Progress) -> dict[str, Any]:
     device = pick_device(plan.base.run.device)
-    classifier = store.classifier(plan.cell(Baseline(), plan.base.seed), device)
+    classifier = store.classifier(_baseline(plan), device)
     images, seed = dataset(plan), plan.base.seed
     train = shuffled(images.train, plan.generator_images, seed)
     training = GeneratorTraining(cg=cg, width=plan.base.model.generator_width, epochs=plan.generator_epochs, seed=seed)
@@ -93,7 +107,7 @@ def _compute(plan: Plan, cg: float, store: Store, progress: Callable[[float], No
         loader(train, device, min(GENERATOR_BATCH, len(train)), seed),
         Passes(loader(images.validation, device)),
         training,
-        compiled=plan.base.run.compile is not False,
+        compiled=plan.base.run.compile is not False and missing_compiler(device) is None,
         progress=lambda epoch, loss: progress(epoch / training.epochs),
     )
     (row,) = equal_power(

@@ -8,12 +8,11 @@ from typing import Any, ClassVar
 from fastgat.experiments import search
 from fastgat.experiments.base import Experiment
 from fastgat.experiments.cell import Cell
-from fastgat.experiments.jobs import Job, Training
 from fastgat.experiments.markdown import percent, points, table
 from fastgat.experiments.plan import Plan
 from fastgat.experiments.spread import Spread, interval
 from fastgat.experiments.store import Store
-from fastgat.methods import GAT
+from fastgat.methods import GAT, Method
 
 INPUTS = {
     "gradient": "Delta, the paper's",
@@ -25,56 +24,55 @@ INPUTS = {
 class Inputs(Experiment):
     name: ClassVar[str] = "inputs"
     title: ClassVar[str] = "What the generator is given"
+    chosen: ClassVar[tuple[str, ...]] = ("gat",)
 
-    def jobs(self, plan: Plan, store: Store) -> list[Job]:
-        choice = search.choose(plan, store, "gat")
-        if choice is None:
-            return search.jobs(plan, store, ("gat",))
-        return [Training(_cell(plan, choice.method, name, seed)) for seed in plan.numbers for name in INPUTS]
+    def cells(self, plan: Plan, store: Store) -> list[Cell]:
+        method = search.chosen(plan, store, "gat")
+        return [_cell(plan, method, name, seed) for seed in plan.numbers for name in INPUTS] if method else []
 
     def collect(self, plan: Plan, store: Store) -> dict[str, Any] | None:
-        choice = search.choose(plan, store, "gat")
-        if choice is None:
+        method = search.chosen(plan, store, "gat")
+        if method is None:
             return None
-        rows = {}
+        rows: dict[str, dict[str, Any]] = {name: {} for name in INPUTS}
         for name in INPUTS:
-            cells = {seed: _cell(plan, choice.method, name, seed) for seed in plan.numbers}
-            rows[name] = {
-                str(seed): {
-                    "test": summary["test_accuracy"],
-                    "validation": summary["validation_accuracy"],
-                    "perturbation_norm": store.epochs(cell)[summary["best_epoch"] - 1]["perturbation_norm"],
-                }
-                for seed, cell in cells.items()
-                if (summary := store.summary(cell)) is not None
-            }
+            for seed in plan.numbers:
+                cell = _cell(plan, method, name, seed)
+                summary = store.summary(cell)
+                if summary is not None:
+                    norms = {row["epoch"]: row.get("perturbation_norm") for row in store.epochs(cell)}
+                    rows[name][str(seed)] = {
+                        "test": summary["test_accuracy"],
+                        "validation": summary["validation_accuracy"],
+                        "perturbation_norm": norms.get(summary["best_epoch"]),
+                    }
         return {"rows": rows} if any(rows.values()) else None
 
+    def remarks(self, plan: Plan) -> list[str]:
+        return [*search.remarks(plan, self.chosen), "Every generator has the c_g that was chosen for Delta."]
+
     def section(self, plan: Plan, figures: dict[str, Any]) -> str:
-        paper, rows = figures["rows"]["gradient"], []
+        of_paper, lines = figures["rows"]["gradient"], []
         for name, runs in figures["rows"].items():
-            if not runs:
-                continue
-            means = {key: Spread.of([run[key] for run in runs.values()]) for key in next(iter(runs.values()))}
-            gains = [runs[seed]["test"] - paper[seed]["test"] for seed in runs if seed in paper]
-            gain = points(Spread.of(gains).mean, interval(gains)) if gains and name != "gradient" else "-"
-            norm = means["perturbation_norm"].mean
-            rows.append(
-                [
-                    INPUTS[name],
-                    percent(means["validation"]),
-                    percent(means["test"]),
-                    str(len(runs)),
-                    gain,
-                    f"{norm:.3f}",
-                ]
-            )
+            if runs:
+                gains = [runs[seed]["test"] - of_paper[seed]["test"] for seed in runs if seed in of_paper]
+                norms = [run["perturbation_norm"] for run in runs.values() if run["perturbation_norm"] is not None]
+                gain = points(Spread.of(gains).mean, interval(gains)) if gains and name != "gradient" else "-"
+                lines.append(
+                    [
+                        INPUTS[name],
+                        *(percent(Spread.of([run[key] for run in runs.values()])) for key in ("validation", "test")),
+                        f"{len(runs)} of {plan.seeds}",
+                        gain,
+                        f"{Spread.of(norms).mean:.3f}" if norms else "-",
+                    ]
+                )
         header = ("generator's input", "validation, %", "test, %", "n", "points over Delta", "perturbation norm")
-        return table(header, rows) + (
-            "\nc_g was chosen for Delta, and kept; differences are paired by seed, with their 95 % interval.\n"
+        return table(header, lines) + (
+            "\nDifferences are paired by seed, with their 95 % interval; the norm is the mean over the best epoch.\n"
         )
 
 
-def _cell(plan: Plan, method: Any, name: str, seed: int) -> Cell:
+def _cell(plan: Plan, method: Method, name: str, seed: int) -> Cell:
     assert isinstance(method, GAT)
     return plan.cell(replace(method, generator_input=name), seed)

@@ -8,15 +8,20 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
-from fastgat.engine.checkpoint import keep_classifier
 from fastgat.engine.events import Callback, EpochEnd, Interval, Start
-from fastgat.engine.loop import BEST, LAST
 from fastgat.errors import NonFiniteError
 from fastgat.experiments.cell import Cell, digest
 from fastgat.experiments.store import Store
 from fastgat.reporting.environment import environment
 from fastgat.reporting.jobs import News, Report
 from fastgat.trainer import Trainer
+
+Stopped = Callable[[], object]
+"""Whether a signal has come."""
+Progress = Callable[[float], None]
+"""Told the share that is done."""
+FORMAT = 1
+"""Of what is measured, and of how: another number makes everything anew."""
 
 
 class Job(ABC):
@@ -33,14 +38,16 @@ class Job(ABC):
     def done(self, store: Store) -> bool: ...
 
     @abstractmethod
-    def run(self, store: Store, report: Report) -> bool:
-        """Do it, or go on with it; False where a signal has interrupted that."""
+    def run(self, store: Store, report: Report, stopped: Stopped) -> str | None:
+        """Do it, or go on with it. Returns what came of it in a few words, or None where a signal came first."""
 
 
 @dataclass(frozen=True)
 class Training(Job):
-    """Train a cell, and keep its classifier, but not the optimisers: a cell is never trained further. One whose loss
-    becomes NaN or infinite counts as done, and as diverged."""
+    """Train a cell, and keep its classifier, but not the optimisers: a cell is never trained further.
+
+    One whose loss becomes NaN or infinite counts as done, and as diverged.
+    """
 
     cell: Cell
 
@@ -49,23 +56,22 @@ class Training(Job):
         return self.cell.name
 
     def done(self, store: Store) -> bool:
-        return store.finished(self.cell)
+        return store.finished(self.cell) and store.slim(self.cell)
 
-    def run(self, store: Store, report: Report) -> bool:
-        config = replace(self.cell.config, output=store.run_folder(self.cell), resume="auto")
-        try:
-            summary = Trainer(config, callbacks=[Follower(self.name, report)]).fit().summary
-        except NonFiniteError as error:
-            store.note_divergence(self.cell, str(error))
-            report(News(self.name, 1, f"diverged: {error}", done=True))
-            return True
+    def run(self, store: Store, report: Report, stopped: Stopped) -> str | None:
+        if not store.finished(self.cell):
+            config = replace(self.cell.config, output=store.run_folder(self.cell), resume="auto")
+            try:
+                if Trainer(config, callbacks=[Follower(self.name, report)]).fit().summary is None:
+                    return None
+            except NonFiniteError as error:
+                store.note_divergence(self.cell, str(error))
+        store.make_slim(self.cell)
+        summary = store.summary(self.cell)
         if summary is None:
-            return False
-        keep_classifier(store.run_folder(self.cell) / BEST)
-        (store.run_folder(self.cell) / LAST).unlink()
-        words = f"validation {summary['validation_accuracy']:.2%} in epoch {summary['best_epoch']}"
-        report(News(self.name, 1, f"{words}, {summary['seconds']:,.0f} s", done=True))
-        return True
+            return f"diverged: {store.diverged(self.cell)}"
+        accuracy, epoch = summary["validation_accuracy"], summary["best_epoch"]
+        return f"validation {accuracy:.2%} in epoch {epoch}, {summary['seconds']:,.0f} s"
 
 
 class Follower(Callback):
@@ -77,19 +83,26 @@ class Follower(Callback):
 
     def on_start(self, event: Start) -> None:
         self.total = event.epochs * event.steps_per_epoch
-        self.report(News(self.name, event.step / self.total, self.words))
+        self._tell(event.step)
 
     def on_interval(self, event: Interval) -> None:
-        self.report(News(self.name, event.step / self.total, self.words))
+        self._tell(event.step)
 
     def on_epoch(self, event: EpochEnd) -> None:
         self.words = f"epoch {event.epoch}, validation {event.validation_accuracy:.1%}"
-        self.report(News(self.name, event.step / self.total, self.words))
+        self._tell(event.step)
+
+    def _tell(self, step: int) -> None:
+        self.report(News(self.name, step / self.total, self.words))
+
+
+class _Stop(Exception):  # noqa: N818  # not an error
+    """A signal has come in the middle of a measurement."""
 
 
 @dataclass(frozen=True)
 class Measurement(Job):
-    """Compute figures, plain values, and keep them.
+    """Compute figures, plain values, and keep them; what diverges is done too, without figures.
 
     Attributes:
         what: the first word of its name.
@@ -99,11 +112,11 @@ class Measurement(Job):
 
     what: str
     key: Mapping[str, Any]
-    compute: Callable[[Store, Callable[[float], None]], dict[str, Any]]
+    compute: Callable[[Store, Progress], dict[str, Any]]
 
     @property
     def name(self) -> str:
-        return f"{self.what}-{digest(dict(self.key))}"
+        return f"{self.what}-{digest({'format': FORMAT, **self.key})}"
 
     def done(self, store: Store) -> bool:
         return store.measured(self.name) is not None
@@ -112,15 +125,25 @@ class Measurement(Job):
         found = store.measured(self.name)
         return None if found is None else found["figures"]
 
-    def run(self, store: Store, report: Report) -> bool:
-        began = time.perf_counter()
-        report(News(self.name, 0, ""))
-        figures = self.compute(store, lambda share: report(News(self.name, share, "")))
+    def run(self, store: Store, report: Report, stopped: Stopped) -> str | None:
+        def progress(share: float) -> None:
+            report(News(self.name, share, ""))
+            if stopped():
+                raise _Stop
+
+        began, reason, figures = time.perf_counter(), None, None
+        try:
+            progress(0)
+            figures = self.compute(store, progress)
+        except NonFiniteError as error:
+            reason = str(error)
+        except _Stop:
+            return None
         seconds = time.perf_counter() - began
         made = {key: value for key, value in environment().items() if key != "command"}
-        store.keep(self.name, {"key": self.key, "figures": figures, "seconds": seconds, "environment": made})
-        report(News(self.name, 1, f"{seconds:,.0f} s", done=True))
-        return True
+        content = {"key": self.key, "figures": figures, "diverged": reason, "seconds": seconds, "environment": made}
+        store.keep(self.name, content)
+        return f"diverged: {reason}" if reason else f"{seconds:,.0f} s"
 
 
 class Timing(Measurement):

@@ -5,29 +5,22 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any, ClassVar
 
-from fastgat.experiments.base import Experiment
-from fastgat.experiments.jobs import Job
 from fastgat.experiments.plan import Plan
-from fastgat.experiments.store import Store
-from fastgat.experiments.table2 import accuracies, accuracy_jobs, accuracy_section
+from fastgat.experiments.table2 import Table2
 
-METHODS = ("baseline", "fg-l2", "gat")
 CLASSIFIER = "timm:resnet18"
 
 
-class Larger(Experiment):
+class Larger(Table2):
     name: ClassVar[str] = "larger"
     title: ClassVar[str] = "A larger network"
+    chosen: ClassVar[tuple[str, ...]] = ("baseline", "fg-l2", "gat")
 
-    def jobs(self, plan: Plan, store: Store) -> list[Job]:
-        return accuracy_jobs(_larger(plan), store, METHODS)
+    def plan(self, plan: Plan) -> Plan:
+        return replace(plan, base=replace(plan.base, model=replace(plan.base.model, classifier=CLASSIFIER)))
 
-    def collect(self, plan: Plan, store: Store) -> dict[str, Any] | None:
-        return accuracies(_larger(plan), store, METHODS)
+    def remarks(self, plan: Plan) -> list[str]:
+        return [*super().remarks(plan), f"The classifier of `{self.name}` is {CLASSIFIER}, which has batch norm."]
 
     def section(self, plan: Plan, figures: dict[str, Any]) -> str:
-        return f"Classifier {CLASSIFIER}, otherwise as above.\n\n" + accuracy_section(_larger(plan), figures)
-
-
-def _larger(plan: Plan) -> Plan:
-    return replace(plan, base=replace(plan.base, model=replace(plan.base.model, classifier=CLASSIFIER)))
+        return f"Classifier {CLASSIFIER}.\n\n" + super().section(plan, figures)

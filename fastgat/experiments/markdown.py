@@ -8,7 +8,10 @@ from fastgat.experiments.spread import Spread
 
 
 def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    lines = ["| " + " | ".join(cells) + " |" for cells in (header, ["---"] * len(header), *rows)]
+    """A table; a | in a cell stands for itself."""
+    lines = []
+    for cells in (header, ["---"] * len(header), *rows):
+        lines.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
     return "\n".join(lines) + "\n"
 
 

@@ -9,135 +9,160 @@ from pathlib import Path
 from typing import Any
 
 from fastgat.engine.files import write_atomically
-from fastgat.errors import OutputError
-from fastgat.experiments import paper, search
+from fastgat.errors import ConfigError, OutputError
+from fastgat.experiments import paper
 from fastgat.experiments.base import Experiment
-from fastgat.experiments.jobs import Training
+from fastgat.experiments.jobs import Measurement, Training
 from fastgat.experiments.markdown import table
 from fastgat.experiments.plan import Plan
 from fastgat.experiments.store import Store
 from fastgat.methods import GAT
 from fastgat.reporting.plots import saved
 
+RUN_BY_RUN = ("validation_accuracy", "test_accuracy", "best_epoch", "epochs", "seconds", "images_per_second")
+"""What results.json tells of each run."""
+WORDS = {
+    "optimizer.lr": "The classifier's learning rate is {value:g}; the paper's is 0.001.",
+    "optimizer.generator_lr": "The generator's learning rate is {value:g}; the paper's is 1e-06.",
+    "model.classifier": "The classifier is {value}, not Table 1's.",
+    "model.generator_width": "The generator's width is {value}; Table 1's is 48.",
+    "precision.amp": "Automatic mixed precision; the paper, as far as it says, float32.",
+}
+"""How a setting that differs from the paper's is told; others by their names."""
+SILENT = ("precision.amp_dtype", "precision.channels_last")
+"""Those that need no word: they follow from others, or change nothing but the order of sums."""
+
+
+def check_page(path: Path) -> None:
+    """Raises ConfigError unless the page and its folder of plots can have their names."""
+    if not path.suffix or path.is_dir():
+        raise ConfigError(f"--page names a Markdown file, such as results.md; got {str(path)!r}")
+
 
 def collect(experiments: Sequence[Experiment], plan: Plan, store: Store) -> dict[str, Any]:
-    """What is there: figures by experiment, and the runs that they come from."""
+    """What is there: figures by experiment, and the runs and measurements that they come from."""
     figures = {each.name: found for each in experiments if (found := each.collect(plan, store)) is not None}
-    return {"dataset": plan.dataset, "figures": figures, "runs": _runs(experiments, plan, store)}
+    jobs = {job.name: job for each in experiments for job in each.jobs(plan, store)}
+    runs = [run for job in jobs.values() if isinstance(job, Training) and (run := _run(store, job)) is not None]
+    measured = [
+        {"name": job.name, "diverged": found.get("diverged"), "seconds": found.get("seconds"), **_machine(found)}
+        for job in jobs.values()
+        if isinstance(job, Measurement) and (found := store.measured(job.name)) is not None
+    ]
+    return {"dataset": plan.dataset, "figures": figures, "runs": runs, "measured": measured}
 
 
 def sections(experiments: Sequence[Experiment], plan: Plan, results: dict[str, Any]) -> dict[str, str]:
-    """Each experiment's section, by title, as Markdown."""
+    """Each experiment's section, by title, as Markdown; then how it was made, and what differs from the paper."""
     found = results["figures"]
-    return {each.title: each.section(plan, found[each.name]) for each in experiments if each.name in found}
+    shown = {each.title: each.section(plan, found[each.name]) for each in experiments if each.name in found}
+    shown["How it was run"] = _account(plan, results)
+    shown["What differs from the paper"] = "".join(f"- {line}\n" for line in deviations(plan, experiments))
+    return shown
 
 
 def write_page(
     path: Path, experiments: Sequence[Experiment], plan: Plan, results: dict[str, Any], command: str
 ) -> list[Path]:
-    """Write the page at `path`, the plots into a folder called like it, and the figures beside it as JSON."""
-    plots = path.with_suffix("")
+    """Write the page at `path`, the plots into a folder called like it, and the figures beside them as JSON."""
+    folder = path.with_suffix("")
     try:
-        plots.mkdir(parents=True, exist_ok=True)
+        folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise OutputError(f"{plots}: cannot be made: {error.strerror}") from None
-    text = [f"# The paper's experiments on {plan.dataset}\n"]
-    text.append(f"```console\n{command}\n```\n")
-    written = []
+        raise OutputError(f"{folder}: cannot be made: {error.strerror}") from None
+    pictures: dict[str, list[Path]] = defaultdict(list)
     for each in experiments:
-        figures = results["figures"].get(each.name)
-        if figures is None:
-            continue
-        text.append(f"## {each.title}\n\n{each.section(plan, figures)}")
-        for name, figure in each.plots(figures).items():
-            picture = plots / f"{name}.png"
-            write_atomically(picture, saved(figure, "png"))
-            written.append(picture)
-            text.append(f"![{name}]({plots.name}/{picture.name})\n")
-    text.append(f"## How it was run\n\n{_account(plan, results['runs'])}")
-    text.append("## What differs from the paper\n\n" + "".join(f"- {line}\n" for line in deviations(plan)))
-    numbers = plots / "results.json"
+        for name, figure in (
+            each.plots(results["figures"][each.name]).items() if each.name in results["figures"] else ()
+        ):
+            pictures[each.title].append(folder / f"{name}.png")
+            write_atomically(folder / f"{name}.png", saved(figure, "png"))
+    text = [f"# The paper's experiments on {plan.dataset}\n", f"```console\n{command}\n```\n"]
+    for title, section in sections(experiments, plan, results).items():
+        text.append(f"## {title}\n\n{section}")
+        text += [f"![{picture.stem}]({folder.name}/{picture.name})\n" for picture in pictures[title]]
+    numbers = folder / "results.json"
     write_atomically(numbers, (json.dumps({"command": command, **results}, indent=2) + "\n").encode())
     write_atomically(path, "\n".join(text).encode())
-    return [path, numbers, *written]
+    return [path, numbers, *(picture for own in pictures.values() for picture in own)]
 
 
-def _runs(experiments: Sequence[Experiment], plan: Plan, store: Store) -> list[dict[str, Any]]:
-    """The finished runs behind the figures: summary, settings and what each ran on."""
-    jobs = {job.name: job for each in experiments for job in each.jobs(plan, store)}
-    runs = []
-    for name, job in sorted(jobs.items()):
-        if not isinstance(job, Training) or (summary := store.summary(job.cell)) is None:
-            continue
-        environment = store.environment(job.cell)
-        packages = environment.get("packages", {})
-        device = f"{environment.get('device', 'unknown')}; torch {packages.get('torch', 'unknown')}"
-        if not environment.get("gpus"):
-            device += f", {environment.get('cpu_capability', 'unknown')}"
-        runs.append({"name": name, "device": device, "python": environment.get("python"), **summary})
-    return runs
+def _run(store: Store, job: Training) -> dict[str, Any] | None:
+    """A finished run: what came of it, and on what."""
+    cell, summary = job.cell, store.summary(job.cell)
+    diverged = store.diverged(cell)
+    if summary is None and diverged is None:
+        return None
+    environment = store.environment(cell)
+    found = {key: summary[key] for key in RUN_BY_RUN if key in summary} if summary else {"diverged": diverged}
+    return {"name": cell.name, "seed": cell.seed, **found, **_machine({"environment": environment})}
 
 
-def _account(plan: Plan, runs: list[dict[str, Any]]) -> str:
-    if not runs:
-        return "No run has been finished yet.\n"
-    by_device = defaultdict(list)
-    for run in runs:
-        by_device[run["device"]].append(run)
-    rows = [
-        [device, str(len(own)), f"{sum(run['seconds'] for run in own) / 3600:.2f}"] for device, own in by_device.items()
-    ]
-    seeds = f"{plan.numbers.start} to {plan.numbers.stop - 1}" if plan.seeds > 1 else str(plan.base.seed)
-    base = plan.base
-    return (
-        f"Seeds {seeds}; {base.epochs} epochs, batch {base.batch_size}, learning rates {base.optimizer.lr:g} "
-        f"(classifier) and {base.optimizer.generator_lr:g} (generator); the checkpoint of the best validation epoch "
-        "is tested.\n\n" + table(("machine", "runs", "hours of training"), rows)
+def _machine(content: dict[str, Any]) -> dict[str, str]:
+    """What something ran on, in words."""
+    environment = content.get("environment") or {}
+    packages = environment.get("packages", {})
+    gpus = environment.get("gpus")
+    cpu = f"{environment.get('cpus', 'unknown')} CPUs, {environment.get('cpu_capability', 'unknown')}"
+    versions = (
+        f"{name} {packages.get(package, 'unknown')}"
+        for name, package in (("fastgat", "fastgat-trainer"), ("torch", "torch"))
     )
+    device = environment.get("device") or (", ".join(gpus) if gpus else cpu)
+    return {"device": device if gpus or device == cpu else f"{device}; {cpu}", "versions": ", ".join(versions)}
 
 
-def deviations(plan: Plan) -> list[str]:
+def _account(plan: Plan, results: dict[str, Any]) -> str:
+    runs, base = results["runs"], plan.base
+    seeds = f"{plan.numbers.start} to {plan.numbers.stop - 1}" if plan.seeds > 1 else str(base.seed)
+    text = (
+        f"Seeds {seeds}; {base.epochs} epochs of {plan.train_images:,} images, batch {base.batch_size}, learning rates "
+        f"{base.optimizer.lr:g} (classifier) and {base.optimizer.generator_lr:g} (generator), Adam; the checkpoint of "
+        "the best validation epoch is tested.\n\n"
+    )
+    seconds: dict[tuple[str, str, str], list[float]] = defaultdict(list)
+    for what, own in (("training", runs), ("figures", results["measured"])):
+        for one in own:
+            seconds[what, one["device"], one["versions"]].append(one.get("seconds") or 0.0)
+    rows = [[*key, str(len(own)), f"{sum(own) / 3600:.2f}"] for key, own in seconds.items()]
+    text += table(("", "machine", "versions", "how many", "hours"), rows)
+    if diverged := [one for one in (*runs, *results["measured"]) if one.get("diverged")]:
+        text += "\nDiverged, and so in no figure:\n\n" + "".join(
+            f"- {one['name']}: {one['diverged']}\n" for one in diverged
+        )
+    return text
+
+
+def deviations(plan: Plan, experiments: Sequence[Experiment]) -> list[str]:
     """What the paper did otherwise, and what it does not say and was decided here."""
-    base, lines = plan.base, []
+    lines = []
     if plan.dataset not in paper.TABLE2:
         lines.append(f"{plan.dataset} is not a data set of the paper.")
-    elif not plan.comparable and base.data.train_images is not None:
+    elif plan.train_images < paper.TRAIN_IMAGES:
         lines.append(
-            f"{base.data.train_images:,} of the {paper.TRAIN_IMAGES:,} training images: accuracies are lower, and "
+            f"{plan.train_images:,} of the {paper.TRAIN_IMAGES:,} training images: accuracies are lower, and "
             "overfitting sets in earlier."
         )
     if plan.seeds != paper.INITIALISATIONS:
-        lines.append(f"{plan.seeds} initialisations; the paper has {paper.INITIALISATIONS}.")
-    schedule = plan.gat_options().get("schedule", GAT.schedule)
-    if schedule != "paper":
+        lines.append(f"{plan.seeds} initialisation(s); the paper has {paper.INITIALISATIONS}.")
+    shared = plan.gat_options() or {"schedule": GAT.schedule, "generator_steps": 1, "generator_interval": 1}
+    if shared["schedule"] != "paper":
         lines.append(
-            f"Schedule `{schedule}`: one minibatch for both players; Algorithm 1 takes one for each step "
+            f"Schedule `{shared['schedule']}`: one minibatch for both players; Algorithm 1 takes one for each step "
             "(`--schedule paper`)."
         )
-    if base.optimizer.generator_lr != 1e-6:
-        lines.append(f"The generator's learning rate is {base.optimizer.generator_lr:g}; the paper's is 1e-06.")
-    if base.optimizer.lr != 1e-3:
-        lines.append(f"The classifier's learning rate is {base.optimizer.lr:g}; the paper's is 0.001.")
-    if base.model.classifier != "table1":
-        lines.append(f"The classifier is {base.model.classifier}, not Table 1's.")
-    if base.model.generator_width != 48:
-        lines.append(f"The generator's width is {base.model.generator_width}; Table 1's is 48.")
-    if base.precision.amp:
-        lines.append("Automatic mixed precision; the paper, as far as it says, float32.")
-    if base.to_dict()["augmentation"] != type(base)().to_dict()["augmentation"]:
-        lines.append("Images are augmented; the paper's are not.")
-    lines.append(f"The paper does not give its batch size or epochs: here {base.batch_size} and {base.epochs}.")
-    searched = [name for name in search.PARAMETERS if len(search.grid(plan, name) or ()) > 1]
-    fixed = [name for name in search.PARAMETERS if name not in searched]
-    if searched:
-        lines.append(
-            f"It does not give c_g, epsilon, dropout rate or noise power: of {', '.join(searched)} the value was "
-            f"chosen by validation accuracy, {plan.search_seeds} run(s) of {plan.search_epochs or base.epochs} epochs "
-            "for each."
-        )
-    if fixed:
-        lines.append(f"Of {', '.join(fixed)} the value was given, not searched.")
+    if shared["generator_steps"] != 1:
+        lines.append(f"{shared['generator_steps']} generator steps for each of the classifier; the paper takes one.")
+    if shared["generator_interval"] != 1:
+        lines.append(f"The generator learns at every {shared['generator_interval']}th step only.")
+    for key, value in plan.deviating().items():
+        if key not in SILENT:
+            lines.append(
+                WORDS.get(key, "`{key}` is {value}, which the paper does not have.").format(key=key, value=value)
+            )
+    lines.append(f"The paper gives neither batch size nor epochs: here {plan.base.batch_size} and {plan.base.epochs}.")
     lines.append("Dropout acts behind the two strided convolutions; the paper does not say where.")
+    lines += [line for each in experiments for line in each.remarks(plan)]
     if plan.samples is not None:
         lines.append(f"The figures are on {plan.samples:,} test images, chosen at random.")
-    return lines
+    return list(dict.fromkeys(lines))

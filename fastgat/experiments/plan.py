@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, NamedTuple
 
-from fastgat.config import TrainConfig
+from fastgat.config import TrainConfig, flatten, identity
 from fastgat.errors import ConfigError
 from fastgat.experiments import paper
 from fastgat.experiments.cell import Cell
@@ -57,10 +57,27 @@ class Plan(Options):
         return Cell(replace(self.base, method=method, seed=seed, output=None, resume=None, **changes))
 
     @property
+    def train_images(self) -> int:
+        """How many images train."""
+        there = DATASETS[self.dataset].train_images
+        return min(there, self.base.data.train_images or there)
+
+    def deviating(self) -> dict[str, Any]:
+        """The settings of training that the paper has otherwise, and their values here."""
+        defaults = dict(flatten(TrainConfig().to_dict()))
+        found = identity(self.base) | {"run.early_stopping": self.base.run.early_stopping}
+        return {
+            key: value
+            for key, value in found.items()
+            if not key.startswith("method.") and key not in OPEN and value != defaults.get(key)
+        }
+
+    @property
     def comparable(self) -> bool:
-        """Whether accuracies can be held against Table 2: its data, all of them, and its classifier."""
-        whole = self.base.data.train_images is None or self.base.data.train_images >= paper.TRAIN_IMAGES
-        return self.dataset in paper.TABLE2 and whole and self.base.model.classifier == "table1"
+        """Whether accuracies can be held against Table 2: its data, all of them, and its settings where it has any; in
+        whatever number format."""
+        settings = {key for key in self.deviating() if not key.startswith("precision.")}
+        return self.dataset in paper.TABLE2 and self.train_images == paper.TRAIN_IMAGES and not settings
 
     def gat_options(self) -> dict[str, Any]:
         """The options of the base's method that every GAT of the experiments shares."""
@@ -71,5 +88,12 @@ class Plan(Options):
         return {name: getattr(method, name) for name in ("schedule", "generator_steps", "generator_interval")}
 
 
-DATASETS = {"cifar10": 10, "cifar100": 100, "digits": 10}
-"""Data sets that experiments know, and their numbers of classes."""
+class DataSize(NamedTuple):
+    classes: int
+    train_images: int
+
+
+DATASETS = {"cifar10": DataSize(10, 45_000), "cifar100": DataSize(100, 45_000), "digits": DataSize(10, 1_257)}
+"""Data sets that experiments know."""
+OPEN = ("seed", "epochs", "batch_size", "data.dataset", "data.split_seed", "data.train_images")
+"""Settings that the paper leaves open, or that are told otherwise."""

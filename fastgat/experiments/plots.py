@@ -62,7 +62,7 @@ def plot_capacity(points: list[dict[str, Any]]) -> Figure:
     axes = figure.subplots()
     for device in dict.fromkeys(device for point in points for device in point["overheads"]):
         placed = [
-            (point["overheads"][device], 100 * Spread.of(point["accuracies"]).mean, point)
+            (point["overheads"][device], 100 * Spread.of(point["validation"]).mean, point)
             for point in points
             if device in point["overheads"]
         ]
@@ -74,7 +74,7 @@ def plot_capacity(points: list[dict[str, Any]]) -> Figure:
         front = pareto([(x, y) for x, y, _ in placed])
         axes.step(*zip(*front, strict=True), "--", where="post", alpha=0.6, color=dots.get_color())
     axes.set_xlabel("time of a step over fast gradient L2 (labels: width / generator steps every)")
-    axes.set_ylabel("test accuracy, %")
+    axes.set_ylabel("validation accuracy, %")
     axes.grid(alpha=0.3)
     axes.legend(fontsize=8)
     return figure

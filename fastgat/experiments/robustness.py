@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Callable
 from functools import partial
 from typing import Any, ClassVar
 
@@ -14,7 +13,7 @@ from fastgat.experiments import search
 from fastgat.experiments.base import Experiment
 from fastgat.experiments.cell import Cell
 from fastgat.experiments.images import dataset, test_batches
-from fastgat.experiments.jobs import Job, Measurement, Training
+from fastgat.experiments.jobs import Measurement, Progress
 from fastgat.experiments.markdown import percent, table
 from fastgat.experiments.plan import Plan
 from fastgat.experiments.spread import Spread
@@ -22,6 +21,7 @@ from fastgat.experiments.store import Store
 from fastgat.methods import Baseline
 
 NETWORKS = ("baseline", "fg-linf", "gat")
+SOURCE = "source"
 NORM = "l2"
 EPSILONS = CURVES[NORM]
 SHOWN = (0.0, 0.1, 0.3, 0.5, 1.0, 2.0)
@@ -31,34 +31,39 @@ SHOWN = (0.0, 0.1, 0.3, 0.5, 1.0, 2.0)
 class Robustness(Experiment):
     """Base of both figures."""
 
+    chosen: ClassVar[tuple[str, ...]] = NETWORKS
+
     @abstractmethod
     def source(self, plan: Plan) -> Cell | None:
         """The network that perturbations are made on; None for each network itself."""
 
-    def jobs(self, plan: Plan, store: Store) -> list[Job]:
-        jobs: list[Job] = [*search.jobs(plan, store, NETWORKS)]
+    def cells(self, plan: Plan, store: Store) -> list[Cell]:
+        return [cell for seed in plan.numbers for cell in self._networks(plan, store, seed).values()]
+
+    def measurements(self, plan: Plan, store: Store) -> list[Measurement]:
+        """One for each seed whose networks are all trained."""
+        found = []
         for seed in plan.numbers:
-            cells = self._cells(plan, store, seed)
-            jobs += map(Training, cells.values())
+            cells = self._networks(plan, store, seed)
             if set(NETWORKS) <= cells.keys() and all(map(store.summary, cells.values())):
-                jobs.append(self._measurement(plan, cells, seed))
-        return jobs
+                found.append(self._measurement(plan, cells, seed))
+        return found
 
     def collect(self, plan: Plan, store: Store) -> dict[str, Any] | None:
-        seeds = []
-        for seed in plan.numbers:
-            cells = self._cells(plan, store, seed)
-            if set(NETWORKS) <= cells.keys():
-                figures = self._measurement(plan, cells, seed).figures(store)
-                if figures is not None:
-                    seeds.append(figures)
-        if not seeds:
+        found = [figures for each in self.measurements(plan, store) if (figures := each.figures(store)) is not None]
+        if not found:
             return None
         curves = {
-            name: [[figures["accuracies"][name][i] for figures in seeds] for i in range(len(EPSILONS))]
+            name: [[figures["accuracies"][name][i] for figures in found] for i in range(len(EPSILONS))]
             for name in NETWORKS
         }
         return {"norm": NORM, "epsilons": list(EPSILONS), "accuracies": curves, "samples": plan.samples}
+
+    def remarks(self, plan: Plan) -> list[str]:
+        source, lines = self.source(plan), search.remarks(plan, NETWORKS)
+        if source is not None:
+            lines.append(f"Figure 4's perturbations are made on the baseline of seed {source.seed}.")
+        return lines
 
     def section(self, plan: Plan, figures: dict[str, Any]) -> str:
         shown = [figures["epsilons"].index(epsilon) for epsilon in SHOWN]
@@ -67,7 +72,7 @@ class Robustness(Experiment):
         ]
         n = len(figures["accuracies"][NETWORKS[0]][0])
         return table(("accuracy, %, at epsilon", *(f"{epsilon:g}" for epsilon in SHOWN)), rows) + (
-            f"\nn = {n}; every image is perturbed and nothing is clamped, as in the paper.\n"
+            f"\nn = {n} of {plan.seeds}; every image is perturbed and nothing is clamped, as in the paper.\n"
         )
 
     def plots(self, figures: dict[str, Any]) -> dict[str, Any]:
@@ -75,16 +80,17 @@ class Robustness(Experiment):
 
         return {self.name: plot_robustness(figures, self.title)}
 
-    def _cells(self, plan: Plan, store: Store, seed: int) -> dict[str, Cell]:
+    def _networks(self, plan: Plan, store: Store, seed: int) -> dict[str, Cell]:
         """The networks whose method has been chosen, and the source."""
-        chosen = {name: choice for name in NETWORKS if (choice := search.choose(plan, store, name)) is not None}
-        cells = {name: plan.cell(choice.method, seed) for name, choice in chosen.items()}
+        methods = {name: search.chosen(plan, store, name) for name in NETWORKS}
+        cells = {name: plan.cell(method, seed) for name, method in methods.items() if method is not None}
         source = self.source(plan)
-        return cells if source is None else {**cells, "source": source}
+        return cells if source is None else {**cells, SOURCE: source}
 
     def _measurement(self, plan: Plan, cells: dict[str, Cell], seed: int) -> Measurement:
         names = {name: cell.name for name, cell in cells.items()}
-        key = {"cells": names, "norm": NORM, "epsilons": list(EPSILONS), "samples": plan.samples}
+        images = {"samples": plan.samples, "of seed": plan.base.seed if plan.samples is not None else None}
+        key = {"cells": names, "norm": NORM, "epsilons": list(EPSILONS), **images}
         return Measurement(f"{self.name}-seed{seed}", key, partial(_compute, plan, cells))
 
 
@@ -106,12 +112,23 @@ class Figure4(Robustness):
 
 
 @tf32(False)
-def _compute(plan: Plan, cells: dict[str, Cell], store: Store, progress: Callable[[float], None]) -> dict[str, Any]:
+def _compute(plan: Plan, cells: dict[str, Cell], store: Store, progress: Progress) -> dict[str, Any]:
     device = pick_device(plan.base.run.device)
     networks = {name: store.classifier(cell, device) for name, cell in cells.items()}
-    source = networks.pop("source", None)
-    batches = test_batches(plan, dataset(plan), device)
+    source = networks.pop(SOURCE, None)
+    images, done = dataset(plan), 0
+
+    def advance(samples: int) -> None:
+        nonlocal done
+        done += samples
+        progress(done / min(plan.samples or len(images.test), len(images.test)))
+
     curves = fast_gradient_sweep(
-        networks, batches, EPSILONS, NORM, sources=None if source is None else {"source": source}
+        networks,
+        test_batches(plan, images, device),
+        EPSILONS,
+        NORM,
+        sources=None if source is None else {SOURCE: source},
+        progress=advance,
     )
     return {"accuracies": {network: accuracies for (network, _), accuracies in curves.items()}}

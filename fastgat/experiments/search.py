@@ -6,9 +6,8 @@ from __future__ import annotations
 from statistics import mean
 from typing import Any, NamedTuple
 
-from fastgat.errors import ConfigError, FastgatError
+from fastgat.errors import ConfigError
 from fastgat.experiments.cell import Cell
-from fastgat.experiments.jobs import Job, Training
 from fastgat.experiments.plan import Plan
 from fastgat.experiments.store import Store
 from fastgat.methods import METHODS, Method, create_method
@@ -35,24 +34,29 @@ GRIDS = {
 
 
 class Choice(NamedTuple):
-    """A method with the value that validation has chosen, and a row for each value tried: `value`, `accuracies` (one a
-    seed, at each run's best epoch), `best_epochs`, and `diverged` (how many runs came to nothing)."""
+    """A method with the value that validation has chosen (None where every run diverged), and a row for each value
+    tried: `value`, `accuracies` (one a seed, at each run's best epoch), `best_epochs`, and `diverged` (how many came
+    to nothing)."""
 
-    method: Method
+    method: Method | None
     curve: list[dict[str, Any]]
 
 
-def jobs(plan: Plan, store: Store, methods: tuple[str, ...]) -> list[Job]:
-    """The runs from which `methods` will be chosen, those of the first seed first."""
-    cells = [cell for name in methods for cell in _candidates(plan, store, name)]
-    return [Training(cell) for cell in sorted(cells, key=lambda cell: cell.seed)]
+def cells(plan: Plan, store: Store, methods: tuple[str, ...]) -> list[Cell]:
+    """The runs from which `methods` are chosen, those of the first seed first."""
+    found = [cell for name in methods for cell in _candidates(plan, store, name)]
+    return sorted(found, key=lambda cell: cell.seed)
+
+
+def chosen(plan: Plan, store: Store, name: str) -> Method | None:
+    """The method called `name` as validation would have it; None as long as that is not known, or if nothing came of
+    any of its runs."""
+    choice = choose(plan, store, name)
+    return None if choice is None else choice.method
 
 
 def choose(plan: Plan, store: Store, name: str) -> Choice | None:
-    """The method called `name` as validation would have it, or None as long as there are runs to be done.
-
-    Raises FastgatError where every run has diverged.
-    """
+    """How the method called `name` is chosen, or None as long as there are runs to be done."""
     values = grid(plan, name)
     if values is None:
         return Choice(create_method(name), [])
@@ -63,12 +67,12 @@ def choose(plan: Plan, store: Store, name: str) -> Choice | None:
         return Choice(methods[0], [])
     rows = []
     for value, method in zip(values, methods, strict=True):
-        cells = _cells(plan, method)
-        if not all(store.finished(cell) for cell in cells):
+        tried = _cells(plan, method)
+        if not all(store.finished(cell) for cell in tried):
             return None
-        rows.append({"value": value, **_result(store, cells)})
+        rows.append({"value": value, **_result(store, tried)})
     if not any(row["accuracies"] for row in rows):
-        raise FastgatError(f"every run of {name} has diverged: choose other values with --grid, or a lower --lr")
+        return Choice(None, rows)
     best = max(range(len(rows)), key=lambda i: (-rows[i]["diverged"], mean(rows[i]["accuracies"] or [0.0])))
     return Choice(methods[best], rows)
 
@@ -78,6 +82,25 @@ def grid(plan: Plan, name: str) -> tuple[float, ...] | None:
     if name not in PARAMETERS:
         return None
     return tuple(plan.grids.get(name, GRIDS[name]))
+
+
+def remarks(plan: Plan, methods: tuple[str, ...]) -> list[str]:
+    """How the hyperparameters of `methods` come about, a line each."""
+    searched = [name for name in methods if len(grid(plan, name) or ()) > 1]
+    fixed = [name for name in methods if name in PARAMETERS and name not in searched]
+    lines = []
+    if searched:
+        lines.append(
+            f"The paper does not give c_g, epsilon, dropout rate or noise power: of {', '.join(searched)} the value "
+            f"was chosen by validation accuracy, {plan.search_seeds} run(s) of "
+            f"{plan.search_epochs or plan.base.epochs} epochs for each; a run of the search that has a row's settings "
+            "and seed is that row's too."
+        )
+    if fixed:
+        lines.append(f"Of {', '.join(fixed)} the value was given, not searched.")
+    if "dropout-gat" in methods:
+        lines.append("Dropout + GAT takes the rate chosen for dropout, and so has two choices where others have one.")
+    return lines
 
 
 def check_grids(grids: dict[str, tuple[float, ...]]) -> None:
@@ -97,10 +120,10 @@ def _variants(plan: Plan, store: Store, name: str) -> list[Method] | None:
     """The method with each of its values; None where another choice has to come first."""
     options: dict[str, Any] = plan.gat_options() if "cg" in METHODS[name].__dataclass_fields__ else {}
     if name == "dropout-gat":
-        dropout = choose(plan, store, "dropout")
+        dropout = chosen(plan, store, "dropout")
         if dropout is None:
             return None
-        options["dropout"] = dropout.method.classifier_dropout
+        options["dropout"] = dropout.classifier_dropout
     values = grid(plan, name)
     assert values is not None
     return [create_method(name, **{**options, PARAMETERS[name]: value}) for value in values]

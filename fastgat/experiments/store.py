@@ -1,25 +1,28 @@
 """What experiments have found so far, in one folder that several processes and machines may share.
 
-cells/NAME/       the run folder of each cell
+cells/NAME/          the run folder of each cell
 measured/NAME.json   what was computed from trained networks, or timed
-locks/NAME        held by the process that is at it; the system lets go of it when that process dies
+locks/NAME           held by the process that is at it; the system lets go of it when that process dies
 """
 
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import json
+import platform
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-import filelock
 import torch
 from torch import nn
 
 from fastgat.config import TrainConfig, load_toml
+from fastgat.engine.checkpoint import keep_classifier
 from fastgat.engine.files import write_atomically
 from fastgat.engine.load import load_classifier
+from fastgat.engine.loop import BEST, LAST
 from fastgat.errors import ConfigError, DataError, OutputError
 from fastgat.experiments.cell import Cell, deciding
 from fastgat.reporting.run_folder import SUMMARY, read_metrics
@@ -35,22 +38,36 @@ class Store:
         self._summaries: dict[str, dict[str, Any]] = {}
 
     @contextlib.contextmanager
-    def claim(self, name: str) -> Iterator[bool]:
-        """Whether `name` is this process's to work on, inside the context; False where another one has it."""
+    def claim(self, name: str, *, alone: bool = False) -> Iterator[bool]:
+        """Whether `name` is this process's to work on, inside the context; False where another one has it.
+
+        With `alone`, also False where anything else is worked on from this machine, which nothing else is meanwhile.
+        """
+        machine = f"machine-{platform.node() or 'unnamed'}"
+        with self._locked(machine, shared=not alone) as quiet:
+            if not quiet:
+                yield False
+                return
+            with self._locked(name) as mine:
+                yield mine
+
+    @contextlib.contextmanager
+    def _locked(self, name: str, *, shared: bool = False) -> Iterator[bool]:
         path = self.folder / "locks" / name
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            lock = filelock.FileLock(path, timeout=0)
-            lock.acquire()
-        except filelock.Timeout:
-            yield False
-            return
-        except (OSError, NotImplementedError) as error:
-            raise OutputError(f"{path}: cannot be locked: {error}") from None
-        try:
+            file = path.open("ab")
+        except OSError as error:
+            raise OutputError(f"{path}: cannot be locked: {error.strerror}") from None
+        with file:
+            try:
+                fcntl.flock(file, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
+            except BlockingIOError:
+                yield False
+                return
+            except OSError as error:
+                raise OutputError(f"{path}: cannot be locked: {error.strerror}") from None
             yield True
-        finally:
-            lock.release()
 
     def run_folder(self, cell: Cell) -> Path:
         return self.folder / "cells" / cell.name
@@ -58,14 +75,18 @@ class Store:
     def summary(self, cell: Cell) -> dict[str, Any] | None:
         """summary.json of a cell that has been trained to its end, else None.
 
-        Raises DataError where its folder holds another run, ConfigError where that cannot be read.
+        Raises DataError where its folder is damaged or holds another run.
         """
         if cell.name in self._summaries:
             return self._summaries[cell.name]
         folder = self.run_folder(cell)
         summary = _read(folder / SUMMARY)
         if summary is not None:
-            held = TrainConfig.from_dict(load_toml(folder / "config.toml"), str(folder / "config.toml"))
+            path = folder / "config.toml"
+            try:
+                held = TrainConfig.from_dict(load_toml(path), str(path))
+            except ConfigError as error:
+                raise DataError(str(error)) from None
             if deciding(held) != deciding(cell.config):
                 raise DataError(f"{folder}: holds another run than its name says; move it away")
             self._summaries[cell.name] = summary  # it will not change
@@ -74,7 +95,7 @@ class Store:
     def diverged(self, cell: Cell) -> str | None:
         """Why the training of a cell came to nothing: a loss became NaN or infinite, which is a result too."""
         found = _read(self.run_folder(cell) / DIVERGED)
-        return None if found is None else str(found["reason"])
+        return None if found is None else str(found.get("reason"))
 
     def finished(self, cell: Cell) -> bool:
         return self.summary(cell) is not None or self.diverged(cell) is not None
@@ -82,31 +103,59 @@ class Store:
     def note_divergence(self, cell: Cell, reason: str) -> None:
         write_atomically(self.run_folder(cell) / DIVERGED, _json({"reason": reason}))
 
+    def slim(self, cell: Cell) -> bool:
+        """Whether a finished cell has been rid of what only going on with it would need."""
+        return not (self.run_folder(cell) / LAST).exists()
+
+    def make_slim(self, cell: Cell) -> None:
+        """Leave of a finished cell's checkpoints the classifier of its best epoch; nothing where it diverged."""
+        folder = self.run_folder(cell)
+        try:
+            if self.diverged(cell) is not None:
+                (folder / BEST).unlink(missing_ok=True)
+            elif (folder / BEST).exists():
+                keep_classifier(folder / BEST)
+            (folder / LAST).unlink(missing_ok=True)
+        except OSError as error:
+            raise OutputError(f"{folder}: a checkpoint cannot be removed: {error.strerror}") from None
+
     def epochs(self, cell: Cell) -> list[dict[str, Any]]:
         """A row for each epoch of a cell so far."""
         return [row for row in read_metrics(self.run_folder(cell) / "metrics.jsonl") if row["event"] == "epoch"]
 
     def environment(self, cell: Cell) -> dict[str, Any]:
-        """What a cell ran on."""
-        return _read(self.run_folder(cell) / "environment.json") or {}
+        """What a cell ran on; nothing where that is not known."""
+        with contextlib.suppress(DataError):
+            return _read(self.run_folder(cell) / "environment.json") or {}
+        return {}
 
     def classifier(self, cell: Cell, device: torch.device) -> nn.Module:
         """The classifier of a cell at its best validation epoch."""
         return load_classifier(self.run_folder(cell), device=device)
 
     def measured(self, name: str) -> dict[str, Any] | None:
-        """What was kept under `name`: its key, figures, environment and seconds."""
-        return _read(self.folder / "measured" / f"{name}.json")
+        """What was kept under `name`: its key, figures (None where they diverged), environment and seconds."""
+        return _measured(self.folder / "measured" / f"{name}.json")
 
     def all_measured(self, prefix: str) -> list[dict[str, Any]]:
         """Everything that was kept under names that begin with `prefix`."""
         paths = sorted((self.folder / "measured").glob(f"{prefix}*.json"))
-        return [found for path in paths if (found := _read(path)) is not None]
+        return [found for path in paths if (found := _measured(path)) is not None]
 
     def keep(self, name: str, content: Mapping[str, Any]) -> None:
         path = self.folder / "measured" / f"{name}.json"
-        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise OutputError(f"{path.parent}: cannot be made: {error.strerror}") from None
         write_atomically(path, _json(content))
+
+
+def _measured(path: Path) -> dict[str, Any] | None:
+    content = _read(path)
+    if content is not None and not {"key", "figures"} <= content.keys():
+        raise DataError(f"{path}: not what fastgat writes there; remove it to have it made again")
+    return content
 
 
 def _read(path: Path) -> dict[str, Any] | None:
@@ -118,9 +167,9 @@ def _read(path: Path) -> dict[str, Any] | None:
     except OSError as error:
         raise DataError(f"{path}: cannot be read: {error.strerror}") from None
     except ValueError:
-        raise DataError(f"{path}: damaged; remove it to have it made again") from None
+        raise DataError(f"{path}: damaged; remove it, or the run's whole folder, to have it made again") from None
     if not isinstance(content, dict):
-        raise ConfigError(f"{path}: not what fastgat writes there")
+        raise DataError(f"{path}: not what fastgat writes there; remove it to have it made again")
     return content
 
 

@@ -9,7 +9,6 @@ from typing import Any, ClassVar
 from fastgat.config import TrainConfig
 from fastgat.experiments.base import Experiment
 from fastgat.experiments.cell import Cell
-from fastgat.experiments.jobs import Job, Training
 from fastgat.experiments.markdown import percent, table
 from fastgat.experiments.plan import Plan
 from fastgat.experiments.spread import Spread
@@ -25,8 +24,8 @@ class Sweep(Experiment):
 
     variants: tuple[tuple[dict[str, Any], TrainConfig], ...]
 
-    def jobs(self, plan: Plan, store: Store) -> list[Job]:
-        return [Training(cell) for seed in plan.numbers for cell in self._cells(seed)]
+    def cells(self, plan: Plan, store: Store) -> list[Cell]:
+        return [cell for seed in plan.numbers for cell in self._cells(seed)]
 
     def collect(self, plan: Plan, store: Store) -> dict[str, Any] | None:
         rows: list[dict[str, Any]] = []

@@ -6,7 +6,7 @@ from typing import Any, ClassVar
 
 from fastgat.experiments import paper, search
 from fastgat.experiments.base import Experiment
-from fastgat.experiments.jobs import Job, Training
+from fastgat.experiments.cell import Cell
 from fastgat.experiments.markdown import percent, points, table
 from fastgat.experiments.plan import Plan
 from fastgat.experiments.spread import Spread, interval, verdict
@@ -16,43 +16,45 @@ from fastgat.experiments.store import Store
 class Table2(Experiment):
     name: ClassVar[str] = "table2"
     title: ClassVar[str] = "Table 2: test accuracy"
-    methods: ClassVar[tuple[str, ...]] = paper.METHODS
+    chosen: ClassVar[tuple[str, ...]] = paper.METHODS
 
-    def jobs(self, plan: Plan, store: Store) -> list[Job]:
-        return accuracy_jobs(plan, store, self.methods)
+    def cells(self, plan: Plan, store: Store) -> list[Cell]:
+        """Every method that has been chosen, seed by seed."""
+        methods = [method for name in self.chosen if (method := search.chosen(plan, store, name)) is not None]
+        return [plan.cell(method, seed) for seed in plan.numbers for method in methods]
 
     def collect(self, plan: Plan, store: Store) -> dict[str, Any] | None:
-        return accuracies(plan, store, self.methods)
+        """`rows`: a method each, what was chosen and how, and accuracies by seed; `margins` of GAT over others."""
+        plan = self.plan(plan)
+        rows = [row for name in self.chosen if (row := _row(plan, store, name)) is not None]
+        if not any(row["accuracy"] or row["curve"] or row["diverged"] for row in rows):
+            return None
+        return {"dataset": plan.dataset, "rows": rows, "margins": _margins(plan, rows)}
+
+    def remarks(self, plan: Plan) -> list[str]:
+        lines = search.remarks(plan, self.chosen)
+        if plan.base.precision.amp:
+            lines.append("Test accuracy is taken in mixed precision too; that of the figures in float32.")
+        return lines
 
     def section(self, plan: Plan, figures: dict[str, Any]) -> str:
-        return accuracy_section(plan, figures)
+        plan = self.plan(plan)
+        return _accuracies(plan, figures) + _margin_table(figures["margins"]) + _searches(figures["rows"])
 
     def plots(self, figures: dict[str, Any]) -> dict[str, Any]:
         from fastgat.experiments.plots import plot_searches
 
         curves = {row["method"]: row for row in figures["rows"] if row["curve"]}
-        return {"search": plot_searches(curves)} if curves else {}
-
-
-def accuracy_jobs(plan: Plan, store: Store, methods: tuple[str, ...]) -> list[Job]:
-    """The runs that choose hyperparameters, then those of every method that has been chosen, seed by seed."""
-    chosen = [choice.method for name in methods if (choice := search.choose(plan, store, name)) is not None]
-    cells = [plan.cell(method, seed) for seed in plan.numbers for method in chosen]
-    return [*search.jobs(plan, store, methods), *map(Training, cells)]
-
-
-def accuracies(plan: Plan, store: Store, methods: tuple[str, ...]) -> dict[str, Any] | None:
-    """`rows`: a method each, what was chosen and how, and test accuracies by seed; `margins` of GAT over others."""
-    rows = [row for name in methods if (row := _row(plan, store, name)) is not None]
-    if not any(row["accuracy"] or row["curve"] for row in rows):
-        return None
-    return {"dataset": plan.dataset, "rows": rows, "margins": _margins(plan, rows)}
+        return {f"{self.name}-search": plot_searches(curves)} if curves else {}
 
 
 def _row(plan: Plan, store: Store, name: str) -> dict[str, Any] | None:
     choice = search.choose(plan, store, name)
     if choice is None:
         return None
+    if choice.method is None:
+        nothing: dict[str, Any] = {key: {} for key in ("settings", "accuracy", "validation", "best_epoch")}
+        return {"method": name, "curve": choice.curve, "diverged": plan.seeds, "cells": [], **nothing}
     cells = {seed: plan.cell(choice.method, seed) for seed in plan.numbers}
     done = {seed: summary for seed, cell in cells.items() if (summary := store.summary(cell)) is not None}
     settings = cells[plan.base.seed].config.to_dict()["method"]
@@ -69,13 +71,14 @@ def _row(plan: Plan, store: Store, name: str) -> dict[str, Any] | None:
 
 
 def _margins(plan: Plan, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """GAT over the baseline and over the better fast gradient (on validation), seed by seed."""
+    """GAT over the baseline and over the better fast gradient (on validation), seed by seed; the paper's, where the
+    classifier is the paper's."""
     found = {row["method"]: row for row in rows if row["accuracy"]}
     if "gat" not in found:
         return []
     fast = [name for name in paper.FAST_GRADIENT if name in found]
     best = max(fast, key=lambda name: Spread.of(list(found[name]["validation"].values())).mean, default=None)
-    theirs = paper.TABLE2.get(plan.dataset)
+    theirs = paper.TABLE2.get(plan.dataset) if plan.base.model.classifier == "table1" else None
     margins = []
     for over, label in (("baseline", "the baseline"), (best, f"fast gradient ({best})")):
         if over is None or over not in found:
@@ -91,21 +94,21 @@ def _margins(plan: Plan, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return margins
 
 
-def accuracy_section(plan: Plan, figures: dict[str, Any]) -> str:
-    theirs = paper.TABLE2.get(figures["dataset"], {})
+def _accuracies(plan: Plan, figures: dict[str, Any]) -> str:
+    theirs = paper.TABLE2.get(figures["dataset"], {}) if plan.base.model.classifier == "table1" else {}
     rows = []
     for row in figures["rows"]:
         values = list(row["accuracy"].values())
         ours = Spread.of(values) if values else None
         expected = theirs.get(row["method"])
         judged = verdict(ours, expected) if ours and expected and plan.comparable else "-"
-        said = f"{row['diverged']} diverged" if row["diverged"] else ""
+        said = f", {row['diverged']} diverged" if row["diverged"] else ""
         rows.append(
             [
                 row["method"],
                 _chosen(row),
                 percent(ours),
-                f"{len(values)} of {plan.seeds}" + (f", {said}" if said else ""),
+                f"{len(values)} of {plan.seeds}{said}",
                 ", ".join(str(epoch) for epoch in row["best_epoch"].values()) or "-",
                 percent(Spread(expected.mean, expected.sd, paper.INITIALISATIONS)) if expected else "-",
                 judged,
@@ -114,27 +117,31 @@ def accuracy_section(plan: Plan, figures: dict[str, Any]) -> str:
     header = ("method", "chosen", "test accuracy, %", "n", "best epoch", "the paper, n = 50", "verdict")
     text = table(header, rows)
     if theirs and not plan.comparable:
-        text += "\nNo verdict: these runs are not the paper's (see the deviations), so only margins compare.\n"
+        text += "\nNo verdict: these runs are not the paper's (see what differs), so only margins compare.\n"
     elif theirs:
         text += (
             "\nA row agrees where its mean is within sqrt(sd² + sd'²) of the paper's, the joint spread of single runs; "
             "a single run is given the paper's.\n"
         )
-    if figures["margins"]:
-        text += "\n" + table(
-            ("GAT over", "margin, points", "by seed", "the paper"),
+    return text
+
+
+def _margin_table(margins: list[dict[str, Any]]) -> str:
+    if not margins:
+        return ""
+    rows = []
+    for margin in margins:
+        differences = margin["differences"]
+        several = " (95 %)" if len(differences) > 1 else ""
+        rows.append(
             [
-                [
-                    margin["over"],
-                    points(Spread.of(margin["differences"]).mean, interval(margin["differences"]))
-                    + (" (95 %)" if len(margin["differences"]) > 1 else ""),
-                    ", ".join(points(difference) for difference in margin["differences"]),
-                    points(margin["paper"]) if margin["paper"] is not None else "-",
-                ]
-                for margin in figures["margins"]
-            ],
+                margin["over"],
+                points(Spread.of(differences).mean, interval(differences)) + several,
+                ", ".join(points(difference) for difference in differences),
+                points(margin["paper"]) if margin["paper"] is not None else "-",
+            ]
         )
-    return text + _searches(figures["rows"])
+    return "\n" + table(("GAT over", "margin, points", "by seed", "the paper"), rows)
 
 
 def _chosen(row: dict[str, Any]) -> str:
@@ -151,14 +158,21 @@ def _searches(rows: list[dict[str, Any]]) -> str:
     searched = [row for row in rows if row["curve"]]
     if not searched:
         return ""
-    lines = []
+    lines, edges = [], []
     for row in searched:
         parameter = search.PARAMETERS[row["method"]]
+        taken = row["settings"].get(parameter)
+        values = [tried["value"] for tried in row["curve"]]
+        if taken in (min(values), max(values)):
+            edges.append(row["method"])
         for tried in row["curve"]:
             value = _number(row["method"], parameter, tried["value"])
             accuracy = percent(Spread.of(tried["accuracies"])) if tried["accuracies"] else "diverged"
-            mark = "chosen" if tried["value"] == row["settings"][parameter] else ""
+            mark = "chosen" if tried["value"] == taken else ""
             epochs = ", ".join(map(str, tried["best_epochs"]))
             lines.append([row["method"], f"{parameter} {value}", accuracy, epochs, mark])
     header = ("method", "value", "validation accuracy, %", "best epoch", "")
-    return "\nHow they were chosen, on validation images alone:\n\n" + table(header, lines)
+    text = "\nHow they were chosen, on validation images alone:\n\n" + table(header, lines)
+    if edges:
+        text += f"\nOf {', '.join(edges)} the choice is at the edge of what was tried: the best may lie beyond.\n"
+    return text

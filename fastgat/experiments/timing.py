@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from typing import Any, ClassVar
 
-from fastgat.config import TrainConfig
+import torch
+
+from fastgat.config import OptimizerConfig, TrainConfig
+from fastgat.engine.compiled import missing_compiler
 from fastgat.engine.device import device_name, pick_device
 from fastgat.experiments import paper
 from fastgat.experiments.base import Experiment
-from fastgat.experiments.cell import deciding
-from fastgat.experiments.jobs import Job, Timing
+from fastgat.experiments.cell import Cell, deciding
+from fastgat.experiments.jobs import Measurement, Progress, Timing
 from fastgat.experiments.markdown import table
 from fastgat.experiments.plan import DATASETS, Plan
 from fastgat.experiments.store import Store
@@ -21,36 +23,64 @@ from fastgat.profiling import Settings, profile
 
 SIZE = 32
 """Pixels a side of the data sets' images."""
+SIDES = ("textbook", "fastgat")
 
 
 class Time(Experiment):
     name: ClassVar[str] = "time"
     title: ClassVar[str] = "Training time"
 
-    def jobs(self, plan: Plan, store: Store) -> list[Job]:
-        return [timing(plan, _config(plan, name)) for name in _methods(plan)]
+    def cells(self, plan: Plan, store: Store) -> list[Cell]:
+        return []
+
+    def measurements(self, plan: Plan, store: Store) -> list[Measurement]:
+        return [timing(plan, config) for config in _configs(plan).values()]
 
     def collect(self, plan: Plan, store: Store) -> dict[str, Any] | None:
         rows = [
             {"method": name, **figures}
-            for name in _methods(plan)
-            for figures in timings(plan, store, _config(plan, name))
+            for name, config in _configs(plan).items()
+            for figures in timings(store, config).values()
         ]
-        return {"rows": rows, "images": plan.base.data.train_images or paper.TRAIN_IMAGES} if rows else None
+        numbers = "mixed precision" if plan.base.precision.amp else "float32"
+        layout = "channels last" if plan.base.precision.channels_last else "channels first"
+        return {"rows": rows, "images": plan.train_images, "fastgat_in": f"{numbers}, {layout}"} if rows else None
 
     def section(self, plan: Plan, figures: dict[str, Any]) -> str:
         devices = dict.fromkeys(row["device"] for row in figures["rows"])
-        images = figures["images"]
-        return "\n".join(
-            _on_device(device, [row for row in figures["rows"] if row["device"] == device], images)
+        text = [
+            _on_device(device, [row for row in figures["rows"] if row["device"] == device], figures["images"])
             for device in devices
+        ]
+        return "\n".join(text) + (
+            f"\nThe textbook is plain PyTorch, eager, in float32, channels first; fastgat in {figures['fastgat_in']}. "
+            "Data and validation are not part of it.\n"
         )
+
+
+def timing(plan: Plan, config: TrainConfig) -> Timing:
+    """The job that times a step of `config` on this machine."""
+    config = _bare(config)
+    where = {"device": device_name(pick_device(config.run.device)), "torch": torch.__version__}
+    key = {"settings": _settings(config), **where, "rounds": plan.rounds}
+    return Timing("time", key, partial(_compute, plan, config))
+
+
+def timings(store: Store, config: TrainConfig) -> dict[str, dict[str, Any]]:
+    """What has been timed of `config`, by machine: of several timings on one, that of the most rounds."""
+    wanted, found = _settings(_bare(config)), dict[str, dict[str, Any]]()
+    for content in sorted(store.all_measured("time-"), key=lambda content: content["key"].get("rounds", 0)):
+        if content["key"].get("settings") == wanted and content["figures"] is not None:
+            key = content["key"]
+            device = f"{key['device']}, torch {key['torch']}"
+            found[device] = {**content["figures"], "device": device}
+    return found
 
 
 def _on_device(device: str, rows: list[dict[str, Any]], images: int) -> str:
     lines = []
     for row in rows:
-        sides, steps = (row["textbook"], row["fastgat"]), images // row["batch_size"]
+        sides, steps = [row[side] for side in SIDES], images // row["batch_size"]
         lines.append(
             [
                 row["method"],
@@ -60,10 +90,11 @@ def _on_device(device: str, rows: list[dict[str, Any]], images: int) -> str:
             ]
         )
     header = ("method", "textbook, ms a step", "fastgat, ms", "textbook, s an epoch", "fastgat, s", "speed-up")
+    rounds = ", ".join(map(str, sorted({row["rounds"] for row in rows})))
     text = (
-        f"{device}, batch {rows[0]['batch_size']}, an epoch of {images:,} images; medians, 20 % to 80 % in brackets."
-        "\n\n" + table(header, lines)
-    )
+        f"{device}, batch {rows[0]['batch_size']}, an epoch of {images:,} images; medians of {rounds} rounds in turns, "
+        "20 % to 80 % in brackets.\n\n"
+    ) + table(header, lines)
     ratios = next((row["overhead"] for row in rows if row["method"] == "gat" and "overhead" in row), None)
     if ratios is None:
         return text
@@ -73,44 +104,35 @@ def _on_device(device: str, rows: list[dict[str, Any]], images: int) -> str:
     )
 
 
-def _methods(plan: Plan) -> tuple[str, ...]:
-    return paper.METHODS if plan.timed == "all" else (plan.timed,)
+def _configs(plan: Plan) -> dict[str, TrainConfig]:
+    """What is timed, by method."""
+    names = paper.METHODS if plan.timed == "all" else (plan.timed,)
+    options = {name: plan.gat_options() if name in ("gat", "dropout-gat") else {} for name in names}
+    return {name: replace(plan.base, method=create_method(name, **options[name])) for name in names}
 
 
-def timing(plan: Plan, config: TrainConfig) -> Timing:
-    """The job that times a step of `config` on this machine."""
-    return Timing("time", _key(plan, config), partial(_compute, plan, config))
-
-
-def timings(plan: Plan, store: Store, config: TrainConfig) -> list[dict[str, Any]]:
-    """What has been timed of `config`, on whatever machine."""
-    wanted = _settings(config)
-    return [found["figures"] for found in store.all_measured("time-") if found["key"]["settings"] == wanted]
-
-
-def _config(plan: Plan, name: str) -> TrainConfig:
-    options = plan.gat_options() if name in ("gat", "dropout-gat") else {}
-    return replace(plan.base, method=create_method(name, **options), seed=0)
+def _bare(config: TrainConfig) -> TrainConfig:
+    """What is timed of a run: the step as the textbook has it too, without clipping or averages; compiled only where it
+    can be."""
+    compiled = config.run.compile is not False and missing_compiler(pick_device(config.run.device)) is None
+    run = replace(config.run, compile=compiled, early_stopping=None)
+    return replace(config, seed=0, epochs=1, optimizer=OptimizerConfig(), run=run)
 
 
 def _settings(config: TrainConfig) -> dict[str, Any]:
     """The settings that decide how long a step takes, on the same machine."""
-    idle = ("seed", "epochs", "data.split_seed", "data.train_images", "run.early_stopping")
-    settings = {key: value for key, value in deciding(config).items() if key not in idle}
-    return settings | {"compiled": config.run.compile is not False}
+    idle = ("data.dataset", "data.split_seed", "data.train_images", "epochs", "seed")
+    sizes = ("method.cg", "method.epsilon", "method.alpha", "method.dropout")
+    settings = {key: value for key, value in deciding(config).items() if key not in (*idle, *sizes)}
+    classes = DATASETS[config.data.dataset].classes
+    return settings | {"compiled": config.run.compile, "cuda_graph": config.run.cuda_graph, "classes": classes}
 
 
-def _key(plan: Plan, config: TrainConfig) -> dict[str, Any]:
-    return {"settings": _settings(config), "device": device_name(pick_device(config.run.device)), "rounds": plan.rounds}
-
-
-def _compute(plan: Plan, config: TrainConfig, store: Store, progress: Callable[[float], None]) -> dict[str, Any]:
-    result = profile(Settings(config, SIZE, DATASETS[plan.dataset], rounds=plan.rounds))
-    kept = ("speedup", "overhead", "fast_gradient", "device", "rounds")
-    steps = {
-        side: {
-            key: value for key, value in result[side].items() if key.startswith(("step_ms", "peak", "flops", "floor"))
-        }
-        for side in ("textbook", "fastgat")
-    }
-    return {**{key: result[key] for key in kept if key in result}, **steps, "batch_size": config.batch_size}
+def _compute(plan: Plan, config: TrainConfig, store: Store, progress: Progress) -> dict[str, Any]:
+    result = profile(
+        Settings(config, SIZE, DATASETS[plan.dataset].classes, rounds=plan.rounds), lambda line: progress(0.5)
+    )
+    kept = ("speedup", "overhead", "fast_gradient", "rounds")
+    figures = ("step_ms", "peak", "flops", "floor")
+    sides = {side: {k: v for k, v in result[side].items() if k.startswith(figures)} for side in SIDES}
+    return {**{key: result[key] for key in kept if key in result}, **sides, "batch_size": config.batch_size}

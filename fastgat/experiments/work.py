@@ -5,9 +5,11 @@ from __future__ import annotations
 import multiprocessing
 import os
 import signal
+import threading
 import time
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
@@ -17,7 +19,7 @@ import torch
 from fastgat.engine.allocator import keep_freed_memory
 from fastgat.engine.device import pick_device
 from fastgat.engine.interrupts import Interrupts
-from fastgat.errors import FastgatError
+from fastgat.errors import FastgatError, is_out_of_memory
 from fastgat.experiments.base import Experiment
 from fastgat.experiments.jobs import Job
 from fastgat.experiments.plan import Plan
@@ -47,25 +49,28 @@ def work(
 
     Returns when everything is done, by whomever. Without `alone`, jobs that want the machine for themselves are left.
     """
-    waiting: set[str] = set()
-    while left := [job for job in pending(experiments, plan, store) if alone or not job.alone]:
-        began = next((job for job in left if (taken := _take(job, store, report)) is not None), None)
-        if began is None:
-            if waiting != {job.name for job in left}:
-                waiting = {job.name for job in left}
-                report(News("", 0, f"waiting for another process to finish {', '.join(sorted(waiting))}"))
-            sleep(PATIENCE)
-        elif not taken:
-            return False
+    said: set[str] = set()
+    with Interrupts() as interrupts:
+        while left := [job for job in pending(experiments, plan, store) if alone or not job.alone]:
+            for job in left:
+                with store.claim(job.name, alone=job.alone) as mine:
+                    if not mine:
+                        continue
+                    if not job.done(store):  # by another process, meanwhile
+                        words = job.run(store, report, lambda: interrupts.received)
+                        if words is None:
+                            return False
+                        report(News(job.name, 1, words, left=len(left) - 1))
+                    break
+            else:
+                names = {job.name for job in left}
+                if names != said:
+                    report(News("", 0, f"waiting for another process, for {', '.join(sorted(names))}"))
+                    said = names
+                sleep(PATIENCE)
+            if interrupts.received:
+                return False
     return True
-
-
-def _take(job: Job, store: Store, report: Report) -> bool | None:
-    """Do a job if nobody else is at it: None if somebody is, False if it was interrupted."""
-    with store.claim(job.name) as mine:
-        if not mine:
-            return None
-        return True if job.done(store) else job.run(store, report)
 
 
 def work_together(experiments: Sequence[Experiment], plan: Plan, store: Store, report: Report, processes: int) -> bool:
@@ -77,16 +82,9 @@ def work_together(experiments: Sequence[Experiment], plan: Plan, store: Store, r
 
 
 def _in_parallel(experiments: Sequence[Experiment], plan: Plan, store: Store, report: Report, processes: int) -> bool:
-    context = multiprocessing.get_context("spawn")
-    workers: dict[Connection, BaseProcess] = {}
-    for number in range(processes):
-        here, there = context.Pipe(duplex=False)
-        worker: BaseProcess = context.Process(target=_serve, args=(experiments, plan, store, there, number, processes))
-        worker.start()
-        there.close()
-        workers[here] = worker
-    complete, failure, stopping, open_pipes = True, None, False, set(workers)
-    with Interrupts() as interrupts:
+    complete, failure = True, None
+    with Interrupts() as interrupts, _workers(experiments, plan, store, processes) as (workers, stop):
+        open_pipes = set(workers)
         while open_pipes:
             for pipe in wait(list(open_pipes), timeout=0.5):
                 assert isinstance(pipe, Connection)
@@ -101,15 +99,61 @@ def _in_parallel(experiments: Sequence[Experiment], plan: Plan, store: Store, re
                     failure = failure or message
                 else:
                     complete = complete and message
-            if (failure or interrupts.received) and not stopping:
-                stopping = True
-                for worker in workers.values():
-                    worker.terminate()  # SIGTERM: training writes its checkpoint first
-    for worker in workers.values():
-        worker.join()
+            if failure or interrupts.received:
+                stop()
     if failure is not None:
         raise failure
     return complete and not interrupts.received
+
+
+Workers = dict[Connection, BaseProcess]
+
+
+@contextmanager
+def _workers(
+    experiments: Sequence[Experiment], plan: Plan, store: Store, processes: int
+) -> Iterator[tuple[Workers, Callable[[], None]]]:
+    """Processes by the pipe on which they tell their news, and what stops them; none outlives the context."""
+    context = multiprocessing.get_context("spawn")
+    workers: Workers = {}
+    stopping = False
+
+    def stop() -> None:
+        nonlocal stopping
+        if not stopping:
+            stopping = True
+            for worker in workers.values():
+                worker.terminate()  # SIGTERM: training writes its checkpoint first
+
+    try:
+        with _deaf_to_ctrl_c():
+            for number in range(processes):
+                here, there = context.Pipe(duplex=False)
+                arguments = (experiments, plan, store, there, number, processes)
+                workers[here] = context.Process(target=_serve, args=arguments)
+                workers[here].start()
+                there.close()
+        yield workers, stop
+    except BaseException:
+        stop()
+        raise
+    finally:
+        for pipe, worker in workers.items():
+            pipe.close()
+            worker.join()
+
+
+@contextmanager
+def _deaf_to_ctrl_c() -> Iterator[None]:
+    """Processes that are started here never hear of Ctrl-C, which the command passes on."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def _death(worker: BaseProcess) -> FastgatError | bool:
@@ -120,28 +164,40 @@ def _death(worker: BaseProcess) -> FastgatError | bool:
     return FastgatError(f"a process of this command died (exit code {worker.exitcode}; out of memory?)")
 
 
+class Teller:
+    """Sends news to the command; when that is gone, asks this process to stop, once."""
+
+    def __init__(self, pipe: Connection) -> None:
+        self.pipe, self.heard = pipe, True
+
+    def __call__(self, message: News | BaseException | bool) -> None:
+        if not self.heard:
+            return
+        try:
+            self.pipe.send(message)
+        except BrokenPipeError:
+            self.heard = False
+            signal.raise_signal(signal.SIGTERM)  # training writes its checkpoint first
+
+
 def _serve(
     experiments: Sequence[Experiment], plan: Plan, store: Store, pipe: Connection, number: int, processes: int
 ) -> None:
     """A worker: sends its news, and at the end whether it has come to the end, or why not."""
-    os.setsid()  # Ctrl-C is for the command, which passes it on
-
-    def tell(message: News) -> None:
-        try:
-            pipe.send(message)
-        except BrokenPipeError:  # the command is gone: training ends at its next checkpoint, everything else at once
-            signal.raise_signal(signal.SIGTERM)
-
+    os.setsid()
+    tell = Teller(pipe)
     try:
-        own = _share(plan, number, processes)
-        pipe.send(work(experiments, own, store, tell, alone=False))
-    except BrokenPipeError:
-        return
+        tell(work(experiments, _share(plan, number, processes), store, tell, alone=False))
     except FastgatError as error:
-        pipe.send(error)
+        tell(error)
+    except OSError as error:
+        tell(FastgatError(f"{error.filename or 'output'}: {error.strerror or error}"))
     except Exception as error:  # noqa: BLE001  # it is raised where the command runs
-        traceback.print_exc()
-        pipe.send(RuntimeError(f"{type(error).__name__}: {error}"))
+        if is_out_of_memory(error):
+            tell(FastgatError("out of memory: try fewer --jobs, a smaller --batch-size or network"))
+        else:
+            traceback.print_exc()
+            tell(RuntimeError(f"{type(error).__name__}: {error}"))
 
 
 def _share(plan: Plan, number: int, processes: int) -> Plan:

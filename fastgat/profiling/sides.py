@@ -166,13 +166,20 @@ class Textbook(Side):
             case RandomPerturbation():
                 textbook.random_perturbation_step(*players, drawn(draw), method.epsilon, method.alpha)
             case Adversarial():
-                sizes = {"start": method.start, "size": method.size, "steps": method.steps}
-                textbook.ball_step(*players, drawn(draw), method.epsilon, **sizes, project=method.projects)
+                textbook.ball_step(
+                    *players,
+                    drawn(draw),
+                    method.epsilon,
+                    start=method.start,
+                    size=method.size,
+                    steps=method.steps,
+                    project=method.projects,
+                )
             case Free():
                 textbook.free_step(*players, self.memory, method.epsilon, method.replays)
             case TRADES():
-                settings = (method.epsilon, method.step_size, method.attack_steps, method.beta)
-                textbook.trades_step(*players, drawn(draw), *settings)
+                noise, epsilon = drawn(draw), method.epsilon
+                textbook.trades_step(*players, noise, epsilon, method.step_size, method.attack_steps, method.beta)
             case _:
                 assert isinstance(method, Baseline)
                 textbook.baseline_step(*players, draw.clean)

@@ -10,25 +10,28 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemaining
 
 
 class News(NamedTuple):
-    """How far a job is: `share` of it, and a few words; `done` where it is at its end. Without a job, a remark."""
+    """How far a job is: `share` of it, and a few words; without a job, a remark.
+
+    `left` counts the jobs that are known and not done; where it is given, this one is.
+    """
 
     job: str
     share: float
     words: str
-    done: bool = False
+    left: int | None = None
 
 
 Report = Callable[[News], None]
 
 
 class JobsDisplay:
-    """Call it with every piece of news. `left` counts the jobs that are known and not done.
+    """Call it with every piece of news.
 
     On a terminal jobs under way have bars; elsewhere (a log file) only the lines of those that are done are printed.
     """
 
-    def __init__(self, console: Console, left: Callable[[], int]) -> None:
-        self.console, self.left = console, left
+    def __init__(self, console: Console) -> None:
+        self.console = console
         self.bar = Progress(
             TextColumn("{task.description}", markup=False),
             BarColumn(bar_width=20),
@@ -50,10 +53,10 @@ class JobsDisplay:
         self.bar.stop()
 
     def __call__(self, news: News) -> None:
-        if news.done:
+        if news.left is not None:
             if news.job in self.tasks:
                 self.bar.remove_task(self.tasks.pop(news.job))
-            self._print(f"{news.job}: {news.words} ({self.left()} jobs left)")
+            self._print(f"{news.job}: {news.words} ({news.left} jobs left)")
         elif not news.job:
             self._print(news.words)
         else:

@@ -14,6 +14,8 @@ import pytest
 import safetensors.torch
 import torch
 
+from fastgat.engine.checkpoint import load_checkpoint
+from fastgat.reporting.run_folder import read_metrics
 from tests.cli.conftest import Run
 from tests.support import fastgat
 
@@ -30,7 +32,7 @@ def test_all_of_it_quickly(tmp_path: Path) -> None:
         assert heading in page
     assert "fastgat reproduce all --quick\n" in page, "the command, without what decides nothing"
     assert "digits is not a data set of the paper" in page
-    for picture in ("search", "figure2", "figure3", "figure4"):
+    for picture in ("table2-search", "figure2", "figure3", "figure4"):
         assert (tmp_path / "docs" / "page" / f"{picture}.png").stat().st_size > 10_000
         assert f"page/{picture}.png" in page
     results = json.loads((tmp_path / "docs" / "page" / "results.json").read_text())
@@ -108,7 +110,10 @@ def test_a_signal_ends_parallel_work_at_a_checkpoint(tmp_path: Path) -> None:
         os.kill(command.pid, signal.SIGTERM)
         assert "the same command goes on" in command.stdout.read()
     assert command.wait(30) == 0
-    assert len(list(tmp_path.glob("out/cells/*/last.safetensors"))) == 2
+    for cell in tmp_path.glob("out/cells/*"):
+        _, header = load_checkpoint(cell / "last.safetensors")
+        *_, last = read_metrics(cell / "metrics.jsonl")
+        assert header["position"]["step"] == last["step"], "the checkpoint is of the last step, not of one before"
 
 
 @pytest.mark.parametrize(
@@ -119,12 +124,16 @@ def test_a_signal_ends_parallel_work_at_a_checkpoint(tmp_path: Path) -> None:
         (("reproduce", "table2", "--grid", "gat"), "--grid takes METHOD=X"),
         (("reproduce", "table2", "--grid", "gat=a,b"), "must be a number"),
         (("reproduce", "table2", "--grid", "gta=1"), "no values can be chosen for 'gta'"),
+        (("reproduce", "table2", "--grid", "gat=1", "--grid", "gat=2"), "given twice"),
+        (("reproduce", "table2", "--page", "results"), "names a Markdown file"),
         (("reproduce", "table2", "--seeds", "0"), "seeds must be at least 1"),
         (("reproduce", "table2", "--quick", "--collect-only"), "holds no figures of table2"),
         (("search", "--method", "baseline"), "no hyperparameter of its own"),
         (("search", "--over", "c_g=1"), "no option 'c_g'"),
         (("search", "--over", "cg"), "--over takes NAME=X"),
         (("search", "--over", "cg=1,1"), "stands there twice"),
+        (("search", "--over", "cg=1", "--over", "cg=2"), "given twice"),
+        (("search", "--over", "deterministic=true,false"), "make a difference"),
         (("search", "--over", "batch-size=a"), "takes whole numbers"),
         (("search", "--method", "baseline", "--over", "cg=1,2"), "cg"),
         (("search", "--output", "here"), "keeps its runs in --out"),

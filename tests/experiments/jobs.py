@@ -10,7 +10,8 @@ from typing import Any
 
 from fastgat.errors import DataError
 from fastgat.experiments.base import Experiment
-from fastgat.experiments.jobs import Job
+from fastgat.experiments.cell import Cell
+from fastgat.experiments.jobs import Job, Stopped
 from fastgat.experiments.plan import Plan
 from fastgat.experiments.store import Store
 from fastgat.reporting.jobs import News, Report
@@ -30,7 +31,7 @@ class Note(Job):
     def done(self, store: Store) -> bool:
         return store.measured(self.name) is not None
 
-    def run(self, store: Store, report: Report) -> bool:
+    def run(self, store: Store, report: Report, stopped: Stopped) -> str | None:
         report(News(self.name, 0, ""))
         if self.does == "fail":
             raise DataError("the data are gone")
@@ -39,13 +40,16 @@ class Note(Job):
         if self.does == "die":
             os.kill(os.getpid(), signal.SIGKILL)
         if self.does == "stop":
-            return False
+            return None
+        if self.does == "signal":
+            signal.raise_signal(signal.SIGTERM)
+        if self.does == "exhaust":
+            raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 1 bytes")
         time.sleep(0.05)
         with (store.folder / "log").open("a") as log:
             log.write(f"{self.name} {os.getpid()}\n")
-        store.keep(self.name, {})
-        report(News(self.name, 1, "", done=True))
-        return True
+        store.keep(self.name, {"key": {}, "figures": {}})
+        return "noted"
 
 
 class Timing(Note):
@@ -62,6 +66,9 @@ class Notes(Experiment):
     count: int
     last: Job | None = None
     odd: Job | None = None
+
+    def cells(self, plan: Plan, store: Store) -> list[Cell]:
+        return []
 
     def jobs(self, plan: Plan, store: Store) -> list[Job]:
         jobs: list[Job] = [Note(number) for number in range(self.count)]

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import json
+import re
 from typing import Any
 
 from fastgat.config import DataConfig, TrainConfig
@@ -22,3 +24,22 @@ def finish(store: Store, cell: Cell, validation: float, test: float = 0.5, best_
     (folder / "environment.json").write_text(json.dumps({"device": "a machine", "packages": {"torch": "9"}}))
     summary = {"validation_accuracy": validation, "test_accuracy": test, "best_epoch": best_epoch, "seconds": 3.0}
     (folder / "summary.json").write_text(json.dumps(summary))
+
+
+def diverge(store: Store, cell: Cell) -> None:
+    """Leave what a training that came to nothing would."""
+    store.run_folder(cell).mkdir(parents=True)
+    store.note_divergence(cell, "the loss became NaN at step 7")
+
+
+def check_tables(text: str) -> None:
+    """Every row of a table has as many cells as its header."""
+    rows = [re.split(r"(?<!\\)\|", line) if line.startswith("|") else None for line in text.splitlines()]
+    for before, row in itertools.pairwise(rows):
+        assert before is None or row is None or len(before) == len(row), row
+
+
+def rows(text: str) -> dict[str, list[str]]:
+    """The cells of the tables' rows, by the first."""
+    cells = [[cell.strip() for cell in line.split(" | ")] for line in text.splitlines() if line.startswith("| ")]
+    return {row[0].removeprefix("| "): row[1:] for row in cells}

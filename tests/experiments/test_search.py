@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from fastgat.errors import ConfigError, FastgatError
+from fastgat.errors import ConfigError
 from fastgat.experiments import Store, paper, search
 from fastgat.experiments.plan import Plan
 from fastgat.methods import GAT, METHODS, Dropout, DropoutGAT
@@ -62,13 +62,16 @@ def test_nothing_to_choose_from(store: Store) -> None:
         cell = asked.cell(GAT(cg=cg), 0)
         store.run_folder(cell).mkdir(parents=True)
         store.note_divergence(cell, "NaN")
-    with pytest.raises(FastgatError, match="every run of gat has diverged"):
-        search.choose(asked, store, "gat")
+    choice = search.choose(asked, store, "gat")
+    assert choice is not None
+    assert choice.method is None
+    assert [row["diverged"] for row in choice.curve] == [1, 1, 1]
+    assert search.chosen(asked, store, "gat") is None
 
 
 def test_a_single_value_is_not_searched(store: Store) -> None:
     asked = plan(grids={"gat": (0.7,)})
-    assert search.jobs(asked, store, ("gat", "baseline")) == []
+    assert search.cells(asked, store, ("gat", "baseline")) == []
     choice = search.choose(asked, store, "gat")
     assert choice is not None
     assert (choice.method, choice.curve) == (GAT(cg=0.7), [])
@@ -76,11 +79,11 @@ def test_a_single_value_is_not_searched(store: Store) -> None:
 
 def test_dropout_gat_takes_the_rate_chosen_for_dropout(store: Store) -> None:
     asked = plan(grids=GRIDS)
-    names = [job.name for job in search.jobs(asked, store, ("dropout-gat",))]
+    names = [cell.name for cell in search.cells(asked, store, ("dropout-gat",))]
     assert names == [], "dropout comes first"
     for rate, validation in ((0.1, 0.5), (0.2, 0.6)):
         finish(store, asked.cell(Dropout(dropout=rate), 0), validation)
-    names = [job.name for job in search.jobs(asked, store, ("dropout-gat",))]
+    names = [cell.name for cell in search.cells(asked, store, ("dropout-gat",))]
     assert names == [asked.cell(DropoutGAT(cg=cg, dropout=0.2), 0).name for cg in GRIDS["dropout-gat"]]
 
 

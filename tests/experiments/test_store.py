@@ -105,4 +105,5 @@ def test_what_was_measured_is_kept(tmp_path: Path) -> None:
     store.keep("figure2-abc", {"key": {"cg": 1}, "figures": {"power": 2.0}})
     assert store.measured("figure2-abc") == {"key": {"cg": 1}, "figures": {"power": 2.0}}
     assert store.measured("figure2-other") is None
+    store.keep("other-abc", {"key": {}, "figures": None})
     assert len(store.all_measured("figure2-")) == 1

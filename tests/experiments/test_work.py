@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import multiprocessing
+import signal
 import time
 from pathlib import Path
 
 import pytest
 
+from fastgat.engine.interrupts import Interrupts
 from fastgat.errors import DataError, FastgatError
 from fastgat.experiments import Store
-from fastgat.experiments.work import work, work_together
+from fastgat.experiments.work import Teller, work, work_together
 from fastgat.reporting.jobs import News
 from tests.experiments.jobs import Note, Notes, Timing
 from tests.experiments.made_up import plan
@@ -32,7 +35,8 @@ def test_what_depends_on_others_comes_after_them(store: Store) -> None:
     heard: list[News] = []
     assert work([Notes(3, last=Note(9))], plan(), store, heard.append)
     assert [name for name, _ in log(store)] == ["note-0", "note-1", "note-2", "note-9"]
-    assert [news.job for news in heard if news.done] == [name for name, _ in log(store)]
+    assert [news.job for news in heard if news.left is not None] == [name for name, _ in log(store)]
+    assert [news.left for news in heard if news.left is not None] == [2, 1, 0, 0]
     work([Notes(3, last=Note(9))], plan(), store, ignore)
     assert len(log(store)) == 4, "a second time, nothing is left to do"
 
@@ -47,11 +51,56 @@ def test_it_waits_for_what_another_process_is_at(store: Store) -> None:
         assert mine
 
         def sleep(seconds: float) -> None:
-            store.keep("note-0", {})  # the other process has finished it
+            store.keep("note-0", {"key": {}, "figures": {}})  # the other process has finished it
 
         assert work([Notes(2)], plan(), store, heard.append, sleep=sleep)
     assert [name for name, _ in log(store)] == ["note-1"]
-    assert [news.words for news in heard if not news.job] == ["waiting for another process to finish note-0"]
+    assert [news.words for news in heard if not news.job] == ["waiting for another process, for note-0"]
+
+
+def test_a_signal_in_a_job_that_comes_to_its_end_still_ends_the_work(store: Store) -> None:
+    assert not work([Notes(3, odd=Note(9, "signal"))], plan(), store, ignore)
+    assert [name for name, _ in log(store)] == ["note-9"], "nothing is begun after it"
+
+
+def test_a_signal_while_waiting_ends_the_work(store: Store) -> None:
+    def sleep(seconds: float) -> None:
+        signal.raise_signal(signal.SIGTERM)
+
+    with store.claim("note-0"):
+        assert not work([Notes(1)], plan(), store, ignore, sleep=sleep)
+
+
+def test_what_wants_the_machine_for_itself_waits_for_all_others(store: Store) -> None:
+    """Also for what another command is at."""
+    waited: list[float] = []
+
+    def sleep(seconds: float) -> None:
+        waited.append(seconds)
+        if len(waited) == 3:
+            raise InterruptedError
+
+    with store.claim("a training of another command") as mine:
+        assert mine
+        with pytest.raises(InterruptedError):
+            work([Notes(0, last=Timing(1))], plan(), store, ignore, sleep=sleep)
+    assert not (store.folder / "log").exists()
+    with store.claim("a timing", alone=True) as mine:
+        assert mine
+        with store.claim("a training") as other:
+            assert not other, "nor does anything begin meanwhile"
+    assert work([Notes(0, last=Timing(1))], plan(), store, ignore)
+
+
+def test_a_worker_whose_command_is_gone_is_told_so_once() -> None:
+    here, there = multiprocessing.Pipe(duplex=False)
+    here.close()
+    with Interrupts() as interrupts:
+        tell = Teller(there)
+        for _ in range(3):  # a second signal would end the process
+            tell(News("a job", 0, ""))
+        assert interrupts.received == "SIGTERM"
+    there.close()
 
 
 @pytest.mark.slow
@@ -62,7 +111,7 @@ def test_several_processes_do_each_job_once(store: Store) -> None:
     assert sorted(name for name, _ in done) == sorted(f"note-{number}" for number in [*range(40), 50])
     assert done[-1][0] == "note-50", "what wants the machine for itself comes last"
     assert len({process for _, process in done[:-1]}) == 2
-    assert sum(news.done for news in heard) == 41
+    assert sum(news.left is not None for news in heard) == 41
 
 
 @pytest.mark.slow
@@ -72,6 +121,7 @@ def test_several_processes_do_each_job_once(store: Store) -> None:
         ("fail", DataError, "the data are gone"),
         ("break", RuntimeError, "KeyError: 'a mistake'"),
         ("die", FastgatError, "a process of this command died"),
+        ("exhaust", FastgatError, "out of memory: try fewer --jobs"),
     ],
 )
 @pytest.mark.timeout(120)
@@ -82,3 +132,14 @@ def test_a_process_that_fails_ends_all_of_them(
     with pytest.raises(error, match=message):
         work_together([Notes(1000, odd=Note(2000, does))], plan(), store, ignore, processes=2)
     assert time.monotonic() - began < 60
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(120)
+def test_no_worker_outlives_an_error_of_the_command(store: Store) -> None:
+    def broken(news: News) -> None:
+        raise BrokenPipeError
+
+    with pytest.raises(BrokenPipeError):
+        work_together([Notes(1000)], plan(), store, broken, processes=2)
+    assert not multiprocessing.active_children()
