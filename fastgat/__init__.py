@@ -14,17 +14,35 @@ if TYPE_CHECKING:
     from fastgat.config import TrainConfig as TrainConfig
     from fastgat.engine.load import load_classifier as load_classifier
     from fastgat.errors import FastgatError as FastgatError
+    from fastgat.losses import GATLoss as GATLoss
+    from fastgat.losses import gat_loss as gat_loss
+    from fastgat.stepping import TrainingStep as TrainingStep
+    from fastgat.stepping import compile_step as compile_step
     from fastgat.trainer import History as History
     from fastgat.trainer import Trainer as Trainer
 
 _WHERE = {
     "FastgatError": "fastgat.errors",
+    "GATLoss": "fastgat.losses",
     "History": "fastgat.trainer",
     "TrainConfig": "fastgat.config",
     "Trainer": "fastgat.trainer",
+    "TrainingStep": "fastgat.stepping",
+    "compile_step": "fastgat.stepping",
+    "gat_loss": "fastgat.losses",
     "load_classifier": "fastgat.engine.load",
 }
-__all__ = ["FastgatError", "History", "TrainConfig", "Trainer", "load_classifier"]
+__all__ = [
+    "FastgatError",
+    "GATLoss",
+    "History",
+    "TrainConfig",
+    "Trainer",
+    "TrainingStep",
+    "compile_step",
+    "gat_loss",
+    "load_classifier",
+]
 
 
 def __getattr__(name: str) -> Any:

@@ -57,7 +57,7 @@ class DataConfig(Options):
 class ModelConfig(Options):
     """Which networks."""
 
-    classifier: str = option("table1", "classifier: table1 (the paper's), or a name from timm")
+    classifier: str = option("table1", "classifier: table1 (the paper's), a name from timm, or package.module:factory")
     generator_width: int = option(48, "channels of the generator's hidden layers", at_least=1)
     batch_norm: str = option(
         "both",

@@ -10,15 +10,16 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from fastgat.config import TrainConfig
-from fastgat.data import Batch, Images, IterableLoader, Loader, choose, create_loader, load_dataset
+from fastgat.data import Images, IterableLoader, Loader, choose, create_loader, load_dataset
 from fastgat.data.registry import silent
 from fastgat.data.store import Progress
 from fastgat.engine.compiled import Stepper, missing_compiler
 from fastgat.engine.device import autocast_dtype, device_name, has_fast_bfloat16, pick_device, tf32
 from fastgat.engine.events import Callback, EarlyStopping
+from fastgat.engine.fitting import check_networks
 from fastgat.engine.interaction import samples_interact
 from fastgat.engine.loop import Loop
 from fastgat.engine.random import seeded
@@ -131,7 +132,7 @@ class Trainer:
         feed = self._feed(device)
         state = self._state(feed, device)
         for loader in (feed.train, feed.validation):
-            probe(state.classifier, state.generator, next(loader.once(), None), feed.num_classes, self.method)
+            check_networks(state.classifier, state.generator, next(loader.once(), None), self.method, feed.num_classes)
         state.interacts = samples_interact(state.classifier, next(feed.train.once()).images)
         config = replace(
             self.config,
@@ -233,7 +234,7 @@ class Trainer:
         assert self.classifier is not None
         assert self.validation_loader is not None
         batch = next(IterableLoader(self.validation_loader, num_classes=2**31, device=device).once(), None)
-        return probe(self.classifier.to(device), None, batch), batch.images.shape[1] if batch else 0
+        return check_networks(self.classifier.to(device), None, batch), batch.images.shape[1] if batch else 0
 
     def _state(self, feed: Feed, device: torch.device) -> TrainState:
         dropout = self.method.classifier_dropout
@@ -317,48 +318,6 @@ class Trainer:
             "networks": networks,
             "device": f"{device_name(state.device)}; {numbers}, {layout}",
         }
-
-
-@torch.no_grad()
-def probe(
-    classifier: nn.Module,
-    generator: nn.Module | None,
-    batch: Batch | None,
-    num_classes: int | None = None,
-    method: Method | None = None,
-) -> int:
-    """The number of classes that the classifier tells apart, found on two images in eval mode.
-
-    `method` says what the generator is given; by default something like the images.
-
-    Raises ConfigError where the networks do not fit the images, or each other, or the number of classes.
-    """
-    if batch is None:
-        raise ConfigError("a loader is empty: it must yield at least one batch")
-    images = batch.images[:2]
-    modes = [(module, module.training) for module in (classifier, generator) if module is not None]
-    try:
-        for module, _ in modes:
-            module.eval()
-        logits = classifier(images)
-        feed = method.generator_feed(images, images) if method is not None else images
-        perturbation = generator(feed) if generator is not None else images
-    except (RuntimeError, TypeError, ValueError) as error:
-        shape = tuple(images.shape)
-        reason = " ".join(str(error).split("\n")[0].split())
-        raise ConfigError(f"the networks do not take images of shape {shape}: {reason}") from None
-    finally:
-        for module, mode in modes:
-            module.train(mode)
-    if not isinstance(logits, Tensor) or logits.dim() != 2 or len(logits) != len(images):
-        found = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
-        raise ConfigError(f"the classifier must return logits (B, K), got {found}")
-    if num_classes is not None and logits.shape[1] != num_classes:
-        raise ConfigError(f"the classifier tells {logits.shape[1]} classes apart, but the data have {num_classes}")
-    if perturbation.shape != images.shape:
-        shapes = f"{tuple(perturbation.shape)} for {tuple(images.shape)}"
-        raise ConfigError(f"the generator must return perturbations of the images' shape, got {shapes}")
-    return logits.shape[1]
 
 
 def _size(module: nn.Module) -> str:

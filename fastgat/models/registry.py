@@ -1,14 +1,18 @@
-"""Classifiers by name: the paper's own, and any of timm's when timm is installed."""
+"""Classifiers by name: the paper's own, any of timm's when timm is installed, and what a factory of one's own makes."""
 
 from __future__ import annotations
 
 import importlib
+import inspect
+import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from torch import nn
 
 from fastgat.errors import ConfigError
+from fastgat.models.normalize import normalized
 from fastgat.models.table1 import Classifier
 from fastgat.options import suggestion
 
@@ -21,17 +25,59 @@ def classifier_names() -> list[str]:
 
 
 def create_classifier(name: str, num_classes: int, in_channels: int = 3, dropout: float = 0.0) -> nn.Module:
-    """The classifier called `name`, freshly initialised; `timm:NAME` or a bare timm name takes timm's.
+    """The classifier called `name`, freshly initialised: images (B, C, H, W) in [0, 1] -> logits (B, K).
 
-    Raises ConfigError for a name that nobody knows, or a timm name where timm is not installed.
+    `timm:NAME` or a bare timm name takes timm's, behind the normalisation of the input that timm knows for it.
+    `package.module:factory` calls that factory with num_classes, in_channels and dropout, as far as it takes them; its
+    module is sought in the working directory too.
+
+    Raises ConfigError for a name that nobody knows, a timm name where timm is not installed, and a factory that is not
+    there or makes no module.
     """
     if name in _CLASSIFIERS:
         return _CLASSIFIERS[name](num_classes=num_classes, in_channels=in_channels, dropout=dropout)
+    if ":" in name and not name.startswith("timm:"):
+        return _made(name, {"num_classes": num_classes, "in_channels": in_channels, "dropout": dropout})
     timm_name = name.removeprefix("timm:")
     timm = _timm(required_by=name)
     if not timm.is_model(timm_name):
         raise ConfigError(f"unknown classifier {name!r}{suggestion(timm_name, [*_CLASSIFIERS, *timm.list_models()])}")
-    return timm.create_model(timm_name, num_classes=num_classes, in_chans=in_channels, drop_rate=dropout)
+    model = timm.create_model(timm_name, num_classes=num_classes, in_chans=in_channels, drop_rate=dropout)
+    mean, std = (_for_channels(model.pretrained_cfg[key], in_channels) for key in ("mean", "std"))
+    return normalized(model, mean, std)
+
+
+def _for_channels(values: tuple[float, ...], channels: int) -> tuple[float, ...]:
+    """Values for each of red, green and blue, or their mean for each of another number of channels."""
+    return values if len(values) == channels else (sum(values) / len(values),) * channels
+
+
+def _made(name: str, options: dict[str, Any]) -> nn.Module:
+    """What the factory called `package.module:factory` makes."""
+    place, _, attribute = name.partition(":")
+    here = str(Path.cwd())
+    if here not in sys.path:
+        sys.path.append(here)
+    try:
+        factory = getattr(importlib.import_module(place), attribute)
+    except ModuleNotFoundError as missing:
+        raise ConfigError(f"classifier {name!r}: no module called {missing.name!r}") from None
+    except (AttributeError, ImportError, ValueError) as error:
+        raise ConfigError(f"classifier {name!r}: {error}") from None
+    if not callable(factory):
+        raise ConfigError(f"classifier {name!r}: {attribute} cannot be called")
+    parameters = inspect.signature(factory).parameters.values()
+    takes_all = any(parameter.kind == parameter.VAR_KEYWORD for parameter in parameters)
+    taken = options if takes_all else {p.name: options[p.name] for p in parameters if p.name in options}
+    if options["dropout"] and "dropout" not in taken:
+        raise ConfigError(f"classifier {name!r}: a method with dropout needs a factory that takes `dropout`")
+    try:
+        module = factory(**taken)
+    except TypeError as error:
+        raise ConfigError(f"classifier {name!r}: {error}") from None
+    if not isinstance(module, nn.Module):
+        raise ConfigError(f"classifier {name!r}: made a {type(module).__name__}, not a torch.nn.Module")
+    return module
 
 
 def _timm(required_by: str) -> Any:
@@ -40,6 +86,6 @@ def _timm(required_by: str) -> Any:
     except ModuleNotFoundError as missing:
         known = ", ".join(_CLASSIFIERS)
         raise ConfigError(
-            f"unknown classifier {required_by!r} (known: {known}); names from timm need "
+            f"unknown classifier {required_by!r} (known: {known}, package.module:factory); names from timm need "
             f"`pip install timm` ({missing.name} is not installed)"
         ) from None

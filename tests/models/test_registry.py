@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import sys
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
+from torch import nn
 
 from fastgat.errors import ConfigError
-from fastgat.models import Classifier, create_classifier
+from fastgat.models import Classifier, Normalize, create_classifier
 
 
 def test_table1_by_name() -> None:
@@ -29,10 +32,17 @@ def test_without_timm_a_foreign_name_says_what_to_install(monkeypatch: pytest.Mo
 def timm(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, dict[str, Any]]]:
     """A stand-in that records what it is asked for."""
     made: list[tuple[str, dict[str, Any]]] = []
+
+    def create_model(name: str, **options: Any) -> nn.Module:
+        made.append((name, options))
+        model = nn.Identity()
+        model.pretrained_cfg = {"mean": (0.1, 0.2, 0.3), "std": (0.5, 0.6, 0.7)}  # type: ignore[assignment]  # as timm's have
+        return model
+
     stub = SimpleNamespace(
         is_model=lambda name: name == "resnet18",
         list_models=lambda: ["resnet18", "resnet34"],
-        create_model=lambda name, **options: made.append((name, options)),
+        create_model=create_model,
     )
     monkeypatch.setitem(sys.modules, "timm", stub)
     return made
@@ -40,11 +50,84 @@ def timm(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, dict[str, Any]]]:
 
 @pytest.mark.parametrize("name", ["resnet18", "timm:resnet18"])
 def test_timm_builds_its_own(timm: list[tuple[str, dict[str, Any]]], name: str) -> None:
-    create_classifier(name, num_classes=7, in_channels=1, dropout=0.1)
+    classifier = create_classifier(name, num_classes=7, in_channels=1, dropout=0.1)
     assert timm == [("resnet18", {"num_classes": 7, "in_chans": 1, "drop_rate": 0.1})]
+    images = torch.rand(2, 1, 4, 4)
+    torch.testing.assert_close(classifier(images), (images - 0.2) / 0.6)
+
+
+def test_what_timm_makes_has_its_normalisation_inside(timm: list[tuple[str, dict[str, Any]]]) -> None:
+    classifier = create_classifier("resnet18", num_classes=7)
+    images = torch.rand(2, 3, 4, 4)
+    mean, std = (torch.tensor(values)[:, None, None] for values in ((0.1, 0.2, 0.3), (0.5, 0.6, 0.7)))
+    torch.testing.assert_close(classifier(images), (images - mean) / std)
+    assert {"normalize.mean", "normalize.std"} == set(classifier.state_dict())
 
 
 def test_an_unknown_name_names_the_nearest(timm: list[tuple[str, dict[str, Any]]]) -> None:
     with pytest.raises(ConfigError, match=r"'resnet19'; did you mean 'resnet18'\?"):
         create_classifier("resnet19", num_classes=10)
     assert not timm
+
+
+OWN = """
+from torch import nn
+
+def small(num_classes):
+    return nn.Sequential(nn.Flatten(), nn.LazyLinear(num_classes))
+
+def anything(**options):
+    module = nn.Identity()
+    module.options = options
+    return module
+
+def strict(num_classes, depth):
+    return nn.Identity()
+
+def none():
+    return None
+
+text = "no function"
+"""
+
+
+@pytest.fixture
+def own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "my_networks.py").write_text(OWN)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    monkeypatch.delitem(sys.modules, "my_networks", raising=False)
+
+
+def test_a_factory_of_ones_own(own: None) -> None:
+    assert create_classifier("my_networks:small", num_classes=4)(torch.rand(2, 3, 4, 4)).shape == (2, 4)
+    made = create_classifier("my_networks:anything", num_classes=4, in_channels=1, dropout=0.3)
+    assert made.options == {"num_classes": 4, "in_channels": 1, "dropout": 0.3}
+    assert isinstance(create_classifier("torch.nn:Identity", num_classes=4), nn.Identity)
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("my_network:small", "no module called 'my_network'"),
+        ("my_networks:smal", "no attribute 'smal'"),
+        ("my_networks:text", "cannot be called"),
+        ("my_networks:strict", "missing 1 required positional argument: 'depth'"),
+        ("my_networks:none", "made a NoneType, not a torch.nn.Module"),
+        (":small", "Empty module name"),
+    ],
+)
+def test_a_factory_that_is_none(own: None, name: str, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        create_classifier(name, num_classes=4)
+
+
+def test_dropout_is_not_left_out_silently(own: None) -> None:
+    with pytest.raises(ConfigError, match="needs a factory that takes `dropout`"):
+        create_classifier("my_networks:small", num_classes=4, dropout=0.2)
+
+
+@pytest.mark.parametrize(("mean", "std"), [((0.5,), (0.5, 0.5)), ((), ()), ((0.5,), (0.0,))])
+def test_a_normalisation_that_is_none(mean: tuple[float, ...], std: tuple[float, ...]) -> None:
+    with pytest.raises(ConfigError, match="for each channel"):
+        Normalize(mean, std)

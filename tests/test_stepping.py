@@ -1,0 +1,172 @@
+"""fastgat's step and losses in a loop of one's own, held to the textbook and to the Trainer's engine."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+import fastgat
+from fastgat import textbook
+from fastgat.config import OptimizerConfig, PrecisionConfig
+from fastgat.errors import ConfigError, NonFiniteError
+from fastgat.methods import GAT, Free
+from fastgat.models import Classifier, Generator
+from tests.support import DOUBLE, BatchNormNet, largest_difference, minibatch, players
+
+EXACT = 1e-10
+FAST = OptimizerConfig(lr=1e-3, generator_lr=1e-3)
+
+
+@pytest.mark.parametrize("schedule", ["paper", "alternating", "simultaneous"])
+def test_it_is_the_textbook_step_for_step(schedule: str) -> None:
+    classifier, generator = players()
+    ours, theirs = copy.deepcopy(classifier), copy.deepcopy(generator)
+    method = GAT(cg=0.3, schedule=schedule)
+    step = fastgat.compile_step(ours, method, generator=theirs, optimizer=FAST, compile=False)
+    optimizers = [torch.optim.Adam(module.parameters(), lr=1e-3) for module in (classifier, generator)]
+    for _ in range(5):
+        batch, other = minibatch(), minibatch()
+        step(*batch, generator_batches=[other] if schedule == "paper" else [])
+        before = copy.deepcopy(generator)
+        textbook.generator_step(classifier, generator, optimizers[1], other if schedule == "paper" else batch, 0.3)
+        textbook.classifier_step(
+            classifier, before if schedule == "simultaneous" else generator, optimizers[0], batch, 0.5
+        )
+        assert largest_difference(ours, classifier) < EXACT
+        assert largest_difference(theirs, generator) < EXACT
+    assert step.steps == 5
+    assert step.metrics().keys() == set(method.metrics)
+    assert ours is step.classifier
+
+
+@pytest.mark.slow
+def test_three_lines_compiled() -> None:
+    classifier = BatchNormNet(classes=5)
+    step = fastgat.compile_step(classifier, optimizer=OptimizerConfig(lr=1e-2))
+    images, labels = torch.rand(16, 3, 12, 12), torch.arange(16) % 5
+    step(images, labels)
+    first = step.metrics()["loss"]
+    for _ in range(30):
+        step(images, labels)
+    assert step.metrics()["accuracy"] > 0
+    step(images, labels)
+    assert step.metrics()["loss"] < first
+    assert isinstance(step.generator, Generator)
+
+
+def test_images_of_any_size_and_number_of_channels() -> None:
+    classifier = Classifier(4, in_channels=2)
+    step = fastgat.compile_step(classifier, GAT(generator_input="with-image"), compile=False)
+    step(torch.rand(3, 2, 9, 14), torch.tensor([0, 1, 3]))
+    assert step.metrics()["perturbation_norm"] > 0
+
+
+def test_its_state_goes_on_elsewhere() -> None:
+    batches = [minibatch(dtype=torch.float32) for _ in range(6)]
+    classifier = Classifier()
+    whole = fastgat.compile_step(copy.deepcopy(classifier), Free(replays=2), compile=False)
+    first = fastgat.compile_step(copy.deepcopy(classifier), Free(replays=2), compile=False)
+    for batch in batches[:3]:
+        whole(*batch)
+        first(*batch)
+    state = copy.deepcopy(first.state_dict())
+    later = fastgat.compile_step(Classifier(), Free(replays=2), compile=False)
+    later.load_state_dict(state)
+    for batch in batches[3:]:
+        whole(*batch)
+        later(*batch)
+    assert later.steps == 6
+    assert largest_difference(whole.classifier, later.classifier) == 0
+
+
+def test_learning_rates_are_the_loops() -> None:
+    classifier, batch = Classifier(), minibatch(dtype=torch.float32)
+    step = fastgat.compile_step(classifier, "baseline", compile=False)
+    step(*batch)
+    before = copy.deepcopy(classifier)
+    step.scale_learning_rates(0.0)
+    step(*batch)
+    assert largest_difference(classifier, before) == 0
+
+
+class Probabilities(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = Classifier()
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return self.net(images).softmax(1)
+
+
+class InPlace(Probabilities):
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return self.net(images.sub_(0.5))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"classifier": Probabilities()}, "returns probabilities"),
+        ({"classifier": InPlace()}, "changes its input in place"),
+        ({"classifier": nn.Flatten(0)}, r"must return logits \(B, K\)"),
+        ({"classifier": nn.Sequential(nn.Flatten(), nn.Softplus())}, "no trainable parameters"),
+        ({"classifier": Classifier(in_channels=1)}, "do not take images of shape"),
+        ({"generator": Generator(channels=3, in_channels=6)}, "do not take images of shape"),
+        ({"generator": nn.Conv2d(3, 1, 1)}, "must return perturbations of the images' shape"),
+        ({"method": "gta"}, "did you mean 'gat'"),
+        ({"method": "baseline", "generator": Generator()}, "has no generator"),
+        ({"optimizer": OptimizerConfig(lr_schedule="cosine")}, "no learning-rate schedule"),
+        ({"batch_norm": "none"}, "unknown value 'none'"),
+    ],
+)
+def test_what_does_not_fit_is_one_line(arguments: dict[str, Any], message: str) -> None:
+    batch = minibatch(dtype=torch.float32)
+    with pytest.raises(ConfigError, match=message):
+        fastgat.compile_step(**{"classifier": Classifier(), "compile": False, **arguments})(*batch)
+
+
+def test_a_batch_that_is_not_like_the_first() -> None:
+    step = fastgat.compile_step(Classifier(), "baseline", compile=False)
+    images, labels = minibatch(dtype=torch.float32)
+    step(images, labels)
+    with pytest.raises(ConfigError, match="leave a smaller last batch out"):
+        step(images[:2], labels[:2])
+    with pytest.raises(ConfigError, match="takes 0 generator_batches, got 1"):
+        step(images, labels, generator_batches=[(images, labels)])
+    step(images * float("nan"), labels)
+    with pytest.raises(NonFiniteError, match="classifier became NaN or infinite at step 2"):
+        step.metrics()
+
+
+def test_mixed_precision_and_channels_last() -> None:
+    step = fastgat.compile_step(Classifier(), precision=PrecisionConfig(amp=True, channels_last=True), compile=False)
+    step(*minibatch(dtype=torch.float32))
+    assert step.metrics()["loss"] > 0
+    assert step.classifier.conv1.weight.is_contiguous(memory_format=torch.channels_last)  # type: ignore[union-attr,operator]  # Table 1's
+
+
+@pytest.mark.parametrize("network", ["table1", "batch norm"])
+def test_losses_give_each_player_its_own_gradients(network: str) -> None:
+    classifier, generator = players()
+    if network == "batch norm":
+        classifier = BatchNormNet().double()
+    images, labels = minibatch()
+    losses = fastgat.gat_loss(classifier, generator, images, labels, alpha=0.3, cg=0.7)
+    (losses.classifier + losses.generator).backward()
+    for player, step in ((classifier, textbook.classifier_step), (generator, textbook.generator_step)):
+        found = {name: parameter.grad for name, parameter in player.named_parameters()}
+        copies = copy.deepcopy((classifier, generator))
+        own = copies[0] if player is classifier else copies[1]
+        optimizer = torch.optim.SGD(own.parameters(), lr=0.0)
+        value = step(*copies, optimizer, (images, labels), 0.3 if player is classifier else 0.7)
+        loss = losses.classifier if player is classifier else losses.generator
+        torch.testing.assert_close(value, loss.detach())
+        for name, parameter in own.named_parameters():
+            torch.testing.assert_close(found[name], parameter.grad, rtol=1e-9, atol=1e-12)
+    assert images.grad is None
+    with pytest.raises(ConfigError, match="made"):
+        fastgat.gat_loss(classifier, nn.Conv2d(3, 1, 1, dtype=DOUBLE), images, labels)
