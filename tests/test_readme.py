@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from fastgat.cli.evaluate import evaluate
+from fastgat.cli.export import export
 from fastgat.cli.profile import profile
 from fastgat.cli.reproduce import reproduce
 from fastgat.cli.search import search
@@ -33,7 +34,7 @@ def test_python_blocks_run(page: Path, tmp_path: Path, monkeypatch: pytest.Monke
 
 @pages
 def test_options_exist(page: Path) -> None:
-    commands = (train, profile, evaluate, search, reproduce)
+    commands = (train, profile, evaluate, export, search, reproduce)
     parameters = [parameter for command in commands for parameter in command.params]
     known = {name for option in parameters for name in (*option.opts, *option.secondary_opts)} | FOREIGN
     assert set(re.findall(r"(?<![\w-])--[a-z][a-z0-9-]+", page.read_text())) <= known

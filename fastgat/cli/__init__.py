@@ -17,6 +17,7 @@ COMMANDS = {
     "train": "Train a classifier.",
     "profile": "Time a training step: the textbook against fastgat.",
     "evaluate": "Say what a trained classifier is worth.",
+    "export": "Write a trained classifier for other programs.",
     "search": "Choose hyperparameters by validation accuracy.",
     "reproduce": "Run the paper's experiments, its figures beside ours.",
     "data": "Find, fetch and verify data sets.",

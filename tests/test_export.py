@@ -1,0 +1,88 @@
+"""Exported classifiers give the logits of the trained one, read back by programs that know nothing of fastgat."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import safetensors
+import safetensors.torch
+import torch
+from torch import nn
+
+import fastgat.export
+from fastgat import TrainConfig, Trainer, load_classifier
+from fastgat.config import DataConfig, RunConfig
+from fastgat.errors import ConfigError, FastgatError
+from fastgat.export import export
+from fastgat.models import Classifier
+from tests.engine.small import Small, config, trainer
+
+
+@pytest.fixture(scope="module")
+def run_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("exported") / "run"
+    data, run = DataConfig(dataset="digits", train_images=64), RunConfig(compile=False, device="cpu")
+    Trainer(TrainConfig(method="baseline", epochs=1, batch_size=32, data=data, run=run, output=folder)).fit()
+    return folder
+
+
+def images(count: int = 5) -> torch.Tensor:
+    return torch.rand(count, 3, 32, 32)
+
+
+def test_weights(run_folder: Path, tmp_path: Path) -> None:
+    path = export(run_folder, output=tmp_path / "weights.safetensors")
+    classifier = Classifier()
+    classifier.load_state_dict(safetensors.torch.load_file(path))
+    given = images()
+    torch.testing.assert_close(classifier.eval()(given), load_classifier(run_folder)(given))
+    with safetensors.safe_open(path, "pt") as file:
+        assert json.loads(file.metadata()["fastgat.model"])["num_classes"] == 10
+
+
+@pytest.mark.slow
+def test_a_program(run_folder: Path) -> None:
+    path = export(run_folder, "torch-export")
+    assert path == run_folder / "classifier.pt2"
+    program = torch.export.load(path).module()
+    for count in (1, 7):
+        given = images(count)
+        torch.testing.assert_close(program(given), load_classifier(run_folder)(given), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.slow
+def test_onnx(run_folder: Path, tmp_path: Path) -> None:
+    pytest.importorskip("onnx", reason="onnx is not installed")
+    pytest.importorskip("onnxscript", reason="onnxscript is not installed")
+    from onnx.reference import ReferenceEvaluator
+
+    path = export(run_folder, "onnx", tmp_path / "classifier.onnx")
+    given = images(7)
+    (logits,) = ReferenceEvaluator(str(path)).run(None, {"images": given.numpy()})
+    torch.testing.assert_close(torch.from_numpy(logits), load_classifier(run_folder)(given), rtol=1e-4, atol=1e-5)
+
+
+def test_what_gives_other_logits_is_not_written(
+    run_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def wrong(classifier: nn.Module, model: object, given: torch.Tensor, path: Path) -> nn.Module:
+        path.write_bytes(b"wrong")
+        return Classifier().eval()
+
+    monkeypatch.setitem(fastgat.export.EXPORTERS, "safetensors", wrong)
+    with pytest.raises(FastgatError, match="other logits"):
+        export(run_folder, output=tmp_path / "out")
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_classifier_of_ones_own_cannot_be_built_here(tmp_path: Path) -> None:
+    trainer(config(tmp_path / "run"), Small).fit()
+    with pytest.raises(FastgatError, match="a classifier of its own"):
+        export(tmp_path / "run")
+
+
+def test_an_unknown_format(run_folder: Path) -> None:
+    with pytest.raises(ConfigError, match="did you mean 'onnx'"):
+        export(run_folder, "onxx")
