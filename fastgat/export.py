@@ -131,7 +131,12 @@ def _onnx(classifier: nn.Module, model: dict[str, Any], images: Tensor, path: Pa
     from onnx.reference import ReferenceEvaluator
 
     session = ReferenceEvaluator(str(path))
-    return lambda given: torch.from_numpy(session.run(None, {"images": given.numpy()})[0])
+
+    def logits(given: Tensor) -> Tensor:
+        (found,) = session.run(None, {"images": given.numpy()})
+        return torch.from_numpy(found)
+
+    return logits
 
 
 @contextlib.contextmanager
