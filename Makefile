@@ -10,7 +10,7 @@ BIN := .venv/bin
 # -qq hides pip's remarks on the machine's own configuration; errors are still shown.
 PIP := $(BIN)/python -m pip install -qq --constraint constraints.txt
 
-.PHONY: train test bench kernels gpu lint format clean
+.PHONY: train test bench kernels gpu lint docs format clean
 
 train: .venv/trainer
 	$(BIN)/fastgat train $(TRAIN)
@@ -38,6 +38,10 @@ lint: .venv/developer
 	@rm -rf build/lint && mkdir -p build/lint && cp -r fastgat tests bench build/lint/ && cp -r kernels build/lint/fastgat/
 	cd build/lint && ../../$(BIN)/mypy --config-file ../../pyproject.toml fastgat tests bench
 	$(BIN)/python -m pytest -q tests/test_imports.py
+
+# The pages of docs/ and the reference from the docstrings, as build/site; a warning is an error.
+docs: .venv/developer
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
 format: .venv/developer
 	$(BIN)/ruff check --fix .
