@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import shlex
 import sys
 from dataclasses import fields
@@ -17,11 +18,13 @@ from fastgat.config import TrainConfig, merge
 from fastgat.engine.allocator import keep_freed_memory
 from fastgat.errors import ConfigError, FastgatError
 from fastgat.experiments import EXPERIMENTS, PAPER, Plan, Store
+from fastgat.experiments.images import load_images
 from fastgat.experiments.page import check_page, collect, sections, write_page
 from fastgat.experiments.search import check_grids
 from fastgat.experiments.work import work_together
 from fastgat.options import convert, suggestion
 from fastgat.reporting.jobs import JobsDisplay
+from fastgat.reporting.transfer import TransferBar
 
 RUNS = {
     *("epochs", "batch_size", "seed", "data_dir", "train_images", "split_seed", "loader"),
@@ -106,6 +109,8 @@ def reproduce(
     failure, complete = None, True
     if not collect_only:
         keep_freed_memory()
+        with contextlib.closing(TransferBar(console)) as transfer:
+            load_images(plan, transfer)  # once, before several processes want it
         try:
             with JobsDisplay(console) as display:
                 complete = work_together(experiments, plan, store, display, jobs)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import json
 from pathlib import Path
@@ -17,11 +18,13 @@ from fastgat.engine.allocator import keep_freed_memory
 from fastgat.errors import ConfigError
 from fastgat.experiments import Plan, Store
 from fastgat.experiments.cell import Cell
+from fastgat.experiments.images import load_images
 from fastgat.experiments.search import GRIDS, PARAMETERS
 from fastgat.experiments.sweep import Sweep
 from fastgat.experiments.work import work_together
 from fastgat.options import convert, suggestion, value_type
 from fastgat.reporting.jobs import JobsDisplay
+from fastgat.reporting.transfer import TransferBar
 
 OWN = ("output", "resume", "seed", "device")
 """Settings that are no subject of a search."""
@@ -66,6 +69,8 @@ def search(
     folder = out or Path("runs") / f"search-{plan.dataset}"
     store, console = Store(folder), Console(stderr=as_json)
     keep_freed_memory()
+    with contextlib.closing(TransferBar(console)) as transfer:
+        load_images(plan, transfer)  # once, before several processes want it
     with JobsDisplay(console) as display:
         complete = work_together([sweep], plan, store, display, jobs)
     if not complete:

@@ -14,7 +14,7 @@ from fastgat.evaluation.power import SIDES, equal_power
 from fastgat.evaluation.run import Passes, shuffled
 from fastgat.experiments.base import Experiment
 from fastgat.experiments.cell import Cell
-from fastgat.experiments.images import dataset, loader, test_batches
+from fastgat.experiments.images import load_images, loader, test_batches
 from fastgat.experiments.jobs import Measurement, Progress
 from fastgat.experiments.markdown import table
 from fastgat.experiments.plan import Plan
@@ -99,7 +99,7 @@ def _measurements(plan: Plan) -> list[Measurement]:
 def _compute(plan: Plan, cg: float, store: Store, progress: Progress) -> dict[str, Any]:
     device = pick_device(plan.base.run.device)
     classifier = store.classifier(_baseline(plan), device)
-    images, seed = dataset(plan), plan.base.seed
+    images, seed = load_images(plan), plan.base.seed
     train = shuffled(images.train, plan.generator_images, seed)
     training = GeneratorTraining(cg=cg, width=plan.base.model.generator_width, epochs=plan.generator_epochs, seed=seed)
     trained = train_generator(

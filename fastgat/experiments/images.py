@@ -5,15 +5,17 @@ from __future__ import annotations
 import torch
 
 from fastgat.data import Loader, choose, create_loader, load_dataset
+from fastgat.data.registry import silent
 from fastgat.data.sets import DataSet, Images
+from fastgat.data.store import Progress
 from fastgat.evaluation.run import BLOCK, Passes, shuffled
 from fastgat.experiments.plan import Plan
 
 
-def dataset(plan: Plan) -> DataSet[Images]:
-    """The splits that the plan's runs are trained, validated and tested on."""
+def load_images(plan: Plan, progress: Progress = silent) -> DataSet[Images]:
+    """The splits that the plan's runs are trained, validated and tested on; fetched, where they are not there yet."""
     data = plan.base.data
-    images = load_dataset(data.dataset, data.data_dir, data.split_seed, image_size=data.image_size)
+    images = load_dataset(data.dataset, data.data_dir, data.split_seed, progress, data.image_size)
     return images._replace(train=images.train.first(data.train_images))
 
 

@@ -12,7 +12,7 @@ from fastgat.evaluation.sweep import fast_gradient_sweep
 from fastgat.experiments import search
 from fastgat.experiments.base import Experiment
 from fastgat.experiments.cell import Cell
-from fastgat.experiments.images import dataset, test_batches
+from fastgat.experiments.images import load_images, test_batches
 from fastgat.experiments.jobs import Measurement, Progress
 from fastgat.experiments.markdown import percent, table
 from fastgat.experiments.plan import Plan
@@ -116,7 +116,7 @@ def _compute(plan: Plan, cells: dict[str, Cell], store: Store, progress: Progres
     device = pick_device(plan.base.run.device)
     networks = {name: store.classifier(cell, device) for name, cell in cells.items()}
     source = networks.pop(SOURCE, None)
-    images, done = dataset(plan), 0
+    images, done = load_images(plan), 0
 
     def advance(samples: int) -> None:
         nonlocal done

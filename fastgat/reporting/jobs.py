@@ -56,7 +56,7 @@ class JobsDisplay:
         if news.left is not None:
             if news.job in self.tasks:
                 self.bar.remove_task(self.tasks.pop(news.job))
-            self._print(f"{news.job}: {news.words} ({news.left} jobs left)")
+            self._print(f"{news.job}: {news.words}; jobs left: {news.left}")
         elif not news.job:
             self._print(news.words)
         else:
