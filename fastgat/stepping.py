@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
@@ -18,6 +19,7 @@ from fastgat.engine.random import seed_step
 from fastgat.engine.state import TrainState
 from fastgat.errors import CompileError, ConfigError
 from fastgat.methods import Method, create_method
+from fastgat.methods.players import Draws
 from fastgat.models import Generator
 
 
@@ -73,9 +75,8 @@ class TrainingStep:
                     f"the step is made for images of {tuple(self._shape or ())}, one label each, got "
                     f"{tuple(batch.images.shape)} and {tuple(batch.labels.shape)}: leave a smaller last batch out"
                 )
-        source = seed_step(self._seed, self.steps, stepper.state.device)
-        draws = [self.method.draw(self.classifier, batch.images, source) for batch in batches]
-        stepper(batches, draws, kind)
+        with self._own_random_state(images.device):
+            stepper(batches, self._draws(batches), kind)
         self.steps += 1
 
     def metrics(self) -> dict[str, float]:
@@ -113,7 +114,7 @@ class TrainingStep:
         check_networks(self.classifier, self.generator, batch, self.method)
         if self.method.needs_generator and self.generator is None:
             channels = batch.images.shape[1]
-            with torch.random.fork_rng([device] if device.type == "cuda" else []):
+            with self._own_random_state(device):
                 torch.manual_seed(self._seed)
                 generator = Generator(channels=channels, in_channels=self.method.generator_channels(channels))
             self.generator = generator.to(device, batch.images.dtype)
@@ -138,10 +139,19 @@ class TrainingStep:
         self._shape = batch.images.shape
         stepper = Stepper(state, self.method, compiled=compiled, cuda_graph=cuda_graph)
         batches = [batch] * (1 + self.method.generator_minibatches)
-        source = seed_step(self._seed, self.steps, device)
-        stepper.prepare(batches, [self.method.draw(self.classifier, each.images, source) for each in batches])
+        with self._own_random_state(device):
+            stepper.prepare(batches, self._draws(batches))
         self._stepper = stepper
         return stepper
+
+    def _draws(self, batches: Sequence[Batch]) -> list[Draws]:
+        source = seed_step(self._seed, self.steps, batches[0].images.device)
+        return [self.method.draw(self.classifier, batch.images, source) for batch in batches]
+
+    @staticmethod
+    def _own_random_state(device: torch.device) -> AbstractContextManager[None]:
+        """Leaves torch's random state, which is the loop's, as it was."""
+        return torch.random.fork_rng([device] if device.type == "cuda" else [])
 
 
 def compile_step(

@@ -58,6 +58,19 @@ def test_three_lines_compiled() -> None:
     assert isinstance(step.generator, Generator)
 
 
+def test_random_state_is_the_loops() -> None:
+    step = fastgat.compile_step(Classifier(), "random", compile=False)
+    for _ in range(2):
+        torch.manual_seed(3)
+        before = torch.get_rng_state()
+        step(*minibatch_of(torch.full((4, 3, 8, 8), 0.5)))
+        assert torch.get_rng_state().equal(before)
+
+
+def minibatch_of(images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    return images, torch.arange(len(images))
+
+
 def test_images_of_any_size_and_number_of_channels() -> None:
     classifier = Classifier(4, in_channels=2)
     step = fastgat.compile_step(classifier, GAT(generator_input="with-image"), compile=False)
