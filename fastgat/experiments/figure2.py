@@ -105,7 +105,7 @@ def _compute(plan: Plan, cg: float, store: Store, progress: Progress) -> dict[st
     trained = train_generator(
         classifier,
         loader(train, device, min(GENERATOR_BATCH, len(train)), seed),
-        Passes(loader(images.validation, device)),
+        Passes(loader(shuffled(images.validation, plan.generator_images, seed), device)),
         training,
         compiled=plan.base.run.compile is not False and missing_compiler(device) is None,
         progress=lambda epoch, loss: progress(epoch / training.epochs),

@@ -25,7 +25,9 @@ class Plan(Options):
     search_seeds: int = option(1, "initialisations of the runs that choose hyperparameters", at_least=1)
     samples: int | None = option(None, "test images of the figures  [default: all]", at_least=1)
     generator_images: int | None = option(
-        None, "images to train Figure 2's generators on  [default: those of the classifier]", at_least=64
+        None,
+        "images to train Figure 2's generators on, and at most as many to validate them  [default: the classifier's]",
+        at_least=64,
     )
     generator_epochs: int = option(20, "passes over them, at most; validation stops them earlier", at_least=1)
     rounds: int = option(9, "how often the sides of a timing take turns", at_least=1)
