@@ -1,7 +1,9 @@
-# Each target sets up .venv by itself, once; PYTHON chooses the interpreter, TRAIN and TEST the arguments.
+# Each target sets up .venv by itself, once; PYTHON chooses the interpreter, TRAIN and TEST the arguments, WORKERS how
+# many processes test side by side, each on a core.
 PYTHON ?= python3
 TRAIN  ?= --epochs 10 --batch-size 32 --channels-last
 TEST   ?=
+WORKERS ?= auto
 KERNELS ?= -UFASTGAT_ARCHITECTURES
 
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
@@ -16,7 +18,7 @@ train: .venv/trainer
 	$(BIN)/fastgat train $(TRAIN)
 
 test: .venv/developer
-	$(BIN)/python -m pytest $(TEST)
+	$(BIN)/python -m pytest --numprocesses $(WORKERS) --dist worksteal --benchmark-disable $(TEST)
 
 bench: .venv/developer
 	$(BIN)/python -m pytest bench --benchmark-only
