@@ -61,7 +61,7 @@ clean:
 	@$(PIP) --editable .
 	@touch $@
 
-.venv/developer: .venv/trainer
+.venv/developer: .venv/trainer requirements-dev.txt
 	@$(PIP) --requirement requirements-dev.txt
 	@# An oracle of the tests, which uses nothing of the torchvision that it asks for.
 	@$(PIP) --no-deps torchattacks
