@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import importlib
 import json
 import logging
@@ -27,17 +28,21 @@ SUFFIXES = {"safetensors": ".safetensors", "torch-export": ".pt2", "onnx": ".onn
 """Formats, and how their files end."""
 ALLOWED = 1e-4
 """The largest difference of a logit, relative to the largest logit."""
+SIDE = 32
+"""Pixels a side where a run does not say."""
 BATCHES = (1, 3)
 """Batch sizes that an exported classifier is tried at."""
 
 
+@torch.random.fork_rng([])
 def export(
     run: Path | str,
     format: str = "safetensors",
     output: Path | str | None = None,
     *,
     checkpoint: str = "best",
-    image_size: int = 32,
+    image_size: int | None = None,
+    classifier: nn.Module | None = None,
 ) -> Path:
     """Write the classifier of a run in another format; returns where.
 
@@ -47,23 +52,31 @@ def export(
             "torch-export", a program that torch.export.load reads; "onnx". The programs take images (B, C, H, W) in
             [0, 1], float32, for any B, and return logits (B, K).
         output: the file; by default classifier.SUFFIX in the run folder.
-        image_size: pixels a side of the images, for a program.
+        checkpoint: "best" or "last".
+        image_size: pixels a side of the images, for a program; by default those of the run.
+        classifier: a module to load into, needed where the run trained one that fastgat cannot build by name.
 
     Raises FastgatError if the run cannot be read, the classifier cannot be exported, or what was exported gives other
     logits; nothing is written then.
     """
     if format not in SUFFIXES:
         raise ConfigError(f"unknown format {format!r}{suggestion(format, SUFFIXES)}")
+    if checkpoint not in ("best", "last"):
+        raise ConfigError(f"unknown checkpoint {checkpoint!r}; known: best, last")
     source = checkpoint_path(run, checkpoint)
     tensors, header = load_checkpoint(source)
-    classifier = trained_classifier(source, tensors, header)
-    shape = (header["model"]["in_channels"], image_size, image_size)
-    torch.manual_seed(0)
-    batches = [torch.rand(size, *shape) for size in BATCHES]
+    own = classifier is not None
+    classifier = trained_classifier(source, tensors, header, classifier=classifier)
+    side = image_size or header["config"]["data"].get("image_size") or SIDE
+    seeded = torch.Generator().manual_seed(0)
+    batches = [torch.rand(size, header["model"]["in_channels"], side, side, generator=seeded) for size in BATCHES]
     target = Path(output) if output is not None else source.parent / f"classifier{SUFFIXES[format]}"
+    if target.is_dir():
+        raise ConfigError(f"{target} is a folder: name the file to write")
     with tempfile.TemporaryDirectory() as folder:
         made = Path(folder) / target.name
-        reread = EXPORTERS[format](classifier, header["model"], batches[-1], made)
+        model = header["model"] | ({"classifier": None} if own else {})
+        reread = EXPORTERS[format](classifier, model, batches[-1], made)
         check(classifier, reread, batches, format)
         write_atomically(target, made.read_bytes())
     return target
@@ -86,7 +99,9 @@ def _safetensors(
     tensors = {name: tensor.clone().contiguous() for name, tensor in classifier.state_dict().items()}
     safetensors.torch.save_file(tensors, path, {"fastgat.model": json.dumps(model)})
     if model["classifier"] is None:
-        fresh = classifier  # of the user's own making: it can only be read back into itself
+        fresh = copy.deepcopy(classifier)  # of the user's own making: nothing here could build it
+        for tensor in fresh.state_dict().values():
+            tensor.zero_()
     else:
         names = ("classifier", "num_classes", "in_channels", "dropout")
         fresh = create_classifier(*(model[name] for name in names))

@@ -17,6 +17,7 @@ from torch.func import functional_call
 from torch.nn import functional
 
 from fastgat.errors import ConfigError
+from fastgat.kernels.backend import accumulation_dtype
 
 
 class GATLoss(NamedTuple):
@@ -54,5 +55,6 @@ def gat_loss(
     perturbed = functional.cross_entropy(classifier(images + p.detach()), labels)
     frozen = {name: tensor.detach() for name, tensor in (*classifier.named_parameters(), *classifier.named_buffers())}
     fooled = functional_call(classifier, {k: v.clone() for k, v in frozen.items()}, (images + p,))
-    each = fooled.softmax(1).gather(1, labels[:, None])[:, 0] + cg * p.flatten(1).square().sum(1)
+    power = p.to(accumulation_dtype(p.dtype)).flatten(1).square().sum(1)
+    each = fooled.softmax(1).gather(1, labels[:, None])[:, 0] + cg * power
     return GATLoss(alpha * functional.cross_entropy(z, labels) + (1 - alpha) * perturbed, each.mean())

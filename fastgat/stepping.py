@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -11,8 +11,9 @@ from torch import Tensor, nn
 
 from fastgat.config import ModelConfig, OptimizerConfig, PrecisionConfig
 from fastgat.data.batch import Batch
+from fastgat.engine.checkpoint import check_match
 from fastgat.engine.compiled import Stepper, missing_compiler
-from fastgat.engine.device import autocast_dtype
+from fastgat.engine.device import autocast_dtype, tf32
 from fastgat.engine.fitting import check_networks
 from fastgat.engine.interaction import samples_interact
 from fastgat.engine.random import seed_step
@@ -45,16 +46,21 @@ class TrainingStep:
     ) -> None:
         self.classifier, self.method, self.generator = classifier, method, generator
         self.steps = 0
-        self._settings = optimizer, precision, batch_norm, compiled, cuda_graph
-        self._seed = seed
+        self._optimizer, self._precision, self._batch_norm = optimizer, precision, batch_norm
+        self._compiled, self._cuda_graph, self._seed = compiled, cuda_graph, seed
+        self._rate = 1.0
         self._stepper: Stepper | None = None
-        self._shape: torch.Size | None = None
-        self._restored: dict[str, Any] | None = None
+        self._shape = torch.Size()
+        self._modes: list[tuple[nn.Module, bool]] = []
+        self._restored: dict[str, Tensor] | None = None
 
     def __call__(
         self, images: Tensor, labels: Tensor, *, generator_batches: Sequence[tuple[Tensor, Tensor]] = ()
     ) -> None:
         """Take one step. The first one builds and compiles, for batches of its shape; none waits for the device.
+
+        Every module is in the mode that it had at the first step, whatever it is in between, and torch's random state
+        stays the loop's.
 
         Args:
             images: (B, C, H, W), floating point, in [0, 1], on the classifier's device.
@@ -63,95 +69,132 @@ class TrainingStep:
 
         Raises ConfigError for another shape than the first batch's, and where the networks do not fit it.
         """
-        batches = [Batch(*each) for each in (*generator_batches, (images, labels))]
-        stepper = self._stepper or self._build(batches[-1])
         kind = self.method.kind(self.steps)
         owed = self.method.generator_minibatches if kind == "full" else 0
         if len(generator_batches) != owed:
             raise ConfigError(f"this step takes {owed} generator_batches, got {len(generator_batches)}")
-        for batch in batches:
-            if batch.images.shape != self._shape or batch.labels.shape != self._shape[:1]:
-                raise ConfigError(
-                    f"the step is made for images of {tuple(self._shape or ())}, one label each, got "
-                    f"{tuple(batch.images.shape)} and {tuple(batch.labels.shape)}: leave a smaller last batch out"
-                )
-        with self._own_random_state(images.device):
-            stepper(batches, self._draws(batches), kind)
+        batches = [self._batch(*each) for each in (*generator_batches, (images, labels))]
+        with self._surroundings(images.device):
+            stepper = self._stepper or self._build(batches[-1])
+            stepper.state.set_learning_rates(self._rate)
+            with self._in_their_modes():
+                stepper(batches, self._draws(batches), kind)
         self.steps += 1
 
     def metrics(self) -> dict[str, float]:
-        """Means over the steps since the last call, by name; waits for the device.
+        """Means over the steps since the last call, by name, empty where there were none; waits for the device.
 
-        Raises NonFiniteError, naming the player and the step, where a loss became NaN or infinite.
+        Raises NonFiniteError, naming the player and the step, where a loss became NaN or infinite, or where float16
+        overflows at any loss scale.
         """
         if self._stepper is None:
             return {}
         sums, steps = self._stepper.state.metrics.read()
-        return {name: value / max(steps, 1) for name, value in sums.items()}
+        self._stepper.state.check_loss_scale()
+        return {name: value / steps for name, value in sums.items()} if steps else {}
 
     def scale_learning_rates(self, factor: float) -> None:
         """Take the next steps at `factor` times the learning rates of the optimiser's settings."""
-        if self._stepper is None:
-            raise ConfigError("take a step first: before it there is no optimiser")
-        self._stepper.state.set_learning_rates(factor)
+        self._rate = factor
 
     def state_dict(self) -> dict[str, Any]:
-        """Every tensor that steps change, and how many there have been; for `load_state_dict` of a step like this."""
-        if self._stepper is None:
-            raise ConfigError("take a step first: before it there is no optimiser")
-        return {"steps": self.steps, "tensors": self._stepper.state.state_dict()}
+        """Every tensor that steps change, how many steps there have been, and the scale of the learning rates; for
+        `load_state_dict` of a step like this.
+
+        Raises ConfigError before the first step.
+        """
+        tensors = self._stepper.state.state_dict() if self._stepper is not None else self._restored
+        if tensors is None:
+            raise ConfigError("take a step first: before it there is no state to keep")
+        return {"steps": self.steps, "learning_rate_scale": self._rate, "tensors": tensors}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from there; before the first step too."""
-        self.steps, self._restored = state["steps"], state["tensors"]
+        """Go on from there; before the first step too.
+
+        Raises CheckpointError for the state of another step, here or at the first step.
+        """
+        tensors = {name: tensor.detach().clone() for name, tensor in state["tensors"].items()}
         if self._stepper is not None:
-            self._stepper.state.load_state_dict(self._restored)
+            self._load(self._stepper.state, tensors)
+        else:
+            self._restored = tensors
+        self.steps, self._rate = state["steps"], state["learning_rate_scale"]
+
+    @staticmethod
+    def _load(state: TrainState, tensors: dict[str, Tensor]) -> None:
+        check_match(tensors, state)
+        state.load_state_dict(tensors)
+
+    def _batch(self, images: Tensor, labels: Tensor) -> Batch:
+        if labels.dtype != torch.int64 or labels.shape != images.shape[:1]:
+            raise ConfigError(f"labels must be int64, one an image, got {labels.dtype} of {tuple(labels.shape)}")
+        if self._stepper is not None and images.shape != self._shape:
+            raise ConfigError(
+                f"the step is made for images of {tuple(self._shape)}, got {tuple(images.shape)}: leave a smaller last "
+                "batch out"
+            )
+        layout = torch.channels_last if self._precision.channels_last else torch.contiguous_format
+        return Batch(images.contiguous(memory_format=layout), labels)
 
     @torch.no_grad()
     def _build(self, batch: Batch) -> Stepper:
-        optimizer, precision, statistics, compiled, cuda_graph = self._settings
         device = batch.images.device
         check_networks(self.classifier, self.generator, batch, self.method)
         if self.method.needs_generator and self.generator is None:
             channels = batch.images.shape[1]
-            with self._own_random_state(device):
-                torch.manual_seed(self._seed)
-                generator = Generator(channels=channels, in_channels=self.method.generator_channels(channels))
+            torch.manual_seed(self._seed)
+            generator = Generator(channels=channels, in_channels=self.method.generator_channels(channels))
             self.generator = generator.to(device, batch.images.dtype)
-        for module in (self.classifier, self.generator):
-            if module is not None:
-                module.train()
-                if precision.channels_last:
-                    module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch's stub lacks it
+        players = [module for module in (self.classifier, self.generator) if module is not None]
+        self._modes = [(module, module.training) for player in players for module in player.modules()]
+        if self._precision.channels_last:
+            for player in players:
+                player.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch's stub lacks it
         state = TrainState(
             self.classifier,
             self.generator,
-            optimizer,
+            self._optimizer,
             self.method.metrics,
-            autocast_dtype(precision.amp_dtype, device) if precision.amp else None,
+            autocast_dtype(self._precision.amp_dtype, device) if self._precision.amp else None,
             interacts=samples_interact(self.classifier, batch.images),
-            statistics=statistics,
+            statistics=self._batch_norm,
             memory=torch.zeros_like(batch.images) if self.method.remembers else None,
         )
-        state.set_learning_rates(1.0)
         if self._restored is not None:
-            state.load_state_dict(self._restored)
-        self._shape = batch.images.shape
-        stepper = Stepper(state, self.method, compiled=compiled, cuda_graph=cuda_graph)
+            self._load(state, self._restored)
+        state.set_learning_rates(self._rate)
+        stepper = Stepper(state, self.method, compiled=self._compiled, cuda_graph=self._cuda_graph)
         batches = [batch] * (1 + self.method.generator_minibatches)
-        with self._own_random_state(device):
-            stepper.prepare(batches, self._draws(batches))
-        self._stepper = stepper
+        stepper.prepare(batches, self._draws(batches))
+        self._stepper, self._shape, self._restored = stepper, batch.images.shape, None
         return stepper
 
     def _draws(self, batches: Sequence[Batch]) -> list[Draws]:
         source = seed_step(self._seed, self.steps, batches[0].images.device)
         return [self.method.draw(self.classifier, batch.images, source) for batch in batches]
 
-    @staticmethod
-    def _own_random_state(device: torch.device) -> AbstractContextManager[None]:
-        """Leaves torch's random state, which is the loop's, as it was."""
-        return torch.random.fork_rng([device] if device.type == "cuda" else [])
+    @contextmanager
+    def _surroundings(self, device: torch.device) -> Iterator[None]:
+        """The step's own random state, TF32 setting and current device."""
+        on_gpu = device.type == "cuda"
+        with (
+            torch.random.fork_rng([device] if on_gpu else []),
+            tf32(self._precision.tf32),
+            torch.cuda.device(device) if on_gpu else nullcontext(),
+        ):
+            yield
+
+    @contextmanager
+    def _in_their_modes(self) -> Iterator[None]:
+        """Every module in the mode that it had at the first step, since when the loop may have evaluated."""
+        changed = [(module, module.training) for module, mode in self._modes if module.training != mode]
+        for module, mode in changed:
+            module.training = not mode
+        try:
+            yield
+        finally:
+            for module, mode in changed:
+                module.training = mode
 
 
 def compile_step(
@@ -173,11 +216,12 @@ def compile_step(
             step(images, labels)
 
     Args:
-        classifier: images (B, C, H, W) in [0, 1] -> logits (B, K), trained in place, in train mode.
+        classifier: images (B, C, H, W) in [0, 1] -> logits (B, K), trained in place, its modules in the modes (train,
+            or eval for batch norm that is frozen) that they are in at the first step.
         method: a method such as `fastgat.methods.GAT(cg=0.5)`, or the name of one.
         generator: input gradients -> perturbations, trained in place; by default Table 1's, for images of any size and
             number of channels.
-        optimizer, precision: as in `fastgat.TrainConfig`; learning-rate schedules are the loop's own.
+        optimizer, precision: as in `fastgat.TrainConfig`; schedules and moving averages are the loop's own.
         batch_norm: which passes the classifier's running statistics see: "clean", "perturbed" or "both".
         compile: into one graph at the first step; without it the same step runs as it is written.
         cuda_graph: on a GPU, replay the compiled step as one CUDA graph.
@@ -194,6 +238,8 @@ def compile_step(
     optimizer = optimizer or OptimizerConfig()
     if optimizer.lr_schedule != "constant":
         raise ConfigError("a step has no learning-rate schedule: call scale_learning_rates from the loop")
+    if optimizer.ema is not None:
+        raise ConfigError("a step keeps no moving average: keep one in the loop, with torch.optim.swa_utils")
     if generator is not None and not chosen.needs_generator:
         raise ConfigError(f"method {chosen.name!r} has no generator")
     return TrainingStep(

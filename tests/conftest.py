@@ -7,14 +7,11 @@ from pathlib import Path
 
 import pytest
 
-WORKER = os.environ.get("PYTEST_XDIST_WORKER")
-if WORKER is not None:
-    # Processes side by side, each on a core of its own: threads that outnumber the cores wait for each other.
+if "PYTEST_XDIST_WORKER" in os.environ:
+    # Processes side by side, each with one thread: threads that outnumber the cores wait for each other.
     os.environ["OMP_NUM_THREADS"] = "1"
-    cores = sorted(os.sched_getaffinity(0))
-    os.sched_setaffinity(0, {cores[int(WORKER.removeprefix("gw")) % len(cores)]})
 
-import torch  # noqa: E402  # which reads that when it is imported
+import torch  # which reads that when it is imported
 
 if not torch.cuda.is_available():
     # Read when a kernel is defined, so before anything of fastgat is imported.

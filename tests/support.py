@@ -111,7 +111,9 @@ def numerical_gradient(function: object, at: torch.Tensor, step: float = 1e-5) -
     return gradient
 
 
-def fastgat(*arguments: object, cwd: Path, **environment: str) -> subprocess.CompletedProcess[str]:
+def fastgat(
+    *arguments: object, cwd: Path, timeout: float = 240, **environment: str
+) -> subprocess.CompletedProcess[str]:
     """Run the command line in a process of its own."""
     return subprocess.run(
         [sys.executable, "-m", "fastgat", *map(str, arguments)],
@@ -120,5 +122,5 @@ def fastgat(*arguments: object, cwd: Path, **environment: str) -> subprocess.Com
         capture_output=True,
         text=True,
         check=False,
-        timeout=240,
+        timeout=timeout,
     )

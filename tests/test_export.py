@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import safetensors
@@ -81,8 +82,25 @@ def test_a_classifier_of_ones_own_cannot_be_built_here(tmp_path: Path) -> None:
     trainer(config(tmp_path / "run"), Small).fit()
     with pytest.raises(FastgatError, match="a classifier of its own"):
         export(tmp_path / "run")
+    path = export(tmp_path / "run", classifier=Small())
+    fresh = Small()
+    fresh.load_state_dict(safetensors.torch.load_file(path))
+    given = torch.rand(2, 3, 8, 8)
+    torch.testing.assert_close(fresh.eval()(given), load_classifier(tmp_path / "run", classifier=Small())(given))
 
 
-def test_an_unknown_format(run_folder: Path) -> None:
-    with pytest.raises(ConfigError, match="did you mean 'onnx'"):
-        export(run_folder, "onxx")
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"format": "onxx"}, "did you mean 'onnx'"),
+        ({"checkpoint": "bset"}, "unknown checkpoint 'bset'"),
+        ({"output": "."}, "is a folder"),
+    ],
+)
+def test_what_makes_no_sense(run_folder: Path, arguments: dict[str, Any], message: str) -> None:
+    torch.manual_seed(5)
+    before = torch.get_rng_state()
+    with pytest.raises(ConfigError, match=message):
+        export(run_folder, **arguments)
+    export(run_folder)
+    assert torch.get_rng_state().equal(before)

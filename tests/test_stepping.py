@@ -12,7 +12,7 @@ from torch import nn
 import fastgat
 from fastgat import textbook
 from fastgat.config import OptimizerConfig, PrecisionConfig
-from fastgat.errors import ConfigError, NonFiniteError
+from fastgat.errors import CheckpointError, ConfigError, NonFiniteError
 from fastgat.methods import GAT, Free
 from fastgat.models import Classifier, Generator
 from tests.support import DOUBLE, BatchNormNet, largest_difference, minibatch, players
@@ -104,6 +104,60 @@ def test_learning_rates_are_the_loops() -> None:
     step.scale_learning_rates(0.0)
     step(*batch)
     assert largest_difference(classifier, before) == 0
+    at_rest = copy.deepcopy(step.state_dict())
+    step.scale_learning_rates(1.0)
+    step(*batch)
+    moved = largest_difference(classifier, before)
+    assert moved > 0
+    step.load_state_dict(at_rest)
+    step(*batch)
+    assert largest_difference(classifier, before) == 0, "the scale is part of the state"
+    step.scale_learning_rates(1.0)
+    step(*batch)
+    assert largest_difference(classifier, before) > 0
+
+
+def test_a_loop_may_evaluate_in_between() -> None:
+    classifier = BatchNormNet()
+    frozen = BatchNormNet()
+    frozen.norm.eval()
+    for network, counted in ((classifier, 3), (frozen, 0)):
+        step = fastgat.compile_step(network, "baseline", compile=False)
+        for _ in range(3):
+            step(*minibatch(dtype=torch.float32))
+            network.eval()
+        assert not network.training
+        assert int(network.norm.num_batches_tracked or 0) == counted
+        assert step.metrics().keys() == {"loss", "accuracy"}
+        assert step.metrics() == {}
+
+
+def test_the_state_of_another_step() -> None:
+    step = fastgat.compile_step(Classifier(), "baseline", compile=False)
+    with pytest.raises(ConfigError, match="take a step first"):
+        step.state_dict()
+    step(*minibatch(dtype=torch.float32))
+    state = step.state_dict()
+    other = fastgat.compile_step(BatchNormNet(), "baseline", compile=False)
+    other.load_state_dict(state)
+    with pytest.raises(CheckpointError, match="another model"):
+        other(*minibatch(dtype=torch.float32))
+    later = fastgat.compile_step(Classifier(), "baseline", compile=False)
+    later.load_state_dict(state)
+    step(*minibatch(dtype=torch.float32))
+    assert later.state_dict()["tensors"]["step"] == 1, "not what the other has become since"
+
+
+def test_float16_that_overflows_at_any_scale() -> None:
+    classifier, batch = Classifier(), minibatch(dtype=torch.float32)
+    step = fastgat.compile_step(
+        classifier, "baseline", precision=PrecisionConfig(amp=True, amp_dtype="float16"), compile=False
+    )
+    step(*batch)
+    for _ in range(26):
+        step(batch[0] * float("nan"), batch[1])
+    with pytest.raises(NonFiniteError, match="overflow float16 at any loss scale"):
+        step.metrics()
 
 
 class Probabilities(nn.Module):
@@ -120,6 +174,11 @@ class InPlace(Probabilities):
         return self.net(images.sub_(0.5))
 
 
+class Failing(Probabilities):
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        raise AssertionError("Input height doesn't match model")
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -134,6 +193,8 @@ class InPlace(Probabilities):
         ({"method": "baseline", "generator": Generator()}, "has no generator"),
         ({"optimizer": OptimizerConfig(lr_schedule="cosine")}, "no learning-rate schedule"),
         ({"batch_norm": "none"}, "unknown value 'none'"),
+        ({"optimizer": OptimizerConfig(ema=0.9)}, "no moving average"),
+        ({"classifier": Failing()}, "do not take images of shape .*: Input height doesn't match"),
     ],
 )
 def test_what_does_not_fit_is_one_line(arguments: dict[str, Any], message: str) -> None:
@@ -150,6 +211,8 @@ def test_a_batch_that_is_not_like_the_first() -> None:
         step(images[:2], labels[:2])
     with pytest.raises(ConfigError, match="takes 0 generator_batches, got 1"):
         step(images, labels, generator_batches=[(images, labels)])
+    with pytest.raises(ConfigError, match="labels must be int64, one an image"):
+        step(images, labels.int())
     step(images * float("nan"), labels)
     with pytest.raises(NonFiniteError, match="classifier became NaN or infinite at step 2"):
         step.metrics()

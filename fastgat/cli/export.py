@@ -14,7 +14,9 @@ from fastgat.export import export as write
 @click.argument("run", type=Path)
 @click.option("--format", "format_", type=click.Choice(list(SUFFIXES)), default="safetensors", show_default=True)
 @click.option("--checkpoint", type=click.Choice(["best", "last"]), default="best", show_default=True)
-@click.option("--image-size", type=click.IntRange(1), default=32, show_default=True, help="pixels a side, for programs")
+@click.option(
+    "--image-size", type=click.IntRange(1), metavar="N", help="pixels a side, for programs  [default: the run's]"
+)
 @click.option("--output", type=Path, metavar="FILE", help="the file  [default: classifier.* in the run folder]")
 def export(run: Path, format_: str, checkpoint: str, image_size: int, output: Path | None) -> None:
     """Write the classifier of RUN, a run folder or a checkpoint, for other programs.

@@ -108,7 +108,8 @@ class Captured:
         here.wait_stream(side)
         self.graph = torch.cuda.CUDAGraph()
         try:
-            with torch.cuda.graph(self.graph, pool=pool):
+            # Other threads, such as a loader's that pins memory, may go on meanwhile.
+            with torch.cuda.graph(self.graph, pool=pool, capture_error_mode="thread_local"):
                 step(*self.inputs)
         finally:
             torch.cuda.set_stream(here)  # a capture that fails leaves its own stream behind

@@ -29,21 +29,24 @@ def check_networks(
         raise ConfigError("a loader is empty: it must yield at least one batch")
     images = batch.images[:2]
     given = images.clone()
-    modes = [(module, module.training) for module in (classifier, generator) if module is not None]
+    players = [module for module in (classifier, generator) if module is not None]
+    modes = [(module, module.training) for player in players for module in player.modules()]
     try:
-        for module, _ in modes:
-            module.eval()
+        for player in players:
+            player.eval()
         logits = classifier(given)
         feed = method.generator_feed(images, images) if method is not None else images
         perturbation = generator(feed) if generator is not None else images
-    except (RuntimeError, TypeError, ValueError) as error:
+    except torch.OutOfMemoryError:
+        raise
+    except Exception as error:  # noqa: BLE001  # whatever a network may raise
         shape = tuple(images.shape)
-        reason = " ".join(str(error).split("\n")[0].split())
+        reason = " ".join(str(error).split("\n")[0].split()) or type(error).__name__
         raise ConfigError(f"the networks do not take images of shape {shape}: {reason}") from None
     finally:
         for module, mode in modes:
-            module.train(mode)
-    if not given.equal(images):
+            module.training = mode
+    if not torch.equal(given.nan_to_num(), images.nan_to_num()):
         raise ConfigError("the classifier changes its input in place: have it work on a copy")
     if not isinstance(logits, Tensor) or logits.dim() != 2 or len(logits) != len(images):
         found = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__

@@ -45,6 +45,8 @@ def load_classifier(
         checkpoint: "best" (by validation accuracy) or "last".
         classifier: a module to load into, needed where the run trained one that fastgat cannot build by name.
 
+    Where the run was trained with `--classifier package.module:factory`, that factory is imported and called.
+
     Raises CheckpointError if the file is missing, damaged, or of another model.
     """
     path = checkpoint_path(run, checkpoint)

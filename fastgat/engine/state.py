@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.parameter import is_lazy
 
 from fastgat.config import OptimizerConfig
 from fastgat.engine.adam import Adam, trainable_parameters
@@ -46,6 +48,10 @@ class TrainState(nn.Module):
         memory: Tensor | None = None,
     ) -> None:
         super().__init__()
+        if any(map(is_lazy, classifier.parameters())):
+            raise ConfigError(
+                "the classifier has lazy layers: give them their sizes, or take one step of your own first"
+            )
         if not trainable_parameters(classifier):
             raise ConfigError("the classifier has no trainable parameters")
         device = next(classifier.parameters()).device
@@ -98,7 +104,7 @@ class TrainState(nn.Module):
         with phase("updates"):
             finite = None
             if self.loss_scale is not None:
-                finite = all_finite([*self._learned(), *metrics.values()])
+                finite = all_finite([*self._learned(), *self._memories(), *metrics.values()])
                 self.loss_scale.settle(finite, self._revocable(), before)
             self.step.add_(1)
             self.metrics.add(metrics, self.step, finite)
@@ -137,7 +143,16 @@ class TrainState(nn.Module):
     def not_finite(self) -> list[str]:
         """The players of whom a parameter or a moment is NaN or infinite; waits for the device."""
         names = ["classifier"] if self.generator is None else ["classifier", "generator"]
-        return [name for name in names if not bool(all_finite(self._learned(name)))]
+        bad = [name for name in names if not bool(all_finite(self._learned(name)))]
+        return bad if bad or self.memory is None or bool(all_finite([self.memory])) else ["memory of the method"]
+
+    def load_state_dict(self, *arguments: Any, **options: Any) -> Any:
+        """As torch's; learning rates are set anew by the next step."""
+        self.learning_rate_factor = math.nan
+        return super().load_state_dict(*arguments, **options)
+
+    def _memories(self) -> list[Tensor]:
+        return [] if self.memory is None else [self.memory]
 
     def _network(self, name: str, module: nn.Module) -> Network:
         classifier = module is self.classifier
@@ -159,7 +174,7 @@ class TrainState(nn.Module):
         changing = (self.classifier, self.generator, self.classifier_adam, self.generator_adam, self.ema)
         modules = [module for module in changing if module is not None]
         tensors = [tensor for module in modules for tensor in (*module.parameters(), *module.buffers())]
-        return tensors if self.memory is None else [*tensors, self.memory]
+        return [*tensors, *self._memories()]
 
     def _learned(self, *players: str) -> list[Tensor]:
         """The players' parameters and moments. Not their buffers: a mask, say, may be infinite by right."""

@@ -5,7 +5,8 @@
     L_F     = J(x + delta_k)                    mean over samples
 
 where clamp keeps |delta| <= eps (unless the method does without) and x + delta in [0, 1]. The gradient steps are taken
-in train mode, like everything else; in the running statistics of batch norm they leave no trace.
+in train mode, like everything else; in the running statistics of batch norm they leave no trace, and the pass that F
+learns from always counts: there is no clean one.
 """
 
 from __future__ import annotations

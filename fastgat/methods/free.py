@@ -49,8 +49,9 @@ class Free(Method):
             z, pull, buffers = pull_back(classifier, of, classifier.parameters, moved.perturbed)
             half = sample_loss(z, labels)
             gradients, loss_gradient = pull(half.gradient)
-            uncut = (images + delta == moved.perturbed).to(loss_gradient.dtype)
-            move = input_gradient(loss_gradient * uncut, "linf", epsilon=self.epsilon).value
+            uncut = images + delta == moved.perturbed
+            loss_gradient = torch.where(uncut, loss_gradient, 0)
+            move = input_gradient(loss_gradient, "linf", epsilon=self.epsilon).value
             delta = (delta + move).clamp(-self.epsilon, self.epsilon)
             players = players._replace(classifier=classifier._replace(buffers=buffers))
             players = update(players, classifier=mean(gradients, len(labels)))
@@ -58,7 +59,7 @@ class Free(Method):
                 {
                     "loss": half.loss.mean(),
                     "perturbed_accuracy": half.correct.float().mean(),
-                    "perturbation_norm": moved.power.sqrt().mean(),
+                    "perturbation_norm": (moved.perturbed - images).flatten(1).norm(dim=1).mean(),
                 }
             )
         means = {name: torch.stack([one[name] for one in found]).mean() for name in self.metrics}

@@ -2,7 +2,8 @@
 
     x'_0 = x + 0.001 n,  n normal            then k signed steps along dKL/dx', projected onto the ball and [0, 1]
 
-The seed of a step is the gradient of the KL by the perturbed logits, F(x') - F(x), with F(x) held fixed.
+The seed of a step is the gradient of the KL by the perturbed logits, F(x') - F(x), with F(x) held fixed. The steps are
+taken in train mode; the authors' code takes them in eval mode, which differs where there is batch norm or dropout.
 """
 
 from __future__ import annotations

@@ -55,15 +55,15 @@ def _for_channels(values: tuple[float, ...], channels: int) -> tuple[float, ...]
 def _made(name: str, options: dict[str, Any]) -> nn.Module:
     """What the factory called `package.module:factory` makes."""
     place, _, attribute = name.partition(":")
-    here = str(Path.cwd())
-    if here not in sys.path:
-        sys.path.append(here)
+    sys.path.append(str(Path.cwd()))
     try:
         factory = getattr(importlib.import_module(place), attribute)
     except ModuleNotFoundError as missing:
         raise ConfigError(f"classifier {name!r}: no module called {missing.name!r}") from None
-    except (AttributeError, ImportError, ValueError) as error:
+    except Exception as error:  # noqa: BLE001  # whatever the module raises when it is imported
         raise ConfigError(f"classifier {name!r}: {error}") from None
+    finally:
+        sys.path.pop()
     if not callable(factory):
         raise ConfigError(f"classifier {name!r}: {attribute} cannot be called")
     parameters = inspect.signature(factory).parameters.values()

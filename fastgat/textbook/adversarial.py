@@ -1,7 +1,7 @@
 """Adversarial training as its authors write it: PGD, FGSM-RS, N-FGSM, Free, TRADES, in L-inf, in plain eager PyTorch.
 
-Images x are (B, C, H, W) in [0, 1]; `noise` is drawn by the caller, like x. Every step updates F in place and returns
-the mean loss.
+Perturbations are made in train mode, which for TRADES is not as its authors have it. Images x are (B, C, H, W) in
+[0, 1]; `noise` is drawn by the caller, like x. Every step updates F in place and returns the mean loss.
 """
 
 from __future__ import annotations

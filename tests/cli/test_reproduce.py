@@ -24,8 +24,10 @@ SEARCH = ("search", "--method", "fg-l2", "--over", "epsilon=0.1,0.4", *SHORT, "-
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 def test_all_of_it_quickly(tmp_path: Path) -> None:
-    done = fastgat("reproduce", "all", "--quick", "--jobs", 2, "--out", "out", "--page", "docs/page.md", cwd=tmp_path)
+    arguments = ("reproduce", "all", "--quick", "--jobs", 2, "--out", "out", "--page", "docs/page.md")
+    done = fastgat(*arguments, cwd=tmp_path, timeout=600)
     assert done.returncode == 0, done.stderr
     page = (tmp_path / "docs" / "page.md").read_text()
     for heading in ("Table 2", "Figure 2", "Figure 3", "Figure 4", "Training time", "How it was run", "What differs"):

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from fastgat import textbook
+from fastgat.data.batch import Batch
 from fastgat.methods import TRADES, Adversarial, FGSMRandomStart, Free, NoisyFGSM, PGDTraining
 from fastgat.methods.adversarial import inside
 from fastgat.methods.players import Draws
@@ -95,6 +96,27 @@ def test_perturbed_images_stay_images_and_in_the_ball() -> None:
     assert (delta.abs() == EPSILON).double().mean() > 0.5, "most pixels reach the edge"
     images = torch.tensor([0.0, 0.4, 1.0])
     torch.testing.assert_close(inside(images, torch.tensor([-0.1, 0.1, 0.1])), torch.tensor([0.0, 0.1, 0.0]))
+
+
+def test_a_gradient_that_overflows_where_the_image_is_cut_spoils_nothing() -> None:
+    """inf * 0 would be NaN, and stay in the perturbation for good."""
+
+    class Steep(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.weight = nn.Parameter(torch.full((10, 192), 1e30, dtype=torch.float32))
+            with torch.no_grad():
+                self.weight[1:] = 0
+
+        def forward(self, images: Tensor) -> Tensor:
+            return (images.flatten(1) * 1e20) @ self.weight.T
+
+    images = torch.zeros(2, 3, 8, 8)
+    memory = torch.full_like(images, -0.1)
+    engine = Engine(Free(epsilon=EPSILON, replays=1), Steep(), memory=memory)
+    engine.stepper([Batch(images, torch.tensor([1, 2]))], [Draws()], "full")
+    assert engine.state.memory is not None
+    assert engine.state.memory.isfinite().all()
 
 
 @pytest.mark.slow

@@ -74,7 +74,7 @@ OWN = """
 from torch import nn
 
 def small(num_classes):
-    return nn.Sequential(nn.Flatten(), nn.LazyLinear(num_classes))
+    return nn.Sequential(nn.Flatten(), nn.Linear(48, num_classes))
 
 def anything(**options):
     module = nn.Identity()
@@ -94,6 +94,7 @@ text = "no function"
 @pytest.fixture
 def own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "my_networks.py").write_text(OWN)
+    (tmp_path / "my_broken.py").write_text("def small(:")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", [*sys.path])
     monkeypatch.delitem(sys.modules, "my_networks", raising=False)
@@ -115,6 +116,7 @@ def test_a_factory_of_ones_own(own: None) -> None:
         ("my_networks:strict", "missing 1 required positional argument: 'depth'"),
         ("my_networks:none", "made a NoneType, not a torch.nn.Module"),
         (":small", "Empty module name"),
+        ("my_broken:small", "invalid syntax"),
     ],
 )
 def test_a_factory_that_is_none(own: None, name: str, message: str) -> None:
