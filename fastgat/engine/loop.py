@@ -109,7 +109,12 @@ class Loop:
         """
         try:
             return self._run()
-        except RuntimeError as error:
+        except (
+            RuntimeError,
+            ConnectionError,
+        ) as error:  # a ConnectionError is what reading from the dead may raise first
+            if isinstance(error, ConnectionError):
+                error = RuntimeError(f"DataLoader worker, or a connection, has died ({error.strerror or error})")
             if "DataLoader worker" not in str(error):
                 raise
             # torch raises this wherever the process happens to be when it hears of it: the step may be half done.

@@ -78,7 +78,7 @@ class Side:
         precision = spec.config.precision
         self.build_seconds = 0.0
         self._tf32 = contextlib.nullcontext() if spec.as_it_comes else tf32(precision.tf32)
-        self._tf32.__enter__()  # for good: the process is this side's
+        self._tf32.__enter__()  # until `close`: mostly for good, the process being this side's
         self.layout = torch.channels_last if precision.channels_last else torch.contiguous_format
         self.autocast = autocast_dtype(precision.amp_dtype, self.device) if precision.amp else None
         self.classifier = self._placed(
@@ -93,6 +93,10 @@ class Side:
         sets = [self._minibatches() for _ in range(INPUT_SETS)]
         self.first_images = sets[0][0][-1].images
         self.inputs: Iterator[tuple[list[Batch], list[Draws]]] = itertools.cycle(sets)
+
+    def close(self) -> None:
+        """Give the process its own TF32 setting back."""
+        self._tf32.__exit__(None, None, None)
 
     def step(self) -> None:
         """One step on the next set of minibatches; nothing waits for the device."""

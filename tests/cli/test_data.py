@@ -134,7 +134,7 @@ def test_workers_that_are_ended_and_interrupted(tmp_path: Path, whom: str) -> No
         assert (process.returncode, errors) == (0, "")
         return
     assert process.returncode == 1
-    assert errors.startswith("fastgat: error: DataLoader worker (pid")
+    assert errors.startswith("fastgat: error: DataLoader worker ")
     assert errors.count("\n") == 1
 
 

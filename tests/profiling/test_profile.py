@@ -75,6 +75,7 @@ def test_both_sides_of_every_method_compute_the_same(name: str) -> None:
         side = build(spec)
         side.step()
         first.append(side.moments().numpy())
+        side.close()
     check_parity(first[0], first[1], ours)
     assert np.linalg.norm(first[1]) > 1e-6
 
