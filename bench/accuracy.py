@@ -11,10 +11,8 @@ from __future__ import annotations
 
 import json
 import math
-import statistics
 import tempfile
 from pathlib import Path
-from typing import Any
 
 import click
 import torch
@@ -26,12 +24,12 @@ from fastgat.data import create_loader, load_dataset
 from fastgat.data.sets import DataSet, Images
 from fastgat.engine.accuracy import score
 from fastgat.engine.allocator import keep_freed_memory
+from fastgat.experiments.spread import Spread, interval
 from fastgat.methods import GAT
 from fastgat.models import Classifier, Generator
 from fastgat.reporting.environment import environment
 
 SIDES = ("textbook", "paper", "alternating", "simultaneous")
-STUDENT_95 = {2: 12.706, 3: 4.303, 4: 3.182, 5: 2.776, 6: 2.571, 7: 2.447, 8: 2.365, 9: 2.306, 10: 2.262}
 BATCH = 128
 
 
@@ -105,16 +103,15 @@ def test_accuracy(classifier: nn.Module, data: DataSet[Images]) -> float:
 
 
 def described(accuracies: list[float]) -> str:
-    spread = statistics.stdev(accuracies) if len(accuracies) > 1 else math.nan
-    return f"{statistics.mean(accuracies):.2%}, standard deviation {spread:.2%}, n = {len(accuracies)}"
+    spread = Spread.of(accuracies)
+    return f"{spread.mean:.2%}, standard deviation {math.nan if spread.sd is None else spread.sd:.2%}, n = {spread.n}"
 
 
 def paired(accuracies: list[float], others: list[float]) -> str:
     """The mean difference and its interval."""
-    differences: list[Any] = [a - b for a, b in zip(accuracies, others, strict=True)]
-    n = len(differences)
-    half = STUDENT_95.get(n, 2.0) * statistics.stdev(differences) / math.sqrt(n) if n > 1 else math.nan
-    return f"{statistics.mean(differences):+.2%} +- {half:.2%}"
+    differences = [a - b for a, b in zip(accuracies, others, strict=True)]
+    half = interval(differences)
+    return f"{Spread.of(differences).mean:+.2%} +- {math.nan if half is None else half:.2%}"
 
 
 if __name__ == "__main__":

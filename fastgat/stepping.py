@@ -187,13 +187,13 @@ class TrainingStep:
     @contextmanager
     def _in_their_modes(self) -> Iterator[None]:
         """Every module in the mode that it had at the first step, since when the loop may have evaluated."""
-        changed = [(module, module.training) for module, mode in self._modes if module.training != mode]
-        for module, mode in changed:
-            module.training = not mode
+        before = [(module, module.training) for module, _ in self._modes]
+        for module, mode in self._modes:
+            module.training = mode
         try:
             yield
         finally:
-            for module, mode in changed:
+            for module, mode in before:
                 module.training = mode
 
 

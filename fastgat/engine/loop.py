@@ -109,11 +109,8 @@ class Loop:
         """
         try:
             return self._run()
-        except (
-            RuntimeError,
-            ConnectionError,
-        ) as error:  # a ConnectionError is what reading from the dead may raise first
-            if isinstance(error, ConnectionError):
+        except (RuntimeError, ConnectionResetError) as error:
+            if isinstance(error, ConnectionResetError):  # what reading from a worker that is gone may raise first
                 error = RuntimeError(f"DataLoader worker, or a connection, has died ({error.strerror or error})")
             if "DataLoader worker" not in str(error):
                 raise

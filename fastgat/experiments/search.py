@@ -92,12 +92,12 @@ def remarks(plan: Plan, methods: tuple[str, ...]) -> list[str]:
     if searched:
         lines.append(
             f"The paper does not give c_g, epsilon, dropout rate or noise power: of {', '.join(searched)} the value "
-            f"was chosen by validation accuracy, {plan.search_seeds} run(s) of "
+            f"is chosen by validation accuracy, {plan.search_seeds} run(s) of "
             f"{plan.search_epochs or plan.base.epochs} epochs for each; a run of the search that has a row's settings "
             "and seed is that row's too."
         )
     if fixed:
-        lines.append(f"Of {', '.join(fixed)} the value was given, not searched.")
+        lines.append(f"Of {', '.join(fixed)} the value is given, not searched.")
     if "dropout-gat" in methods:
         lines.append("Dropout + GAT takes the rate chosen for dropout, and so has two choices where others have one.")
     return lines
