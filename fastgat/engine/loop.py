@@ -27,6 +27,8 @@ from fastgat.methods.players import Draws
 from fastgat.phases import phase
 
 LAST, BEST = "last.safetensors", "best.safetensors"
+GRACE_SECONDS = 5.0
+"""How long torch may take to say that a worker has died, whose end was seen before."""
 
 
 @dataclass
@@ -108,9 +110,13 @@ class Loop:
         Returns the contents of summary.json, or None if a signal came first.
         """
         try:
-            return self._run()
+            try:
+                return self._run()
+            except ConnectionResetError:  # by a worker that is gone, which torch says a moment later, from a signal
+                time.sleep(GRACE_SECONDS)
+                raise
         except (RuntimeError, ConnectionResetError) as error:
-            if isinstance(error, ConnectionResetError):  # what reading from a worker that is gone may raise first
+            if isinstance(error, ConnectionResetError):
                 error = RuntimeError(f"DataLoader worker, or a connection, has died ({error.strerror or error})")
             if "DataLoader worker" not in str(error):
                 raise
