@@ -35,6 +35,14 @@ class NonFiniteError(FastgatError, ArithmeticError):
     """A loss that became NaN or infinite."""
 
 
+class RankError(FastgatError, RuntimeError):
+    """Ranks that do not find each other or do not agree, or one that has `lost` another."""
+
+    def __init__(self, message: str, *, lost: bool = False) -> None:
+        super().__init__(message)
+        self.lost = lost
+
+
 class CompileError(FastgatError, RuntimeError):
     """A step that was to be compiled and cannot be."""
 

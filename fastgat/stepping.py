@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -11,12 +11,14 @@ from torch import Tensor, nn
 
 from fastgat.config import ModelConfig, OptimizerConfig, PrecisionConfig
 from fastgat.data.batch import Batch
+from fastgat.engine.batch_norm import batch_norm_across
 from fastgat.engine.checkpoint import check_match
 from fastgat.engine.compiled import Stepper, missing_compiler
 from fastgat.engine.device import autocast_dtype, tf32
 from fastgat.engine.fitting import check_networks
 from fastgat.engine.interaction import samples_interact
-from fastgat.engine.random import seed_step
+from fastgat.engine.random import step_draws
+from fastgat.engine.ranks import current
 from fastgat.engine.state import TrainState
 from fastgat.errors import CompileError, ConfigError
 from fastgat.methods import Method, create_method
@@ -77,7 +79,7 @@ class TrainingStep:
         with self._surroundings(images.device):
             stepper = self._stepper or self._build(batches[-1])
             stepper.state.set_learning_rates(self._rate)
-            with self._in_their_modes():
+            with self._in_their_modes(), self._across_ranks():
                 stepper(batches, self._draws(batches), kind)
         self.steps += 1
 
@@ -159,19 +161,23 @@ class TrainingStep:
             interacts=samples_interact(self.classifier, batch.images),
             statistics=self._batch_norm,
             memory=torch.zeros_like(batch.images) if self.method.remembers else None,
+            ranks=current(),
         )
         if self._restored is not None:
             self._load(state, self._restored)
         state.set_learning_rates(self._rate)
         stepper = Stepper(state, self.method, compiled=self._compiled, cuda_graph=self._cuda_graph)
         batches = [batch] * (1 + self.method.generator_minibatches)
-        stepper.prepare(batches, self._draws(batches))
+        with self._across_ranks():
+            stepper.prepare(batches, self._draws(batches))
         self._stepper, self._shape, self._restored = stepper, batch.images.shape, None
         return stepper
 
+    def _across_ranks(self) -> AbstractContextManager[None]:
+        return batch_norm_across(current(), self.classifier, self.generator)
+
     def _draws(self, batches: Sequence[Batch]) -> list[Draws]:
-        source = seed_step(self._seed, self.steps, batches[0].images.device)
-        return [self.method.draw(self.classifier, batch.images, source) for batch in batches]
+        return step_draws(self.method, self.classifier, batches, self._seed, self.steps, current())
 
     @contextmanager
     def _surroundings(self, device: torch.device) -> Iterator[None]:
@@ -214,6 +220,9 @@ def compile_step(
         step = fastgat.compile_step(classifier, method="gat")
         for images, labels in loader:
             step(images, labels)
+
+    Where torch.distributed connects several ranks, each brings its part of every batch, all of one size, and the step
+    is that of the whole batch: gradients and batch norm's statistics are taken over all ranks.
 
     Args:
         classifier: images (B, C, H, W) in [0, 1] -> logits (B, K), trained in place, its modules in the modes (train,

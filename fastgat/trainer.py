@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import re
+import zlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 from torch import nn
 
-from fastgat.config import TrainConfig
+from fastgat.config import TrainConfig, identity
 from fastgat.data import Images, IterableLoader, Loader, choose, create_loader, load_dataset
 from fastgat.data.registry import silent
 from fastgat.data.store import Progress
@@ -23,6 +25,7 @@ from fastgat.engine.fitting import check_networks
 from fastgat.engine.interaction import samples_interact
 from fastgat.engine.loop import Loop
 from fastgat.engine.random import seeded
+from fastgat.engine.ranks import Ranks, check_restarts, joined, local_rank, restarted
 from fastgat.engine.resume import Checkpoint, adopt_best, check_same_classes, check_same_run, find_checkpoint
 from fastgat.engine.state import TrainState
 from fastgat.errors import CompileError, ConfigError, DeviceError, OutputError
@@ -60,6 +63,7 @@ class Feed(NamedTuple):
     classes: tuple[str, ...]
     channels: int
     loader: str
+    fingerprint: int
 
     @property
     def num_classes(self) -> int:
@@ -104,21 +108,23 @@ class Trainer:
         self.train_loader, self.validation_loader = train_loader, validation_loader
         self.callbacks, self.progress = tuple(callbacks), progress
         self._checkpoint: Checkpoint | None = None
+        self._batch_size = self.config.batch_size
 
     def fit(self) -> History:
-        """Train to the end, or until a signal, and write the run folder.
+        """Train to the end, or until a signal, and write the run folder; as one of several ranks under torchrun.
 
         Raises FastgatError with a one-line reason; the last good checkpoint stays.
         """
-        device, run = pick_device(self.config.run.device), self.config.run
-        with seeded(self.config.seed, device, run.deterministic), tf32(self.config.precision.tf32):
-            loop = self.prepare()
-            try:
-                loop.folder.mkdir(parents=True, exist_ok=True)
-            except OSError as error:
-                raise OutputError(f"{loop.folder}: cannot be made: {error.strerror}") from None
-            if self._checkpoint is not None:
-                adopt_best(self._checkpoint, loop.folder)
+        config = self.config
+        check_restarts(config.output)
+        device = pick_device(config.run.device, local_rank())
+        with (
+            seeded(config.seed, device, config.run.deterministic),
+            tf32(config.precision.tf32),
+            joined(device) as ranks,
+        ):
+            loop = self._prepare(device, ranks)
+            ranks.from_first(lambda: self._open_folder(loop.folder))
             summary = loop.run()
         return History(loop.position.epochs, summary, loop.folder)
 
@@ -127,21 +133,30 @@ class Trainer:
 
         Raises FastgatError where one of them is not as it must be.
         """
-        device = pick_device(self.config.run.device)
-        self._checkpoint = checkpoint = find_checkpoint(self.config.resume, self.config.output)
-        feed = self._feed(device)
-        state = self._state(feed, device)
-        for loader in (feed.train, feed.validation):
-            check_networks(state.classifier, state.generator, next(loader.once(), None), self.method, feed.num_classes)
-        state.interacts = samples_interact(state.classifier, next(feed.train.once()).images)
+        device = pick_device(self.config.run.device, local_rank())
+        with joined(device) as ranks:
+            return self._prepare(device, ranks)
+
+    def _prepare(self, device: torch.device, ranks: Ranks) -> Loop:
+        self._batch_size = ranks.share_of(self.config.batch_size)
+        ranks.check_same({**identity(self.config), "torch": torch.__version__, "fastgat": version("fastgat-trainer")})
+        resume = "auto" if self.config.resume is None and restarted() else self.config.resume
+        self._checkpoint = checkpoint = ranks.from_first(lambda: find_checkpoint(resume, self.config.output))
+        feed = ranks.local_first(lambda: self._feed(device, ranks))
+        ranks.check_same({"their data": feed.fingerprint})
+        state = ranks.agree(lambda: self._fitting_state(feed, device, ranks))
+        state.interacts = any(ranks.gather(state.interacts))
+        ranks.broadcast([*state.parameters(), *state.buffers()])
         config = replace(
             self.config,
             data=replace(self.config.data, dataset=feed.name),
-            output=self._output(feed.name, checkpoint.path.parent if checkpoint else None),
+            output=ranks.from_first(lambda: self._output(feed.name, checkpoint.path.parent if checkpoint else None)),
             resume=None,
         )
         assert config.output is not None
-        compiled, why_not = self._compiled(device)
+        compiled, why_not = ranks.agree(lambda: self._compiled(device))
+        if not all(ranks.gather(compiled)):
+            compiled, why_not = False, why_not or "NOT compiled, as another rank cannot"
         loop = Loop(
             Stepper(state, self.method, compiled=compiled, cuda_graph=config.run.cuda_graph),
             config,
@@ -154,10 +169,22 @@ class Trainer:
             callbacks=[RunFolder(config.output, config), *self._options(config.output), *self.callbacks],
         )
         if checkpoint is not None:
-            check_same_run(checkpoint, config)
-            check_same_classes(checkpoint.path, checkpoint.header, feed.classes)
-            loop.restore(checkpoint.tensors, checkpoint.header)
+            ranks.agree(lambda: self._restore(loop, checkpoint, config, feed))
         return loop
+
+    @staticmethod
+    def _restore(loop: Loop, checkpoint: Checkpoint, config: TrainConfig, feed: Feed) -> None:
+        check_same_run(checkpoint, config)
+        check_same_classes(checkpoint.path, checkpoint.header, feed.classes)
+        loop.restore(checkpoint.tensors, checkpoint.header)
+
+    def _open_folder(self, folder: Path) -> None:
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise OutputError(f"{folder}: cannot be made: {error.strerror}") from None
+        if self._checkpoint is not None:
+            adopt_best(self._checkpoint, folder)
 
     def _compiled(self, device: torch.device) -> tuple[bool, str | None]:
         """Whether to compile the step; where not, and nobody asked for that, why."""
@@ -181,7 +208,7 @@ class Trainer:
         folders = (Path("runs") / (name + suffix) for suffix in ("", *(f"-{n}" for n in range(2, 1000))))
         return next(folder for folder in folders if not folder.exists())
 
-    def _feed(self, device: torch.device) -> Feed:
+    def _feed(self, device: torch.device, ranks: Ranks) -> Feed:
         if self.train_loader is not None and self.validation_loader is not None:
             return self._own_feed(self.train_loader, self.validation_loader, device)
         data = self.config.data
@@ -189,7 +216,7 @@ class Trainer:
         choice = choose(data.loader, images.train, device)
         parts = [images.train.first(data.train_images), images.validation]
         parts += [images.test] if len(images.test) else []
-        train, validation, *test = (self._loader(choice.name, part, device) for part in parts)
+        train, validation, *test = (self._loader(choice.name, part, device, ranks) for part in parts)
         sizes = " / ".join(f"{len(part):,}" for part in parts)
         splits = "train, validate, test" if test else "train, validate"
         height, width, channels = images.train.shape
@@ -203,15 +230,18 @@ class Trainer:
             images.classes,
             channels,
             f"{choice.name}: {choice.reason}",
+            zlib.crc32(b"".join(part.labels.tobytes() for part in parts)),
         )
 
-    def _loader(self, name: str, images: Images, device: torch.device) -> Loader:
+    def _loader(self, name: str, images: Images, device: torch.device, ranks: Ranks) -> Loader:
         config, data = self.config, self.config.data
         return create_loader(
             name,
             images,
-            config.batch_size,
+            self._batch_size,
             seed=config.seed,
+            rank=ranks.rank,
+            ranks=ranks.count,
             augmentation=config.augmentation,
             device=device,
             channels_last=config.precision.channels_last,
@@ -227,7 +257,7 @@ class Trainer:
             for source in (train, validation)
         ]
         own, classes = "loaders of your own", tuple(map(str, range(num_classes)))
-        return Feed("custom", own, "asked for", loaders[0], loaders[1], None, classes, channels, own)
+        return Feed("custom", own, "asked for", loaders[0], loaders[1], None, classes, channels, own, 0)
 
     def _shape(self, device: torch.device) -> tuple[int, int]:
         """The classes of the user's classifier and the channels of the user's images."""
@@ -236,7 +266,15 @@ class Trainer:
         batch = next(IterableLoader(self.validation_loader, num_classes=2**31, device=device).once(), None)
         return check_networks(self.classifier.to(device), None, batch), batch.images.shape[1] if batch else 0
 
-    def _state(self, feed: Feed, device: torch.device) -> TrainState:
+    def _fitting_state(self, feed: Feed, device: torch.device, ranks: Ranks) -> TrainState:
+        """The state, once its networks are known to fit the images."""
+        state = self._state(feed, device, ranks)
+        for loader in (feed.train, feed.validation):
+            check_networks(state.classifier, state.generator, next(loader.once(), None), self.method, feed.num_classes)
+        state.interacts = samples_interact(state.classifier, next(feed.train.once()).images)
+        return state
+
+    def _state(self, feed: Feed, device: torch.device, ranks: Ranks) -> TrainState:
         dropout = self.method.classifier_dropout
         if self.classifier is None:
             classifier = create_classifier(self.config.model.classifier, feed.num_classes, feed.channels, dropout)
@@ -262,6 +300,7 @@ class Trainer:
             autocast,
             statistics=self.config.model.batch_norm,
             memory=torch.zeros_like(next(feed.train.once()).images) if self.method.remembers else None,
+            ranks=ranks,
         )
 
     def _augmentation(self) -> str:
@@ -297,7 +336,7 @@ class Trainer:
         networks = f"classifier {name} with {_size(state.classifier)} parameters"
         if state.generator is not None:
             networks += f", generator with {_size(state.generator)}"
-        precision = self.config.precision
+        precision, ranks = self.config.precision, state.ranks
         numbers = "float32"
         if state.autocast is not None:
             numbers = f"{str(state.autocast).removeprefix('torch.')} (automatic mixed precision)"
@@ -317,6 +356,7 @@ class Trainer:
             "method": ", ".join([self.method.name, *settings]),
             "networks": networks,
             "device": f"{device_name(state.device)}; {numbers}, {layout}",
+            **({} if ranks.alone else {"ranks": f"{ranks.count}, with {self._batch_size} images of each batch each"}),
         }
 
 

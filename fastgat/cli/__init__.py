@@ -10,7 +10,7 @@ from typing import Any
 
 import click
 
-from fastgat.errors import FastgatError, is_out_of_memory
+from fastgat.errors import FastgatError, RankError, is_out_of_memory
 from fastgat.options import suggestion
 
 COMMANDS = {
@@ -57,7 +57,7 @@ def main() -> None:
     try:
         sys.exit(cli(prog_name="fastgat", standalone_mode=False))
     except FastgatError as error:
-        _fail(str(error), error.exit_code)
+        _fail(str(error), error.exit_code, lost=isinstance(error, RankError) and error.lost)
     except click.exceptions.NoArgsIsHelpError as error:
         click.echo(error.format_message(), err=True)
         sys.exit(2)
@@ -79,8 +79,20 @@ def main() -> None:
         _fail("out of memory: try a smaller --batch-size or network", 1)
 
 
-def _fail(message: str, exit_code: int, ctx: click.Context | None = None) -> None:
+def _fail(message: str, exit_code: int, ctx: click.Context | None = None, *, lost: bool = False) -> None:
     line = " ".join(message.split())
     hint = f" (try `{ctx.command_path} --help`)" if ctx is not None else ""
-    click.echo(f"fastgat: error: {line}{hint}", err=True)
+    if _speaks(line, lost):
+        click.echo(f"fastgat: error: {line}{hint}", err=True)
+    if lost:  # what is still under way to that rank must not be waited for
+        os._exit(exit_code)
     sys.exit(exit_code)
+
+
+def _speaks(line: str, lost: bool) -> bool:
+    """Whether this process is to say so, of several that may have the same to say."""
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+        return True
+    from fastgat.engine.ranks import speaks  # imports torch
+
+    return speaks(line, lost=lost)

@@ -12,6 +12,7 @@ from rich.console import Console
 from fastgat.cli.options import SectionedCommand, overrides, run_options
 from fastgat.config import TrainConfig, load_toml, merge
 from fastgat.engine.allocator import keep_freed_memory
+from fastgat.engine.ranks import is_first
 from fastgat.engine.resume import find_checkpoint
 from fastgat.reporting.progress import ConsoleProgress
 from fastgat.reporting.transfer import TransferBar
@@ -34,15 +35,16 @@ def train(file: Path | None, print_config: bool, dry_run: bool, **given: Any) ->
         click.echo(config.to_toml(), nl=False)
         return
     keep_freed_memory()
-    console = Console()
+    console = Console(quiet=not is_first())
     with contextlib.closing(TransferBar(console)) as transfer, contextlib.closing(ConsoleProgress(console)) as display:
         trainer = Trainer(config, callbacks=[display], progress=transfer)
         if dry_run:
             loop = trainer.prepare()
             display.describe(loop.facts, loop.folder)
-            click.echo(
-                f"would run   {loop.total_steps - loop.position.step:,} steps, {loop.steps_per_epoch:,} an epoch"
-            )
+            if is_first():
+                click.echo(
+                    f"would run   {loop.total_steps - loop.position.step:,} steps, {loop.steps_per_epoch:,} an epoch"
+                )
         else:
             trainer.fit()
 

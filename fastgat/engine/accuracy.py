@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from fastgat.data.batch import Batch
+from fastgat.engine.ranks import ALONE, Ranks
 from fastgat.kernels.dual_loss import cross_entropy
 
 
@@ -27,8 +28,21 @@ def score(
     batches: Iterable[Batch],
     parameters: dict[str, Tensor] | None = None,
     autocast: torch.dtype | None = None,
+    ranks: Ranks = ALONE,
 ) -> Score:
-    """The classifier's score in eval mode, with `parameters` in place of its own if given; its mode is put back."""
+    """The classifier's score in eval mode, with `parameters` in place of its own if given; its mode is put back.
+
+    Each of several ranks brings batches of its own; the score is that of all of them.
+    """
+    right, loss, seen = ranks.agree(lambda: _sums(classifier, batches, parameters, autocast))
+    right, loss, seen = map(sum, zip(*ranks.gather((right, loss, seen)), strict=True))
+    return Score(right / max(seen, 1), loss / max(seen, 1), seen)
+
+
+def _sums(
+    classifier: nn.Module, batches: Iterable[Batch], parameters: dict[str, Tensor] | None, autocast: torch.dtype | None
+) -> tuple[float, float, int]:
+    """Right answers, summed cross entropy, and samples."""
     was_training = classifier.training
     classifier.eval()
     try:
@@ -43,4 +57,4 @@ def score(
             samples += len(labels)
     finally:
         classifier.train(was_training)
-    return Score(float(correct) / max(samples, 1), float(total) / max(samples, 1), samples)
+    return float(correct), float(total), samples

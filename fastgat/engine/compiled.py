@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.utils._pytree import tree_leaves, tree_map_only
 
 from fastgat.data.batch import Batch
+from fastgat.engine.ranks import ALONE, Ranks
 from fastgat.engine.state import TrainState
 from fastgat.engine.step import train_step
 from fastgat.errors import CaptureError, CompileError
@@ -24,6 +25,11 @@ from fastgat.methods.players import Draws
 
 Inputs = tuple[Sequence[Batch], Sequence[Draws]]
 Step = Callable[[Sequence[Batch], Sequence[Draws]], None]
+OVERLAP: dict[str, Any] = {
+    "reorder_for_compute_comm_overlap": True,
+    "reorder_for_compute_comm_overlap_passes": ["raise_comms", "sink_waits"],
+}
+"""Inductor's options for several ranks: begin to communicate as early, and wait for it as late, as can be."""
 WARM_UPS = 3
 """Runs before a capture, for what allocates or tunes itself at first use."""
 
@@ -60,7 +66,7 @@ class Stepper:
             for kind in self.method.kinds:
                 taken = (batches, draws) if kind == "full" else (batches[-1:], draws[-1:])
                 inputs: Inputs = tree_map_only(Tensor, torch.clone, taken)  # none is another, as none will be
-                step = compile_step(self._written(kind))
+                step = compile_step(self._written(kind), self.state.ranks)
                 with explained(CompileError, "the step cannot be compiled: {}"):
                     step(*inputs)
                 if self.captured:
@@ -82,13 +88,14 @@ def _step(state: TrainState, method: Method, kind: str, batches: Sequence[Batch]
     train_step(state, method, batches, draws, kind)
 
 
-def compile_step(step: Step) -> Step:
+def compile_step(step: Step, ranks: Ranks = ALONE) -> Step:
     """`step` as one graph, compiled at its first call; a break in the graph is an error."""
     assert isinstance(step, functools.partial)
     # torch.compile keeps what it compiles by code object, up to a limit: each step gets an own one.
     function = step.func
     own = types.FunctionType(function.__code__.replace(), function.__globals__, function.__name__)
-    return functools.partial(torch.compile(own, fullgraph=True, dynamic=False), *step.args)
+    options = None if ranks.alone else OVERLAP
+    return functools.partial(torch.compile(own, fullgraph=True, dynamic=False, options=options), *step.args)
 
 
 class Captured:

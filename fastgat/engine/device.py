@@ -13,8 +13,10 @@ import torch
 from fastgat.errors import ConfigError, DeviceError
 
 
-def pick_device(name: str) -> torch.device:
+def pick_device(name: str, local_rank: int | None = None) -> torch.device:
     """The device called `name`; "auto" is the first GPU where there is one, otherwise the CPU.
+
+    Of several processes on a machine, each has the GPU of its number, `local_rank`.
 
     A GPU becomes torch's current one: streams, graphs and kernels go to that, whatever their tensors are on.
 
@@ -33,7 +35,9 @@ def pick_device(name: str) -> torch.device:
     if not torch.cuda.is_available():
         build = "this build of torch is for CPUs only" if torch.version.cuda is None else "torch sees no GPU"
         raise DeviceError(f"device {name!r} asked for, but {build}; use --device cpu or auto")
-    index = device.index or 0
+    if device.index is not None and local_rank is not None:
+        raise ConfigError(f"device {name!r} would be that of every rank: --device cuda gives each its own")
+    index = device.index or local_rank or 0
     if index >= torch.cuda.device_count():
         raise DeviceError(f"device {name!r} asked for, but there are {torch.cuda.device_count()} GPUs")
     device = torch.device("cuda", index)

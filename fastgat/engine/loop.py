@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import signal
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -14,14 +15,23 @@ from torch import Tensor
 from fastgat.config import TrainConfig
 from fastgat.data.batch import Batch, Loader
 from fastgat.engine.accuracy import score
+from fastgat.engine.batch_norm import batch_norm_across
 from fastgat.engine.checkpoint import check_match, classifier_tensors, load_checkpoint, save_checkpoint
 from fastgat.engine.compiled import Stepper
 from fastgat.engine.events import Callback, Compiled, Compiling, End, EpochEnd, Interval, Skipped, Start
 from fastgat.engine.interrupts import Interrupts
 from fastgat.engine.learning_rate import learning_rate_factor
-from fastgat.engine.random import random_state, restore_random_state, seed_step
+from fastgat.engine.random import random_state, restore_random_state, step_draws
+from fastgat.engine.ranks import Ranks, is_loss, lost_another
 from fastgat.engine.state import TrainState
-from fastgat.errors import CaptureError, CheckpointError, CompileError, ConfigError, DataError, NonFiniteError
+from fastgat.errors import (
+    CaptureError,
+    CheckpointError,
+    CompileError,
+    ConfigError,
+    DataError,
+    NonFiniteError,
+)
 from fastgat.methods.base import Method
 from fastgat.methods.players import Draws
 from fastgat.phases import phase
@@ -50,7 +60,7 @@ class Position:
 
 
 class Loop:
-    """Trains the players in `state` by `method`.
+    """Trains the players in `state` by `method`, on each of the state's ranks alike; rank 0 writes and reports.
 
     Args:
         stepper: takes the steps.
@@ -75,6 +85,7 @@ class Loop:
         self.stepper, self.config = stepper, config
         self.state: TrainState = stepper.state
         self.method: Method = stepper.method
+        self.ranks: Ranks = self.state.ranks
         self.train_loader, self.validation_loader, self.test_loader = train_loader, validation_loader, test_loader
         self.folder, self.header, self.facts, self.callbacks = folder, header, facts, list(callbacks)
         self.steps_per_epoch = train_loader.batches_per_epoch
@@ -85,11 +96,13 @@ class Loop:
         self.position = Position(steps_per_epoch=self.steps_per_epoch)
         self.total_steps = config.epochs * self.steps_per_epoch
         self._stop_reason: str | None = None
+        self._signal: str | None = None
         self._waited = 0.0
 
     def restore(self, tensors: dict[str, Tensor], header: dict[str, Any]) -> None:
         """Continue from a checkpoint; raises CheckpointError if it is one of other networks or data."""
         state = {name: tensor for name, tensor in tensors.items() if not name.startswith("random.")}
+        state = self.state.part_of(state)
         check_match(state, self.state)
         try:
             position = Position(**header["position"])
@@ -111,46 +124,65 @@ class Loop:
         """
         try:
             try:
-                return self._run()
+                with batch_norm_across(self.ranks, self.state.classifier, self.state.generator):
+                    return self._run()
             except ConnectionResetError:  # by a worker that is gone, which torch says a moment later, from a signal
                 time.sleep(GRACE_SECONDS)
                 raise
         except (RuntimeError, ConnectionResetError) as error:
             if isinstance(error, ConnectionResetError):
                 error = RuntimeError(f"DataLoader worker, or a connection, has died ({error.strerror or error})")
+            # The step may be half done: torch hears of these wherever the process happens to be.
+            kept = f"{self.folder / LAST} holds the last checkpoint"
+            if not self.ranks.alone and is_loss(error):
+                raise lost_another(f"; {kept}: continue with --resume auto") from None
             if "DataLoader worker" not in str(error):
                 raise
-            # torch raises this wherever the process happens to be when it hears of it: the step may be half done.
-            why = f"{error} (--workers 0 needs no worker); {self.folder / LAST} holds the last checkpoint"
-            raise DataError(why) from None
+            raise DataError(f"{error} (--workers 0 needs no worker); {kept}") from None
 
     def _run(self) -> dict[str, Any] | None:
         at = self.position
         with Interrupts() as interrupts:
             self._settle_in()
-            for callback in self.callbacks:
-                callback.on_start(self._start())
+            self._tell(lambda callback: callback.on_start(self._start()))
             self._compile()
             batches = self.train_loader.stream(0, at.step)
             generator_batches = self.train_loader.stream(1, self.method.generator_position(at.step))
             if at.epoch_steps and at.step % self.steps_per_epoch == 0:
                 self._finish_epoch()  # whose validation could not be read when the run was here before
-            while at.step < self.total_steps and not self._stop_reason and not interrupts.received:
+            self._hear(interrupts)
+            while at.step < self.total_steps and not self._stop_reason and not self._signal:
                 if self._train_to_epoch_end(batches, generator_batches, interrupts):
                     self._finish_epoch()
+                    self._hear(interrupts)
+            self.ranks.end_votes()
             finished = at.step >= self.total_steps or self._stop_reason is not None
             summary = self._summary() if finished else None
-            reason = self._stop_reason or ("all epochs done" if finished else f"interrupted by {interrupts.received}")
-            for callback in self.callbacks:
-                callback.on_end(End(at.step, reason, summary))
+            reason = self._stop_reason or ("all epochs done" if finished else f"interrupted by {self._signal}")
+            self._tell(lambda callback: callback.on_end(End(at.step, reason, summary)))
         return summary
+
+    def _hear(self, interrupts: Interrupts) -> None:
+        """Take note of a signal that a rank has received; the ranks take note of it at the same step."""
+        number = self.ranks.vote(signal.Signals[interrupts.received] if interrupts.received else 0)
+        if number:
+            self._signal = signal.Signals(number).name
+
+    def _tell(self, event: Callable[[Callback], None]) -> None:
+        """Tell the listeners of rank 0; that one wants to stop holds for every rank."""
+
+        def tell() -> str | None:
+            for callback in self.callbacks:
+                event(callback)
+            return self._stop_reason
+
+        self._stop_reason = self.ranks.from_first(tell)
 
     def _compile(self) -> None:
         """Compile the step, on a batch of the kind to come, before the clock of the training runs."""
         if not self.stepper.compiled:
             return
-        for callback in self.callbacks:
-            callback.on_compiling(Compiling())
+        self._tell(lambda callback: callback.on_compiling(Compiling()))
         began, failure = time.perf_counter(), None
         with torch.random.fork_rng([self.state.device] if self.state.device.type == "cuda" else []):
             batch = next(self.train_loader.stream(0))
@@ -163,15 +195,15 @@ class Loop:
                 failure = str(error)
                 self.stepper.give_up_compiling()
         event = Compiled(time.perf_counter() - began, self.stepper.captured, failure)
-        for callback in self.callbacks:
-            callback.on_compiled(event)
+        self._tell(lambda callback: callback.on_compiled(event))
 
     def _settle_in(self) -> None:
         """Make the folder hold a checkpoint of this moment, and the best one only if it is this run's."""
-        for part in self.folder.glob(".*.safetensors.*"):  # left behind by a kill within a write
-            part.unlink(missing_ok=True)
+        if self.ranks.first:
+            for part in self.folder.glob(".*.safetensors.*"):  # left behind by a kill within a write
+                part.unlink(missing_ok=True)
         at = self.position
-        if at.best_epoch is not None and not self._holds_best():
+        if at.best_epoch is not None and not self.ranks.from_first(self._holds_best):
             # Killed between the writing of a better one and of the last: its epoch will be done again. Or continued
             # from another folder that had lost it.
             at.best_epoch, at.best_accuracy = None, -1.0
@@ -195,8 +227,11 @@ class Loop:
             try:
                 images += self._step(batches, generator_batches)
             except DataError as error:
+                if not self.ranks.alone:  # the others are in the step already: nothing can be saved with them
+                    raise DataError(f"{error}; {self.folder / LAST} holds the last checkpoint") from None
                 unreadable = error
-            save = interrupts.received or unreadable or at.step % run.checkpoint_interval == 0
+            self._hear(interrupts)
+            save = self._signal or unreadable or at.step % run.checkpoint_interval == 0
             if at.step % run.log_interval == 0 or at.step == epoch_end or save:
                 metrics = self._read_metrics()
                 now = time.perf_counter()
@@ -210,7 +245,7 @@ class Loop:
                 self._save(LAST)
                 if unreadable:
                     raise self._with_checkpoint(unreadable)
-                if interrupts.received:
+                if self._signal:
                     return False
         return True
 
@@ -228,12 +263,12 @@ class Loop:
         self._waited += time.perf_counter() - began
         self.stepper(minibatches, self.draws(minibatches), kind)
         at.step += 1
-        return len(minibatches[-1].labels)
+        return len(minibatches[-1].labels) * self.ranks.count
 
     def draws(self, minibatches: Sequence[Batch]) -> list[Draws]:
         """The random draws of the next step, one for each of its minibatches."""
-        source = seed_step(self.config.seed, self.position.step, self.state.device)
-        return [self.method.draw(self.state.classifier, minibatch.images, source) for minibatch in minibatches]
+        step, state = self.position.step, self.state
+        return step_draws(self.method, state.classifier, minibatches, self.config.seed, step, self.ranks)
 
     def _read_metrics(self) -> dict[str, float]:
         """Means of the interval, added to the epoch's sums."""
@@ -251,7 +286,11 @@ class Loop:
         began = time.perf_counter()
         try:
             validation = score(
-                state.classifier, self.validation_loader.once(), state.evaluation_parameters(), state.autocast
+                state.classifier,
+                self.validation_loader.once(),
+                state.evaluation_parameters(),
+                state.autocast,
+                self.ranks,
             )
         except DataError as error:
             self._save(LAST)
@@ -284,8 +323,7 @@ class Loop:
         if is_best:
             self._save(BEST)
         self._save(LAST)
-        for callback in self.callbacks:
-            callback.on_epoch(event)
+        self._tell(lambda callback: callback.on_epoch(event))
 
     def _with_checkpoint(self, error: DataError) -> DataError:
         """The error, and what it has not cost."""
@@ -293,17 +331,22 @@ class Loop:
 
     def _save(self, name: str) -> None:
         """Write a checkpoint of this moment, unless its tensors have gone bad: then the one before stays."""
-        if bad := self.state.not_finite():
+        step = self.position.step
+        if bad := dict.fromkeys(player for players in self.ranks.gather(self.state.not_finite()) for player in players):
             players = " and of the ".join(bad)
-            raise NonFiniteError(f"a parameter of the {players} became NaN or infinite by step {self.position.step}")
+            raise NonFiniteError(f"a parameter of the {players} became NaN or infinite by step {step}")
+        if not self.ranks.alone:
+            self.ranks.check_same({f"the weights after step {step}": self.state.fingerprint()})
         random_tensors, random_plain = random_state(self.state.device)
         header = {**self.header, "position": vars(self.position), "random": random_plain}
-        save_checkpoint(self.folder / name, {**self.state.state_dict(), **random_tensors}, header)
+        tensors = {**self.state.whole(), **random_tensors}
+        self.ranks.from_first(lambda: save_checkpoint(self.folder / name, tensors, header))
 
     def _skipped(self) -> Skipped:
         """The samples that could not be read, since the run began."""
         loaders = [self.train_loader, self.validation_loader, self.test_loader]
-        now = [reason for loader in loaders if loader for reason in loader.skipped.reasons.values()]
+        mine = [reason for loader in loaders if loader for reason in loader.skipped.reasons.values()]
+        now = [reason for each in self.ranks.gather(mine) for reason in each]
         known = self.position.skipped
         known += [reason for reason in dict.fromkeys(now) if reason not in known]
         return Skipped(len(known), known[0] if known else None)
@@ -311,18 +354,19 @@ class Loop:
     def _emit_interval(self, metrics: dict[str, float], rate: float, waited: float) -> None:
         at = self.position
         event = Interval(at.step, (at.step - 1) // self.steps_per_epoch + 1, metrics, rate, waited)
-        for callback in self.callbacks:
-            callback.on_interval(event)
+        self._tell(lambda callback: callback.on_interval(event))
 
     def _summary(self) -> dict[str, Any]:
         """The contents of summary.json; the test accuracy is that of the best epoch's classifier."""
         at = self.position
         test = None
         if self.test_loader is not None and at.best_epoch is not None:
-            best = classifier_tensors(load_checkpoint(self.folder / BEST)[0], self.state.classifier)
+            tensors, _ = self.ranks.from_first(lambda: load_checkpoint(self.folder / BEST))
+            best = classifier_tensors(tensors, self.state.classifier)
             best = {name: tensor.to(self.state.device) for name, tensor in best.items()}
             try:
-                test = score(self.state.classifier, self.test_loader.once(), best, self.state.autocast).accuracy
+                batches, state = self.test_loader.once(), self.state
+                test = score(state.classifier, batches, best, state.autocast, self.ranks).accuracy
             except DataError as error:
                 raise self._with_checkpoint(error) from None
         seconds = sum(row["seconds"] for row in at.epochs)

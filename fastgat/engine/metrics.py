@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from fastgat.engine.ranks import ALONE, Ranks
 from fastgat.errors import NonFiniteError
 
 PLAYER_OF_LOSS = {"loss": "classifier", "generator_loss": "generator"}
@@ -17,9 +18,9 @@ class RunningMetrics(nn.Module):
     count: Tensor
     first_bad: Tensor
 
-    def __init__(self, names: tuple[str, ...], device: torch.device) -> None:
+    def __init__(self, names: tuple[str, ...], device: torch.device, ranks: Ranks = ALONE) -> None:
         super().__init__()
-        self.names = names
+        self.names, self.ranks = names, ranks
         self.register_buffer("totals", torch.zeros(len(names), device=device))
         self.register_buffer("count", torch.zeros((), device=device))
         self.register_buffer("first_bad", torch.full((len(names),), -1, dtype=torch.int64, device=device))
@@ -35,21 +36,24 @@ class RunningMetrics(nn.Module):
         self.count.add_(1 if counts is None else counts)
 
     def read(self) -> tuple[dict[str, float], int]:
-        """The sums since the last reading, and over how many steps; starts again from zero.
+        """The sums since the last reading, means over ranks, and over how many steps; starts again from zero.
 
-        Raises NonFiniteError, naming the player and the step, if a loss was NaN or infinite.
+        Raises NonFiniteError, naming the player and the step, if a loss was NaN or infinite on any rank.
         """
         # One transfer; float64 holds every step number exactly.
         packed = torch.cat([self.totals.double(), self.count.double()[None], self.first_bad.double()]).tolist()
-        totals, count, first_bad = packed[: len(self.names)], packed[len(self.names)], packed[len(self.names) + 1 :]
-        _check(dict(zip(self.names, first_bad, strict=True)))
+        said = self.ranks.gather(packed)
+        size = len(self.names)
+        totals = [sum(each) / len(said) for each in zip(*(one[:size] for one in said), strict=True)]
+        bad = [[step for step in each if step >= 0] for each in zip(*(one[size + 1 :] for one in said), strict=True)]
+        _check({name: int(min(steps)) for name, steps in zip(self.names, bad, strict=True) if steps})
         self.totals.zero_()
         self.count.zero_()
-        return dict(zip(self.names, totals, strict=True)), int(count)
+        return dict(zip(self.names, totals, strict=True)), int(packed[size])
 
 
-def _check(first_bad: dict[str, float]) -> None:
-    bad = {name: int(step) for name, step in first_bad.items() if step >= 0 and name in PLAYER_OF_LOSS}
+def _check(first_bad: dict[str, int]) -> None:
+    bad = {name: step for name, step in first_bad.items() if name in PLAYER_OF_LOSS}
     if bad:
         step = min(bad.values())
         players = " and ".join(PLAYER_OF_LOSS[name] for name, first in bad.items() if first == step)

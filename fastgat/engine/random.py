@@ -5,24 +5,46 @@ from __future__ import annotations
 import contextlib
 import os
 import random
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.utils._pytree import tree_map_only
+
+from fastgat.data.batch import Batch
+from fastgat.engine.ranks import ALONE, Ranks
+from fastgat.methods.base import Method
+from fastgat.methods.players import Draws
 
 DRAWS = 2
 """Keeps the draws' seeds apart from those of the loaders' permutations (players 0 and 1)."""
 
 
-def seed_step(seed: int, step: int, device: torch.device) -> torch.Generator:
+def step_draws(
+    method: Method, classifier: nn.Module, minibatches: Sequence[Batch], seed: int, step: int, ranks: Ranks = ALONE
+) -> list[Draws]:
+    """The random draws of a step, one for each of its minibatches: this rank's part of those for the whole ones."""
+    source = seed_step(seed, step, minibatches[0].images.device, ranks.rank)
+    if ranks.alone:
+        return [method.draw(classifier, images, source) for images, _ in minibatches]
+    part = ranks.part(ranks.count * len(minibatches[0].images))
+    whole = [torch.cat([images] * ranks.count) for images, _ in minibatches]  # for its shape, dtype and layout
+    drawn = [method.draw(classifier, images, source) for images in whole]
+    return tree_map_only(Tensor, lambda tensor: tensor[part], drawn)
+
+
+def seed_step(seed: int, step: int, device: torch.device, rank: int = 0) -> torch.Generator:
     """Make all of a step's randomness a pure function of the seed and the step.
 
     Seeds torch's global generators, for modules that draw by themselves (nn.Dropout), whatever loaders or callbacks
-    have drawn in between. Returns the source of the draws that are inputs of the step.
+    have drawn in between; ranks draw different numbers from those. Returns the source of the draws that are inputs of
+    the step, which is the same for all ranks.
     """
-    source, rest = np.random.SeedSequence((seed, DRAWS, step)).generate_state(2, np.uint64) >> np.uint64(1)
+    source, _ = np.random.SeedSequence((seed, DRAWS, step)).generate_state(2, np.uint64) >> np.uint64(1)
+    own = (seed, DRAWS, step, rank) if rank else (seed, DRAWS, step)
+    _, rest = np.random.SeedSequence(own).generate_state(2, np.uint64) >> np.uint64(1)
     torch.default_generator.manual_seed(int(rest))
     if device.type == "cuda":
         torch.cuda.default_generators[device.index].manual_seed(int(rest))

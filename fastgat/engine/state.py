@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import zlib
 from typing import Any
 
 import torch
@@ -15,6 +16,8 @@ from fastgat.engine.adam import Adam, trainable_parameters
 from fastgat.engine.ema import Ema
 from fastgat.engine.loss_scale import SMALLEST, LossScale, all_finite
 from fastgat.engine.metrics import RunningMetrics
+from fastgat.engine.ranks import ALONE, Ranks
+from fastgat.engine.reduction import GradientMean, everywhere
 from fastgat.errors import ConfigError, NonFiniteError
 from fastgat.methods.players import Metrics, Network, Players, Tensors
 from fastgat.phases import phase
@@ -29,7 +32,9 @@ class TrainState(nn.Module):
         autocast: the dtype of mixed precision; float16 brings a loss scale along.
         interacts: whether the classifier's samples influence each other; by default, whether it has batch norm.
         statistics: which forward passes change the classifier's buffers: "clean", "perturbed" or "both".
-        memory: what the method hands on from step to step, at first; it is changed in place.
+        memory: what the method hands on from step to step, at first, for this rank's part of a batch; it is changed in
+            place.
+        ranks: those that train together, each on its part of every batch.
     """
 
     step: Tensor
@@ -46,6 +51,7 @@ class TrainState(nn.Module):
         interacts: bool | None = None,
         statistics: str = "both",
         memory: Tensor | None = None,
+        ranks: Ranks = ALONE,
     ) -> None:
         super().__init__()
         if any(map(is_lazy, classifier.parameters())):
@@ -55,15 +61,19 @@ class TrainState(nn.Module):
         if not trainable_parameters(classifier):
             raise ConfigError("the classifier has no trainable parameters")
         device = next(classifier.parameters()).device
-        self.optimizer, self.autocast = optimizer, autocast
+        self.optimizer, self.autocast, self.ranks = optimizer, autocast, ranks
         self.interacts = has_batch_norm(classifier) if interacts is None else interacts
         self.statistics = statistics
         self.classifier, self.generator = classifier, generator
         self.classifier_adam = Adam(classifier, optimizer.lr)
         self.generator_adam = Adam(generator, optimizer.generator_lr) if generator is not None else None
+        self._classifier_mean, self._generator_mean = (
+            GradientMean(trainable_parameters(player) if player is not None else {}, ranks)
+            for player in (classifier, generator)
+        )
         self.ema = Ema(classifier, optimizer.ema) if optimizer.ema is not None else None
         self.loss_scale = LossScale(device) if autocast == torch.float16 else None
-        self.metrics = RunningMetrics(metrics, device)
+        self.metrics = RunningMetrics(metrics, device, ranks)
         self.register_buffer("step", torch.zeros((), dtype=torch.int64, device=device))
         self.register_buffer("memory", memory)
         self.learning_rate_factor = math.nan
@@ -89,12 +99,14 @@ class TrainState(nn.Module):
     ) -> Players:
         """Apply gradients to the players' parameters, in place (`fastgat.methods.players.Update`)."""
         with phase("updates"):
-            if generator is not None:
+            of_classifier = self._classifier_mean.start(classifier) if classifier is not None else None
+            of_generator = self._generator_mean.start(generator) if generator is not None else None
+            if of_generator is not None:
                 assert players.generator is not None
                 assert self.generator_adam is not None
-                self.generator_adam.update(players.generator.parameters, self._clipped(generator))
-            if classifier is not None:
-                self.classifier_adam.update(players.classifier.parameters, self._clipped(classifier))
+                self.generator_adam.update(players.generator.parameters, self._clipped(of_generator()))
+            if of_classifier is not None:
+                self.classifier_adam.update(players.classifier.parameters, self._clipped(of_classifier()))
                 if self.ema is not None:
                     self.ema.update(players.classifier.parameters)
         return players
@@ -105,6 +117,7 @@ class TrainState(nn.Module):
             finite = None
             if self.loss_scale is not None:
                 finite = all_finite([*self._learned(), *self._memories(), *metrics.values()])
+                finite = everywhere(finite, self.ranks)
                 self.loss_scale.settle(finite, self._revocable(), before)
             self.step.add_(1)
             self.metrics.add(metrics, self.step, finite)
@@ -150,6 +163,27 @@ class TrainState(nn.Module):
         """As torch's; learning rates are set anew by the next step."""
         self.learning_rate_factor = math.nan
         return super().load_state_dict(*arguments, **options)
+
+    def whole(self) -> Tensors:
+        """As `state_dict`, with the memory of all ranks: what a checkpoint holds, for any number of them."""
+        tensors: Tensors = self.state_dict()
+        if self.memory is not None:
+            tensors["memory"] = torch.cat(self.ranks.gather(self.memory.cpu()))
+        return tensors
+
+    def part_of(self, whole: Tensors) -> Tensors:
+        """This rank's part of what `whole` has returned."""
+        if "memory" not in whole:
+            return whole
+        return {**whole, "memory": whole["memory"][self.ranks.part(len(whole["memory"]))]}
+
+    def fingerprint(self) -> int:
+        """A checksum of what the players have learnt; it is the same on every rank."""
+        checksum = 0
+        for tensor in self._learned():
+            bits = tensor.detach().cpu().contiguous().flatten().view(torch.uint8)
+            checksum = zlib.crc32(bits.numpy().tobytes(), checksum)
+        return checksum
 
     def _memories(self) -> list[Tensor]:
         return [] if self.memory is None else [self.memory]

@@ -1,0 +1,275 @@
+"""The processes that train together, one a device: torchrun starts them, torch.distributed connects them.
+
+What a step computes together is in `fastgat.engine.reduction`; here is what the hosts say to each other. Each method of
+Ranks is called by every rank, in the same order.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.distributed.distributed_c10d import PrefixStore, Store
+from torch.distributed.rendezvous import rendezvous
+
+from fastgat.errors import ConfigError, FastgatError, RankError
+
+Result = TypeVar("Result")
+PATIENCE_SECONDS = 2.0
+"""How long a rank that has lost another waits for that one's own account of what happened."""
+_store: Store | None = None
+
+
+@dataclass
+class Ranks:
+    """This process, `rank` of `count`; a process alone is rank 0 of 1, and all that is said here stays within it.
+
+    Attributes:
+        group: torch's name of the group, for collectives within a step.
+    """
+
+    rank: int = 0
+    count: int = 1
+    local_rank: int = 0
+    group: str = ""
+    _votes: list[tuple[Tensor, Any]] = field(default_factory=list, repr=False)
+
+    @property
+    def alone(self) -> bool:
+        return self.count == 1
+
+    @property
+    def first(self) -> bool:
+        """Whether this is the rank that writes and reports."""
+        return self.rank == 0
+
+    def part(self, samples: int) -> slice:
+        """This rank's part of a batch of `samples` over all ranks."""
+        mine = samples // self.count
+        return slice(self.rank * mine, (self.rank + 1) * mine)
+
+    def share_of(self, batch_size: int) -> int:
+        """Samples of a batch that this rank has; raises ConfigError where ranks would have different ones."""
+        if batch_size % self.count:
+            raise ConfigError(
+                f"batch_size {batch_size} counts over all ranks: it must be a multiple of the {self.count}"
+            )
+        return batch_size // self.count
+
+    def gather(self, value: Result) -> list[Result]:
+        """The value of every rank, in their order."""
+        if self.alone:
+            return [value]
+        values: list[Any] = [None] * self.count
+        dist.all_gather_object(values, value)
+        return values
+
+    def agree(self, work: Callable[[], Result]) -> Result:
+        """`work` done on every rank; where it fails on any, the first one's error is raised on all."""
+        if self.alone:
+            return work()
+        result, error = _attempt(work)
+        errors = self.gather(error)
+        failed = {rank: each for rank, each in enumerate(errors) if each is not None}
+        if failed:
+            rank, first = next(iter(failed.items()))
+            raise first if len(failed) == self.count else type(first)(f"rank {rank}: {first}")
+        return result  # type: ignore[return-value]  # there is one where there is no error
+
+    def from_first(self, work: Callable[[], Result]) -> Result:
+        """What `work` returns or raises on rank 0, on all of them; the others do not do it."""
+        if self.alone:
+            return work()
+        said: list[Any] = [_attempt(work) if self.first else None]
+        dist.broadcast_object_list(said, src=0)
+        result, error = said[0]
+        if error is not None:
+            raise error
+        return result
+
+    def local_first(self, work: Callable[[], Result]) -> Result:
+        """As `agree`, but the first rank of each machine is done before the others begin: it may fetch files."""
+        if self.alone:
+            return work()
+        mine = self.agree(lambda: work() if self.local_rank == 0 else None)
+        rest = self.agree(lambda: work() if self.local_rank else None)
+        return mine if self.local_rank == 0 else rest  # type: ignore[return-value]
+
+    def vote(self, number: int) -> int:
+        """The largest number that a rank has voted for, one vote late, so that no rank waits for another: votes are
+        exchanged while the step between two of them runs. A rank alone hears its own at once."""
+        if self.alone:
+            return number
+        ballot = torch.tensor(number)
+        self._votes.append((ballot, dist.all_reduce(ballot, dist.ReduceOp.MAX, async_op=True)))
+        return self._count_votes(1)
+
+    def end_votes(self) -> None:
+        """Hear what is still on its way; nothing may be left when a run ends."""
+        self._count_votes(0)
+
+    def check_same(self, what: Mapping[str, Any]) -> None:
+        """Raises RankError, naming the first difference, unless every rank says the same."""
+        said = self.gather(dict(what))
+        for rank, other in enumerate(said):
+            for key in said[0] | other:
+                if said[0].get(key) != other.get(key):
+                    raise RankError(f"ranks differ in {key}: 0 has {said[0].get(key)}, {rank} has {other.get(key)}")
+
+    def broadcast(self, tensors: list[Tensor]) -> None:
+        """Make these rank 0's, in place."""
+        if not self.alone:
+            for tensor in tensors:
+                sent = tensor.detach().contiguous()
+                dist.broadcast(sent, src=0)
+                tensor.detach().copy_(sent)
+
+    def _count_votes(self, left: int) -> int:
+        heard = 0
+        while len(self._votes) > left:
+            ballot, under_way = self._votes.pop(0)
+            under_way.wait()
+            heard = max(heard, int(ballot))
+        return heard
+
+
+ALONE = Ranks()
+
+
+def launched() -> bool:
+    """Whether this process is one of several that torchrun, or somebody in its manner, has started."""
+    return (dist.is_available() and dist.is_initialized()) or int(os.environ.get("WORLD_SIZE", "1")) > 1
+
+
+def is_first() -> bool:
+    """Whether this process is alone or rank 0, before ranks are connected too."""
+    return not launched() or _number("RANK", 0) == 0
+
+
+def local_rank() -> int | None:
+    """Which of the devices of its machine this process has; None where it is alone."""
+    return _number("LOCAL_RANK", _number("RANK", 0)) if launched() else None
+
+
+def current() -> Ranks:
+    """The ranks that are connected in this process."""
+    if not dist.is_available() or not dist.is_initialized() or dist.get_world_size() == 1:
+        return ALONE
+    group = dist.group.WORLD
+    assert group is not None
+    return Ranks(dist.get_rank(), dist.get_world_size(), _number("LOCAL_RANK", dist.get_rank()), group.group_name)
+
+
+@contextmanager
+def joined(device: torch.device) -> Iterator[Ranks]:
+    """Connect the ranks that torchrun has started: NCCL between GPUs, gloo between CPUs; ALONE where there is one.
+
+    A group that the caller has connected already is used, and left as it is. Raises RankError where the ranks do not
+    find each other, and, within, in place of what torch raises when another rank has gone.
+    """
+    global _store
+    if not launched() or dist.is_initialized():
+        with _lost_ones_named(current()):
+            yield current()
+        return
+    try:
+        store, rank, count = next(iter(rendezvous("env://")))
+        _store = PrefixStore(f"fastgat/{_attempt_number()}", store)
+        backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
+        dist.init_process_group(backend, store=_store, rank=rank, world_size=count)
+    except (RuntimeError, ValueError) as error:
+        raise RankError(f"the ranks cannot be connected: {str(error).splitlines()[0]}") from None
+    try:
+        with _lost_ones_named(current()):
+            yield current()
+    except RankError as error:
+        if not error.lost:  # a group that lacks a rank cannot be taken down: NCCL would wait for it
+            dist.destroy_process_group()
+        raise
+    except BaseException:
+        dist.destroy_process_group()
+        raise
+    dist.destroy_process_group()
+
+
+def speaks(message: str, *, lost: bool = False) -> bool:
+    """Whether this rank is the one to tell people about an error, so that they are told once.
+
+    Of ranks with the same message it is the first; one that has only lost another speaks where no one has said why.
+    """
+    if not launched():
+        return True
+    if _store is None:
+        return is_first()
+    try:
+        if lost:
+            time.sleep(PATIENCE_SECONDS)
+            return _store.add("fastgat/errors", 1) == 1
+        _store.add("fastgat/errors", 1)
+        return _store.add(f"fastgat/error/{message}", 1) == 1
+    except RuntimeError:  # the store went with the rank that held it
+        return True
+
+
+def check_restarts(output: object) -> None:
+    """Raises ConfigError where torchrun may start a run again that it will not find again."""
+    if launched() and output is None and _number("TORCHELASTIC_MAX_RESTARTS", 0) > 0:
+        raise ConfigError("--max-restarts needs --output, where the restarted run finds its checkpoint")
+
+
+def restarted() -> bool:
+    """Whether torchrun has started this process in the place of one that failed."""
+    return launched() and _number("TORCHELASTIC_RESTART_COUNT", 0) > 0
+
+
+def lost_another(remark: str = "") -> RankError:
+    """The error of a rank that has lost another. torchrun ends the rest by SIGTERM: they are to say this first."""
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    return RankError(f"another rank has gone{remark}", lost=True)
+
+
+def is_loss(error: BaseException) -> bool:
+    """Whether torch says, in its own words, that another rank cannot be reached any more."""
+    if isinstance(error, FastgatError):
+        return False
+    return isinstance(error, dist.DistError) or any(word in str(error) for word in ("gloo/", "NCCL"))
+
+
+def _attempt_number() -> int:
+    """Which of torchrun's attempts this is, where that is sure: its store may still hold the addresses of the last.
+
+    Nodes count restarts each for itself, so that several may differ.
+    """
+    return _number("TORCHELASTIC_RESTART_COUNT", 0) if _number("GROUP_WORLD_SIZE", 1) == 1 else 0
+
+
+def _number(variable: str, default: int) -> int:
+    return int(os.environ.get(variable, default))
+
+
+def _attempt(work: Callable[[], Result]) -> tuple[Result | None, FastgatError | None]:
+    """The result of `work`, or its error as one that can be sent; what is no FastgatError ends this rank alone."""
+    try:
+        return work(), None
+    except FastgatError as error:
+        return None, error
+
+
+@contextmanager
+def _lost_ones_named(ranks: Ranks) -> Iterator[None]:
+    try:
+        yield
+    except RuntimeError as error:
+        if ranks.alone or not is_loss(error):
+            raise
+        raise lost_another() from None

@@ -1,0 +1,109 @@
+"""What the tests of several ranks run in each: this module is imported by processes of their own."""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.multiprocessing.spawn import spawn
+
+from fastgat.config import OptimizerConfig
+from fastgat.data.batch import Batch
+from fastgat.engine.batch_norm import batch_norm_across
+from fastgat.engine.compiled import Stepper
+from fastgat.engine.random import step_draws
+from fastgat.engine.ranks import ALONE, Ranks, joined
+from fastgat.engine.state import TrainState
+from fastgat.methods import GAT, METHODS, Dropout, DropoutGAT, Method
+from tests.support import DOUBLE, BatchNormNet, minibatch, players
+
+STEPS, BATCH = 10, 4
+
+
+@dataclass(frozen=True)
+class Case:
+    """A method and a classifier, and how its steps are taken."""
+
+    method: Method
+    batch_norm: str | None = None
+    optimizer: OptimizerConfig = OptimizerConfig(generator_lr=1e-3)
+    compiled: bool = False
+
+    @property
+    def name(self) -> str:
+        options = [str(getattr(self.method, key, "")) for key in ("schedule", "generator_steps", "generator_interval")]
+        extra = ["compiled"] if self.compiled else []
+        return "-".join(filter(None, [self.method.name, *options, self.batch_norm or "", *extra]))
+
+
+SCHEDULES = ("paper", "alternating", "simultaneous")
+CASES = [
+    *(Case(method()) for method in METHODS.values() if not method.needs_generator),
+    *(Case(GAT(cg=0.3, schedule=schedule)) for schedule in SCHEDULES),
+    Case(GAT(cg=0.3, schedule="paper", generator_steps=2)),
+    Case(GAT(cg=0.3, generator_interval=2), optimizer=OptimizerConfig(clip_grad=0.1, ema=0.9)),
+    *(Case(DropoutGAT(cg=0.3, dropout=0.4, schedule=schedule)) for schedule in SCHEDULES),
+    *(Case(method(), "both") for method in METHODS.values() if not method.needs_generator and method is not Dropout),
+    *(Case(GAT(cg=0.3, schedule=schedule), statistics) for schedule in SCHEDULES for statistics in ("both", "clean")),
+    Case(GAT(cg=0.3), "perturbed"),
+    Case(GAT(cg=0.3), "frozen"),
+]
+COMPILED = Case(GAT(cg=0.3), "both", compiled=True)
+
+
+def train(case: Case, ranks: Ranks = ALONE) -> dict[str, Tensor]:
+    """What some steps leave behind, from the same start and on the same whole batches for any number of ranks."""
+    torch.manual_seed(0)
+    method = case.method
+    classifier: nn.Module
+    classifier, generator = players(dropout=method.classifier_dropout)
+    if case.batch_norm:
+        classifier = BatchNormNet().to(DOUBLE)
+    if case.batch_norm == "frozen":
+        classifier.norm.eval()  # type: ignore[union-attr]  # BatchNormNet's
+    part = ranks.part(BATCH)
+    state = TrainState(
+        classifier,
+        generator if method.needs_generator else None,
+        case.optimizer,
+        method.metrics,
+        statistics=case.batch_norm if case.batch_norm in ("clean", "perturbed") else "both",
+        memory=torch.zeros(BATCH // ranks.count, 3, 8, 8, dtype=DOUBLE) if method.remembers else None,
+        ranks=ranks,
+    )
+    stepper = Stepper(state, method, compiled=case.compiled)
+    owed = [method.generator_minibatches if method.kind(n) == "full" else 0 for n in range(STEPS)]
+    batches = [[minibatch(BATCH) for _ in range(1 + more)] for more in owed]
+    with batch_norm_across(ranks, classifier, generator):
+        for number, whole in enumerate(batches):
+            mine = [Batch(images[part], labels[part]) for images, labels in whole]
+            draws = step_draws(method, classifier, mine, 0, number, ranks)
+            if number == 0:
+                stepper.prepare(mine, draws)
+            stepper(mine, draws, method.kind(number))
+    sums, _ = state.metrics.read()
+    return {**state.whole(), **{f"sum of {name}": torch.tensor(value) for name, value in sums.items()}}
+
+
+def run(count: int, work: Callable[..., None], folder: Path, *arguments: Any) -> None:
+    """`work(ranks, folder, *arguments)` in `count` processes; what one of them raises is raised here."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    everything = (count, port, work, folder, *arguments)
+    spawn(_enter, everything, nprocs=count)
+
+
+def _enter(rank: int, count: int, port: int, work: Callable[..., None], folder: Path, *arguments: Any) -> None:
+    torch.set_num_threads(1)
+    os.environ.update(RANK=str(rank), WORLD_SIZE=str(count), LOCAL_RANK=str(rank))
+    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
+    os.chdir(folder)
+    with joined(torch.device("cpu")) as ranks:
+        work(ranks, folder, *arguments)

@@ -1,0 +1,220 @@
+"""Several ranks: they compute what one would on their batches together, agree, and end together."""
+
+from __future__ import annotations
+
+import os
+import re
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+import fastgat
+from fastgat import TrainConfig, Trainer
+from fastgat.config import DataConfig, OptimizerConfig, RunConfig
+from fastgat.engine.batch_norm import batch_norm_across
+from fastgat.engine.ranks import ALONE, Ranks
+from fastgat.engine.reduction import GradientMean
+from fastgat.engine.state import TrainState
+from fastgat.errors import ConfigError, DataError, RankError
+from fastgat.methods import GAT, Baseline
+from tests.data.pictures import make_folder
+from tests.engine.ranks import CASES, COMPILED, Case, run, train
+from tests.support import BatchNormNet, minibatch, players
+
+EXACT = 1e-10
+
+
+def train_all(ranks: Ranks, folder: Path, cases: list[Case]) -> None:
+    for case in cases:
+        torch.save(train(case, ranks), folder / f"{case.name}-{ranks.rank}.pt")
+
+
+@pytest.fixture(scope="module")
+def of_two(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What each of two ranks has in the end, for every case."""
+    folder = tmp_path_factory.mktemp("ranks")
+    run(2, train_all, folder, CASES)
+    return folder
+
+
+def compare(case: Case, folder: Path) -> None:
+    alone = train(case)
+    for rank in (0, 1):
+        together = torch.load(folder / f"{case.name}-{rank}.pt")
+        assert alone.keys() == together.keys()
+        for name, tensor in alone.items():
+            difference = (together[name] - tensor).abs().max()
+            bound = EXACT if tensor.dtype == torch.float64 else 1e-5  # metrics are float32
+            assert float(difference) <= bound * float(tensor.abs().max()), name
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+def test_two_ranks_are_one(case: Case, of_two: Path) -> None:
+    """In float64, after ten steps, on batches that together are the one rank's."""
+    compare(case, of_two)
+
+
+def train_compiled(ranks: Ranks, folder: Path) -> None:
+    from torch._inductor.utils import run_and_get_code  # slow
+
+    result, codes = run_and_get_code(train, COMPILED, ranks)
+    torch.save(result, folder / f"{COMPILED.name}-{ranks.rank}.pt")
+    (folder / "code.py").write_text(codes[0])
+
+
+@pytest.mark.slow
+def test_compiled_the_classifier_s_gradients_travel_during_the_generator_s_backward_pass(tmp_path: Path) -> None:
+    run(2, train_compiled, tmp_path)
+    compare(COMPILED, tmp_path)
+    pattern = r"c10d_functional\.(all_reduce_|wait_tensor)\.default\(|= .*(convolution)"
+    calls = re.findall(pattern, (tmp_path / "code.py").read_text())
+    happens = ["convolution" if convolution else collective for collective, convolution in calls]
+    # Batch norm: two forward passes, and two backward ones for each of the two players.
+    assert happens.count("all_reduce_") == happens.count("wait_tensor") == 2 + 4 + 2
+    buckets = [i for i, what in enumerate(happens) if what == "all_reduce_"][-2:]
+    assert happens[buckets[0] : buckets[1]].count("convolution") >= 6
+
+
+def talk(ranks: Ranks, folder: Path) -> None:
+    assert (ranks.count, ranks.first) == (2, ranks.rank == 0)
+    assert ranks.gather(ranks.rank) == [0, 1]
+    assert ranks.from_first(lambda: f"said by {ranks.rank}") == "said by 0"
+    assert ranks.agree(lambda: ranks.rank) == ranks.rank
+    assert (ranks.part(6), ranks.share_of(6)) == (slice(3 * ranks.rank, 3 * ranks.rank + 3), 3)
+
+    def fail(*which: int) -> None:
+        if ranks.rank in which:
+            raise DataError("nothing there")
+
+    with pytest.raises(DataError, match=r"^nothing there$"):
+        ranks.from_first(lambda: fail(0))
+    with pytest.raises(DataError, match=r"^rank 1: nothing there$"):
+        ranks.agree(lambda: fail(1))
+    with pytest.raises(DataError, match=r"^nothing there$"):
+        ranks.agree(lambda: fail(0, 1))
+    with pytest.raises(ConfigError, match="batch_size 7 counts over all ranks: it must be a multiple of the 2"):
+        ranks.share_of(7)
+
+    done = folder / "fetched"
+    ranks.local_first(lambda: done.touch() if ranks.local_rank == 0 else fail(*([] if done.exists() else [1])))
+
+    assert [ranks.vote(15 * ranks.rank * (i == 1)) for i in range(4)] == [0, 0, 15, 0]  # one vote late
+    ranks.vote(0)
+    ranks.end_votes()
+
+    ranks.check_same({"a": 1})
+    with pytest.raises(RankError, match=r"^ranks differ in a: 0 has 0, 1 has 1$"):
+        ranks.check_same({"a": ranks.rank})
+
+    tensor = torch.full((2, 3, 4, 4), ranks.rank + 5).to(memory_format=torch.channels_last)
+    ranks.broadcast([tensor])
+    assert bool((tensor == 5).all())
+
+    network, _ = players()
+    state = TrainState(
+        network, None, OptimizerConfig(), Baseline.metrics, memory=torch.zeros(2, 3) + ranks.rank, ranks=ranks
+    )
+    whole = state.whole()["memory"]
+    assert whole.equal(torch.tensor([0.0, 0, 1, 1])[:, None].expand(4, 3))
+    assert state.part_of({"memory": whole})["memory"].equal(torch.zeros(2, 3) + ranks.rank)
+
+    parameters = {
+        "a": torch.rand(8, 3, 3, 3).to(memory_format=torch.channels_last),
+        "b": torch.rand(5),
+        "c": torch.rand(2, 2).double(),
+    }
+    mean = GradientMean(parameters, ranks, bucket_bytes=100)
+    assert mean.buckets == [["c"], ["b"], ["a"]]  # another dtype, and no more room
+    means = mean.start({name: torch.full_like(p, float(ranks.rank)) for name, p in parameters.items()})()
+    assert all(bool((each == 0.5).all()) and each.dtype == parameters[name].dtype for name, each in means.items())
+    assert means["a"].is_contiguous(memory_format=torch.channels_last)
+
+
+@pytest.mark.slow
+def test_what_ranks_say_to_each_other(tmp_path: Path) -> None:
+    run(2, talk, tmp_path)
+
+
+def settings(**changes: object) -> TrainConfig:
+    small = RunConfig(device="cpu", compile=False)
+    chosen = {
+        "method": "baseline",
+        "epochs": 1,
+        "batch_size": 8,
+        "run": small,
+        "data": DataConfig("folder:images"),
+        **changes,
+    }
+    return TrainConfig(**chosen)  # type: ignore[arg-type]  # as the tests give them
+
+
+def step_by_hand(ranks: Ranks, folder: Path) -> None:
+    torch.save(own_loop(ranks), folder / f"{ranks.rank}.pt")
+
+
+def own_loop(ranks: Ranks) -> dict[str, torch.Tensor]:
+    torch.manual_seed(0)
+    classifier = BatchNormNet().double()
+    batches = [minibatch(4) for _ in range(3)]
+    step = fastgat.compile_step(classifier, GAT(cg=0.3), optimizer=OptimizerConfig(generator_lr=1e-3), compile=False)
+    for images, labels in batches:
+        part = ranks.part(4)
+        step(images[part], labels[part])
+    return {name: tensor for name, tensor in classifier.state_dict().items() if tensor.is_floating_point()}
+
+
+@pytest.mark.slow
+def test_a_step_in_a_loop_of_one_s_own(tmp_path: Path) -> None:
+    run(2, step_by_hand, tmp_path)
+    alone = own_loop(ALONE)
+    for rank in (0, 1):
+        for name, tensor in torch.load(tmp_path / f"{rank}.pt").items():
+            torch.testing.assert_close(tensor, alone[name], rtol=EXACT, atol=EXACT)
+
+
+def misfit(ranks: Ranks, folder: Path) -> None:
+    mine = folder / str(ranks.rank)
+    mine.mkdir()
+    os.chdir(mine)
+    if ranks.first:
+        make_folder(mine / "images", 8)
+    with pytest.raises(DataError, match=r"^rank 1: \S*/1/images: no such folder$"):
+        Trainer(settings()).fit()
+    if not ranks.first:
+        make_folder(mine / "images", 9)
+    with pytest.raises(RankError, match=r"^ranks differ in their data: 0 has \d+, 1 has \d+$"):
+        Trainer(settings()).fit()
+    with pytest.raises(RankError, match=r"^ranks differ in batch_size: 0 has 8, 1 has 16$"):
+        Trainer(settings(batch_size=8 * (1 + ranks.rank))).fit()
+    with pytest.raises(ConfigError, match="batch_size 9 counts over all ranks"):
+        Trainer(settings(batch_size=9)).fit()
+    assert not (mine / "runs").exists()
+
+
+@pytest.mark.slow
+def test_ranks_that_do_not_fit_each_other(tmp_path: Path) -> None:
+    run(2, misfit, tmp_path)
+
+
+class OwnNorm(nn.BatchNorm2d):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return super().forward(x).relu()
+
+
+def test_a_batch_norm_of_another_kind_is_refused() -> None:
+    two = Ranks(0, 2)
+    with pytest.raises(ConfigError, match="batch norm of the kind OwnNorm"), batch_norm_across(two, OwnNorm(3)):
+        pass
+
+
+def test_batch_norm_is_what_it_was_afterwards() -> None:
+    network = nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4))
+    before = dict(vars(network[1]))
+    with batch_norm_across(Ranks(0, 2), network, None):
+        assert type(network[1]).__name__ == "BatchNorm2dAcrossRanks"
+        assert isinstance(network[1], nn.BatchNorm2d)
+    assert type(network[1]) is nn.BatchNorm2d
+    assert vars(network[1]) == before
