@@ -112,7 +112,9 @@ def stepper(job: Job, ranks: Ranks, device: torch.device) -> tuple[Stepper, list
     classifier(batch.images)
     classifier.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch's stub lacks it
     batch = Batch(batch.images.contiguous(memory_format=torch.channels_last), batch.labels)
-    generator = Generator().to(device, memory_format=torch.channels_last) if method.needs_generator else None
+    generator = Generator().to(device) if method.needs_generator else None
+    if generator is not None:
+        generator.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch's stub lacks it
     memory = torch.zeros_like(batch.images) if method.remembers else None
     state = TrainState(classifier, generator, OptimizerConfig(), method.metrics, memory=memory, ranks=ranks)
     return Stepper(state, method, compiled=job.compiled), [batch], method
@@ -125,7 +127,7 @@ def counted(job: Job, ranks: Ranks, device: torch.device) -> dict[str, int]:
     def start_sum(x: Tensor, group: Ranks, start: Any = reduction.start_sum) -> Tensor:
         found["collectives"] += 1
         found["bytes"] += x.nbytes
-        return start(x, group)  # type: ignore[no-any-return]
+        return start(x, group)
 
     step, batches, method = stepper(job, ranks, device)
     classifier = step.state.classifier

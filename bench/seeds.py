@@ -32,9 +32,9 @@ from torch.func import stack_module_state
 from fastgat import TrainConfig
 from fastgat.config import PrecisionConfig
 from fastgat.data.batch import Batch
-from fastgat.engine.adam import Adam
 from fastgat.engine.allocator import keep_freed_memory
 from fastgat.engine.device import device_name, pick_device
+from fastgat.engine.optimizers import Adam
 from fastgat.errors import FastgatError
 from fastgat.methods import create_method
 from fastgat.methods.players import Draws, Network, Players, Tensors

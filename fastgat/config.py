@@ -69,10 +69,16 @@ class ModelConfig(Options):
 
 @dataclass(frozen=True)
 class OptimizerConfig(Options):
-    """How they learn: Adam for both players."""
+    """How they learn; the generator always by Adam."""
 
+    optimizer: str = option("adam", "optimiser of the classifier", choices=("adam", "adamw", "sgd"))
     lr: float = option(1e-3, "learning rate of the classifier", above=0)
     generator_lr: float = option(1e-6, "learning rate of the generator", above=0)
+    weight_decay: float | None = option(
+        None, "weight decay of the classifier, decoupled in adamw  [default: adamw 0.01, otherwise 0]", at_least=0
+    )
+    momentum: float = option(0.9, "momentum of sgd", at_least=0, below=1)
+    nesterov: bool = option(False, "sgd with Nesterov's momentum")
     lr_schedule: str = option(
         "constant", "learning-rate schedule of both players", choices=("constant", "cosine", "one-cycle")
     )
@@ -190,6 +196,8 @@ def identity(config: TrainConfig) -> dict[str, Any]:
     free = {"output", "resume", *feeding, *(f"run.{f.name}" for f in fields(RunConfig))}
     if config.optimizer.lr_schedule == "constant":  # the others stretch over all epochs
         free.add("epochs")
+    if config.optimizer.optimizer != "sgd":
+        free |= {"optimizer.momentum", "optimizer.nesterov"}
     assert isinstance(config.method, Method)
     if not config.method.needs_generator:
         free |= {"optimizer.generator_lr", "model.generator_width"}

@@ -14,6 +14,7 @@ from fastgat.cli.reproduce import reproduce
 from fastgat.cli.search import search
 from fastgat.cli.train import train
 from fastgat.methods import METHODS
+from tests.data.pictures import make_folder
 
 ROOT = Path(__file__).parents[1]
 README = ROOT / "README.md"
@@ -21,6 +22,9 @@ PAGES = [README, *sorted((ROOT / "docs").glob("*.md"))]
 BLOCK = re.compile(r"```python\n(.*?)```", re.DOTALL)
 FOREIGN = {"--help", "--no-tests", "--benchmark-only"}
 """Options of other programs: pytest, those in bench/."""
+TORCHRUN = {"--standalone", "--nnodes", "--nproc-per-node", "--max-restarts"}
+TORCHRUN |= {"--rdzv-id", "--rdzv-backend", "--rdzv-endpoint"}
+SLURM = {"--nodes", "--ntasks-per-node", "--gpus-per-node", "--cpus-per-task", "--time", "--signal", "--requeue"}
 
 pages = pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
 
@@ -36,8 +40,26 @@ def test_python_blocks_run(page: Path, tmp_path: Path, monkeypatch: pytest.Monke
 def test_options_exist(page: Path) -> None:
     commands = (train, profile, evaluate, export, search, reproduce)
     parameters = [parameter for command in commands for parameter in command.params]
-    known = {name for option in parameters for name in (*option.opts, *option.secondary_opts)} | FOREIGN
+    known = {name for option in parameters for name in (*option.opts, *option.secondary_opts)}
+    known |= FOREIGN | TORCHRUN | SLURM
     assert set(re.findall(r"(?<![\w-])--[a-z][a-z0-9-]+", page.read_text())) <= known
+
+
+@pytest.mark.slow
+def test_the_script_for_images_of_one_s_own_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("timm")
+    pytest.importorskip("onnx")
+    (script,) = re.findall(
+        r'```python title="own_images.py"\n(.*?)```', (ROOT / "docs/library.md").read_text(), re.DOTALL
+    )
+    assert len(script.splitlines()) <= 25
+    make_folder(tmp_path / "photos", 40)
+    monkeypatch.chdir(tmp_path)
+    for asked, quick in {"epochs=30": "epochs=1", "samples=50": "samples=2", "amp=True, ": ""}.items():
+        assert asked in script
+        script = script.replace(asked, quick)
+    exec(compile(script, "own_images.py", "exec"), {})
+    assert Path("runs/photos/classifier.onnx").exists()
 
 
 def test_methods_are_listed() -> None:

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from fastgat.attacks.base import Attack, check_images, check_logits, frozen, loss_gradient
 from fastgat.data.batch import Batch, Loader
-from fastgat.engine.adam import Adam, trainable_parameters
+from fastgat.engine.optimizers import Adam, trainable_parameters
 from fastgat.errors import ConfigError, NonFiniteError
 from fastgat.kernels.input_gradient import ascent, input_gradient
 from fastgat.methods.gat import GAT

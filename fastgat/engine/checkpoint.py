@@ -18,9 +18,11 @@ from torch import Tensor, nn
 from fastgat.engine.files import write_atomically
 from fastgat.errors import CheckpointError
 
-FORMAT = 2
-READABLE = (1, 2)
+FORMAT = 3
+READABLE = (1, 2, 3)
 """Of format 1 the classifier can be read; the optimisers counted their updates in another way."""
+RENAMED = {"classifier_adam.": "classifier_optimizer.", "generator_adam.": "generator_optimizer."}
+"""What format 2 called otherwise; it is read as format 3."""
 HEADER, CHECKSUM = "fastgat", "checksum"
 CLASSIFIER, EMA = "classifier.", "ema.shadow."
 
@@ -61,6 +63,10 @@ def load_checkpoint(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         raise CheckpointError(f"{path}: checkpoint format {version}, but this fastgat reads up to format {FORMAT}")
     if metadata.get(CHECKSUM) != _checksum(tensors, metadata[HEADER]):
         raise CheckpointError(f"{path}: damaged: its contents do not match their checksum")
+    if header["format"] == 2:  # a version
+        header["format"] = FORMAT
+        for before, now in RENAMED.items():
+            tensors = {name.replace(before, now, 1): tensor for name, tensor in tensors.items()}
     return tensors, header
 
 

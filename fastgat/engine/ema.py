@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from fastgat.engine.adam import buffer_name, trainable_parameters
+from fastgat.engine.optimizers import buffer_name, trainable_parameters
 
 
 class Ema(nn.Module):

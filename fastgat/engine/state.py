@@ -12,10 +12,10 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.parameter import is_lazy
 
 from fastgat.config import OptimizerConfig
-from fastgat.engine.adam import Adam, trainable_parameters
 from fastgat.engine.ema import Ema
 from fastgat.engine.loss_scale import SMALLEST, LossScale, all_finite
 from fastgat.engine.metrics import RunningMetrics
+from fastgat.engine.optimizers import Adam, create_optimizer, trainable_parameters
 from fastgat.engine.ranks import ALONE, Ranks
 from fastgat.engine.reduction import GradientMean, everywhere
 from fastgat.errors import ConfigError, NonFiniteError
@@ -65,8 +65,8 @@ class TrainState(nn.Module):
         self.interacts = has_batch_norm(classifier) if interacts is None else interacts
         self.statistics = statistics
         self.classifier, self.generator = classifier, generator
-        self.classifier_adam = Adam(classifier, optimizer.lr)
-        self.generator_adam = Adam(generator, optimizer.generator_lr) if generator is not None else None
+        self.classifier_optimizer = create_optimizer(classifier, optimizer)
+        self.generator_optimizer = Adam(generator, optimizer.generator_lr) if generator is not None else None
         self._classifier_mean, self._generator_mean = (
             GradientMean(trainable_parameters(player) if player is not None else {}, ranks)
             for player in (classifier, generator)
@@ -103,10 +103,10 @@ class TrainState(nn.Module):
             of_generator = self._generator_mean.start(generator) if generator is not None else None
             if of_generator is not None:
                 assert players.generator is not None
-                assert self.generator_adam is not None
-                self.generator_adam.update(players.generator.parameters, self._clipped(of_generator()))
+                assert self.generator_optimizer is not None
+                self.generator_optimizer.update(players.generator.parameters, self._clipped(of_generator()))
             if of_classifier is not None:
-                self.classifier_adam.update(players.classifier.parameters, self._clipped(of_classifier()))
+                self.classifier_optimizer.update(players.classifier.parameters, self._clipped(of_classifier()))
                 if self.ema is not None:
                     self.ema.update(players.classifier.parameters)
         return players
@@ -137,9 +137,9 @@ class TrainState(nn.Module):
         if factor == self.learning_rate_factor:
             return
         self.learning_rate_factor = factor
-        self.classifier_adam.learning_rate.fill_(self.optimizer.lr * factor)
-        if self.generator_adam is not None:
-            self.generator_adam.learning_rate.fill_(self.optimizer.generator_lr * factor)
+        self.classifier_optimizer.learning_rate.fill_(self.optimizer.lr * factor)
+        if self.generator_optimizer is not None:
+            self.generator_optimizer.learning_rate.fill_(self.optimizer.generator_lr * factor)
 
     def evaluation_parameters(self) -> Tensors:
         """The classifier's parameters to judge it by: the moving average where there is one."""
@@ -205,7 +205,7 @@ class TrainState(nn.Module):
         """The tensors of which a skipped step changes none, where steps may be skipped."""
         if self.loss_scale is None:
             return []
-        changing = (self.classifier, self.generator, self.classifier_adam, self.generator_adam, self.ema)
+        changing = (self.classifier, self.generator, self.classifier_optimizer, self.generator_optimizer, self.ema)
         modules = [module for module in changing if module is not None]
         tensors = [tensor for module in modules for tensor in (*module.parameters(), *module.buffers())]
         return [*tensors, *self._memories()]
@@ -215,8 +215,8 @@ class TrainState(nn.Module):
         return [
             tensor
             for name, module, adam in (
-                ("classifier", self.classifier, self.classifier_adam),
-                ("generator", self.generator, self.generator_adam),
+                ("classifier", self.classifier, self.classifier_optimizer),
+                ("generator", self.generator, self.generator_optimizer),
             )
             if module is not None and adam is not None and (not players or name in players)
             for tensor in (*module.parameters(), *adam.buffers())

@@ -19,6 +19,7 @@ from fastgat.engine.allocator import keep_freed_memory
 from fastgat.engine.compiled import Stepper
 from fastgat.engine.device import autocast_dtype, pick_device, tf32
 from fastgat.engine.interaction import samples_interact
+from fastgat.engine.optimizers import Adam
 from fastgat.engine.state import TrainState
 from fastgat.errors import ConfigError
 from fastgat.methods import (
@@ -238,7 +239,8 @@ class Fastgat(Side):
         self.number += 1
 
     def moments(self) -> Tensor:
-        adam = self.state.classifier_adam
+        adam = self.state.classifier_optimizer
+        assert isinstance(adam, Adam)
         return torch.cat([buffer.flatten() for buffer in adam.exp_avg.buffers()]).float().cpu()
 
     def next_inputs(self) -> tuple[list[Batch], list[Draws]]:

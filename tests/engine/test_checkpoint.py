@@ -78,7 +78,7 @@ def test_another_version(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setattr(checkpoint, "FORMAT", 0)
     save_checkpoint(tmp_path / "old", TENSORS, {})
     monkeypatch.undo()
-    with pytest.raises(CheckpointError, match="checkpoint format 0, but this fastgat reads up to format 2"):
+    with pytest.raises(CheckpointError, match="checkpoint format 0, but this fastgat reads up to format 3"):
         load_checkpoint(tmp_path / "old")
 
 
@@ -94,3 +94,15 @@ def test_a_full_disk_keeps_what_was_there(tmp_path: Path, monkeypatch: pytest.Mo
         save_checkpoint(path, TENSORS, {"position": 2})
     assert load_checkpoint(path)[1]["position"] == 1
     assert [file.name for file in tmp_path.iterdir()] == ["last.safetensors"]
+
+
+def test_the_format_before_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The optimisers had other names in it."""
+    names = ("classifier_adam.exp_avg.w", "generator_adam.updates", "step")
+    tensors = {name: torch.ones(2) for name in names}
+    monkeypatch.setattr(checkpoint, "FORMAT", 2)
+    save_checkpoint(tmp_path / "old.safetensors", tensors, {})
+    monkeypatch.undo()
+    found, header = load_checkpoint(tmp_path / "old.safetensors")
+    assert set(found) == {"classifier_optimizer.exp_avg.w", "generator_optimizer.updates", "step"}
+    assert header["format"] == checkpoint.FORMAT == 3

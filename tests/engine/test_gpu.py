@@ -88,7 +88,7 @@ def _same_algorithms() -> Iterator[None]:
 
 def assert_same_learning(one: TrainState, other: TrainState, allowed: float) -> None:
     """Both players' first moments, which are gradients, agree to a relative error; and so do the metrics."""
-    for name in ("classifier_adam", "generator_adam"):
+    for name in ("classifier_optimizer", "generator_optimizer"):
         if getattr(one, name) is None:
             continue
         ours, theirs = (

@@ -1,0 +1,64 @@
+"""The optimisers against torch's own."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+
+import pytest
+import torch
+
+from fastgat.config import OptimizerConfig
+from fastgat.engine.optimizers import OPTIMIZERS, create_optimizer, trainable_parameters
+from fastgat.options import constraint
+from tests.support import players
+
+Torchs = Callable[[object], torch.optim.Optimizer]
+CASES: list[tuple[OptimizerConfig, Torchs]] = [
+    (OptimizerConfig(), lambda p: torch.optim.Adam(p, lr=1e-3)),  # type: ignore[arg-type]  # parameters
+    (OptimizerConfig(weight_decay=0.1), lambda p: torch.optim.Adam(p, lr=1e-3, weight_decay=0.1)),  # type: ignore[arg-type]  # parameters
+    (OptimizerConfig("adamw"), lambda p: torch.optim.AdamW(p, lr=1e-3)),  # type: ignore[arg-type]  # parameters
+    (OptimizerConfig("adamw", weight_decay=0.5), lambda p: torch.optim.AdamW(p, lr=1e-3, weight_decay=0.5)),  # type: ignore[arg-type]  # parameters
+    (OptimizerConfig("sgd"), lambda p: torch.optim.SGD(p, lr=1e-3, momentum=0.9)),  # type: ignore[arg-type]  # parameters
+    (OptimizerConfig("sgd", momentum=0), lambda p: torch.optim.SGD(p, lr=1e-3)),  # type: ignore[arg-type]  # parameters
+    (
+        OptimizerConfig("sgd", weight_decay=0.1, nesterov=True),
+        lambda p: torch.optim.SGD(p, lr=1e-3, momentum=0.9, weight_decay=0.1, nesterov=True),  # type: ignore[arg-type]  # parameters
+    ),
+]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize(("config", "torchs"), CASES, ids=lambda case: getattr(case, "optimizer", ""))
+def test_is_torchs(config: OptimizerConfig, torchs: Torchs, dtype: torch.dtype) -> None:
+    module, _ = players(dtype=dtype)
+    twin = copy.deepcopy(module)
+    ours, other = create_optimizer(module, config), torchs(twin.parameters())
+    for _ in range(5):
+        gradients = {name: torch.randn_like(p) for name, p in module.named_parameters()}
+        for name, parameter in twin.named_parameters():
+            parameter.grad = gradients[name].clone()
+        with torch.no_grad():
+            ours.update(dict(trainable_parameters(module)), gradients)
+        other.step()
+    for one, expected in zip(module.parameters(), twin.parameters(), strict=True):
+        torch.testing.assert_close(one, expected, rtol=1e-12 if dtype == torch.float64 else 4e-6, atol=1e-8)
+
+
+@pytest.mark.parametrize(
+    ("name", "state"),
+    [
+        ("adam", {"exp_avg", "exp_avg_sq", "updates"}),
+        ("adamw", {"exp_avg", "exp_avg_sq", "updates"}),
+        ("sgd", {"velocity"}),
+    ],
+)
+def test_all_of_its_state_is_in_its_state_dict(name: str, state: set[str]) -> None:
+    module, _ = players()
+    names = {key.split(".")[0] for key in create_optimizer(module, OptimizerConfig(name)).state_dict()}
+    assert names == {"learning_rate", *state}
+
+
+def test_each_can_be_asked_for() -> None:
+    field = OptimizerConfig.__dataclass_fields__["optimizer"]
+    assert constraint(field).choices == tuple(OPTIMIZERS)
