@@ -6,6 +6,7 @@ Ranks is called by every rank, in the same order.
 
 from __future__ import annotations
 
+import importlib
 import os
 import signal
 import threading
@@ -181,6 +182,9 @@ def joined(device: torch.device) -> Iterator[Ranks]:
         with _lost_ones_named(current()):
             yield current()
         return
+    # torch.func.vjp imports Dynamo at its first use. Imported while there is a group, Dynamo keeps it (torch 2.13), and
+    # the group's threads, still there when the interpreter ends, may abort the process.
+    importlib.import_module("torch._dynamo")
     try:
         store, rank, count = next(iter(rendezvous("env://")))
         _store = PrefixStore(f"fastgat/{_attempt_number()}", store)

@@ -18,9 +18,9 @@ from tests.support import fastgat
 TORCHRUN = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
 TRAIN = (
     *("train", "--dataset", "digits", "--train-images", "64", "--batch-size", "16", "--generator-width", "4"),
-    *("--no-compile", "--device", "cpu", "--checkpoint-interval", "2"),
+    *("--no-compile", "--device", "cpu", "--checkpoint-interval", "2", "--epochs", "8"),
+    *("--method", "free", "--replays", "2"),
 )
-FREE = ("--method", "free", "--replays", "2")
 
 pytestmark = [
     pytest.mark.slow,
@@ -42,6 +42,7 @@ def finish(process: subprocess.Popen[str]) -> tuple[int, str, list[str]]:
         out, err = process.communicate(timeout=200)
     finally:
         process.kill()
+    sys.stderr.write(err)  # shown where a test fails
     return process.returncode, out, [line for line in err.splitlines() if line.startswith("fastgat: error: ")]
 
 
@@ -65,14 +66,20 @@ def weights(folder: Path) -> dict[str, torch.Tensor]:
     return load_checkpoint(folder / "last.safetensors")[0]
 
 
-def test_a_rank_is_killed_and_torchrun_restarts_all(tmp_path: Path) -> None:
-    """The same weights, bit for bit, as without."""
-    code, out, errors = finish(start(*FREE, "--epochs", 8, "--output", "whole", folder=tmp_path))
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of two ranks."""
+    folder = tmp_path_factory.mktemp("ranks")
+    code, out, errors = finish(start("--output", "whole", folder=folder))
     assert (code, errors) == (0, [])
     assert "ranks       2, with 8 images of each batch each" in out
     assert out.count("epoch 1/8") == 1
+    return folder / "whole"
 
-    process = start(*FREE, "--epochs", 8, "--output", "killed", folder=tmp_path, restarts=1)
+
+def test_a_rank_is_killed_and_torchrun_restarts_all(undisturbed: Path, tmp_path: Path) -> None:
+    """The same weights, bit for bit, as without."""
+    process = start("--output", "killed", folder=tmp_path, restarts=1)
     wait_for(tmp_path / "killed" / "best.safetensors", process)
     os.kill(ranks_of(process)[1], signal.SIGKILL)
     code, out, errors = finish(process)
@@ -82,52 +89,42 @@ def test_a_rank_is_killed_and_torchrun_restarts_all(tmp_path: Path) -> None:
         "--resume auto"
     ]
     assert "continues   after step " in out
-    whole, killed = weights(tmp_path / "whole"), weights(tmp_path / "killed")
+    whole, killed = weights(undisturbed), weights(tmp_path / "killed")
     assert whole.keys() == killed.keys()
     for name, tensor in whole.items():
         assert tensor.equal(killed[name]), name
 
 
-def test_a_signal_ends_all_ranks_and_one_goes_on(tmp_path: Path) -> None:
-    """SIGTERM to one rank: all end at a checkpoint of one step, from which one process continues."""
-    process = start(*FREE, "--epochs", 500, "--output", "out", folder=tmp_path)
+def test_a_signal_ends_all_ranks_and_one_goes_on(undisturbed: Path, tmp_path: Path) -> None:
+    """SIGTERM to one rank: all end at a checkpoint of one step, and one process goes on, its batches theirs."""
+    process = start("--output", "out", folder=tmp_path)
     wait_for(tmp_path / "out" / "best.safetensors", process)
     os.kill(ranks_of(process)[1], signal.SIGTERM)
     code, out, errors = finish(process)
     assert (code, errors) == (0, [])
     assert "interrupted by SIGTERM" in out
-    header = load_checkpoint(tmp_path / "out" / "last.safetensors")[1]
-    step = header["position"]["step"]
-    epochs = str(step // 4 + 2)
-    results = []
-    for name in ("one", "two"):
-        (tmp_path / name).mkdir()
-        for file in ("last.safetensors", "best.safetensors"):
-            (tmp_path / name / file).write_bytes((tmp_path / "out" / file).read_bytes())
-        arguments = (*FREE, "--epochs", epochs, "--output", name, "--resume", "auto")
-        if name == "two":
-            code, out, errors = finish(start(*arguments, folder=tmp_path))
-            assert (code, errors) == (0, [])
-        else:
-            ended = fastgat(*TRAIN, *arguments, cwd=tmp_path)
-            assert ended.returncode == 0, ended.stderr
-            out = ended.stdout
-        assert f"continues   after step {step} " in out
-        results.append(weights(tmp_path / name))
-    one, two = results
-    assert one.keys() == two.keys()
-    for key in (key for key in one if key.startswith("classifier.")):
-        torch.testing.assert_close(one[key], two[key], rtol=1e-3, atol=1e-4)
-    assert one["memory"].shape == two["memory"].shape == (16, 3, 32, 32)
+    step = load_checkpoint(tmp_path / "out" / "last.safetensors")[1]["position"]["step"]
+    assert 4 <= step < 32
+    ended = fastgat(*TRAIN, "--output", "out", "--resume", "auto", cwd=tmp_path)
+    assert ended.returncode == 0, ended.stderr
+    assert f"continues   after step {step} " in ended.stdout
+    whole, alone = weights(undisturbed), weights(tmp_path / "out")
+    assert whole.keys() == alone.keys()
+    assert whole["memory"].shape == alone["memory"].shape == (16, 3, 32, 32)
+    ours, theirs = (torch.cat([each[name].flatten() for name in whole if is_weight(name)]) for each in (alone, whole))
+    assert float((ours - theirs).norm() / theirs.norm()) < 0.01  # float32, and Free takes signs
+
+
+def is_weight(name: str) -> bool:
+    return name.startswith("classifier.")
 
 
 def test_errors_are_told_once(tmp_path: Path) -> None:
-    code, _, errors = finish(start("--method", "baseline", "--dataset", "folder:nowhere", folder=tmp_path))
+    code, _, errors = finish(start("--dataset", "folder:nowhere", folder=tmp_path))
     assert code == 1
     assert errors == [f"fastgat: error: rank 0: {tmp_path}/nowhere: no such folder"]
-    code, _, errors = finish(start("--epochs", "none", folder=tmp_path))
-    assert len(errors) == 1
-    code, _, errors = finish(start("--method", "baseline", folder=tmp_path, restarts=1))
+    code, _, errors = finish(start(folder=tmp_path, restarts=1))
+    assert code == 1
     assert set(errors) == {
         "fastgat: error: --max-restarts needs --output, where the restarted run finds its checkpoint"
     }

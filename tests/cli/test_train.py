@@ -17,10 +17,12 @@ from tests.cli.conftest import Run
 QUICK = (
     "--dataset",
     "digits",
+    "--train-images",
+    "64",
     "--epochs",
     "1",
     "--batch-size",
-    "256",
+    "16",
     "--generator-width",
     "4",
     "--no-compile",
@@ -29,10 +31,12 @@ BASE = (
     "train",
     "--dataset",
     "digits",
+    "--train-images",
+    "64",
     "--epochs",
     "1",
     "--batch-size",
-    "256",
+    "16",
     "--method",
     "baseline",
     "--no-compile",
@@ -49,9 +53,9 @@ def baseline(tmp_path_factory: pytest.TempPathFactory) -> Path:
     settings = TrainConfig(
         method="baseline",
         epochs=1,
-        batch_size=256,
+        batch_size=16,
         output=folder,
-        data=DataConfig(dataset="digits"),
+        data=DataConfig(dataset="digits", train_images=64),
         run=RunConfig(compile=False),
     )
     Trainer(settings).fit()
@@ -60,13 +64,13 @@ def baseline(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.parametrize("method", ["gat", "dropout-gat", "fg-linf"])
 def test_a_run_from_start_to_end(run: Run, method: str, tmp_path: Path) -> None:
-    quick = [*QUICK, "--channels-last"] if "gat" in method else ["--dataset", "digits", "--epochs", 1]
+    quick = [*QUICK, "--channels-last"] if "gat" in method else [*QUICK[:-1], "--compile"]
     if method == "gat":
-        quick.append("--amp")  # once: where the processor has no instructions for it, half a minute
+        quick.append("--amp")
     result = run("train", *quick, "--method", method, "--output", "out")
     assert result.code == 0, result.err
     assert result.err == ""
-    assert "digits: 1,257 / 180 / 360 images" in result.out
+    assert "digits: 64 / 180 / 360 images" in result.out
     assert "epoch 1/1" in result.out
     assert "test accuracy" in result.out
     summary = json.loads((tmp_path / "out" / "summary.json").read_text())

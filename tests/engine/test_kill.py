@@ -28,7 +28,19 @@ TRAIN = (
         "cpu",
         "--no-compile",
     ),
-    *("--batch-size", "32", "--epochs", "2", "--deterministic", "--checkpoint-interval", "5", "--ema", "0.9"),
+    *(
+        "--train-images",
+        "320",
+        "--batch-size",
+        "16",
+        "--epochs",
+        "2",
+        "--deterministic",
+        "--checkpoint-interval",
+        "5",
+        "--ema",
+        "0.9",
+    ),
 )
 
 

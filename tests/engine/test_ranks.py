@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import atexit
 import os
 import re
+import sys
 from pathlib import Path
 
 import pytest
@@ -173,6 +175,26 @@ def test_a_step_in_a_loop_of_one_s_own(tmp_path: Path) -> None:
     for rank in (0, 1):
         for name, tensor in torch.load(tmp_path / f"{rank}.pt").items():
             torch.testing.assert_close(tensor, alone[name], rtol=EXACT, atol=EXACT)
+
+
+def leave_nothing(ranks: Ranks, folder: Path) -> None:
+    atexit.register(
+        lambda: (folder / f"threads{ranks.rank}").write_text(
+            "".join((task / "comm").read_text() for task in Path("/proc/self/task").iterdir())
+        )
+    )
+    train(CASES[0], ranks)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="finds threads in /proc")
+def test_no_thread_of_the_group_outlives_it(tmp_path: Path) -> None:
+    """It could end the process by an abort."""
+    run(2, leave_nothing, tmp_path)
+    for rank in (0, 1):
+        threads = (tmp_path / f"threads{rank}").read_text()
+        assert "python" in threads or "pt_main" in threads
+        assert "gloo" not in threads
 
 
 def misfit(ranks: Ranks, folder: Path) -> None:
