@@ -78,7 +78,8 @@ class Trainer:
     Args:
         config: everything that defines the run; by default GAT on CIFAR-10, or on digits where there is none.
         classifier: a module of your own, images (B, C, H, W) in [0, 1] -> logits (B, K); it is trained in place. Its
-            dropout, if any, is its own: the rate of a method with dropout is not applied to it.
+            dropout, if any, is its own: the rate of a method with dropout is not applied to it. Layers of it that are
+            in eval mode, as frozen batch norm is, stay so, unless all of it is in eval mode.
         generator: a module of your own, input gradients (B, C, H, W) -> perturbations of that shape, trained in place.
         train_loader, validation_loader: sized iterables of (images, labels) instead of a data set; they need a
             classifier of your own, whose output tells the number of classes.
@@ -288,7 +289,9 @@ class Trainer:
         precision = self.config.precision
         for module in (classifier, generator):
             if module is not None:
-                module.to(device).train()
+                module.to(device)
+                if not module.training:  # as pretrained networks come; else layers in eval mode are frozen on purpose
+                    module.train()
                 if precision.channels_last:
                     module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch's stub lacks it
         autocast = autocast_dtype(precision.amp_dtype, device) if precision.amp else None

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from fastgat.engine.modes import in_eval_mode
 from fastgat.errors import ConfigError, NonFiniteError
 from fastgat.options import Options, option
 
@@ -127,17 +128,13 @@ def right(logits: Tensor, labels: Tensor) -> Tensor:
 @contextlib.contextmanager
 def frozen(model: nn.Module) -> Iterator[None]:
     """The model in eval mode, its parameters without gradients; everything is put back."""
-    modes = [(module, module.training) for module in model.modules()]
     wanted = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
-    model.eval()
     for parameter, _ in wanted:
         parameter.requires_grad_(False)
     try:
-        with torch.enable_grad():
+        with in_eval_mode(model), torch.enable_grad():
             yield
     finally:
-        for module, mode in modes:
-            module.training = mode
         for parameter, before in wanted:
             parameter.requires_grad_(before)
 

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from fastgat.data.batch import Batch
+from fastgat.engine.modes import in_eval_mode
 from fastgat.engine.ranks import ALONE, Ranks
 from fastgat.kernels.dual_loss import cross_entropy
 
@@ -30,7 +31,7 @@ def score(
     autocast: torch.dtype | None = None,
     ranks: Ranks = ALONE,
 ) -> Score:
-    """The classifier's score in eval mode, with `parameters` in place of its own if given; its mode is put back.
+    """The classifier's score in eval mode, with `parameters` in place of its own if given.
 
     Each of several ranks brings batches of its own; the score is that of all of them.
     """
@@ -43,9 +44,7 @@ def _sums(
     classifier: nn.Module, batches: Iterable[Batch], parameters: dict[str, Tensor] | None, autocast: torch.dtype | None
 ) -> tuple[float, float, int]:
     """Right answers, summed cross entropy, and samples."""
-    was_training = classifier.training
-    classifier.eval()
-    try:
+    with in_eval_mode(classifier):
         correct: Tensor | float = 0.0
         total: Tensor | float = 0.0
         samples = 0
@@ -55,6 +54,4 @@ def _sums(
             correct = correct + (logits.argmax(1) == labels).sum()
             total = total + cross_entropy(logits, labels).sum(dtype=torch.float64)
             samples += len(labels)
-    finally:
-        classifier.train(was_training)
     return float(correct), float(total), samples

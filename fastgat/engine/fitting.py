@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from fastgat.data.batch import Batch
+from fastgat.engine.modes import in_eval_mode
 from fastgat.errors import ConfigError
 from fastgat.methods.base import Method
 
@@ -29,23 +30,17 @@ def check_networks(
         raise ConfigError("a loader is empty: it must yield at least one batch")
     images = batch.images[:2]
     given = images.clone()
-    players = [module for module in (classifier, generator) if module is not None]
-    modes = [(module, module.training) for player in players for module in player.modules()]
     try:
-        for player in players:
-            player.eval()
-        logits = classifier(given)
-        feed = method.generator_feed(images, images) if method is not None else images
-        perturbation = generator(feed) if generator is not None else images
+        with in_eval_mode(classifier, generator):
+            logits = classifier(given)
+            feed = method.generator_feed(images, images) if method is not None else images
+            perturbation = generator(feed) if generator is not None else images
     except torch.OutOfMemoryError:
         raise
     except Exception as error:  # noqa: BLE001  # whatever a network may raise
         shape = tuple(images.shape)
         reason = " ".join(str(error).split("\n")[0].split()) or type(error).__name__
         raise ConfigError(f"the networks do not take images of shape {shape}: {reason}") from None
-    finally:
-        for module, mode in modes:
-            module.training = mode
     if not torch.equal(given.nan_to_num(), images.nan_to_num()):
         raise ConfigError("the classifier changes its input in place: have it work on a copy")
     if not isinstance(logits, Tensor) or logits.dim() != 2 or len(logits) != len(images):

@@ -15,7 +15,7 @@ from fastgat import load_classifier
 from fastgat.config import OptimizerConfig
 from fastgat.engine.checkpoint import load_checkpoint
 from fastgat.engine.events import Callback, EpochEnd, Start
-from fastgat.methods import GAT
+from fastgat.methods import GAT, Baseline
 from tests.engine.small import STEPS, Small, Tied, assert_same_weights, config, rows, trainer
 from tests.support import BatchNormNet
 
@@ -178,3 +178,21 @@ def test_a_callback_can_stop_before_the_start(tmp_path: Path) -> None:
     history = trainer(config(tmp_path / "run"), callbacks=(Never(),)).fit()
     assert history.summary is not None
     assert history.summary["epochs"] == 0
+
+
+def test_frozen_batch_norm_stays_frozen(tmp_path: Path) -> None:
+    classifier = BatchNormNet(4)
+    classifier.norm.eval()
+    before = {name: tensor.clone() for name, tensor in classifier.norm.named_buffers()}
+    history = trainer(config(tmp_path, method=Baseline()), lambda: classifier).fit()
+    assert len(history.epochs) == 3
+    assert (classifier.training, classifier.norm.training) == (True, False)
+    for name, tensor in classifier.norm.named_buffers():
+        assert tensor.equal(before[name]), name
+
+
+def test_a_network_in_eval_mode_is_trained(tmp_path: Path) -> None:
+    classifier = BatchNormNet(4).eval()
+    trainer(config(tmp_path, method=Baseline()), lambda: classifier).fit()
+    assert classifier.norm.training
+    assert int(classifier.norm.num_batches_tracked or 0) == 18
