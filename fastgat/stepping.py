@@ -86,6 +86,8 @@ class TrainingStep:
     def metrics(self) -> dict[str, float]:
         """Means over the steps since the last call, by name, empty where there were none; waits for the device.
 
+        Of several ranks all must call it: the means are theirs together.
+
         Raises NonFiniteError, naming the player and the step, where a loss became NaN or infinite, or where float16
         overflows at any loss scale.
         """
@@ -163,6 +165,9 @@ class TrainingStep:
             memory=torch.zeros_like(batch.images) if self.method.remembers else None,
             ranks=current(),
         )
+        current().broadcast([*self.classifier.parameters(), *self.classifier.buffers()])
+        if self.generator is not None:
+            current().broadcast([*self.generator.parameters(), *self.generator.buffers()])
         if self._restored is not None:
             self._load(state, self._restored)
         state.set_learning_rates(self._rate)
@@ -222,7 +227,7 @@ def compile_step(
             step(images, labels)
 
     Where torch.distributed connects several ranks, each brings its part of every batch, all of one size, and the step
-    is that of the whole batch: gradients and batch norm's statistics are taken over all ranks.
+    is that of the whole batch, from rank 0's weights: gradients and batch norm's statistics are taken over all ranks.
 
     Args:
         classifier: images (B, C, H, W) in [0, 1] -> logits (B, K), trained in place, its modules in the modes (train,

@@ -14,9 +14,10 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 
-from fastgat.config import TrainConfig, identity
+from fastgat.config import TrainConfig, flatten, identity
 from fastgat.data import Images, IterableLoader, Loader, choose, create_loader, load_dataset
 from fastgat.data.registry import silent
+from fastgat.data.sets import ImageSet
 from fastgat.data.store import Progress
 from fastgat.engine.compiled import Stepper, missing_compiler
 from fastgat.engine.device import autocast_dtype, device_name, has_fast_bfloat16, pick_device, tf32
@@ -26,7 +27,14 @@ from fastgat.engine.interaction import samples_interact
 from fastgat.engine.loop import Loop
 from fastgat.engine.random import seeded
 from fastgat.engine.ranks import Ranks, check_restarts, joined, local_rank, restarted
-from fastgat.engine.resume import Checkpoint, adopt_best, check_same_classes, check_same_run, find_checkpoint
+from fastgat.engine.resume import (
+    Checkpoint,
+    adopt_best,
+    after_restart,
+    check_same_classes,
+    check_same_run,
+    find_checkpoint,
+)
 from fastgat.engine.state import TrainState
 from fastgat.errors import CompileError, ConfigError, DeviceError, OutputError
 from fastgat.methods import Method
@@ -49,6 +57,10 @@ SECOND_PULL_BACK = {
     False: "its gradients are the batch's",
 }
 """What becomes of the shared backward pass under batch norm, with a generator and without."""
+
+
+OWN = ("output", "resume", "data")
+"""Settings in which ranks may differ: where things are. What the data are is compared otherwise."""
 
 
 class Feed(NamedTuple):
@@ -127,6 +139,7 @@ class Trainer:
             loop = self._prepare(device, ranks)
             ranks.from_first(lambda: self._open_folder(loop.folder))
             summary = loop.run()
+            loop.stepper.release()
         return History(loop.position.epochs, summary, loop.folder)
 
     def prepare(self) -> Loop:
@@ -140,13 +153,18 @@ class Trainer:
 
     def _prepare(self, device: torch.device, ranks: Ranks) -> Loop:
         self._batch_size = ranks.share_of(self.config.batch_size)
-        ranks.check_same({**identity(self.config), "torch": torch.__version__, "fastgat": version("fastgat-trainer")})
-        resume = "auto" if self.config.resume is None and restarted() else self.config.resume
-        self._checkpoint = checkpoint = ranks.from_first(lambda: find_checkpoint(resume, self.config.output))
+        asked = {key: value for key, value in flatten(self.config.to_dict()) if key.partition(".")[0] not in OWN}
+        versions = {"torch": torch.__version__, "fastgat": version("fastgat-trainer")}
+        ranks.check_same({**identity(self.config), **asked, **versions, "their kind of device": device.type})
+        again = any(ranks.gather(restarted()))
+        self._checkpoint = checkpoint = ranks.from_first(
+            lambda: find_checkpoint(after_restart(self.config.resume, self.config.output, again), self.config.output)
+        )
         feed = ranks.local_first(lambda: self._feed(device, ranks))
-        ranks.check_same({"their data": feed.fingerprint})
+        ranks.check_same({"their data": feed.fingerprint, "batches an epoch": feed.train.batches_per_epoch})
         state = ranks.agree(lambda: self._fitting_state(feed, device, ranks))
         state.interacts = any(ranks.gather(state.interacts))
+        ranks.check_same({"number format": str(state.autocast), "their networks": state.structure()})
         ranks.broadcast([*state.parameters(), *state.buffers()])
         config = replace(
             self.config,
@@ -231,7 +249,7 @@ class Trainer:
             images.classes,
             channels,
             f"{choice.name}: {choice.reason}",
-            zlib.crc32(b"".join(part.labels.tobytes() for part in parts)),
+            zlib.crc32(b"".join(map(_sample, parts))),
         )
 
     def _loader(self, name: str, images: Images, device: torch.device, ranks: Ranks) -> Loader:
@@ -271,7 +289,10 @@ class Trainer:
         """The state, once its networks are known to fit the images."""
         state = self._state(feed, device, ranks)
         for loader in (feed.train, feed.validation):
-            check_networks(state.classifier, state.generator, next(loader.once(), None), self.method, feed.num_classes)
+            batch = next(loader.once(), None)
+            if batch is None and not ranks.alone:
+                continue  # fewer images than ranks
+            check_networks(state.classifier, state.generator, batch, self.method, feed.num_classes)
         state.interacts = samples_interact(state.classifier, next(feed.train.once()).images)
         return state
 
@@ -302,7 +323,7 @@ class Trainer:
             self.method.metrics,
             autocast,
             statistics=self.config.model.batch_norm,
-            memory=torch.zeros_like(next(feed.train.once()).images) if self.method.remembers else None,
+            memory=torch.zeros_like(next(feed.train.stream(0)).images) if self.method.remembers else None,
             ranks=ranks,
         )
 
@@ -361,6 +382,12 @@ class Trainer:
             "device": f"{device_name(state.device)}; {numbers}, {layout}",
             **({} if ranks.alone else {"ranks": f"{ranks.count}, with {self._batch_size} images of each batch each"}),
         }
+
+
+def _sample(images: Images) -> bytes:
+    """Enough of a set to tell it from another: its labels, and some pixels where they are in memory."""
+    some = images.images[:: len(images) // 64 + 1].tobytes() if isinstance(images, ImageSet) else b""
+    return images.labels.tobytes() + some
 
 
 def _size(module: nn.Module) -> str:

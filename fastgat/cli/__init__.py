@@ -25,6 +25,10 @@ COMMANDS = {
 }
 
 
+USAGE = 2
+"""The exit code of options that make no sense."""
+
+
 class LazyGroup(click.Group):
     """Imports a command's module when that command is called: torch takes seconds, `--help` should not."""
 
@@ -82,17 +86,12 @@ def main() -> None:
 def _fail(message: str, exit_code: int, ctx: click.Context | None = None, *, lost: bool = False) -> None:
     line = " ".join(message.split())
     hint = f" (try `{ctx.command_path} --help`)" if ctx is not None else ""
-    if _speaks(line, lost):
-        click.echo(f"fastgat: error: {line}{hint}", err=True)
-    if lost:  # what is still under way to that rank must not be waited for
-        os._exit(exit_code)
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        from fastgat.engine.ranks import speaks  # imports torch
+
+        if speaks(line, lost=lost, usage=exit_code == USAGE):
+            click.echo(f"fastgat: error: {line}{hint}", err=True)
+        sys.stdout.flush()
+        os._exit(exit_code)  # what is under way to other ranks must not be waited for
+    click.echo(f"fastgat: error: {line}{hint}", err=True)
     sys.exit(exit_code)
-
-
-def _speaks(line: str, lost: bool) -> bool:
-    """Whether this process is to say so, of several that may have the same to say."""
-    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
-        return True
-    from fastgat.engine.ranks import speaks  # imports torch
-
-    return speaks(line, lost=lost)

@@ -12,8 +12,8 @@ from rich.console import Console
 from fastgat.cli.options import SectionedCommand, overrides, run_options
 from fastgat.config import TrainConfig, load_toml, merge
 from fastgat.engine.allocator import keep_freed_memory
-from fastgat.engine.ranks import is_first
-from fastgat.engine.resume import find_checkpoint
+from fastgat.engine.ranks import is_first, restarted
+from fastgat.engine.resume import after_restart, find_checkpoint
 from fastgat.reporting.progress import ConsoleProgress
 from fastgat.reporting.transfer import TransferBar
 from fastgat.trainer import Trainer
@@ -56,7 +56,8 @@ def _config(file: Path | None, given: dict[str, Any]) -> TrainConfig:
         asked = load_toml(file)
         TrainConfig.from_dict({key: value for key, value in asked.items() if key != "resume"}, str(file))
     asked = merge(asked, overrides(given))
-    resume, output = asked.get("resume"), asked.get("output")
+    output = asked.get("output")
+    resume = after_restart(asked.get("resume"), Path(output) if output else None, restarted())
     if resume is None or (resume == "auto" and not output):
         return TrainConfig.from_dict(asked)
     checkpoint = find_checkpoint(str(resume), Path(output) if output else None)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
@@ -82,7 +83,10 @@ def collate(samples: list[Sample]) -> Samples:
 
 
 def leave_signals_to_the_run(worker: int) -> None:
-    """Ctrl-C reaches every process of a terminal; it is the run's to end its workers, by SIGTERM."""
+    """Ctrl-C reaches every process of a terminal; it is the run's to end its workers, by SIGTERM. torchrun's SIGTERM
+    reaches every process of a rank's group: workers of one of several ranks have a group of their own."""
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        os.setpgid(0, 0)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
 

@@ -103,13 +103,20 @@ def create_loader(
 
 
 def cores() -> int:
-    """The cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    """The cores that this process may use: of several ranks on a machine, its share."""
+    found = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, found // ranks_here())
+
+
+def ranks_here() -> int:
+    """How many ranks torchrun has started on this machine."""
+    return int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
 
 
 def check_fits(images: EncodedSet, device: torch.device) -> None:
-    """Raises DataError if the decoded images would take more than half of the memory that is free here or there."""
-    needed = len(images) * int(np.prod(images.shape))
+    """Raises DataError if the decoded images, a set for each rank, would take more than half of the memory that is
+    free here or there."""
+    needed = len(images) * int(np.prod(images.shape)) * ranks_here()
     free = {"this machine": host_memory()}
     if device.type == "cuda":
         free[str(device)] = torch.cuda.mem_get_info(device)[0]

@@ -22,8 +22,7 @@ from fastgat.kernels.backend import accumulation_dtype
 class AcrossRanks(_BatchNorm):
     """Mixed into the class of a layer of batch norm: in train mode its statistics are those of all ranks' batches.
 
-    The sums of x - s and (x - s)^2 over the batch travel together, in one collective; s, the running mean, keeps
-    their difference from losing its digits.
+    Each rank's mean and variance travel together, in one collective: sums of squares would lose digits.
     """
 
     ranks: Ranks
@@ -41,13 +40,10 @@ class AcrossRanks(_BatchNorm):
         wide = x.to(accumulation_dtype(x.dtype))
         dims = [d for d in range(x.dim()) if d != 1]
         shape = [-1 if d == 1 else 1 for d in range(x.dim())]
+        own, own_mean = torch.var_mean(wide, dims, correction=0)
+        mean, variance = self._of_all(own_mean, own)
         count = x.numel() // x.shape[1] * self.ranks.count
-        shift = wide.new_zeros(x.shape[1]) if self.running_mean is None else self.running_mean.to(wide.dtype, copy=True)
-        wide = wide - shift.view(shape)
-        sums = torch.stack([wide.sum(dims), wide.square().sum(dims)])
-        mean, square = (differentiable_sum(sums, self.ranks) / count).unbind()
-        variance = (square - mean.square()).clamp(min=0)
-        self._keep(mean.detach() + shift, variance.detach() * (count / (count - 1)))
+        self._keep(mean.detach(), variance.detach() * (count / (count - 1)))
         scale = torch.rsqrt(variance + self.eps)
         if self.weight is not None:
             scale = scale * self.weight
@@ -55,6 +51,15 @@ class AcrossRanks(_BatchNorm):
         if self.bias is not None:
             wide = wide + self.bias.view(shape)
         return wide.to(x.dtype)
+
+    def _of_all(self, mean: Tensor, variance: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean and variance of all ranks' batches, which are of one size, from those of this rank's."""
+        mine = torch.stack([mean, variance])
+        nothing = torch.zeros_like(mine)
+        rows = [mine if rank == self.ranks.rank else nothing for rank in range(self.ranks.count)]
+        means, variances = differentiable_sum(torch.stack(rows, 1), self.ranks).unbind()
+        whole = means.mean(0)
+        return whole, variances.mean(0) + (means - whole).square().mean(0)
 
     def _keep(self, mean: Tensor, variance: Tensor) -> None:
         """Move the running statistics, as torch does: by momentum, or to the average of all batches so far."""
@@ -73,12 +78,13 @@ def _across(kind: type[_BatchNorm]) -> type[AcrossRanks]:
 
 @contextmanager
 def batch_norm_across(ranks: Ranks, *modules: nn.Module | None) -> Iterator[None]:
-    """Within, the layers of batch norm in `modules` are AcrossRanks; afterwards they are what they were.
+    """Within, the layers of batch norm in `modules` that are in train mode are AcrossRanks; afterwards they are what
+    they were.
 
     Raises ConfigError for a layer of a kind that computes something else besides.
     """
     inside = [layer for module in modules if module is not None and not ranks.alone for layer in module.modules()]
-    layers = [layer for layer in inside if isinstance(layer, _BatchNorm)]
+    layers = [layer for layer in inside if isinstance(layer, _BatchNorm) and layer.training]
     for layer in layers:
         if type(layer).forward is not _BatchNorm.forward and not hasattr(layer, "act"):
             raise ConfigError(

@@ -75,6 +75,13 @@ class Stepper:
                     pool = step.graph.pool()
                 self._steps[kind] = step
 
+    def release(self) -> None:
+        """Take no more steps: captured graphs go now, since NCCL waits for those that use its group before it ends."""
+        for step in self._steps.values():
+            if isinstance(step, Captured):
+                step.graph.reset()
+        self._steps = {}
+
     def give_up_compiling(self) -> None:
         """Take the steps as they are written from here on."""
         self.compiled = self.captured = False

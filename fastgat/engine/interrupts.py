@@ -7,12 +7,14 @@ import threading
 from types import FrameType
 from typing import Any
 
+from fastgat.engine.ranks import launched
+
 
 class Interrupts:
     """Inside this context the first Ctrl-C or SIGTERM only sets `received`; a second one acts at once.
 
-    In a context within a context, both are told. Signals can be handled in a process's main thread alone; elsewhere
-    this does nothing.
+    In a context within a context, both are told. Of several ranks none acts on a second SIGTERM. Signals can be handled
+    in a process's main thread alone; elsewhere this does nothing.
     """
 
     def __init__(self) -> None:
@@ -30,6 +32,8 @@ class Interrupts:
     def _note(self, number: int, frame: FrameType | None) -> None:
         self.received = signal.Signals(number).name
         before = self._before.get(number)
+        if number == signal.SIGTERM and launched():
+            return  # which torchrun sends too, when it receives one itself
         self._restore()
         outer = getattr(before, "__self__", None)
         if isinstance(outer, Interrupts):

@@ -190,8 +190,8 @@ class Loop:
             try:
                 self.stepper.prepare(batches, self.draws(batches))
             except CompileError as error:
-                if self.config.run.compile or isinstance(error, CaptureError):
-                    raise
+                if self.config.run.compile or isinstance(error, CaptureError) or not self.ranks.alone:
+                    raise  # with other ranks too: they may be in the compiled step by now
                 failure = str(error)
                 self.stepper.give_up_compiling()
         event = Compiled(time.perf_counter() - began, self.stepper.captured, failure)

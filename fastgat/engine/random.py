@@ -30,9 +30,16 @@ def step_draws(
     if ranks.alone:
         return [method.draw(classifier, images, source) for images, _ in minibatches]
     part = ranks.part(ranks.count * len(minibatches[0].images))
-    whole = [torch.cat([images] * ranks.count) for images, _ in minibatches]  # for its shape, dtype and layout
-    drawn = [method.draw(classifier, images, source) for images in whole]
+    drawn = [method.draw(classifier, _whole(images, ranks.count), source) for images, _ in minibatches]
     return tree_map_only(Tensor, lambda tensor: tensor[part], drawn)
+
+
+def _whole(images: Tensor, count: int) -> Tensor:
+    """An empty tensor like `count` such batches together, which nobody has written to: a pattern for draws."""
+    last = images.dim() == 4 and images.is_contiguous(memory_format=torch.channels_last)  # dimensions
+    layout = torch.channels_last if last and not images.is_contiguous() else torch.contiguous_format
+    shape = (count * len(images), *images.shape[1:])
+    return torch.empty(shape, dtype=images.dtype, device=images.device, memory_format=layout)
 
 
 def seed_step(seed: int, step: int, device: torch.device, rank: int = 0) -> torch.Generator:

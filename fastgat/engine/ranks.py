@@ -7,6 +7,7 @@ Ranks is called by every rank, in the same order.
 from __future__ import annotations
 
 import importlib
+import itertools
 import os
 import signal
 import threading
@@ -27,6 +28,7 @@ from fastgat.errors import ConfigError, FastgatError, RankError
 Result = TypeVar("Result")
 PATIENCE_SECONDS = 2.0
 """How long a rank that has lost another waits for that one's own account of what happened."""
+_joins = itertools.count()
 _store: Store | None = None
 
 
@@ -179,6 +181,10 @@ def joined(device: torch.device) -> Iterator[Ranks]:
     """
     global _store
     if not launched() or dist.is_initialized():
+        if dist.is_initialized() and "cpu" not in dist.get_backend_config():
+            raise RankError(
+                "the process group does not connect CPUs: init_process_group('cpu:gloo,cuda:nccl') does both"
+            )
         with _lost_ones_named(current()):
             yield current()
         return
@@ -187,33 +193,26 @@ def joined(device: torch.device) -> Iterator[Ranks]:
     importlib.import_module("torch._dynamo")
     try:
         store, rank, count = next(iter(rendezvous("env://")))
-        _store = PrefixStore(f"fastgat/{_attempt_number()}", store)
+        _store = PrefixStore(f"fastgat/{_attempt_number()}/{next(_joins)}", store)
         backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
         dist.init_process_group(backend, store=_store, rank=rank, world_size=count)
     except (RuntimeError, ValueError) as error:
         raise RankError(f"the ranks cannot be connected: {str(error).splitlines()[0]}") from None
-    try:
-        with _lost_ones_named(current()):
-            yield current()
-    except RankError as error:
-        if not error.lost:  # a group that lacks a rank cannot be taken down: NCCL would wait for it
-            dist.destroy_process_group()
-        raise
-    except BaseException:
-        dist.destroy_process_group()
-        raise
-    dist.destroy_process_group()
+    with _lost_ones_named(current()):
+        yield current()
+    dist.destroy_process_group()  # not after an error, which may not be that of all: NCCL would wait for the others
 
 
-def speaks(message: str, *, lost: bool = False) -> bool:
+def speaks(message: str, *, lost: bool = False, usage: bool = False) -> bool:
     """Whether this rank is the one to tell people about an error, so that they are told once.
 
     Of ranks with the same message it is the first; one that has only lost another speaks where no one has said why.
+    Before ranks are connected only errors of `usage` are sure to be those of all.
     """
     if not launched():
         return True
     if _store is None:
-        return is_first()
+        return is_first() or not usage
     try:
         if lost:
             time.sleep(PATIENCE_SECONDS)

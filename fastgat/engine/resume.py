@@ -53,6 +53,11 @@ def find_checkpoint(resume: str | None, output: Path | None) -> Checkpoint | Non
     return Checkpoint(path, tensors, header)
 
 
+def after_restart(resume: str | None, output: Path | None, restarted: bool) -> str | None:
+    """What to continue when torchrun has started a run again, which may have got further than what it began from."""
+    return "auto" if restarted and output is not None and _exists(output / LAST) else resume
+
+
 def check_same_run(checkpoint: Checkpoint, config: TrainConfig) -> None:
     """Raises CheckpointError, naming the first difference, if `config` would compute something else."""
     before, now = (identity(c) for c in (TrainConfig.from_dict(checkpoint.header["config"]), config))

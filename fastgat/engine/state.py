@@ -185,6 +185,14 @@ class TrainState(nn.Module):
             checksum = zlib.crc32(bits.numpy().tobytes(), checksum)
         return checksum
 
+    def structure(self) -> int:
+        """A checksum of the networks' layers, their modes, and the names, shapes and dtypes of their tensors."""
+        said = [
+            [(name, type(module).__name__, module.training) for name, module in self.named_modules()],
+            [(name, str(tensor.dtype), tuple(tensor.shape)) for name, tensor in self.state_dict().items()],
+        ]
+        return zlib.crc32(repr(said).encode())
+
     def _memories(self) -> list[Tensor]:
         return [] if self.memory is None else [self.memory]
 

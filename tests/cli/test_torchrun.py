@@ -13,6 +13,7 @@ import pytest
 import torch
 
 from fastgat.engine.checkpoint import load_checkpoint
+from tests.data.pictures import make_folder
 from tests.support import fastgat
 
 TORCHRUN = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
@@ -128,3 +129,16 @@ def test_errors_are_told_once(tmp_path: Path) -> None:
     assert set(errors) == {
         "fastgat: error: --max-restarts needs --output, where the restarted run finds its checkpoint"
     }
+
+
+def test_torchrun_s_own_signal_leaves_a_checkpoint(tmp_path: Path) -> None:
+    """It reaches every process of a rank's group, workers of its loader too."""
+    for part in ("train", "val"):
+        make_folder(tmp_path / "images" / part, 24)
+    loading = ("--dataset", "folder:images", "--loader", "torch", "--workers", "1", "--epochs", "500")
+    process = start(*loading, "--output", "out", folder=tmp_path)
+    wait_for(tmp_path / "out" / "best.safetensors", process)
+    process.send_signal(signal.SIGTERM)
+    _, out, errors = finish(process)
+    assert errors == []
+    assert "interrupted by SIGTERM" in out

@@ -59,6 +59,21 @@ def test_two_ranks_are_one(case: Case, of_two: Path) -> None:
     compare(case, of_two)
 
 
+def far_from_zero(ranks: Ranks, folder: Path) -> None:
+    torch.manual_seed(0)
+    whole = 100 + 0.1 * torch.randn(8, 3, 4, 4)
+    together, alone = torch.nn.BatchNorm2d(3), torch.nn.BatchNorm2d(3)
+    with batch_norm_across(ranks, together):
+        ours = together(whole[ranks.part(8)])
+    torch.testing.assert_close(ours, alone(whole)[ranks.part(8)], rtol=1e-3, atol=1e-3)
+    torch.testing.assert_close(together.running_var, alone.running_var)
+
+
+@pytest.mark.slow
+def test_batch_norm_keeps_its_digits_far_from_zero(tmp_path: Path) -> None:
+    run(2, far_from_zero, tmp_path)
+
+
 def train_compiled(ranks: Ranks, folder: Path) -> None:
     from torch._inductor.utils import run_and_get_code  # slow
 
@@ -211,6 +226,9 @@ def misfit(ranks: Ranks, folder: Path) -> None:
         Trainer(settings()).fit()
     with pytest.raises(RankError, match=r"^ranks differ in batch_size: 0 has 8, 1 has 16$"):
         Trainer(settings(batch_size=8 * (1 + ranks.rank))).fit()
+    interval = RunConfig(device="cpu", compile=False, log_interval=10 * (1 + ranks.rank))
+    with pytest.raises(RankError, match=r"^ranks differ in run.log_interval: 0 has 10, 1 has 20$"):
+        Trainer(settings(run=interval)).fit()
     with pytest.raises(ConfigError, match="batch_size 9 counts over all ranks"):
         Trainer(settings(batch_size=9)).fit()
     assert not (mine / "runs").exists()
@@ -229,6 +247,8 @@ class OwnNorm(nn.BatchNorm2d):
 def test_a_batch_norm_of_another_kind_is_refused() -> None:
     two = Ranks(0, 2)
     with pytest.raises(ConfigError, match="batch norm of the kind OwnNorm"), batch_norm_across(two, OwnNorm(3)):
+        pass
+    with batch_norm_across(two, OwnNorm(3).eval()):
         pass
 
 
