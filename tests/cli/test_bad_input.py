@@ -106,7 +106,7 @@ def test_a_gpu_that_is_not_there(run: Run) -> None:
     [
         ("epochz = 3", "unknown key 'epochz'; did you mean 'epochs'?"),
         ("[method]\nname = 'gat'\ncgg = 1", "method 'gat' has no option 'cgg'; did you mean 'cg'?"),
-        ("[optimizer]\nlearning_rate = 1", "unknown key 'optimizer.learning_rate'; known: lr, generator_lr"),
+        ("[optimizer]\nlearning_rate = 1", "unknown key 'optimizer.learning_rate'; known: optimizer, lr, generator_lr"),
         ("method = { name = 3 }", "method.name must be of type str, got 3"),
         ("data = 'cifar10'", "data must be a table, got 'cifar10'"),
         ("epochs = 2.5", "epochs must be of type int, got 2.5"),
