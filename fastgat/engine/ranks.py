@@ -28,6 +28,8 @@ from fastgat.errors import ConfigError, FastgatError, RankError
 Result = TypeVar("Result")
 PATIENCE_SECONDS = 2.0
 """How long a rank that has lost another waits for that one's own account of what happened."""
+SILENCE_SECONDS = 10.0
+"""How long a rank stays that leaves it to rank 0 to say what is wrong, which may still be starting."""
 _joins = itertools.count()
 _store: Store | None = None
 
@@ -150,7 +152,7 @@ ALONE = Ranks()
 
 def launched() -> bool:
     """Whether this process is one of several that torchrun, or somebody in its manner, has started."""
-    return (dist.is_available() and dist.is_initialized()) or int(os.environ.get("WORLD_SIZE", "1")) > 1
+    return dist.is_initialized() or _number("WORLD_SIZE", 1) > 1
 
 
 def is_first() -> bool:
@@ -165,7 +167,7 @@ def local_rank() -> int | None:
 
 def current() -> Ranks:
     """The ranks that are connected in this process."""
-    if not dist.is_available() or not dist.is_initialized() or dist.get_world_size() == 1:
+    if not dist.is_initialized() or dist.get_world_size() == 1:
         return ALONE
     group = dist.group.WORLD
     assert group is not None
@@ -207,20 +209,25 @@ def speaks(message: str, *, lost: bool = False, usage: bool = False) -> bool:
     """Whether this rank is the one to tell people about an error, so that they are told once.
 
     Of ranks with the same message it is the first; one that has only lost another speaks where no one has said why.
-    Before ranks are connected only errors of `usage` are sure to be those of all.
+    Before ranks are connected only errors of `usage` are sure to be those of all. One that is to be silent stays for a
+    while: when it ends, torchrun ends the others, which may not have spoken yet.
     """
     if not launched():
         return True
     if _store is None:
-        return is_first() or not usage
+        speaks = is_first() or not usage
+        time.sleep(0 if speaks else SILENCE_SECONDS)
+        return speaks
     try:
         if lost:
             time.sleep(PATIENCE_SECONDS)
             return _store.add("fastgat/errors", 1) == 1
         _store.add("fastgat/errors", 1)
-        return _store.add(f"fastgat/error/{message}", 1) == 1
+        speaks = _store.add(f"fastgat/error/{message}", 1) == 1
     except RuntimeError:  # the store went with the rank that held it
         return True
+    time.sleep(0 if speaks else PATIENCE_SECONDS)
+    return speaks
 
 
 def check_restarts(output: object) -> None:
