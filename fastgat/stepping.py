@@ -165,9 +165,8 @@ class TrainingStep:
             memory=torch.zeros_like(batch.images) if self.method.remembers else None,
             ranks=current(),
         )
-        current().broadcast([*self.classifier.parameters(), *self.classifier.buffers()])
-        if self.generator is not None:
-            current().broadcast([*self.generator.parameters(), *self.generator.buffers()])
+        for player in players:
+            current().broadcast([*player.parameters(), *player.buffers()])
         if self._restored is not None:
             self._load(state, self._restored)
         state.set_learning_rates(self._rate)

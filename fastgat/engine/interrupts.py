@@ -32,9 +32,8 @@ class Interrupts:
     def _note(self, number: int, frame: FrameType | None) -> None:
         self.received = signal.Signals(number).name
         before = self._before.get(number)
-        if number == signal.SIGTERM and launched():
-            return  # which torchrun sends too, when it receives one itself
-        self._restore()
+        if number != signal.SIGTERM or not launched():  # torchrun sends one more when it receives one itself
+            self._restore()
         outer = getattr(before, "__self__", None)
         if isinstance(outer, Interrupts):
             outer._note(number, frame)

@@ -24,14 +24,7 @@ from fastgat.engine.learning_rate import learning_rate_factor
 from fastgat.engine.random import random_state, restore_random_state, step_draws
 from fastgat.engine.ranks import Ranks, is_loss, lost_another
 from fastgat.engine.state import TrainState
-from fastgat.errors import (
-    CaptureError,
-    CheckpointError,
-    CompileError,
-    ConfigError,
-    DataError,
-    NonFiniteError,
-)
+from fastgat.errors import CaptureError, CheckpointError, CompileError, ConfigError, DataError, NonFiniteError
 from fastgat.methods.base import Method
 from fastgat.methods.players import Draws
 from fastgat.phases import phase
