@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from fastgat.engine.checkpoint import classifier_tensors, load_checkpoint
-from fastgat.engine.loop import BEST, LAST
+from fastgat.engine.run_checkpoints import BEST, LAST
 from fastgat.errors import CheckpointError
 from fastgat.models import create_classifier
 

@@ -1,11 +1,10 @@
-"""The training loop: steps, validation, checkpoints, events. It can stop and go on at any step, bit for bit."""
+"""The training loop: steps, validation, events. It can stop and go on at any step, bit for bit."""
 
 from __future__ import annotations
 
 import signal
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -16,40 +15,22 @@ from fastgat.config import TrainConfig
 from fastgat.data.batch import Batch, Loader
 from fastgat.engine.accuracy import score
 from fastgat.engine.batch_norm import batch_norm_across
-from fastgat.engine.checkpoint import check_match, classifier_tensors, load_checkpoint, save_checkpoint
 from fastgat.engine.compiled import Stepper
 from fastgat.engine.events import Callback, Compiled, Compiling, End, EpochEnd, Interval, Skipped, Start
 from fastgat.engine.interrupts import Interrupts
 from fastgat.engine.learning_rate import learning_rate_factor
-from fastgat.engine.random import random_state, restore_random_state, step_draws
+from fastgat.engine.position import Position
+from fastgat.engine.random import step_draws
 from fastgat.engine.ranks import Ranks, is_loss, lost_another
+from fastgat.engine.run_checkpoints import BEST, LAST, RunCheckpoints
 from fastgat.engine.state import TrainState
-from fastgat.errors import CaptureError, CheckpointError, CompileError, ConfigError, DataError, NonFiniteError
+from fastgat.errors import CaptureError, CompileError, ConfigError, DataError, NonFiniteError
 from fastgat.methods.base import Method
 from fastgat.methods.players import Draws
 from fastgat.phases import phase
 
-LAST, BEST = "last.safetensors", "best.safetensors"
 GRACE_SECONDS = 5.0
 """How long torch may take to say that a worker has died, whose end was seen before."""
-
-
-@dataclass
-class Position:
-    """Where a run is, and what it knows so far: the part of a checkpoint that is no tensor."""
-
-    step: int = 0
-    steps_per_epoch: int = 0
-    best_epoch: int | None = None
-    best_accuracy: float = -1.0
-    seconds: float = 0.0
-    epoch_seconds: float = 0.0
-    epoch_waited: float = 0.0
-    epoch_images: int = 0
-    epoch_steps: int = 0
-    epoch_sums: dict[str, float] = field(default_factory=dict)
-    epochs: list[dict[str, Any]] = field(default_factory=list)
-    skipped: list[str] = field(default_factory=list)
 
 
 class Loop:
@@ -80,7 +61,8 @@ class Loop:
         self.method: Method = stepper.method
         self.ranks: Ranks = self.state.ranks
         self.train_loader, self.validation_loader, self.test_loader = train_loader, validation_loader, test_loader
-        self.folder, self.header, self.facts, self.callbacks = folder, header, facts, list(callbacks)
+        self.folder, self.facts, self.callbacks = folder, facts, list(callbacks)
+        self.checkpoints = RunCheckpoints(self.state, folder, header)
         self.steps_per_epoch = train_loader.batches_per_epoch
         if not self.steps_per_epoch:
             raise ConfigError(
@@ -94,21 +76,7 @@ class Loop:
 
     def restore(self, tensors: dict[str, Tensor], header: dict[str, Any]) -> None:
         """Continue from a checkpoint; raises CheckpointError if it is one of other networks or data."""
-        state = {name: tensor for name, tensor in tensors.items() if not name.startswith("random.")}
-        state = self.state.part_of(state)
-        check_match(state, self.state)
-        try:
-            position = Position(**header["position"])
-            restore_random_state(tensors, header["random"], self.state.device)
-        except (KeyError, TypeError, ValueError, RuntimeError) as error:
-            raise CheckpointError(f"the checkpoint's header is not one of this version ({error})") from None
-        if position.steps_per_epoch != self.steps_per_epoch:
-            before = position.steps_per_epoch
-            raise CheckpointError(
-                f"the checkpoint had {before} batches an epoch, the data now have {self.steps_per_epoch}"
-            )
-        self.state.load_state_dict(state)
-        self.position = position
+        self.position = self.checkpoints.restore(tensors, header, self.steps_per_epoch)
 
     def run(self) -> dict[str, Any] | None:
         """Train until the configured number of epochs, a callback's wish, or a signal; ends on a checkpoint.
@@ -136,7 +104,7 @@ class Loop:
     def _run(self) -> dict[str, Any] | None:
         at = self.position
         with Interrupts() as interrupts:
-            self._settle_in()
+            self.checkpoints.settle_in(at)
             self._tell(lambda callback: callback.on_start(self._start()))
             self._compile()
             batches = self.train_loader.stream(0, at.step)
@@ -190,24 +158,6 @@ class Loop:
         event = Compiled(time.perf_counter() - began, self.stepper.captured, failure)
         self._tell(lambda callback: callback.on_compiled(event))
 
-    def _settle_in(self) -> None:
-        """Make the folder hold a checkpoint of this moment, and the best one only if it is this run's."""
-        if self.ranks.first:
-            for part in self.folder.glob(".*.safetensors.*"):  # left behind by a kill within a write
-                part.unlink(missing_ok=True)
-        at = self.position
-        if at.best_epoch is not None and not self.ranks.from_first(self._holds_best):
-            # Killed between the writing of a better one and of the last: its epoch will be done again. Or continued
-            # from another folder that had lost it.
-            at.best_epoch, at.best_accuracy = None, -1.0
-        self._save(LAST)
-
-    def _holds_best(self) -> bool:
-        if not (self.folder / BEST).exists():
-            return False
-        _, header = load_checkpoint(self.folder / BEST)
-        return bool(header["position"]["best_epoch"] == self.position.best_epoch)
-
     def _train_to_epoch_end(
         self, batches: Iterator[Batch], generator_batches: Iterator[Batch], interrupts: Interrupts
     ) -> bool:
@@ -221,7 +171,7 @@ class Loop:
                 images += self._step(batches, generator_batches)
             except DataError as error:
                 if not self.ranks.alone:  # the others are in the step already: nothing can be saved with them
-                    raise DataError(f"{error}; {self.folder / LAST} holds the last checkpoint") from None
+                    raise self.checkpoints.spared(error) from None
                 unreadable = error
             self._hear(interrupts)
             save = self._signal or unreadable or at.step % run.checkpoint_interval == 0
@@ -235,9 +185,9 @@ class Loop:
                     self._emit_interval(metrics, images / (now - started), self._waited / (now - started))
                 started, images, self._waited = now, 0, 0.0
             if save and at.step < epoch_end:
-                self._save(LAST)
+                self.checkpoints.save(LAST, at)
                 if unreadable:
-                    raise self._with_checkpoint(unreadable)
+                    raise self.checkpoints.spared(unreadable, at)
                 if self._signal:
                     return False
         return True
@@ -266,11 +216,8 @@ class Loop:
     def _read_metrics(self) -> dict[str, float]:
         """Means of the interval, added to the epoch's sums."""
         sums, steps = self.state.metrics.read()
-        self.position.epoch_steps += steps
         self.state.check_loss_scale()
-        for name, value in sums.items():
-            self.position.epoch_sums[name] = self.position.epoch_sums.get(name, 0.0) + value
-        return {name: value / max(steps, 1) for name, value in sums.items()}  # float16 skips steps that overflow
+        return self.position.add(sums, steps)
 
     def _finish_epoch(self) -> None:
         """Validate, save (the best first, so that the last never knows of a best that is not there), report."""
@@ -286,14 +233,13 @@ class Loop:
                 self.ranks,
             )
         except DataError as error:
-            self._save(LAST)
-            raise self._with_checkpoint(error) from None
+            self.checkpoints.save(LAST, at)
+            raise self.checkpoints.spared(error, at) from None
         if not abs(validation.loss) < float("inf"):
             raise NonFiniteError(f"the validation loss of the classifier became NaN or infinite after step {at.step}")
-        metrics = {name: total / max(at.epoch_steps, 1) for name, total in at.epoch_sums.items()}
-        seconds, rate = at.epoch_seconds, at.epoch_images / at.epoch_seconds
-        waited = at.epoch_waited / seconds
-        at.epoch_seconds, at.epoch_waited, at.epoch_images, at.epoch_steps, at.epoch_sums = 0.0, 0.0, 0, 0, {}
+        metrics, seconds = at.epoch_means(), at.epoch_seconds
+        rate, waited = at.epoch_images / seconds, at.epoch_waited / seconds
+        at.start_epoch()
         at.seconds += seconds + time.perf_counter() - began
         is_best = validation.accuracy > at.best_accuracy
         if is_best:
@@ -314,26 +260,9 @@ class Loop:
         )
         at.epochs.append(event.row())
         if is_best:
-            self._save(BEST)
-        self._save(LAST)
+            self.checkpoints.save(BEST, at)
+        self.checkpoints.save(LAST, at)
         self._tell(lambda callback: callback.on_epoch(event))
-
-    def _with_checkpoint(self, error: DataError) -> DataError:
-        """The error, and what it has not cost."""
-        return DataError(f"{error}; {self.folder / LAST} holds the run after step {self.position.step}")
-
-    def _save(self, name: str) -> None:
-        """Write a checkpoint of this moment, unless its tensors have gone bad: then the one before stays."""
-        step = self.position.step
-        if bad := dict.fromkeys(player for players in self.ranks.gather(self.state.not_finite()) for player in players):
-            players = " and of the ".join(bad)
-            raise NonFiniteError(f"a parameter of the {players} became NaN or infinite by step {step}")
-        if not self.ranks.alone:
-            self.ranks.check_same({f"the weights after step {step}": self.state.fingerprint()})
-        random_tensors, random_plain = random_state(self.state.device)
-        header = {**self.header, "position": vars(self.position), "random": random_plain}
-        tensors = {**self.state.whole(), **random_tensors}
-        self.ranks.from_first(lambda: save_checkpoint(self.folder / name, tensors, header))
 
     def _skipped(self) -> Skipped:
         """The samples that could not be read, since the run began."""
@@ -354,16 +283,12 @@ class Loop:
         at = self.position
         test = None
         if self.test_loader is not None and at.best_epoch is not None:
-            tensors, _ = self.ranks.from_first(lambda: load_checkpoint(self.folder / BEST))
-            best = classifier_tensors(tensors, self.state.classifier)
-            best = {name: tensor.to(self.state.device) for name, tensor in best.items()}
+            best = self.checkpoints.best_classifier()
             try:
                 batches, state = self.test_loader.once(), self.state
                 test = score(state.classifier, batches, best, state.autocast, self.ranks).accuracy
             except DataError as error:
-                raise self._with_checkpoint(error) from None
-        seconds = sum(row["seconds"] for row in at.epochs)
-        images = sum(row["images_per_second"] * row["seconds"] for row in at.epochs)
+                raise self.checkpoints.spared(error, at) from None
         return {
             "method": self.method.name,
             "dataset": self.config.data.dataset,
@@ -372,7 +297,7 @@ class Loop:
             "best_epoch": at.best_epoch,
             "validation_accuracy": at.best_accuracy if at.best_epoch is not None else None,
             "test_accuracy": test,
-            "images_per_second": images / seconds if seconds else 0.0,
+            "images_per_second": at.mean_rate(),
             "seconds": at.seconds,
             "skipped_samples": self._skipped().count,
         }

@@ -12,7 +12,7 @@ from torch import Tensor
 from fastgat.config import TrainConfig, identity
 from fastgat.engine.checkpoint import FORMAT, load_checkpoint
 from fastgat.engine.files import write_atomically
-from fastgat.engine.loop import BEST, LAST
+from fastgat.engine.run_checkpoints import BEST, LAST
 from fastgat.errors import CheckpointError, ConfigError, DataError
 
 

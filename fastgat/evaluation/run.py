@@ -19,8 +19,8 @@ from fastgat.engine.accuracy import score
 from fastgat.engine.checkpoint import load_checkpoint
 from fastgat.engine.device import pick_device, tf32
 from fastgat.engine.load import checkpoint_path, trained_classifier
-from fastgat.engine.loop import BEST
 from fastgat.engine.resume import check_same_classes
+from fastgat.engine.run_checkpoints import BEST
 from fastgat.errors import ConfigError, DataError
 from fastgat.evaluation.cache import Cache
 from fastgat.evaluation.protocol import Evaluation, EvaluationSettings, Progress, evaluate

@@ -131,9 +131,9 @@ def test_a_run_is_not_written_over(run: Run) -> None:
 
 def test_a_disk_that_fills_up(run: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """The checkpoint of the start is written, that of the epoch is not."""
-    from fastgat.engine import loop
+    from fastgat.engine import run_checkpoints
 
-    original = loop.save_checkpoint  # type: ignore[attr-defined]  # patched where it is used
+    original = run_checkpoints.save_checkpoint  # type: ignore[attr-defined]  # patched where it is used
     calls: list[str] = []
 
     def full(path: Path, *content: object) -> None:
@@ -142,7 +142,7 @@ def test_a_disk_that_fills_up(run: Run, monkeypatch: pytest.MonkeyPatch, tmp_pat
             monkeypatch.setattr(os, "fsync", lambda _: (_ for _ in ()).throw(OSError(errno.ENOSPC, "No space left")))
         original(path, *content)  # type: ignore[arg-type]  # passed on as they come
 
-    monkeypatch.setattr(loop, "save_checkpoint", full)
+    monkeypatch.setattr(run_checkpoints, "save_checkpoint", full)
     arguments = (*BASE, "--batch-size", 256, "--output", "out")
     check(run, arguments, "best.safetensors: cannot be written: No space left", code=1)
     assert sorted(path.name for path in (tmp_path / "out").iterdir() if "safetensors" in path.name) == [

@@ -3,27 +3,22 @@
 from __future__ import annotations
 
 import re
-import zlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import nn
 
 from fastgat.config import TrainConfig, flatten, identity
-from fastgat.data import Images, IterableLoader, Loader, choose, create_loader, load_dataset
 from fastgat.data.registry import silent
-from fastgat.data.sets import ImageSet
 from fastgat.data.store import Progress
 from fastgat.engine.compiled import Stepper, missing_compiler
-from fastgat.engine.device import autocast_dtype, device_name, has_fast_bfloat16, pick_device, tf32
+from fastgat.engine.device import pick_device, tf32
 from fastgat.engine.events import Callback, EarlyStopping
-from fastgat.engine.fitting import check_networks
-from fastgat.engine.interaction import samples_interact
 from fastgat.engine.loop import Loop
 from fastgat.engine.random import seeded
 from fastgat.engine.ranks import Ranks, check_restarts, joined, local_rank, restarted
@@ -35,12 +30,13 @@ from fastgat.engine.resume import (
     check_same_run,
     find_checkpoint,
 )
-from fastgat.engine.state import TrainState
 from fastgat.errors import CompileError, ConfigError, DeviceError, OutputError
 from fastgat.methods import Method
-from fastgat.models import Generator, create_classifier
 from fastgat.reporting.run_folder import RunFolder
 from fastgat.reporting.tensorboard import TensorBoard
+from fastgat.trainer.facts import run_facts
+from fastgat.trainer.feed import Feed, dataset_feed, own_feed
+from fastgat.trainer.players import fitting_state
 
 
 @dataclass(frozen=True)
@@ -52,34 +48,8 @@ class History:
     output: Path
 
 
-SECOND_PULL_BACK = {
-    True: "a second pull-back through it keeps Delta exact",
-    False: "its gradients are the batch's",
-}
-"""What becomes of the shared backward pass under batch norm, with a generator and without."""
-
-
 OWN = ("output", "resume", "data")
 """Settings in which ranks may differ: where things are. What the data are is compared otherwise."""
-
-
-class Feed(NamedTuple):
-    """Where a run's batches come from, and what the networks must fit."""
-
-    name: str
-    description: str
-    reason: str
-    train: Loader
-    validation: Loader
-    test: Loader | None
-    classes: tuple[str, ...]
-    channels: int
-    loader: str
-    fingerprint: int
-
-    @property
-    def num_classes(self) -> int:
-        return len(self.classes)
 
 
 class Trainer:
@@ -121,7 +91,6 @@ class Trainer:
         self.train_loader, self.validation_loader = train_loader, validation_loader
         self.callbacks, self.progress = tuple(callbacks), progress
         self._checkpoint: Checkpoint | None = None
-        self._batch_size = self.config.batch_size
 
     def fit(self) -> History:
         """Train to the end, or until a signal, and write the run folder; as one of several ranks under torchrun.
@@ -152,7 +121,7 @@ class Trainer:
             return self._prepare(device, ranks)
 
     def _prepare(self, device: torch.device, ranks: Ranks) -> Loop:
-        self._batch_size = ranks.share_of(self.config.batch_size)
+        share = ranks.share_of(self.config.batch_size)
         asked = {key: value for key, value in flatten(self.config.to_dict()) if key.partition(".")[0] not in OWN}
         versions = {"torch": torch.__version__, "fastgat": version("fastgat-trainer")}
         ranks.check_same({**identity(self.config), **asked, **versions, "their kind of device": device.type})
@@ -160,9 +129,11 @@ class Trainer:
         self._checkpoint = checkpoint = ranks.from_first(
             lambda: find_checkpoint(after_restart(self.config.resume, self.config.output, again), self.config.output)
         )
-        feed = ranks.local_first(lambda: self._feed(device, ranks))
+        feed = ranks.local_first(lambda: self._feed(share, device, ranks))
         ranks.check_same({"their data": feed.fingerprint, "batches an epoch": feed.train.batches_per_epoch})
-        state = ranks.agree(lambda: self._fitting_state(feed, device, ranks))
+        state = ranks.agree(
+            lambda: fitting_state(self.config, self.method, self.classifier, self.generator, feed, device, ranks)
+        )
         state.interacts = any(ranks.gather(state.interacts))
         ranks.check_same({"number format": str(state.autocast), "their networks": state.structure()})
         ranks.broadcast([*state.parameters(), *state.buffers()])
@@ -184,7 +155,8 @@ class Trainer:
             feed.test,
             folder=config.output,
             header={"config": config.to_dict(), "model": self._model(feed)},
-            facts=self._facts(feed, state) | ({"step": why_not} if why_not else {}),
+            facts=run_facts(self.config, self.method, feed, state, self.classifier is not None)
+            | ({"step": why_not} if why_not else {}),
             callbacks=[RunFolder(config.output, config), *self._options(config.output), *self.callbacks],
         )
         if checkpoint is not None:
@@ -227,114 +199,13 @@ class Trainer:
         folders = (Path("runs") / (name + suffix) for suffix in ("", *(f"-{n}" for n in range(2, 1000))))
         return next(folder for folder in folders if not folder.exists())
 
-    def _feed(self, device: torch.device, ranks: Ranks) -> Feed:
+    def _feed(self, share: int, device: torch.device, ranks: Ranks) -> Feed:
+        config = self.config
         if self.train_loader is not None and self.validation_loader is not None:
-            return self._own_feed(self.train_loader, self.validation_loader, device)
-        data = self.config.data
-        images = load_dataset(data.dataset, data.data_dir, data.split_seed, self.progress, data.image_size)
-        choice = choose(data.loader, images.train, device)
-        parts = [images.train.first(data.train_images), images.validation]
-        parts += [images.test] if len(images.test) else []
-        train, validation, *test = (self._loader(choice.name, part, device, ranks) for part in parts)
-        sizes = " / ".join(f"{len(part):,}" for part in parts)
-        splits = "train, validate, test" if test else "train, validate"
-        height, width, channels = images.train.shape
-        return Feed(
-            images.name,
-            f"{images.name}: {sizes} images of {height} x {width} to {splits}; from {images.source}",
-            images.reason,
-            train,
-            validation,
-            test[0] if test else None,
-            images.classes,
-            channels,
-            f"{choice.name}: {choice.reason}",
-            zlib.crc32(b"".join(map(_sample, parts))),
-        )
-
-    def _loader(self, name: str, images: Images, device: torch.device, ranks: Ranks) -> Loader:
-        config, data = self.config, self.config.data
-        return create_loader(
-            name,
-            images,
-            self._batch_size,
-            seed=config.seed,
-            rank=ranks.rank,
-            ranks=ranks.count,
-            augmentation=config.augmentation,
-            device=device,
-            channels_last=config.precision.channels_last,
-            workers=data.workers,
-            on_bad_sample=data.on_bad_sample,
-            progress=self.progress,
-        )
-
-    def _own_feed(self, train: Iterable[Any], validation: Iterable[Any], device: torch.device) -> Feed:
-        num_classes, channels = self._shape(device)
-        loaders = [
-            IterableLoader(source, num_classes, device=device, channels_last=self.config.precision.channels_last)
-            for source in (train, validation)
-        ]
-        own, classes = "loaders of your own", tuple(map(str, range(num_classes)))
-        return Feed("custom", own, "asked for", loaders[0], loaders[1], None, classes, channels, own, 0)
-
-    def _shape(self, device: torch.device) -> tuple[int, int]:
-        """The classes of the user's classifier and the channels of the user's images."""
-        assert self.classifier is not None
-        assert self.validation_loader is not None
-        batch = next(IterableLoader(self.validation_loader, num_classes=2**31, device=device).once(), None)
-        return check_networks(self.classifier.to(device), None, batch), batch.images.shape[1] if batch else 0
-
-    def _fitting_state(self, feed: Feed, device: torch.device, ranks: Ranks) -> TrainState:
-        """The state, once its networks are known to fit the images."""
-        state = self._state(feed, device, ranks)
-        for loader in (feed.train, feed.validation):
-            batch = next(loader.once(), None)
-            if batch is None and not ranks.alone:
-                continue  # fewer images than ranks
-            check_networks(state.classifier, state.generator, batch, self.method, feed.num_classes)
-        state.interacts = samples_interact(state.classifier, next(feed.train.once()).images)
-        return state
-
-    def _state(self, feed: Feed, device: torch.device, ranks: Ranks) -> TrainState:
-        dropout = self.method.classifier_dropout
-        if self.classifier is None:
-            classifier = create_classifier(self.config.model.classifier, feed.num_classes, feed.channels, dropout)
-        else:
-            classifier = self.classifier
-        generator = None
-        if self.method.needs_generator:
-            generator = self.generator or Generator(
-                self.config.model.generator_width, feed.channels, self.method.generator_channels(feed.channels)
-            )
-        precision = self.config.precision
-        for module in (classifier, generator):
-            if module is not None:
-                module.to(device)
-                if not module.training:  # as pretrained networks come; else layers in eval mode are frozen on purpose
-                    module.train()
-                if precision.channels_last:
-                    module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch's stub lacks it
-        autocast = autocast_dtype(precision.amp_dtype, device) if precision.amp else None
-        return TrainState(
-            classifier,
-            generator,
-            self.config.optimizer,
-            self.method.metrics,
-            autocast,
-            statistics=self.config.model.batch_norm,
-            memory=torch.zeros_like(next(feed.train.stream(0)).images) if self.method.remembers else None,
-            ranks=ranks,
-        )
-
-    def _augmentation(self) -> str:
-        given = self.config.to_dict()["augmentation"]
-        shown = [
-            name.replace("_", " ") if value is True else f"{name.replace('_', ' ')} {value}"
-            for name, value in given.items()
-            if value is not False
-        ]
-        return f"; augmented: {', '.join(shown)}" if shown else ""
+            assert self.classifier is not None
+            channels_last = config.precision.channels_last
+            return own_feed(self.classifier, self.train_loader, self.validation_loader, device, channels_last)
+        return dataset_feed(config, share, device, ranks, self.progress)
 
     def _model(self, feed: Feed) -> dict[str, Any]:
         """What `load_classifier` needs to build the classifier again."""
@@ -354,41 +225,3 @@ class Trainer:
         if run.tensorboard:
             callbacks.append(TensorBoard(output))
         return callbacks
-
-    def _facts(self, feed: Feed, state: TrainState) -> dict[str, str]:
-        name = self.config.model.classifier if self.classifier is None else type(self.classifier).__name__
-        networks = f"classifier {name} with {_size(state.classifier)} parameters"
-        if state.generator is not None:
-            networks += f", generator with {_size(state.generator)}"
-        precision, ranks = self.config.precision, state.ranks
-        numbers = "float32"
-        if state.autocast is not None:
-            numbers = f"{str(state.autocast).removeprefix('torch.')} (automatic mixed precision)"
-            if state.autocast == torch.bfloat16 and not has_fast_bfloat16(state.device):
-                numbers += ", which this device has no instructions for: expect it to be slow"
-        if state.interacts:
-            networks += f"; samples interact in the classifier: {SECOND_PULL_BACK[self.method.needs_generator]}"
-        layout = "channels last" if precision.channels_last else "channels first"
-        hidden = {"name", "dropout"} if self.classifier is not None else {"name"}
-        settings = [f"{key} {value}" for key, value in self.config.to_dict()["method"].items() if key not in hidden]
-        if self.classifier is not None and self.method.classifier_dropout:
-            settings.append("dropout as your classifier has it")
-        return {
-            "data set": feed.description,
-            "chosen": feed.reason,
-            "loader": feed.loader + self._augmentation(),
-            "method": ", ".join([self.method.name, *settings]),
-            "networks": networks,
-            "device": f"{device_name(state.device)}; {numbers}, {layout}",
-            **({} if ranks.alone else {"ranks": f"{ranks.count}, with {self._batch_size} images of each batch each"}),
-        }
-
-
-def _sample(images: Images) -> bytes:
-    """Enough of a set to tell it from another: its labels, and some pixels where they are in memory."""
-    some = images.images[:: len(images) // 64 + 1].tobytes() if isinstance(images, ImageSet) else b""
-    return images.labels.tobytes() + some
-
-
-def _size(module: nn.Module) -> str:
-    return f"{sum(parameter.numel() for parameter in module.parameters()):,}"

@@ -1,0 +1,53 @@
+"""Where a run is, and what it knows so far: the part of a checkpoint that is no tensor."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+
+@dataclass
+class Position:
+    """Steps done, the epoch that is going on, and the epochs that are done; plain values, as JSON has them.
+
+    Attributes:
+        seconds: of all epochs done, validation and all.
+        epoch_seconds, epoch_waited: of the training in this epoch; of these, waiting for data.
+        epoch_images, epoch_steps, epoch_sums: what this epoch's steps have learnt from, and the sums of their metrics.
+        epochs: a row for each epoch done.
+        skipped: why samples could not be read, one reason each.
+    """
+
+    step: int = 0
+    steps_per_epoch: int = 0
+    best_epoch: int | None = None
+    best_accuracy: float = -1.0
+    seconds: float = 0.0
+    epoch_seconds: float = 0.0
+    epoch_waited: float = 0.0
+    epoch_images: int = 0
+    epoch_steps: int = 0
+    epoch_sums: dict[str, float] = field(default_factory=dict)
+    epochs: list[dict[str, Any]] = field(default_factory=list)
+    skipped: list[str] = field(default_factory=list)
+
+    def add(self, sums: dict[str, float], steps: int) -> dict[str, float]:
+        """Add an interval's sums of metrics over `steps` steps to the epoch's; returns the interval's means."""
+        self.epoch_steps += steps
+        for name, value in sums.items():
+            self.epoch_sums[name] = self.epoch_sums.get(name, 0.0) + value
+        return {name: value / max(steps, 1) for name, value in sums.items()}  # float16 skips steps that overflow
+
+    def epoch_means(self) -> dict[str, float]:
+        """The metrics of the epoch that is going on."""
+        return {name: total / max(self.epoch_steps, 1) for name, total in self.epoch_sums.items()}
+
+    def start_epoch(self) -> None:
+        """Forget the sums of the epoch that is done."""
+        self.epoch_seconds, self.epoch_waited, self.epoch_images, self.epoch_steps, self.epoch_sums = 0.0, 0.0, 0, 0, {}
+
+    def mean_rate(self) -> float:
+        """Images a second over all epochs done."""
+        seconds = sum(row["seconds"] for row in self.epochs)
+        images = sum(row["images_per_second"] * row["seconds"] for row in self.epochs)
+        return images / seconds if seconds else 0.0

@@ -1,0 +1,86 @@
+"""The two checkpoints of a run folder, the last and the best: each of one moment, the same on all ranks."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from fastgat.engine.checkpoint import check_match, classifier_tensors, load_checkpoint, save_checkpoint
+from fastgat.engine.position import Position
+from fastgat.engine.random import random_state, restore_random_state
+from fastgat.engine.state import TrainState
+from fastgat.errors import CheckpointError, DataError, NonFiniteError
+
+LAST, BEST = "last.safetensors", "best.safetensors"
+
+
+class RunCheckpoints:
+    """Saves `state` into `folder`, whole, by rank 0; `header` is what each says about the run beside its position."""
+
+    def __init__(self, state: TrainState, folder: Path, header: dict[str, Any]) -> None:
+        self.state, self.folder, self.header = state, folder, header
+
+    def save(self, name: str, at: Position) -> None:
+        """Write a checkpoint of this moment, unless its tensors have gone bad: then the one before stays.
+
+        Raises NonFiniteError if they have, RankError if the ranks have come apart, OutputError if it cannot be written.
+        """
+        ranks = self.state.ranks
+        if bad := dict.fromkeys(player for players in ranks.gather(self.state.not_finite()) for player in players):
+            players = " and of the ".join(bad)
+            raise NonFiniteError(f"a parameter of the {players} became NaN or infinite by step {at.step}")
+        if not ranks.alone:
+            ranks.check_same({f"the weights after step {at.step}": self.state.fingerprint()})
+        random_tensors, random_plain = random_state(self.state.device)
+        header = {**self.header, "position": vars(at), "random": random_plain}
+        tensors = {**self.state.whole(), **random_tensors}
+        ranks.from_first(lambda: save_checkpoint(self.folder / name, tensors, header))
+
+    def restore(self, tensors: dict[str, Tensor], header: dict[str, Any], steps_per_epoch: int) -> Position:
+        """Bring state and random generators to where a checkpoint was; returns where that is.
+
+        Raises CheckpointError if it is one of other networks or data.
+        """
+        own = {name: tensor for name, tensor in tensors.items() if not name.startswith("random.")}
+        own = self.state.part_of(own)
+        check_match(own, self.state)
+        try:
+            position = Position(**header["position"])
+            restore_random_state(tensors, header["random"], self.state.device)
+        except (KeyError, TypeError, ValueError, RuntimeError) as error:
+            raise CheckpointError(f"the checkpoint's header is not one of this version ({error})") from None
+        if position.steps_per_epoch != steps_per_epoch:
+            before = position.steps_per_epoch
+            raise CheckpointError(f"the checkpoint had {before} batches an epoch, the data now have {steps_per_epoch}")
+        self.state.load_state_dict(own)
+        return position
+
+    def settle_in(self, at: Position) -> None:
+        """Make the folder hold a checkpoint of this moment, and the best one only if it is this run's."""
+        if self.state.ranks.first:
+            for part in self.folder.glob(".*.safetensors.*"):  # left behind by a kill within a write
+                part.unlink(missing_ok=True)
+        if at.best_epoch is not None and not self.state.ranks.from_first(lambda: self._holds_best(at)):
+            # Killed between the writing of a better one and of the last: its epoch will be done again. Or continued
+            # from another folder that had lost it.
+            at.best_epoch, at.best_accuracy = None, -1.0
+        self.save(LAST, at)
+
+    def _holds_best(self, at: Position) -> bool:
+        if not (self.folder / BEST).exists():
+            return False
+        _, header = load_checkpoint(self.folder / BEST)
+        return bool(header["position"]["best_epoch"] == at.best_epoch)
+
+    def best_classifier(self) -> dict[str, Tensor]:
+        """The classifier's tensors in the best epoch, on the state's device."""
+        tensors, _ = self.state.ranks.from_first(lambda: load_checkpoint(self.folder / BEST))
+        best = classifier_tensors(tensors, self.state.classifier)
+        return {name: tensor.to(self.state.device) for name, tensor in best.items()}
+
+    def spared(self, error: DataError, at: Position | None = None) -> DataError:
+        """The error, and what it has not cost: the run up to `at`, which is saved, or up to the last checkpoint."""
+        kept = f"the run after step {at.step}" if at else "the last checkpoint"
+        return DataError(f"{error}; {self.folder / LAST} holds {kept}")

@@ -1,0 +1,76 @@
+"""What runs on what, for people: the first lines of a run, and its environment.json."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from fastgat.config import TrainConfig
+from fastgat.engine.device import device_name, has_fast_bfloat16
+from fastgat.engine.state import TrainState
+from fastgat.methods import Method
+from fastgat.trainer.feed import Feed
+
+SECOND_PULL_BACK = {
+    True: "a second pull-back through it keeps Delta exact",
+    False: "its gradients are the batch's",
+}
+"""What becomes of the shared backward pass under batch norm, with a generator and without."""
+
+
+def run_facts(config: TrainConfig, method: Method, feed: Feed, state: TrainState, own: bool) -> dict[str, str]:
+    """A line for each of data set, loader, method, networks and device; `own`: the user brought the classifier."""
+    facts = {
+        "data set": feed.description,
+        "chosen": feed.reason,
+        "loader": feed.loader + _augmentation(config),
+        "method": _method(config, method, own),
+        "networks": _networks(config, method, state, own),
+        "device": _device(config, state),
+    }
+    if not state.ranks.alone:
+        share = state.ranks.share_of(config.batch_size)
+        facts["ranks"] = f"{state.ranks.count}, with {share} images of each batch each"
+    return facts
+
+
+def _method(config: TrainConfig, method: Method, own: bool) -> str:
+    hidden = {"name", "dropout"} if own else {"name"}
+    settings = [f"{key} {value}" for key, value in config.to_dict()["method"].items() if key not in hidden]
+    if own and method.classifier_dropout:
+        settings.append("dropout as your classifier has it")
+    return ", ".join([method.name, *settings])
+
+
+def _networks(config: TrainConfig, method: Method, state: TrainState, own: bool) -> str:
+    name = type(state.classifier).__name__ if own else config.model.classifier
+    networks = f"classifier {name} with {_size(state.classifier)} parameters"
+    if state.generator is not None:
+        networks += f", generator with {_size(state.generator)}"
+    if state.interacts:
+        networks += f"; samples interact in the classifier: {SECOND_PULL_BACK[method.needs_generator]}"
+    return networks
+
+
+def _device(config: TrainConfig, state: TrainState) -> str:
+    numbers = "float32"
+    if state.autocast is not None:
+        numbers = f"{str(state.autocast).removeprefix('torch.')} (automatic mixed precision)"
+        if state.autocast == torch.bfloat16 and not has_fast_bfloat16(state.device):
+            numbers += ", which this device has no instructions for: expect it to be slow"
+    layout = "channels last" if config.precision.channels_last else "channels first"
+    return f"{device_name(state.device)}; {numbers}, {layout}"
+
+
+def _augmentation(config: TrainConfig) -> str:
+    given = config.to_dict()["augmentation"]
+    shown = [
+        name.replace("_", " ") if value is True else f"{name.replace('_', ' ')} {value}"
+        for name, value in given.items()
+        if value is not False
+    ]
+    return f"; augmented: {', '.join(shown)}" if shown else ""
+
+
+def _size(module: nn.Module) -> str:
+    return f"{sum(parameter.numel() for parameter in module.parameters()):,}"

@@ -1,0 +1,106 @@
+"""What feeds a run: the loaders of a data set, or loaders of one's own, and what the networks must fit."""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Iterable
+from typing import Any, NamedTuple
+
+import torch
+from torch import nn
+
+from fastgat.config import TrainConfig
+from fastgat.data import Images, IterableLoader, Loader, choose, create_loader, load_dataset
+from fastgat.data.sets import ImageSet
+from fastgat.data.store import Progress
+from fastgat.engine.fitting import check_networks
+from fastgat.engine.ranks import Ranks
+
+
+class Feed(NamedTuple):
+    """Where a run's batches come from, and what the networks must fit.
+
+    Attributes:
+        name: of the data set, as `--dataset` takes it; "custom" for loaders of one's own.
+        description, reason: what it is, and why this one, for people.
+        loader: what feeds the step, and why.
+        fingerprint: the same on ranks that have the same data.
+    """
+
+    name: str
+    description: str
+    reason: str
+    train: Loader
+    validation: Loader
+    test: Loader | None
+    classes: tuple[str, ...]
+    channels: int
+    loader: str
+    fingerprint: int
+
+    @property
+    def num_classes(self) -> int:
+        return len(self.classes)
+
+
+def dataset_feed(config: TrainConfig, batch_size: int, device: torch.device, ranks: Ranks, progress: Progress) -> Feed:
+    """Loaders of the configured data set; `batch_size` is this rank's share. Raises DataError, ConfigError."""
+    data = config.data
+    images = load_dataset(data.dataset, data.data_dir, data.split_seed, progress, data.image_size)
+    choice = choose(data.loader, images.train, device)
+    parts = [images.train.first(data.train_images), images.validation]
+    parts += [images.test] if len(images.test) else []
+
+    def loader(part: Images) -> Loader:
+        return create_loader(
+            choice.name,
+            part,
+            batch_size,
+            seed=config.seed,
+            rank=ranks.rank,
+            ranks=ranks.count,
+            augmentation=config.augmentation,
+            device=device,
+            channels_last=config.precision.channels_last,
+            workers=data.workers,
+            on_bad_sample=data.on_bad_sample,
+            progress=progress,
+        )
+
+    train, validation, *test = map(loader, parts)
+    sizes = " / ".join(f"{len(part):,}" for part in parts)
+    splits = "train, validate, test" if test else "train, validate"
+    height, width, channels = images.train.shape
+    return Feed(
+        images.name,
+        f"{images.name}: {sizes} images of {height} x {width} to {splits}; from {images.source}",
+        images.reason,
+        train,
+        validation,
+        test[0] if test else None,
+        images.classes,
+        channels,
+        f"{choice.name}: {choice.reason}",
+        zlib.crc32(b"".join(map(_sample, parts))),
+    )
+
+
+def _sample(images: Images) -> bytes:
+    """Enough of a set to tell it from another: its labels, and some pixels where they are in memory."""
+    some = images.images[:: len(images) // 64 + 1].tobytes() if isinstance(images, ImageSet) else b""
+    return images.labels.tobytes() + some
+
+
+def own_feed(
+    classifier: nn.Module, train: Iterable[Any], validation: Iterable[Any], device: torch.device, channels_last: bool
+) -> Feed:
+    """Loaders of one's own; the classifier's output tells how many classes there are, its batches how many channels."""
+    batch = next(IterableLoader(validation, num_classes=2**31, device=device).once(), None)
+    num_classes = check_networks(classifier.to(device), None, batch)
+    channels = batch.images.shape[1] if batch else 0
+    loaders = [
+        IterableLoader(source, num_classes, device=device, channels_last=channels_last)
+        for source in (train, validation)
+    ]
+    own, classes = "loaders of your own", tuple(map(str, range(num_classes)))
+    return Feed("custom", own, "asked for", loaders[0], loaders[1], None, classes, channels, own, 0)
