@@ -2,7 +2,7 @@
 # many processes test side by side, each on a core.
 PYTHON ?= python3
 TRAIN  ?= --epochs 10 --batch-size 32 --channels-last
-TEST   ?=
+TEST   ?= -m 'not long'
 WORKERS ?= auto
 KERNELS ?= -UFASTGAT_ARCHITECTURES
 
@@ -12,13 +12,17 @@ BIN := .venv/bin
 # -qq hides pip's remarks on the machine's own configuration; errors are still shown.
 PIP := $(BIN)/python -m pip install -qq --constraint constraints.txt
 
-.PHONY: train test bench kernels gpu lint docs format clean
+.PHONY: train test test-all bench kernels gpu lint docs format clean
 
 train: .venv/trainer
 	$(BIN)/fastgat train $(TRAIN)
 
 test: .venv/developer
 	$(BIN)/python -m pytest --numprocesses $(WORKERS) --dist worksteal --benchmark-disable $(TEST)
+
+# With every member of the families of tests of which `make test` runs the first.
+test-all:
+	$(MAKE) test TEST=
 
 bench: .venv/developer
 	$(BIN)/python -m pytest bench --benchmark-only

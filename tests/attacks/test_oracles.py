@@ -75,7 +75,7 @@ def test_pgd_is_foolboxs(exact: Victim, norm: str) -> None:
 
 @pytest.mark.slow
 @norms
-@pytest.mark.parametrize("loss", ["ce", "dlr-t"])
+@pytest.mark.parametrize("loss", ["ce", pytest.param("dlr-t", marks=pytest.mark.long)])
 def test_apgd_is_as_strong_as_torchattackss(victim: Victim, norm: str, loss: str) -> None:
     epsilon, name = EPSILON[norm], {"linf": "Linf", "l2": "L2"}[norm]
     if loss == "ce":
@@ -89,7 +89,7 @@ def test_apgd_is_as_strong_as_torchattackss(victim: Victim, norm: str, loss: str
 
 
 @pytest.mark.slow
-@norms
+@pytest.mark.parametrize("norm", ["linf", pytest.param("l2", marks=pytest.mark.long)])
 def test_square_is_as_strong_as_torchattackss(victim: Victim, norm: str) -> None:
     settings = {"linf": (0.06, "Linf"), "l2": (1.5, "L2")}
     epsilon, name = settings[norm]
@@ -115,7 +115,7 @@ def test_pgd_with_restarts_is_as_strong_as_torchattackss(victim: Victim, norm: s
 
 @pytest.mark.slow
 def test_autoattack_is_no_weaker_than_its_parts(victim: Victim) -> None:
-    x, y = victim.images[:40], victim.labels[:40]
+    x, y = victim.images[:20], victim.labels[:20]
     state = torch.get_rng_state()
     found = AutoAttack(victim.model, epsilon=0.03)(x, y)
     assert torch.get_rng_state().equal(state)
