@@ -16,7 +16,8 @@ from fastgat.phases import PHASES, listening
 if TYPE_CHECKING:
     from fastgat.profiling.sides import Fastgat
 
-STEPS = 5
+STEPS, SECONDS = 5, 10.0
+"""Steps that are looked at, and about how long at most: of slow steps fewer will do."""
 OTHER = "other"
 
 
@@ -61,11 +62,13 @@ class Clock:
 
 def phase_times(side: Fastgat) -> dict[str, float]:
     """Milliseconds a step in each phase, uncompiled, its minibatches from its loader."""
-    _run(side, Clock(side.device))
     clock = Clock(side.device)
+    _run(side, clock, 1)  # is slower: nothing is allocated yet
+    _run(side, clock, 1)
+    steps = max(1, min(STEPS, int(SECONDS / sum(clock.totals.values()))))
     with listening(clock.span):
-        _run(side, clock)
-    return {name: seconds * 1e3 / STEPS for name, seconds in clock.totals.items()}
+        _run(side, clock, steps)
+    return {name: seconds * 1e3 / steps for name, seconds in clock.totals.items()}
 
 
 def trace(side: Fastgat, file: Path) -> None:
@@ -73,14 +76,14 @@ def trace(side: Fastgat, file: Path) -> None:
     clock = Clock(side.device)
     activities = list(torch.profiler.supported_activities())
     with torch.profiler.profile(activities=activities) as recorded, listening(clock.span):
-        _run(side, clock)
+        _run(side, clock, STEPS)
     recorded.export_chrome_trace(str(file))
 
 
-def _run(side: Fastgat, clock: Clock) -> None:
+def _run(side: Fastgat, clock: Clock, steps: int) -> None:
     _, draws = side.next_inputs()
     side.feeder.minibatches(len(draws))
     clock.start()
-    for _ in range(STEPS):
+    for _ in range(steps):
         train_step(side.state, side.method, side.feeder.minibatches(len(draws)), draws)
     clock.stop()

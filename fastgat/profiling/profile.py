@@ -23,8 +23,9 @@ FLOAT32_ERROR, TF32_ERROR, LOW_PRECISION_ERROR = 1e-3, 1e-2, 0.05
 """The largest relative error of the first gradient by which the sides may differ. Under `simultaneous` the classifier
 meets the generator as it was before its step, in Algorithm 1 as it is after it."""
 
-FED, FED_ROUNDS = 8, 3
-"""Steps with a loader that are timed at once, past those that its buffers feed; and how often."""
+FED, FED_ROUNDS, FED_SECONDS = 8, 3, 10.0
+"""Steps with a loader that are timed at once, past those that its buffers feed; how often; and about how long at most:
+of slow steps fewer will do."""
 
 Progress = Callable[[str], None]
 
@@ -76,7 +77,9 @@ def profile(settings: Settings, progress: Progress = lambda line: None) -> dict[
             for name, worker in workers.items():
                 times[name].append(worker.ask("steps", block))
         progress("the step with its loader")
-        fed = [workers["fastgat"].ask("fed_steps", FED * block) for _ in range(FED_ROUNDS)]
+        in_time = int(FED_SECONDS * 1e3 / statistics.median(times["fastgat"]))
+        count = block * min(max(in_time // block, 1), FED)
+        fed = [workers["fastgat"].ask("fed_steps", count) for _ in range(FED_ROUNDS)]
         progress("what limits it")
         sides = {
             name: _side(workers[name], times[name], first[name], settings.config.batch_size)
