@@ -19,6 +19,7 @@ from fastgat.data.batch import Batch
 from fastgat.engine.ranks import ALONE, Ranks
 from fastgat.engine.state import TrainState
 from fastgat.engine.step import train_step
+from fastgat.engine.unused_gradients import DropUnusedGradients
 from fastgat.errors import CaptureError, CompileError
 from fastgat.methods.base import Method
 from fastgat.methods.players import Draws
@@ -101,7 +102,7 @@ def compile_step(step: Step, ranks: Ranks = ALONE) -> Step:
     # torch.compile keeps what it compiles by code object, up to a limit: each step gets an own one.
     function = step.func
     own = types.FunctionType(function.__code__.replace(), function.__globals__, function.__name__)
-    options = None if ranks.alone else OVERLAP
+    options = {"post_grad_custom_pre_pass": DropUnusedGradients(), **({} if ranks.alone else OVERLAP)}
     return functools.partial(torch.compile(own, fullgraph=True, dynamic=False, options=options), *step.args)
 
 

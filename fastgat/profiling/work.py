@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 from torch._C._autograd import DeviceType
+from torch._dynamo.backends.common import aot_autograd
+from torch._functorch._aot_autograd.utils import make_boxed_func
+from torch.fx import GraphModule, Node
+from torch.fx.node import map_arg
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
 
 from fastgat.engine.step import train_step
+from fastgat.engine.unused_gradients import DropUnusedGradients
 
 if TYPE_CHECKING:
-    from fastgat.profiling.sides import Side
+    from fastgat.profiling.sides import Fastgat, Side
 
 
 class Counter(TorchDispatchMode):
@@ -26,11 +32,15 @@ class Counter(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         out = func(*args, **(kwargs or {}))
+        self.add(func, args, kwargs or {}, out)
+        return out
+
+    def add(self, func: Any, args: Any, kwargs: Any, out: Any) -> None:
+        """One call of an operator."""
         count = flop_registry.get(func._overloadpacket)
         if count is not None:
-            self.flops += int(count(*args, **(kwargs or {}), out_val=out))
+            self.flops += int(count(*args, **kwargs, out_val=out))
             self.bytes += sum(leaf.nbytes for leaf in tree_leaves((args, out)) if isinstance(leaf, Tensor))
-        return out
 
 
 def work(side: Side, kind: str = "full") -> dict[str, int]:
@@ -44,13 +54,37 @@ def work(side: Side, kind: str = "full") -> dict[str, int]:
     """
     from fastgat.profiling.sides import Fastgat
 
-    with Counter() as counter:
-        if isinstance(side, Fastgat):
-            batches, draws = side.next_inputs()
-            train_step(side.state, side.method, batches, draws, kind)
-        else:
+    counter = Counter()
+    if not isinstance(side, Fastgat):
+        with counter:
             side.step()
+    elif side.stepper.compiled and side.state.interacts:  # then the graph leaves out some of what is written
+        _add_graph(counter, side, kind)
+    else:
+        batches, draws = side.next_inputs()
+        with counter:
+            train_step(side.state, side.method, batches, draws, kind)
     return {"flops": counter.flops, "bytes": counter.bytes}
+
+
+def _add_graph(counter: Counter, side: Fastgat, kind: str) -> None:
+    """Add what is in the graph of the step, once it has lost the gradients that nobody uses."""
+
+    def value(argument: Any) -> Any:
+        return argument.meta.get("val") if isinstance(argument, Node) else argument
+
+    def add(module: GraphModule, inputs: Sequence[Tensor]) -> Any:
+        DropUnusedGradients()(module.graph)
+        module.recompile()
+        for node in module.graph.nodes:
+            if isinstance(node.target, torch._ops.OpOverload):
+                counter.add(node.target, *map_arg((node.args, node.kwargs), value), node.meta.get("val"))
+        return make_boxed_func(module)
+
+    batches, draws = side.next_inputs()
+    traced = torch.compile(train_step, fullgraph=True, dynamic=False, backend=aot_autograd(fw_compiler=add))
+    with torch.no_grad():
+        traced(side.state, side.method, batches, draws, kind)
 
 
 def launches(side: Side) -> dict[str, float] | None:

@@ -10,6 +10,7 @@ from fastgat.config import RunConfig, TrainConfig
 from fastgat.methods import GAT, FastGradientL2, Method
 from fastgat.profiling.sides import Spec, build
 from fastgat.profiling.work import work
+from tests.support import BatchNormNet
 
 BATCH = 2
 
@@ -44,6 +45,19 @@ def test_a_resting_generator_costs_a_forward_pass() -> None:
     side = build(Spec("fastgat", TrainConfig(method=method, batch_size=BATCH, run=run)))
     resting = work(side, kind="resting")["flops"] / 2 / BATCH / 1e6
     assert resting == pytest.approx(280, rel=0.01)
+
+
+@pytest.mark.slow
+def test_under_batch_norm_the_second_pull_back_counts_without_the_weights(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As written, four pull-backs take F's gradients by its weights and by its images, of which each uses one."""
+    method, counts = GAT(schedule="simultaneous"), {}
+    monkeypatch.setattr("fastgat.profiling.sides.create_classifier", lambda *_: BatchNormNet())
+    for compiled in (False, True):
+        monkeypatch.setattr("fastgat.profiling.sides.Stepper.prepare", lambda *_: None)
+        config = TrainConfig(method=method, batch_size=BATCH, run=RunConfig(compile=compiled, device="cpu"))
+        counts[compiled] = work(build(Spec("fastgat", config)))["flops"]
+    convolution, head = 2 * BATCH * 32 * 32 * 8 * 3 * 9, 2 * BATCH * 8 * 10
+    assert counts[False] - counts[True] == 4 * convolution + 2 * head  # the head's other gradients lead to the images
 
 
 def test_bytes_are_those_of_the_operands() -> None:

@@ -1,0 +1,43 @@
+"""A pass over the compiled graph: gradients of a convolution that nobody uses are not computed.
+
+`torch.func.vjp` pulls back to all arguments of its function at once. Where a method takes a second pull-back for the
+images alone, as GAT does under batch norm, each convolution's gradient by its weights comes with it: one operator
+computes both, so removing dead code cannot take half of it away. Its mask of what to compute can.
+"""
+
+from __future__ import annotations
+
+import operator
+from typing import Any
+
+import torch
+from torch._inductor.custom_graph_pass import CustomGraphPass, get_hash_for_files
+from torch.fx import Graph, Node
+
+CONVOLUTION_BACKWARD = torch.ops.aten.convolution_backward.default
+
+
+class DropUnusedGradients(CustomGraphPass):
+    """Narrows the output mask of every convolution's backward pass to the gradients that have a reader."""
+
+    def __call__(self, graph: Graph) -> None:
+        for node in graph.find_nodes(op="call_function", target=CONVOLUTION_BACKWARD):
+            readers = [user for user in node.users if user.target is operator.getitem]
+            if len(readers) < len(node.users):
+                continue  # somebody takes the gradients as a whole
+            for reader in readers:
+                if not reader.users:
+                    graph.erase_node(reader)
+            used = {reader.args[1] for reader in readers if reader.users}
+            *arguments, mask = node.args
+            node.args = (*arguments, [wanted and i in used for i, wanted in enumerate(_flags(mask))])
+            if isinstance(values := node.meta.get("val"), tuple | list):
+                node.meta["val"] = tuple(value if i in used else None for i, value in enumerate(values))
+
+    def uuid(self) -> Any:
+        return get_hash_for_files((__file__,))
+
+
+def _flags(mask: Any) -> list[bool]:
+    assert not isinstance(mask, Node)
+    return [bool(flag) for flag in mask]
