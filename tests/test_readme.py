@@ -33,6 +33,7 @@ pages = pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
 def test_python_blocks_run(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     for block in BLOCK.findall(page.read_text()):
+        # fewer images than the README's, which would take a minute
         quick = block.replace('dataset="digits"', 'dataset="digits", train_images=256')
         exec(compile(quick, page.name, "exec"), {})
 

@@ -19,7 +19,6 @@ from fastgat.data.batch import Batch
 from fastgat.engine.ranks import ALONE, Ranks
 from fastgat.engine.state import TrainState
 from fastgat.engine.step import train_step
-from fastgat.engine.unused_gradients import DropUnusedGradients
 from fastgat.errors import CaptureError, CompileError
 from fastgat.methods.base import Method
 from fastgat.methods.players import Draws
@@ -98,6 +97,8 @@ def _step(state: TrainState, method: Method, kind: str, batches: Sequence[Batch]
 
 def compile_step(step: Step, ranks: Ranks = ALONE) -> Step:
     """`step` as one graph, compiled at its first call; a break in the graph is an error."""
+    from fastgat.engine.unused_gradients import DropUnusedGradients  # imports Inductor, which takes seconds
+
     assert isinstance(step, functools.partial)
     # torch.compile keeps what it compiles by code object, up to a limit: each step gets an own one.
     function = step.func

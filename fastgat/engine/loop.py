@@ -171,7 +171,7 @@ class Loop:
                 images += self._step(batches, generator_batches)
             except DataError as error:
                 if not self.ranks.alone:  # the others are in the step already: nothing can be saved with them
-                    raise self.checkpoints.spared(error) from None
+                    raise self.checkpoints.with_what_is_kept(error) from None
                 unreadable = error
             self._hear(interrupts)
             save = self._signal or unreadable or at.step % run.checkpoint_interval == 0
@@ -187,7 +187,7 @@ class Loop:
             if save and at.step < epoch_end:
                 self.checkpoints.save(LAST, at)
                 if unreadable:
-                    raise self.checkpoints.spared(unreadable, at)
+                    raise self.checkpoints.with_what_is_kept(unreadable, at)
                 if self._signal:
                     return False
         return True
@@ -234,7 +234,7 @@ class Loop:
             )
         except DataError as error:
             self.checkpoints.save(LAST, at)
-            raise self.checkpoints.spared(error, at) from None
+            raise self.checkpoints.with_what_is_kept(error, at) from None
         if not abs(validation.loss) < float("inf"):
             raise NonFiniteError(f"the validation loss of the classifier became NaN or infinite after step {at.step}")
         metrics, seconds = at.epoch_means(), at.epoch_seconds
@@ -288,7 +288,7 @@ class Loop:
                 batches, state = self.test_loader.once(), self.state
                 test = score(state.classifier, batches, best, state.autocast, self.ranks).accuracy
             except DataError as error:
-                raise self.checkpoints.spared(error, at) from None
+                raise self.checkpoints.with_what_is_kept(error, at) from None
         return {
             "method": self.method.name,
             "dataset": self.config.data.dataset,

@@ -80,7 +80,7 @@ class RunCheckpoints:
         best = classifier_tensors(tensors, self.state.classifier)
         return {name: tensor.to(self.state.device) for name, tensor in best.items()}
 
-    def spared(self, error: DataError, at: Position | None = None) -> DataError:
+    def with_what_is_kept(self, error: DataError, at: Position | None = None) -> DataError:
         """The error, and what it has not cost: the run up to `at`, which is saved, or up to the last checkpoint."""
-        kept = f"the run after step {at.step}" if at else "the last checkpoint"
+        kept = f"the run after step {at.step}" if at is not None else "the last checkpoint"
         return DataError(f"{error}; {self.folder / LAST} holds {kept}")

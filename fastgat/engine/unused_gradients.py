@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 from torch._inductor.custom_graph_pass import CustomGraphPass, get_hash_for_files
-from torch.fx import Graph, Node
+from torch.fx import Graph
 
 CONVOLUTION_BACKWARD = torch.ops.aten.convolution_backward.default
 
@@ -30,14 +30,10 @@ class DropUnusedGradients(CustomGraphPass):
                     graph.erase_node(reader)
             used = {reader.args[1] for reader in readers if reader.users}
             *arguments, mask = node.args
-            node.args = (*arguments, [wanted and i in used for i, wanted in enumerate(_flags(mask))])
+            assert isinstance(mask, list | tuple)
+            node.args = (*arguments, [bool(wanted) and i in used for i, wanted in enumerate(mask)])
             if isinstance(values := node.meta.get("val"), tuple | list):
                 node.meta["val"] = tuple(value if i in used else None for i, value in enumerate(values))
 
     def uuid(self) -> Any:
         return get_hash_for_files((__file__,))
-
-
-def _flags(mask: Any) -> list[bool]:
-    assert not isinstance(mask, Node)
-    return [bool(flag) for flag in mask]

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from fastgat.profiling.sides import Fastgat
 
 STEPS, SECONDS = 5, 10.0
-"""Steps that are looked at, and about how long at most: of slow steps fewer will do."""
+"""Steps that are looked at, and of which phases are timed for about so long at most: of slow steps fewer will do."""
 OTHER = "other"
 
 

@@ -8,8 +8,6 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 from torch._C._autograd import DeviceType
-from torch._dynamo.backends.common import aot_autograd
-from torch._functorch._aot_autograd.utils import make_boxed_func
 from torch.fx import GraphModule, Node
 from torch.fx.node import map_arg
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -17,7 +15,6 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
 
 from fastgat.engine.step import train_step
-from fastgat.engine.unused_gradients import DropUnusedGradients
 
 if TYPE_CHECKING:
     from fastgat.profiling.sides import Fastgat, Side
@@ -69,16 +66,20 @@ def work(side: Side, kind: str = "full") -> dict[str, int]:
 
 def _add_graph(counter: Counter, side: Fastgat, kind: str) -> None:
     """Add what is in the graph of the step, once it has lost the gradients that nobody uses."""
+    from torch._dynamo.backends.common import aot_autograd  # slow
+    from torch._functorch._aot_autograd.utils import make_boxed_func
 
-    def value(argument: Any) -> Any:
-        return argument.meta.get("val") if isinstance(argument, Node) else argument
+    from fastgat.engine.unused_gradients import DropUnusedGradients
+
+    def value(node: Node) -> Any:
+        return node.meta.get("val")
 
     def add(module: GraphModule, inputs: Sequence[Tensor]) -> Any:
         DropUnusedGradients()(module.graph)
         module.recompile()
         for node in module.graph.nodes:
             if isinstance(node.target, torch._ops.OpOverload):
-                counter.add(node.target, *map_arg((node.args, node.kwargs), value), node.meta.get("val"))
+                counter.add(node.target, *map_arg((node.args, node.kwargs), value), value(node))
         return make_boxed_func(module)
 
     batches, draws = side.next_inputs()

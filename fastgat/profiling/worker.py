@@ -93,9 +93,9 @@ class Fed(NamedTuple):
 def fed_steps(side: Fastgat, count: int) -> Fed:
     """`count` steps of one kind after as many of the other, with a synchronised clock."""
     bare = steps(side, count)
-    if side.feeder.name != "resident":
-        for _ in range(BUFFERED):  # what the loader has made ready meanwhile
-            side.fed_step()
+    for _ in range(BUFFERED):  # what the loader has made ready meanwhile
+        side.feeder.minibatches(1 + side.method.generator_minibatches)
+    side.fed_step()
     _synchronize(side)
     began, side.feeder.waited = time.perf_counter(), 0.0
     for _ in range(count):

@@ -18,14 +18,16 @@ SECOND_PULL_BACK = {
 """What becomes of the shared backward pass under batch norm, with a generator and without."""
 
 
-def run_facts(config: TrainConfig, method: Method, feed: Feed, state: TrainState, own: bool) -> dict[str, str]:
-    """A line for each of data set, loader, method, networks and device; `own`: the user brought the classifier."""
+def run_facts(
+    config: TrainConfig, method: Method, feed: Feed, state: TrainState, *, own_classifier: bool
+) -> dict[str, str]:
+    """A line for each of data set, loader, method, networks and device. `own_classifier`: it is the user's."""
     facts = {
         "data set": feed.description,
         "chosen": feed.reason,
         "loader": feed.loader + _augmentation(config),
-        "method": _method(config, method, own),
-        "networks": _networks(config, method, state, own),
+        "method": _method(config, method, own_classifier),
+        "networks": _networks(config, method, state, own_classifier),
         "device": _device(config, state),
     }
     if not state.ranks.alone:

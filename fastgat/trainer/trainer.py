@@ -155,7 +155,7 @@ class Trainer:
             feed.test,
             folder=config.output,
             header={"config": config.to_dict(), "model": self._model(feed)},
-            facts=run_facts(self.config, self.method, feed, state, self.classifier is not None)
+            facts=run_facts(self.config, self.method, feed, state, own_classifier=self.classifier is not None)
             | ({"step": why_not} if why_not else {}),
             callbacks=[RunFolder(config.output, config), *self._options(config.output), *self.callbacks],
         )

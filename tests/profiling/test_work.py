@@ -55,9 +55,12 @@ def test_under_batch_norm_the_second_pull_back_counts_without_the_weights(monkey
     for compiled in (False, True):
         monkeypatch.setattr("fastgat.profiling.sides.Stepper.prepare", lambda *_: None)
         config = TrainConfig(method=method, batch_size=BATCH, run=RunConfig(compile=compiled, device="cpu"))
-        counts[compiled] = work(build(Spec("fastgat", config)))["flops"]
+        counts[compiled] = work(build(Spec("fastgat", config)))
+    saved = {name: counts[False][name] - counts[True][name] for name in ("flops", "bytes")}
     convolution, head = 2 * BATCH * 32 * 32 * 8 * 3 * 9, 2 * BATCH * 8 * 10
-    assert counts[False] - counts[True] == 4 * convolution + 2 * head  # the head's other gradients lead to the images
+    assert saved["flops"] == 4 * convolution + 2 * head  # the head's other gradients lead to the images
+    weights, images, operands = 8 * 3 * 9, BATCH * 3 * 32 * 32, BATCH * 8 + BATCH * 10 + 8 * 10
+    assert saved["bytes"] == 4 * (2 * weights + 2 * images + 2 * operands)
 
 
 def test_bytes_are_those_of_the_operands() -> None:
