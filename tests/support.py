@@ -6,10 +6,12 @@ import copy
 import os
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
+import pytest
 import torch
+from filelock import FileLock
 from torch import nn
 
 from fastgat.config import OptimizerConfig
@@ -88,6 +90,19 @@ class Engine:
         self.stepper(batches, draws, kind)
         sums, _ = self.state.metrics.read()
         return sums
+
+
+def made_once(factory: pytest.TempPathFactory, name: str, make: Callable[[Path], None]) -> Path:
+    """A folder that `make` fills, once for all processes that test side by side; the others wait for it."""
+    root = factory.getbasetemp()
+    folder = (root.parent if "PYTEST_XDIST_WORKER" in os.environ else root) / name
+    done = folder / "done"
+    with FileLock(f"{folder}.lock"):
+        if not done.exists():
+            folder.mkdir()
+            make(folder)
+            done.touch()
+    return folder
 
 
 @torch.no_grad()

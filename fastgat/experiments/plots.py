@@ -33,7 +33,7 @@ def plot_robustness(figures: dict[str, Any], title: str) -> Figure:
     axes.set_ylim(0)
     axes.set_xlim(0)
     axes.grid(alpha=0.3)
-    axes.legend(fontsize=8)
+    axes.legend(loc="upper right", fontsize=8)
     return figure
 
 
@@ -76,7 +76,7 @@ def plot_capacity(points: list[dict[str, Any]]) -> Figure:
     axes.set_xlabel("time of a step over fast gradient L2 (labels: width / generator steps every)")
     axes.set_ylabel("validation accuracy, %")
     axes.grid(alpha=0.3)
-    axes.legend(fontsize=8)
+    axes.legend(loc="lower right", fontsize=8)
     return figure
 
 

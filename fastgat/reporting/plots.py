@@ -47,7 +47,7 @@ def plot_curves(curves: Sequence[dict[str, Any]]) -> Figure:
         axes.set_ylim(0, 100)
         axes.set_xlim(0)
         axes.grid(alpha=0.3)
-        axes.legend(fontsize=8)
+        axes.legend(loc="upper right", fontsize=8)
     return figure
 
 
@@ -65,7 +65,7 @@ def plot_power(rows: Sequence[dict[str, Any]]) -> Figure:
     axes.set_xlabel("root of the perturbation's mean power, $\\sqrt{E\\|p\\|_2^2}$")
     axes.set_ylabel("accuracy, %")
     axes.grid(alpha=0.3)
-    axes.legend(fontsize=8)
+    axes.legend(loc="upper right", fontsize=8)
     return figure
 
 

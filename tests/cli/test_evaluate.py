@@ -13,6 +13,7 @@ import torch
 from fastgat.engine.checkpoint import load_checkpoint, save_checkpoint
 from tests.cli.conftest import Run
 from tests.data.pictures import make_folder
+from tests.support import fastgat, made_once
 
 TRAIN = (
     "train",
@@ -34,15 +35,14 @@ FAST = (
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    from tests.support import fastgat
+    def make(folder: Path) -> None:
+        for part, each in (("train", 20), ("val", 4), ("test", 8)):
+            make_folder(folder / "images" / part, each)
+        for seed in (0, 1):
+            done = fastgat(*TRAIN, "--seed", seed, "--output", f"seed{seed}", cwd=folder)
+            assert done.returncode == 0, done.stderr
 
-    folder = tmp_path_factory.mktemp("trained")
-    for part, each in (("train", 20), ("val", 4), ("test", 8)):
-        make_folder(folder / "images" / part, each)
-    for seed in (0, 1):
-        done = fastgat(*TRAIN, "--seed", seed, "--output", f"seed{seed}", cwd=folder)
-        assert done.returncode == 0, done.stderr
-    return folder
+    return made_once(tmp_path_factory, "evaluated", make)
 
 
 @pytest.fixture

@@ -14,7 +14,7 @@ import torch
 
 from fastgat.engine.checkpoint import load_checkpoint
 from tests.data.pictures import make_folder
-from tests.support import fastgat
+from tests.support import fastgat, made_once
 
 TORCHRUN = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
 TRAIN = (
@@ -70,12 +70,14 @@ def weights(folder: Path) -> dict[str, torch.Tensor]:
 @pytest.fixture(scope="module")
 def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run of two ranks."""
-    folder = tmp_path_factory.mktemp("ranks")
-    code, out, errors = finish(start("--output", "whole", folder=folder))
-    assert (code, errors) == (0, [])
-    assert "ranks       2, with 8 images of each batch each" in out
-    assert out.count("epoch 1/8") == 1
-    return folder / "whole"
+
+    def make(folder: Path) -> None:
+        code, out, errors = finish(start("--output", "whole", folder=folder))
+        assert (code, errors) == (0, [])
+        assert "ranks       2, with 8 images of each batch each" in out
+        assert out.count("epoch 1/8") == 1
+
+    return made_once(tmp_path_factory, "undisturbed-ranks", make) / "whole"
 
 
 def test_a_rank_is_killed_and_torchrun_restarts_all(undisturbed: Path, tmp_path: Path) -> None:

@@ -24,7 +24,7 @@ from fastgat.errors import ConfigError, DataError, RankError
 from fastgat.methods import GAT, Baseline
 from tests.data.pictures import make_folder
 from tests.engine.ranks import CASES, COMPILED, Case, run, train
-from tests.support import BatchNormNet, minibatch, players
+from tests.support import BatchNormNet, made_once, minibatch, players
 
 EXACT = 1e-10
 
@@ -37,9 +37,7 @@ def train_all(ranks: Ranks, folder: Path, cases: list[Case]) -> None:
 @pytest.fixture(scope="module")
 def of_two(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """What each of two ranks has in the end, for every case."""
-    folder = tmp_path_factory.mktemp("ranks")
-    run(2, train_all, folder, CASES)
-    return folder
+    return made_once(tmp_path_factory, "of-two-ranks", lambda folder: run(2, train_all, folder, CASES))
 
 
 def compare(case: Case, folder: Path) -> None:
