@@ -14,9 +14,10 @@ from fastgat.config import ModelConfig, PrecisionConfig, RunConfig, TrainConfig
 from fastgat.errors import FastgatError
 from fastgat.methods import GAT, METHODS, create_method
 from fastgat.phases import PHASES, listening, phase
+from fastgat.profiling import phases
 from fastgat.profiling.phases import Clock
 from fastgat.profiling.profile import check_parity
-from fastgat.profiling.sides import Spec, build
+from fastgat.profiling.sides import Fastgat, Spec, build
 
 SMALL = ("--batch-size", "8", "--generator-width", "4", "--image-size", "16", "--rounds", "2", "--no-compile")
 
@@ -78,6 +79,19 @@ def test_both_sides_of_every_method_compute_the_same(name: str) -> None:
         side.close()
     check_parity(first[0], first[1], ours)
     assert np.linalg.norm(first[1]) > 1e-6
+
+
+@pytest.mark.parametrize(("seconds", "expected"), [(0.0, 1), (1e9, phases.STEPS)])
+def test_fewer_steps_are_looked_at_where_they_are_slow(
+    seconds: float, expected: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    taken = []
+    monkeypatch.setattr(phases, "SECONDS", seconds)
+    monkeypatch.setattr(phases, "train_step", lambda *_: taken.append(1))
+    side = build(Spec("fastgat", TrainConfig(method="baseline", batch_size=4, run=RunConfig(compile=False)), 16))
+    assert isinstance(side, Fastgat)
+    assert sum(phases.phase_times(side).values()) > 0
+    assert len(taken) == 2 + expected, "two to warm up"
 
 
 def test_no_figure_of_a_wrong_result() -> None:
