@@ -9,8 +9,9 @@ KERNELS ?= -UFASTGAT_ARCHITECTURES
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 MAKEFLAGS += --no-print-directory
 BIN := .venv/bin
-# -qq hides pip's remarks on the machine's own configuration; errors are still shown.
-PIP := $(BIN)/python -m pip install -qq --constraint constraints.txt
+# -qq hides pip's remarks on the machine's own configuration; errors are still shown. Python byte-compiles what it
+# imports, and keeps it, unless it was told not to; pip would take a minute for all that nobody imports.
+PIP := $(BIN)/python -m pip install -qq --constraint constraints.txt $(if $(PYTHONDONTWRITEBYTECODE),,--no-compile)
 
 .PHONY: train test test-all bench kernels gpu lint docs format clean
 
@@ -37,11 +38,19 @@ kernels: .venv/developer
 gpu: .venv/developer
 	$(BIN)/python bench/gpu.py --json build/gpu.json
 
-# mypy reads the packages as a wheel lays them out: kernels/ is fastgat.kernels there.
+# mypy reads the packages as a wheel lays them out: kernels/ is fastgat.kernels there. Others may be writing __pycache__.
+define LAY_OUT
+import shutil
+for folder in "fastgat", "tests", "bench", "kernels":
+    to = "build/lint/" + ("fastgat/kernels" if folder == "kernels" else folder)
+    shutil.copytree(folder, to, ignore=shutil.ignore_patterns("__pycache__"))
+endef
+export LAY_OUT
 lint: .venv/developer
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	@rm -rf build/lint && mkdir -p build/lint && cp -r fastgat tests bench build/lint/ && cp -r kernels build/lint/fastgat/
+	@rm -rf build/lint
+	@$(BIN)/python -c "$$LAY_OUT"
 	cd build/lint && ../../$(BIN)/mypy --config-file ../../pyproject.toml fastgat tests bench
 	$(BIN)/python -m pytest -q tests/test_imports.py
 

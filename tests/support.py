@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -48,6 +49,22 @@ class BatchNormNet(nn.Module):
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         return self.head(self.norm(self.conv(images)).relu().mean((2, 3)))
+
+
+class SmallGenerator(nn.Module):
+    """A generator of a few layers, for what takes long to compile."""
+
+    def __init__(self, layers: int = 2) -> None:
+        super().__init__()
+        widths = [3, *[4] * (layers - 1), 3]
+        self.body = nn.ModuleList(nn.Conv2d(*pair, 3, padding=1) for pair in pairwise(widths))
+
+    def forward(self, delta: torch.Tensor) -> torch.Tensor:
+        *hidden, last = self.body
+        for layer in hidden:
+            delta = layer(delta).relu()
+        p: torch.Tensor = last(delta).tanh()
+        return p
 
 
 class Engine:

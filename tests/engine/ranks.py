@@ -6,6 +6,7 @@ import os
 import socket
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,17 +22,19 @@ from fastgat.engine.random import step_draws
 from fastgat.engine.ranks import ALONE, Ranks, joined
 from fastgat.engine.state import TrainState
 from fastgat.methods import GAT, METHODS, Dropout, DropoutGAT, Method
-from tests.support import DOUBLE, BatchNormNet, minibatch, players
+from tests.support import DOUBLE, BatchNormNet, SmallGenerator, minibatch, players
 
 STEPS, BATCH = 10, 4
 
 
 @dataclass(frozen=True)
 class Case:
-    """A method and a classifier, and how its steps are taken."""
+    """A method and its networks, and how its steps are taken."""
 
     method: Method
     batch_norm: str | None = None
+    generator: Callable[[], nn.Module] | None = None
+    """Table 1's, where it is None."""
     optimizer: OptimizerConfig = OptimizerConfig(generator_lr=1e-3)
     compiled: bool = False
 
@@ -54,7 +57,7 @@ CASES = [
     Case(GAT(cg=0.3), "perturbed"),
     Case(GAT(cg=0.3), "frozen"),
 ]
-COMPILED = Case(GAT(cg=0.3), "both", compiled=True)
+COMPILED = Case(GAT(cg=0.3), "both", partial(SmallGenerator, layers=4), compiled=True)
 
 
 def train(case: Case, ranks: Ranks = ALONE) -> dict[str, Tensor]:
@@ -63,6 +66,8 @@ def train(case: Case, ranks: Ranks = ALONE) -> dict[str, Tensor]:
     method = case.method
     classifier: nn.Module
     classifier, generator = players(dropout=method.classifier_dropout)
+    if case.generator is not None:
+        generator = case.generator().to(DOUBLE)
     if case.batch_norm:
         classifier = BatchNormNet().to(DOUBLE)
     if case.batch_norm == "frozen":

@@ -72,13 +72,16 @@ def config(output: Path, **changes: Any) -> TrainConfig:
 
 
 def trainer(
-    settings: TrainConfig, classifier: Callable[[], nn.Module] = Small, callbacks: tuple[Callback, ...] = ()
+    settings: TrainConfig,
+    classifier: Callable[[], nn.Module] = Small,
+    callbacks: tuple[Callback, ...] = (),
+    generator: Callable[[], nn.Module] = lambda: Generator(4),
 ) -> Trainer:
     torch.manual_seed(7)
     return Trainer(
         settings,
         classifier=classifier(),
-        generator=Generator(4),
+        generator=generator(),
         train_loader=loader(0),
         validation_loader=loader(1),
         callbacks=callbacks,

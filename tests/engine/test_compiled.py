@@ -28,7 +28,7 @@ from fastgat.methods import (
     RandomPerturbation,
 )
 from tests.engine.small import At, Small, assert_same_weights, config, trainer, weights
-from tests.support import BatchNormNet, Engine, largest_difference, minibatch, players
+from tests.support import BatchNormNet, Engine, SmallGenerator, largest_difference, minibatch, players
 
 CPU = torch.device("cpu")
 EXACT = 1e-10
@@ -61,7 +61,8 @@ def run_both(method: Method, classifier: nn.Module, generator: nn.Module, steps:
     ids=lambda method: described(method),
 )
 def test_compiled_by_inductor_it_is_the_step_as_written(method: Method) -> None:
-    with_compiler, without = run_both(method, *players(dropout=method.classifier_dropout), steps=4)
+    classifier = players(dropout=method.classifier_dropout)[0]
+    with_compiler, without = run_both(method, classifier, SmallGenerator(layers=3).double(), steps=4)
     assert largest_difference(with_compiler.state.classifier, without.state.classifier) < EXACT
     if method.needs_generator:
         assert with_compiler.state.generator is not None
@@ -209,10 +210,10 @@ def test_a_compiled_run_resumed_is_the_run_undisturbed(tmp_path: Path) -> None:
         return config(tmp_path / name, method=method, run=settings(None), **changes)
 
     told = Told()
-    trainer(settings_of("whole", epochs=2), Small, (told,)).fit()
+    trainer(settings_of("whole", epochs=2), Small, (told,), SmallGenerator).fit()
     assert told.events[0].failure is None
     stop = At(4, lambda: signal.raise_signal(signal.SIGTERM))
-    trainer(settings_of("half", epochs=2), Small, (stop,)).fit()
+    trainer(settings_of("half", epochs=2), Small, (stop,), SmallGenerator).fit()
     assert weights(tmp_path / "half")["step"] == 5
-    trainer(settings_of("half", epochs=2, resume="auto")).fit()
+    trainer(settings_of("half", epochs=2, resume="auto"), generator=SmallGenerator).fit()
     assert_same_weights(tmp_path / "whole", tmp_path / "half")

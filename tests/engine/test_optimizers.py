@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from fastgat.config import OptimizerConfig
-from fastgat.engine.optimizers import OPTIMIZERS, create_optimizer, trainable_parameters
+from fastgat.engine.optimizers import OPTIMIZERS, Adam, create_optimizer, trainable_parameters
 from fastgat.options import constraint
 from tests.support import players
 
@@ -28,9 +28,14 @@ CASES: list[tuple[OptimizerConfig, Torchs]] = [
 ]
 
 
+@pytest.mark.parametrize("fused", [True, False], ids=["fused", "written out"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
 @pytest.mark.parametrize(("config", "torchs"), CASES, ids=lambda case: getattr(case, "optimizer", ""))
-def test_is_torchs(config: OptimizerConfig, torchs: Torchs, dtype: torch.dtype) -> None:
+def test_is_torchs(
+    config: OptimizerConfig, torchs: Torchs, dtype: torch.dtype, fused: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if not fused:  # as on a GPU
+        monkeypatch.setattr(Adam, "_can_fuse", staticmethod(lambda *_: False))
     module, _ = players(dtype=dtype)
     twin = copy.deepcopy(module)
     ours, other = create_optimizer(module, config), torchs(twin.parameters())
@@ -43,6 +48,31 @@ def test_is_torchs(config: OptimizerConfig, torchs: Torchs, dtype: torch.dtype) 
         other.step()
     for one, expected in zip(module.parameters(), twin.parameters(), strict=True):
         torch.testing.assert_close(one, expected, rtol=1e-12 if dtype == torch.float64 else 4e-6, atol=1e-8)
+
+
+@pytest.mark.parametrize("lying", ["as its gradient", "channels last", "with gaps", "in another dtype"])
+def test_adam_updates_weights_however_they_lie(lying: str) -> None:
+    module, twin = (torch.nn.Conv2d(3, 4, 3, dtype=torch.float64) for _ in range(2))
+    twin.load_state_dict(module.state_dict())
+    if lying == "channels last":
+        module.weight.data = module.weight.data.to(memory_format=torch.channels_last)
+    elif lying == "with gaps":
+        module.weight = torch.nn.Parameter(torch.zeros(4, 3, 3, 6, dtype=torch.float64)[..., ::2])
+        module.load_state_dict(twin.state_dict())
+    elif lying == "in another dtype":
+        module.bias = torch.nn.Parameter(twin.state_dict()["bias"].float())
+    ours, other = create_optimizer(module, OptimizerConfig()), torch.optim.Adam(twin.parameters())
+    for _ in range(3):
+        for parameter in twin.parameters():
+            parameter.grad = torch.randn_like(parameter)
+        gradients = {
+            name: p.grad.to(getattr(module, name).dtype) for name, p in twin.named_parameters() if p.grad is not None
+        }
+        with torch.no_grad():
+            ours.update(dict(trainable_parameters(module)), gradients)
+        other.step()
+    torch.testing.assert_close(module.weight, twin.weight, rtol=1e-12, atol=0)
+    torch.testing.assert_close(module.bias, twin.bias, rtol=1e-5, atol=0, check_dtype=False)
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ from torch.nn import functional
 
 from fastgat.engine.unused_gradients import CONVOLUTION_BACKWARD, DropUnusedGradients
 from fastgat.methods import GAT
-from tests.support import BatchNormNet, Engine, largest_difference, minibatch, players
+from tests.support import BatchNormNet, Engine, SmallGenerator, largest_difference, minibatch
 
 LEFT = {
     "weight": [False, True, False],
@@ -57,7 +57,7 @@ def test_what_is_taken_as_a_whole_is_left_alone() -> None:
 def test_under_batch_norm_the_second_pull_back_is_that_of_the_images_alone() -> None:
     from torch._inductor.utils import run_and_get_code  # slow
 
-    networks, batch = (BatchNormNet().double(), players()[1]), minibatch()
+    networks, batch = (BatchNormNet().double(), SmallGenerator().double()), minibatch()
     engine, written = (Engine(GAT(), *networks, compiled=compiled) for compiled in (True, False))
     _, codes = run_and_get_code(engine.step, [batch])
     written.step([batch])

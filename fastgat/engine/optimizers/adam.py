@@ -1,5 +1,6 @@
 """Adam (Kingma and Ba 2015), with weight decay as a part of the gradient, and AdamW (Loshchilov and Hutter 2019), with
-decay of its own: torch's arithmetic, over all parameters at once.
+decay of its own: torch's arithmetic, over all parameters at once. On a CPU that is torch's fused kernel; on a GPU it is
+written out, for Inductor to fuse with what comes before it.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from torch import Tensor, nn
 
 from fastgat.config import OptimizerConfig
 from fastgat.engine.optimizers.base import Optimizer, PerParameter
+from fastgat.engine.optimizers.fused import adam_
 
 
 class Adam(Optimizer):
@@ -45,11 +47,25 @@ class Adam(Optimizer):
     def update(self, parameters: dict[str, Tensor], gradients: dict[str, Tensor]) -> None:
         weights, g = list(parameters.values()), [gradients[name] for name in parameters]
         m, v = self.exp_avg.of(parameters), self.exp_avg_sq.of(parameters)
+        self.updates.add_(1)
+        if self._can_fuse(weights, m):
+            adam_(
+                weights,
+                g,
+                m,
+                v,
+                self.updates,
+                self.learning_rate,
+                list(self.betas),
+                self.epsilon,
+                self.weight_decay,
+                self.decoupled,
+            )
+            return
         if self.weight_decay and self.decoupled:
             torch._foreach_mul_(weights, 1 - self.learning_rate * self.weight_decay)
         elif self.weight_decay:
             g = list(torch._foreach_add(g, weights, alpha=self.weight_decay))
-        self.updates.add_(1)
         corrections = [1 - beta ** self.updates.double() for beta in self.betas]
         rate = (self.learning_rate / corrections[0]).to(g[0].dtype)
         spread = corrections[1].sqrt().to(g[0].dtype)
@@ -59,6 +75,15 @@ class Adam(Optimizer):
         divisors = torch._foreach_div(torch._foreach_sqrt(v), spread)
         torch._foreach_add_(divisors, self.epsilon)
         torch._foreach_sub_(weights, torch._foreach_mul(torch._foreach_div(m, divisors), rate))
+
+    @staticmethod
+    def _can_fuse(weights: list[Tensor], moments: list[Tensor]) -> bool:
+        """Whether torch's fused kernel can take them: on a CPU, of one dtype, and lying as their moments do."""
+        return (
+            weights[0].device.type == "cpu"
+            and len({weight.dtype for weight in weights}) == 1
+            and all(weight.stride() == moment.stride() for weight, moment in zip(weights, moments, strict=True))
+        )
 
 
 class AdamW(Adam):
