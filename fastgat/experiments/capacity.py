@@ -59,7 +59,7 @@ class Capacity(Experiment):
 
     def remarks(self, plan: Plan) -> list[str]:
         width = plan.base.model.generator_width
-        return [*search.remarks(plan, self.chosen), f"Every generator has the c_g that was chosen at width {width}."]
+        return [f"Every generator has the c_g that was chosen at width {width}."]
 
     def section(self, plan: Plan, figures: dict[str, Any]) -> str:
         rows = [

@@ -49,7 +49,7 @@ class Inputs(Experiment):
         return {"rows": rows} if any(rows.values()) else None
 
     def remarks(self, plan: Plan) -> list[str]:
-        return [*search.remarks(plan, self.chosen), "Every generator has the c_g that was chosen for Delta."]
+        return ["Every generator has the c_g that was chosen for Delta."]
 
     def section(self, plan: Plan, figures: dict[str, Any]) -> str:
         of_paper, lines = figures["rows"]["gradient"], []

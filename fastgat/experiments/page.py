@@ -10,7 +10,7 @@ from typing import Any
 
 from fastgat.engine.files import write_atomically
 from fastgat.errors import ConfigError, OutputError
-from fastgat.experiments import paper
+from fastgat.experiments import paper, search
 from fastgat.experiments.base import Experiment
 from fastgat.experiments.jobs import Measurement, Training
 from fastgat.experiments.markdown import table
@@ -162,6 +162,8 @@ def deviations(plan: Plan, experiments: Sequence[Experiment]) -> list[str]:
             )
     lines.append(f"The paper gives neither batch size nor epochs: here {plan.base.batch_size} and {plan.base.epochs}.")
     lines.append("Dropout acts behind the two strided convolutions; the paper does not say where.")
+    taken = {name for each in experiments for name in each.chosen}
+    lines += search.remarks(plan, [name for name in paper.METHODS if name in taken])
     lines += [line for each in experiments for line in each.remarks(plan)]
     if plan.samples is not None:
         lines.append(f"The figures are on {plan.samples:,} test images, chosen at random.")

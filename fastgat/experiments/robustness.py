@@ -60,10 +60,10 @@ class Robustness(Experiment):
         return {"norm": NORM, "epsilons": list(EPSILONS), "accuracies": curves, "samples": plan.samples}
 
     def remarks(self, plan: Plan) -> list[str]:
-        source, lines = self.source(plan), search.remarks(plan, NETWORKS)
-        if source is not None:
-            lines.append(f"Figure 4's perturbations are made on the baseline of seed {source.seed}.")
-        return lines
+        source = self.source(plan)
+        if source is None:
+            return []
+        return [f"Figure 4's perturbations are made on the baseline of seed {source.seed}."]
 
     def section(self, plan: Plan, figures: dict[str, Any]) -> str:
         shown = [figures["epsilons"].index(epsilon) for epsilon in SHOWN]

@@ -3,6 +3,7 @@ all. Test images play no part."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from statistics import mean
 from typing import Any, NamedTuple
 
@@ -84,7 +85,7 @@ def grid(plan: Plan, name: str) -> tuple[float, ...] | None:
     return tuple(plan.grids.get(name, GRIDS[name]))
 
 
-def remarks(plan: Plan, methods: tuple[str, ...]) -> list[str]:
+def remarks(plan: Plan, methods: Sequence[str]) -> list[str]:
     """How the hyperparameters of `methods` come about, a line each."""
     searched = [name for name in methods if len(grid(plan, name) or ()) > 1]
     fixed = [name for name in methods if name in PARAMETERS and name not in searched]

@@ -32,10 +32,9 @@ class Table2(Experiment):
         return {"dataset": plan.dataset, "rows": rows, "margins": _margins(plan, rows)}
 
     def remarks(self, plan: Plan) -> list[str]:
-        lines = search.remarks(plan, self.chosen)
-        if plan.base.precision.amp:
-            lines.append("Test accuracy is taken in mixed precision too; that of the figures in float32.")
-        return lines
+        if not plan.base.precision.amp:
+            return []
+        return ["Test accuracy is taken in mixed precision too; that of the figures in float32."]
 
     def section(self, plan: Plan, figures: dict[str, Any]) -> str:
         plan = self.plan(plan)

@@ -62,9 +62,11 @@ def test_other_schedules_are_told() -> None:
     assert any("every 4th step" in line for line in lines)
 
 
-def test_a_search_is_told_only_where_there_was_one() -> None:
+def test_a_search_is_told_once_and_only_where_there_was_one() -> None:
     assert not any("chosen by validation" in line for line in deviations(plan(), [EXPERIMENTS["time"]]))
-    assert any("chosen by validation" in line for line in deviations(plan(), [EXPERIMENTS["inputs"]]))
+    for asked in (["inputs"], ["table2", "figure3", "figure4", "capacity"]):
+        lines = deviations(plan(), [EXPERIMENTS[name] for name in asked])
+        assert sum("chosen by validation" in line for line in lines) == 1
 
 
 def test_the_page(tmp_path: Path) -> None:
