@@ -21,7 +21,7 @@ train: .venv/trainer
 test: .venv/developer
 	$(BIN)/python -m pytest --numprocesses $(WORKERS) --dist worksteal --benchmark-disable $(TEST)
 
-# With every member of the families of tests of which `make test` runs the first.
+# With the tests that take a minute each, and have quicker ones beside them.
 test-all:
 	$(MAKE) test TEST=
 

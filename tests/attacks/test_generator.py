@@ -103,6 +103,8 @@ def test_it_stops_when_validation_no_longer_improves(victim: Victim, train: Iter
     assert len(trained.validation_losses) == 3
 
 
+@pytest.mark.slow
+@pytest.mark.long
 def test_compiled_it_is_the_same(victim: Victim, train: IterableLoader, validation: list[Batch]) -> None:
     settings = GeneratorTraining(width=4, epochs=1)
     plain, compiled = (

@@ -82,6 +82,7 @@ def train_compiled(ranks: Ranks, folder: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_compiled_the_classifier_s_gradients_travel_during_the_generator_s_backward_pass(tmp_path: Path) -> None:
     run(2, train_compiled, tmp_path)
     compare(COMPILED, tmp_path)

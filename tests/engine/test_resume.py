@@ -23,13 +23,16 @@ CLOCKED = ("images_per_second", "seconds", "data_wait")
 SETTINGS: list[dict[str, Any]] = [
     {},
     {"method": DropoutGAT(cg=0.1, schedule="paper", generator_steps=2)},
+    {"method": GAT(cg=0.1, generator_interval=3)},
     {"method": "random", "optimizer": OptimizerConfig(lr_schedule="one-cycle", ema=0.9, clip_grad=0.1)},
     {"precision": PrecisionConfig(amp=True, channels_last=True)},
     {"method": "free"},
 ]
 
 
-@pytest.mark.parametrize("changes", SETTINGS, ids=["gat", "dropout-gat k=2", "one-cycle ema clip", "amp", "free"])
+@pytest.mark.parametrize(
+    "changes", SETTINGS, ids=["gat", "dropout-gat k=2", "gat n=3", "one-cycle ema clip", "amp", "free"]
+)
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_writes_a_checkpoint_and_going_on_changes_nothing(
     tmp_path: Path, changes: dict[str, Any], number: signal.Signals

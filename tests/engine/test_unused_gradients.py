@@ -54,6 +54,7 @@ def test_what_is_taken_as_a_whole_is_left_alone() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_under_batch_norm_the_second_pull_back_is_that_of_the_images_alone() -> None:
     from torch._inductor.utils import run_and_get_code  # slow
 
