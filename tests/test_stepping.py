@@ -15,7 +15,7 @@ from fastgat.config import OptimizerConfig, PrecisionConfig
 from fastgat.errors import CheckpointError, ConfigError, NonFiniteError
 from fastgat.methods import GAT, Free
 from fastgat.models import Classifier, Generator
-from tests.support import DOUBLE, BatchNormNet, largest_difference, minibatch, players
+from tests.support import DOUBLE, BatchNormNet, SmallGenerator, largest_difference, minibatch, players
 
 EXACT = 1e-10
 FAST = OptimizerConfig(lr=1e-3, generator_lr=1e-3)
@@ -46,7 +46,7 @@ def test_it_is_the_textbook_step_for_step(schedule: str) -> None:
 @pytest.mark.slow
 def test_three_lines_compiled() -> None:
     classifier = BatchNormNet(classes=5)
-    step = fastgat.compile_step(classifier, optimizer=OptimizerConfig(lr=1e-2))
+    step = fastgat.compile_step(classifier, generator=SmallGenerator(), optimizer=OptimizerConfig(lr=1e-2))
     images, labels = torch.rand(16, 3, 12, 12), torch.arange(16) % 5
     step(images, labels)
     first = step.metrics()["loss"]
@@ -55,7 +55,13 @@ def test_three_lines_compiled() -> None:
     assert step.metrics()["accuracy"] > 0
     step(images, labels)
     assert step.metrics()["loss"] < first
-    assert isinstance(step.generator, Generator)
+
+
+def test_the_generator_is_table_1_s_unless_one_is_given() -> None:
+    for generator, expected in ((None, Generator), (SmallGenerator(), SmallGenerator)):
+        step = fastgat.compile_step(BatchNormNet(), generator=generator, compile=False)
+        step(*minibatch_of(torch.rand(4, 3, 8, 8)))
+        assert isinstance(step.generator, expected)
 
 
 def test_random_state_is_the_loops() -> None:

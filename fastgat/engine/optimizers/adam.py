@@ -56,10 +56,10 @@ class Adam(Optimizer):
                 v,
                 self.updates,
                 self.learning_rate,
-                list(self.betas),
-                self.epsilon,
-                self.weight_decay,
-                self.decoupled,
+                betas=self.betas,
+                epsilon=self.epsilon,
+                weight_decay=self.weight_decay,
+                decoupled=self.decoupled,
             )
             return
         if self.weight_decay and self.decoupled:
