@@ -12,7 +12,6 @@ from torch import Tensor, nn
 
 from fastgat.config import OptimizerConfig
 from fastgat.engine.optimizers.base import Optimizer, PerParameter
-from fastgat.engine.optimizers.fused import adam_
 
 
 class Adam(Optimizer):
@@ -49,17 +48,9 @@ class Adam(Optimizer):
         m, v = self.exp_avg.of(parameters), self.exp_avg_sq.of(parameters)
         self.updates.add_(1)
         if self._can_fuse(weights, m):
-            adam_(
-                weights,
-                g,
-                m,
-                v,
-                self.updates,
-                self.learning_rate,
-                betas=self.betas,
-                epsilon=self.epsilon,
-                weight_decay=self.weight_decay,
-                decoupled=self.decoupled,
+            decay = self.weight_decay, self.decoupled
+            torch.ops.fastgat.adam_(
+                weights, g, m, v, self.updates, self.learning_rate, list(self.betas), self.epsilon, *decay
             )
             return
         if self.weight_decay and self.decoupled:
