@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from fastgat.config import OptimizerConfig
 from fastgat.engine.optimizers.base import Optimizer, PerParameter
+from fastgat.engine.optimizers.fused import adam_
 
 
 class Adam(Optimizer):
@@ -49,9 +50,7 @@ class Adam(Optimizer):
         self.updates.add_(1)
         if self._can_fuse(weights, m):
             decay = self.weight_decay, self.decoupled
-            torch.ops.fastgat.adam_(
-                weights, g, m, v, self.updates, self.learning_rate, list(self.betas), self.epsilon, *decay
-            )
+            adam_(weights, g, m, v, self.updates, self.learning_rate, list(self.betas), self.epsilon, *decay)
             return
         if self.weight_decay and self.decoupled:
             torch._foreach_mul_(weights, 1 - self.learning_rate * self.weight_decay)

@@ -65,3 +65,7 @@ def _adam(
 @torch.library.register_fake("fastgat::adam_")
 def _nothing(*_: object) -> None:
     """It returns nothing."""
+
+
+adam_ = torch.ops.fastgat.adam_
+"""The operator, as `_adam` says."""
