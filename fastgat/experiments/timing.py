@@ -129,9 +129,9 @@ def _settings(config: TrainConfig) -> dict[str, Any]:
 
 
 def _compute(plan: Plan, config: TrainConfig, store: Store, progress: Progress) -> dict[str, Any]:
-    result = profile(
-        Settings(config, SIZE, DATASETS[plan.dataset].classes, rounds=plan.rounds), lambda line: progress(0.5)
-    )
+    classes = DATASETS[plan.dataset].classes
+    settings = Settings(config, SIZE, classes, rounds=plan.rounds, details=False)
+    result = profile(settings, lambda line: progress(0.5))
     kept = ("speedup", "overhead", "fast_gradient", "rounds")
     figures = ("step_ms", "peak", "flops", "floor")
     sides = {side: {k: v for k, v in result[side].items() if k.startswith(figures)} for side in SIDES}

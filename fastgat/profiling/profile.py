@@ -24,8 +24,8 @@ FLOAT32_ERROR, TF32_ERROR, LOW_PRECISION_ERROR = 1e-3, 1e-2, 0.05
 meets the generator as it was before its step, in Algorithm 1 as it is after it."""
 
 FED, FED_ROUNDS, FED_SECONDS = 8, 3, 10.0
-"""Steps with a loader that are timed at once, past those that its buffers feed; how often; and about how long at most:
-of slow steps fewer will do."""
+"""Blocks of steps with a loader that are timed at once, past those that its buffers feed; how often; and about how long
+at most: of slow steps fewer will do."""
 
 Progress = Callable[[str], None]
 
@@ -39,6 +39,7 @@ class Settings:
         like_for_like: give the textbook the same precision and layout; otherwise it is PyTorch as it comes.
         rounds: how often the sides take turns.
         trace: where to write a Chrome trace.
+        details: also time the step with its loader, and its phases.
     """
 
     config: TrainConfig
@@ -47,6 +48,7 @@ class Settings:
     like_for_like: bool = False
     rounds: int = 9
     trace: Path | None = None
+    details: bool = True
 
 
 def profile(settings: Settings, progress: Progress = lambda line: None) -> dict[str, Any]:
@@ -76,19 +78,21 @@ def profile(settings: Settings, progress: Progress = lambda line: None) -> dict[
             progress(f"round {number + 1} of {settings.rounds}")
             for name, worker in workers.items():
                 times[name].append(worker.ask("steps", block))
-        progress("the step with its loader")
-        in_time = int(FED_SECONDS * 1e3 / statistics.median(times["fastgat"]))
-        count = block * min(max(in_time // block, 1), FED)
-        fed = [workers["fastgat"].ask("fed_steps", count) for _ in range(FED_ROUNDS)]
+        worker, phases = workers["fastgat"], None
+        if settings.details:
+            progress("the step with its loader")
+            count = fed_count(statistics.median(times["fastgat"]), block)
+            fed = [worker.ask("fed_steps", count) for _ in range(FED_ROUNDS)]
         progress("what limits it")
         sides = {
             name: _side(workers[name], times[name], first[name], settings.config.batch_size)
             for name in ("textbook", "fastgat")
         }
-        sides["fastgat"]["loader"] = {"name": workers["fastgat"].ask("loader"), **feeding(fed)}
-        phases = workers["fastgat"].ask("phase_times")
+        if settings.details:
+            sides["fastgat"]["loader"] = {"name": worker.ask("loader"), **feeding(fed)}
+            phases = worker.ask("phase_times")
         if settings.trace is not None:
-            workers["fastgat"].ask("trace", settings.trace)
+            worker.ask("trace", settings.trace)
     return _result(settings, sides, times, phases, device_name(device))
 
 
@@ -109,6 +113,12 @@ def check_parity(ours: Any, theirs: Any, spec: Spec) -> None:
             f"the two sides do not compute the same gradient (relative error {error:.3g}, allowed {allowed:g}); "
             "no speed-up is reported"
         )
+
+
+def fed_count(step_ms: float, block: int) -> int:
+    """How many steps with a loader to time at once: as many blocks as there is time for, FED at most, one at least."""
+    in_time = int(FED_SECONDS * 1e3 / step_ms)
+    return block * min(max(in_time // block, 1), FED)
 
 
 def floor_ms(limits: dict[str, float], amount: dict[str, int]) -> float:
@@ -143,10 +153,16 @@ def feeding(rounds: list[Fed]) -> dict[str, float]:
 
 
 def _result(
-    settings: Settings, sides: dict[str, Any], times: dict[str, list[float]], phases: dict[str, float], device: str
+    settings: Settings,
+    sides: dict[str, Any],
+    times: dict[str, list[float]],
+    phases: dict[str, float] | None,
+    device: str,
 ) -> dict[str, Any]:
     medians = {name: statistics.median(values) for name, values in times.items()}
-    result: dict[str, Any] = {**sides, "speedup": medians["textbook"] / medians["fastgat"], "phases_ms": phases}
+    result: dict[str, Any] = {**sides, "speedup": medians["textbook"] / medians["fastgat"]}
+    if phases is not None:
+        result["phases_ms"] = phases
     if "fastgat fast gradient" in medians:
         result["fast_gradient"] = {
             f"{side}_step_ms": medians[f"{side} fast gradient"] for side in ("textbook", "fastgat")

@@ -43,6 +43,8 @@ def test_digits() -> None:
     assert images.train.images.min() == 0
     assert images.train.images.max() == 255
     assert set(images.test.labels) == set(range(10))
+    labels = np.concatenate([part.labels for part in (images.train, images.validation, images.test)])
+    assert np.bincount(labels).tolist() == [178, 182, 177, 183, 181, 182, 181, 179, 174, 180], "UCI's own table"
     np.testing.assert_array_equal(images.test.images, other.test.images)
     assert not np.array_equal(images.validation.images, other.validation.images)
 

@@ -16,7 +16,7 @@ from fastgat.methods import GAT, METHODS, create_method
 from fastgat.phases import PHASES, listening, phase
 from fastgat.profiling import phases
 from fastgat.profiling.phases import Clock
-from fastgat.profiling.profile import check_parity
+from fastgat.profiling.profile import check_parity, fed_count
 from fastgat.profiling.sides import Fastgat, Spec, build
 
 SMALL = ("--batch-size", "8", "--generator-width", "4", "--image-size", "16", "--rounds", "2", "--no-compile")
@@ -92,6 +92,13 @@ def test_fewer_steps_are_looked_at_where_they_are_slow(
     assert isinstance(side, Fastgat)
     assert sum(phases.phase_times(side).values()) > 0
     assert len(taken) == 2 + expected, "two to warm up"
+
+
+@pytest.mark.parametrize(
+    ("step_ms", "block", "expected"), [(1.0, 1, 8), (2_000, 1, 5), (60_000, 1, 1), (1.0, 20, 160), (1_000, 20, 20)]
+)
+def test_fewer_steps_with_a_loader_are_timed_where_they_are_slow(step_ms: float, block: int, expected: int) -> None:
+    assert fed_count(step_ms, block) == expected
 
 
 def test_no_figure_of_a_wrong_result() -> None:
