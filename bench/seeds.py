@@ -36,6 +36,7 @@ from fastgat.engine.allocator import keep_freed_memory
 from fastgat.engine.device import device_name, pick_device
 from fastgat.engine.optimizers import Adam
 from fastgat.errors import FastgatError
+from fastgat.functional import places
 from fastgat.methods import create_method
 from fastgat.methods.players import Draws, Network, Players, Tensors
 from fastgat.profiling.sides import Fastgat, Spec
@@ -81,6 +82,8 @@ class Vectorised:
         sides = [Fastgat(seeded(uncompiled, seed)) for seed in seeds]
         self.method, self.autocast, config = spec.method, sides[0].autocast, spec.config
         self.classifier, self.generator = sides[0].classifier, sides[0].generator
+        networks = [self.classifier] if self.generator is None else [self.classifier, self.generator]
+        self.places = [places(network) for network in networks]
         self.parameters = [stacked([side.classifier for side in sides])]
         rates = [config.optimizer.lr]
         if self.generator is not None:
@@ -111,10 +114,10 @@ class Vectorised:
     def _gradients(self, *stacks: Any) -> tuple[Tensors, ...]:
         """What one seed's step would update its networks by."""
         *parameters, images, labels = stacks
-        classifier = Network("classifier", self.classifier, parameters[0], {}, self.autocast)
+        classifier = Network("classifier", self.classifier, parameters[0], {}, self.places[0], self.autocast)
         generator = None
         if self.generator is not None:
-            generator = Network("generator", self.generator, parameters[1], {}, self.autocast)
+            generator = Network("generator", self.generator, parameters[1], {}, self.places[1], self.autocast)
         batch, found = Batch(images, labels), {}
 
         def update(players: Players, **gradients: Tensors | None) -> Players:

@@ -13,10 +13,10 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
 from torch.nn import functional
 
 from fastgat.errors import ConfigError
+from fastgat.functional import call
 from fastgat.kernels.backend import accumulation_dtype
 
 
@@ -54,7 +54,7 @@ def gat_loss(
         raise ConfigError(f"the generator made {tuple(p.shape)} for images of {tuple(images.shape)}")
     perturbed = functional.cross_entropy(classifier(images + p.detach()), labels)
     frozen = {name: tensor.detach() for name, tensor in (*classifier.named_parameters(), *classifier.named_buffers())}
-    fooled = functional_call(classifier, {k: v.clone() for k, v in frozen.items()}, (images + p,))
+    fooled, _ = call(classifier, {name: tensor.clone() for name, tensor in frozen.items()}, (images + p,))
     power = p.to(accumulation_dtype(p.dtype)).flatten(1).square().sum(1)
     each = fooled.softmax(1).gather(1, labels[:, None])[:, 0] + cg * power
     return GATLoss(alpha * functional.cross_entropy(z, labels) + (1 - alpha) * perturbed, each.mean())

@@ -21,6 +21,7 @@ from fastgat.attacks.base import Attack, check_images, check_logits, frozen, los
 from fastgat.data.batch import Batch, Loader
 from fastgat.engine.optimizers import Adam, trainable_parameters
 from fastgat.errors import ConfigError, NonFiniteError
+from fastgat.functional import places
 from fastgat.kernels.input_gradient import ascent, input_gradient
 from fastgat.methods.gat import GAT
 from fastgat.methods.players import Draws, Network, Players
@@ -102,8 +103,8 @@ def _learner(
     adam = Adam(generator, training.lr)
     parameters = trainable_parameters(generator)
     players = Players(
-        Network("classifier", model, {}, dict(model.named_buffers())),
-        Network("generator", generator, dict(parameters), dict(generator.named_buffers())),
+        Network("classifier", model, {}, dict(model.named_buffers()), places(model)),
+        Network("generator", generator, dict(parameters), dict(generator.named_buffers()), places(generator)),
     )
 
     @torch.no_grad()

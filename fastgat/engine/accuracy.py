@@ -7,11 +7,11 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
 
 from fastgat.data.batch import Batch
 from fastgat.engine.modes import in_eval_mode
 from fastgat.engine.ranks import ALONE, Ranks
+from fastgat.functional import call
 from fastgat.kernels.dual_loss import cross_entropy
 
 
@@ -50,7 +50,7 @@ def _sums(
         samples = 0
         for images, labels in batches:
             with torch.autocast(images.device.type, autocast, enabled=autocast is not None):
-                logits = functional_call(classifier, parameters or {}, (images,))
+                logits, _ = call(classifier, parameters or {}, (images,))
             correct = correct + (logits.argmax(1) == labels).sum()
             total = total + cross_entropy(logits, labels).sum(dtype=torch.float64)
             samples += len(labels)

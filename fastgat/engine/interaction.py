@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
 
 from fastgat.engine.state import has_batch_norm
+from fastgat.functional import call
 
 
 @torch.no_grad()
@@ -25,6 +25,6 @@ def samples_interact(classifier: nn.Module, images: Tensor) -> bool:
         for pair in (torch.cat([first, first]), torch.cat([first, second])):
             torch.manual_seed(0)  # the same dropout masks for both pairs
             tensors = {name: t.clone() for name, t in (*classifier.named_parameters(), *classifier.named_buffers())}
-            outputs.append(functional_call(classifier, tensors, (pair,))[0])
+            outputs.append(call(classifier, tensors, (pair,))[0][0])
     alone, beside = outputs
     return not torch.allclose(alone, beside, rtol=1e-4, atol=1e-6)

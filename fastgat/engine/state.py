@@ -19,6 +19,7 @@ from fastgat.engine.optimizers import Adam, create_optimizer, trainable_paramete
 from fastgat.engine.ranks import ALONE, Ranks
 from fastgat.engine.reduction import GradientMean, everywhere
 from fastgat.errors import ConfigError, NonFiniteError
+from fastgat.functional import places
 from fastgat.methods.players import Metrics, Network, Players, Tensors
 from fastgat.phases import phase
 
@@ -65,6 +66,8 @@ class TrainState(nn.Module):
         self.interacts = has_batch_norm(classifier) if interacts is None else interacts
         self.statistics = statistics
         self.classifier, self.generator = classifier, generator
+        players = {"classifier": classifier, "generator": generator}
+        self._places = {name: places(player) for name, player in players.items() if player is not None}
         self.classifier_optimizer = create_optimizer(classifier, optimizer)
         self.generator_optimizer = Adam(generator, optimizer.generator_lr) if generator is not None else None
         self._classifier_mean, self._generator_mean = (
@@ -203,6 +206,7 @@ class TrainState(nn.Module):
             module,
             dict(trainable_parameters(module)),
             dict(module.named_buffers()),
+            self._places[name],
             self.autocast,
             self.loss_scale.scale if self.loss_scale is not None else None,
             interacts=classifier and self.interacts,

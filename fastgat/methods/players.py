@@ -11,9 +11,9 @@ from typing import Any, Literal, NamedTuple, Protocol, TypeVar
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
 from torch.utils._pytree import tree_map
 
+from fastgat.functional import Names, call
 from fastgat.kernels.backend import accumulation_dtype
 from fastgat.phases import phase
 
@@ -30,6 +30,7 @@ class Network(NamedTuple):
     Attributes:
         name: "classifier" or "generator".
         module, parameters, buffers: the module, its trainable parameters and its buffers.
+        places: those of its tensors (`fastgat.functional.places`).
         autocast: the dtype of mixed precision (None: as the inputs are).
         scale: the loss scale, 0-d, that keeps float16 gradients from underflowing (None: not needed).
         interacts: whether the samples of a batch influence each other's output, as in train-mode batch norm.
@@ -40,6 +41,7 @@ class Network(NamedTuple):
     module: nn.Module
     parameters: Tensors
     buffers: Tensors
+    places: Names
     autocast: torch.dtype | None = None
     scale: Tensor | None = None
     interacts: bool = False
@@ -47,10 +49,11 @@ class Network(NamedTuple):
 
     def __call__(self, parameters: Tensors, inputs: Tensor, *more: Any) -> tuple[Tensor, Tensors]:
         """The module's output and its buffers afterwards."""
-        buffers = {name: buffer.clone() for name, buffer in self.buffers.items()}
+        tensors = {**parameters, **{name: buffer.clone() for name, buffer in self.buffers.items()}}
         autocast = torch.autocast(inputs.device.type, self.autocast, enabled=self.autocast is not None)
         with phase(f"{self.name} forward"), autocast:
-            return functional_call(self.module, (parameters, buffers), (inputs, *more)), buffers
+            output, tensors = call(self.module, tensors, (inputs, *more), self.places)
+        return output, {name: tensors[name] for name in self.buffers}
 
 
 class Players(NamedTuple):

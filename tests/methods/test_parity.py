@@ -260,12 +260,13 @@ def test_what_the_generator_is_given(name: str, feed: Callable[[Tensor, Tensor],
     assert largest_difference(fed, before) > 1e-4, "the generator must have moved for this to mean anything"
 
 
-def test_frozen_and_shared_parameters_stay_so() -> None:
+@pytest.mark.parametrize("layer_twice", [False, True])
+def test_frozen_and_shared_parameters_stay_so(layer_twice: bool) -> None:
     class Tied(nn.Module):
         def __init__(self) -> None:
             super().__init__()
             self.first = nn.Conv2d(3, 3, 3, padding=1)
-            self.second = nn.Conv2d(3, 3, 3, padding=1)
+            self.second = self.first if layer_twice else nn.Conv2d(3, 3, 3, padding=1)
             self.second.weight = self.first.weight
             self.first.bias.requires_grad_(False)  # type: ignore[union-attr]  # it has a bias
             self.head = nn.Linear(3, 10)
@@ -274,6 +275,7 @@ def test_frozen_and_shared_parameters_stay_so() -> None:
             return self.head(self.second(self.first(images).relu()).mean((2, 3)))
 
     classifier = Tied().double()
+    weight = classifier.first.weight.detach().clone()
     frozen = classifier.first.bias.clone()  # type: ignore[union-attr]  # it has a bias
     generator = players()[1]
     engine = Engine(GAT(cg=0.3, schedule="paper"), classifier, generator)
@@ -287,6 +289,8 @@ def test_frozen_and_shared_parameters_stay_so() -> None:
     assert largest_difference(trained, classifier) < EXACT
     assert trained.first.bias.equal(frozen)  # type: ignore[union-attr]  # it has a bias
     assert trained.first.weight is trained.second.weight
+    assert trained.first.weight.requires_grad
+    assert not trained.first.weight.allclose(weight, rtol=0, atol=1e-4)
 
 
 @pytest.mark.slow

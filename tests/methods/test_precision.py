@@ -18,6 +18,7 @@ from fastgat.data.loaders import create_loader
 from fastgat.data.registry import silent
 from fastgat.engine.device import has_fast_bfloat16
 from fastgat.engine.optimizers import Adam
+from fastgat.functional import places
 from fastgat.methods import GAT
 from fastgat.methods.players import Network
 from fastgat.models import Classifier
@@ -56,7 +57,8 @@ def test_an_adversarial_perturbation_moves_bfloat16_logits_as_float32_ones(train
     assert ((images + p).bfloat16() == images.bfloat16())[bright].float().mean() > 0.5, "most round to what they were"
 
     def change(autocast: torch.dtype | None) -> Tensor:
-        network = Network("classifier", classifier, dict(classifier.named_parameters()), {}, autocast)
+        parameters: dict[str, Tensor] = dict(classifier.named_parameters())
+        network = Network("classifier", classifier, parameters, {}, places(classifier), autocast)
         with torch.no_grad():
             before, after = (network(network.parameters, x)[0].float() for x in (images, images + p))
         return (after - before).flatten()
