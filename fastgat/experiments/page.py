@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -57,7 +57,8 @@ def sections(experiments: Sequence[Experiment], plan: Plan, results: dict[str, A
     found = results["figures"]
     shown = {each.title: each.section(plan, found[each.name]) for each in experiments if each.name in found}
     shown["How it was run"] = _account(plan, results)
-    shown["What differs from the paper"] = "".join(f"- {line}\n" for line in deviations(plan, experiments))
+    ran = {run["method"] for run in results["runs"]}
+    shown["What differs from the paper"] = "".join(f"- {line}\n" for line in deviations(plan, experiments, ran))
     return shown
 
 
@@ -95,7 +96,8 @@ def _run(store: Store, job: Training) -> dict[str, Any] | None:
         return None
     environment = store.environment(cell)
     found = {key: summary[key] for key in RUN_BY_RUN if key in summary} if summary else {"diverged": diverged}
-    return {"name": cell.name, "seed": cell.seed, **found, **_machine({"environment": environment})}
+    method = cell.config.to_dict()["method"]["name"]
+    return {"name": cell.name, "method": method, "seed": cell.seed, **found, **_machine({"environment": environment})}
 
 
 def _machine(content: dict[str, Any]) -> dict[str, str]:
@@ -133,8 +135,8 @@ def _account(plan: Plan, results: dict[str, Any]) -> str:
     return text
 
 
-def deviations(plan: Plan, experiments: Sequence[Experiment]) -> list[str]:
-    """What the paper did otherwise, and what it does not say and was decided here."""
+def deviations(plan: Plan, experiments: Sequence[Experiment], ran: Collection[str]) -> list[str]:
+    """What the paper did otherwise, and what it does not say and was decided here, for the methods that `ran`."""
     lines = []
     if plan.dataset not in paper.TABLE2:
         lines.append(f"{plan.dataset} is not a data set of the paper.")
@@ -162,7 +164,7 @@ def deviations(plan: Plan, experiments: Sequence[Experiment]) -> list[str]:
             )
     lines.append(f"The paper gives neither batch size nor epochs: here {plan.base.batch_size} and {plan.base.epochs}.")
     lines.append("Dropout acts behind the two strided convolutions; the paper does not say where.")
-    taken = {name for each in experiments for name in each.chosen}
+    taken = {name for each in experiments for name in each.chosen if name in ran}
     lines += search.remarks(plan, [name for name in paper.METHODS if name in taken])
     lines += [line for each in experiments for line in each.remarks(plan)]
     if plan.samples is not None:

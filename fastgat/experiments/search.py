@@ -1,5 +1,5 @@
-"""Hyperparameters that the paper does not give, chosen by validation accuracy: one of each method, the same budget for
-all. Test images play no part."""
+"""Hyperparameters that the paper does not give, chosen by validation accuracy: one of each method, by default from as
+many values. Test images play no part."""
 
 from __future__ import annotations
 
@@ -91,14 +91,16 @@ def remarks(plan: Plan, methods: Sequence[str]) -> list[str]:
     fixed = [name for name in methods if name in PARAMETERS and name not in searched]
     lines = []
     if searched:
+        tried = ", ".join(f"{name} from {len(grid(plan, name) or ())} values" for name in searched)
         lines.append(
-            f"The paper does not give c_g, epsilon, dropout rate or noise power: of {', '.join(searched)} the value "
-            f"is chosen by validation accuracy, {plan.search_seeds} run(s) of "
-            f"{plan.search_epochs or plan.base.epochs} epochs for each; a run of the search that has a row's settings "
-            "and seed is that row's too."
+            "The paper does not give c_g, epsilon, dropout rate or noise power. They are chosen by validation accuracy "
+            f"({tried}), {plan.search_seeds} run(s) of {plan.search_epochs or plan.base.epochs} epochs for each value; "
+            "a run of the search that has a row's settings and seed is that row's too."
         )
     if fixed:
         lines.append(f"Of {', '.join(fixed)} the value is given, not searched.")
+    if searched and (fixed or len({len(grid(plan, name) or ()) for name in searched}) > 1):
+        lines.append("So the search has not cost the same for every method: one with more values has an advantage.")
     if "dropout-gat" in methods:
         lines.append("Dropout + GAT takes the rate chosen for dropout, and so has two choices where others have one.")
     return lines

@@ -13,6 +13,7 @@ from fastgat.config import Augmentation, ModelConfig, OptimizerConfig, Precision
 from fastgat.errors import ConfigError
 from fastgat.experiments import EXPERIMENTS, Plan, Store
 from fastgat.experiments.page import check_page, collect, deviations, write_page
+from fastgat.experiments.paper import METHODS
 from fastgat.methods import GAT, Baseline
 from tests.experiments.made_up import check_tables, diverge, finish, plan
 
@@ -41,14 +42,14 @@ def with_base(**changes: Any) -> Plan:
 )
 def test_what_the_paper_has_otherwise_is_told_and_bars_a_verdict(changes: dict[str, Any], told: str) -> None:
     asked = with_base(**changes)
-    assert any(told in line for line in deviations(asked, [TABLE2]))
+    assert any(told in line for line in deviations(asked, [TABLE2], METHODS))
     assert not asked.comparable
 
 
 def test_what_the_paper_leaves_open_does_not() -> None:
     asked = with_base(**PAPERS, precision=PrecisionConfig(amp=True, channels_last=True))
     assert asked.comparable
-    lines = deviations(asked, [TABLE2])
+    lines = deviations(asked, [TABLE2], METHODS)
     assert any("mixed precision" in line for line in lines)
     assert any("here 64 and 60" in line for line in lines)
     assert any("`simultaneous`" in line for line in lines)
@@ -56,17 +57,33 @@ def test_what_the_paper_leaves_open_does_not() -> None:
 
 
 def test_other_schedules_are_told() -> None:
-    lines = deviations(with_base(method=GAT(schedule="paper", generator_steps=2, generator_interval=4)), [TABLE2])
+    lines = deviations(
+        with_base(method=GAT(schedule="paper", generator_steps=2, generator_interval=4)), [TABLE2], METHODS
+    )
     assert not any("Schedule" in line for line in lines)
     assert any("2 generator steps" in line for line in lines)
     assert any("every 4th step" in line for line in lines)
 
 
 def test_a_search_is_told_once_and_only_where_there_was_one() -> None:
-    assert not any("chosen by validation" in line for line in deviations(plan(), [EXPERIMENTS["time"]]))
+    assert not any("chosen by validation" in line for line in deviations(plan(), [EXPERIMENTS["time"]], METHODS))
     for asked in (["inputs"], ["table2", "figure3", "figure4", "capacity"]):
-        lines = deviations(plan(), [EXPERIMENTS[name] for name in asked])
+        lines = deviations(plan(), [EXPERIMENTS[name] for name in asked], METHODS)
         assert sum("chosen by validation" in line for line in lines) == 1
+
+
+def test_the_search_of_what_ran_is_told_and_whether_it_was_the_same_for_all() -> None:
+    asked = plan(grids={"gat": (0.5, 1.0, 2.0), "dropout": (0.1, 0.3), "fg-l2": (0.5,)})
+    text = "\n".join(deviations(asked, [TABLE2], {"baseline", "dropout", "fg-l2", "gat"}))
+    assert "(dropout from 2 values, gat from 3 values)" in text
+    assert "Of fg-l2 the value is given" in text
+    assert "has not cost the same" in text
+    assert "random" not in text
+    assert "Dropout + GAT" not in text
+    equal = "\n".join(deviations(plan(), [TABLE2], METHODS))
+    assert "dropout-gat from 5 values" in equal
+    assert "has not cost the same" not in equal
+    assert "Dropout + GAT takes the rate" in equal
 
 
 def test_the_page(tmp_path: Path) -> None:
