@@ -10,6 +10,7 @@ import torch
 
 from fastgat.config import OptimizerConfig
 from fastgat.engine.optimizers import OPTIMIZERS, Adam, create_optimizer, trainable_parameters
+from fastgat.engine.optimizers.fused import adam_
 from fastgat.options import constraint
 from tests.support import players
 
@@ -28,14 +29,38 @@ CASES: list[tuple[OptimizerConfig, Torchs]] = [
 ]
 
 
-@pytest.mark.parametrize("fused", [True, False], ids=["fused", "written out"])
+@pytest.fixture
+def fused(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """How many weights each update by the fused kernel had."""
+    calls = []
+
+    def counted(weights: list[torch.Tensor], *more: object) -> None:
+        calls.append(len(weights))
+        adam_(weights, *more)
+
+    monkeypatch.setattr("fastgat.engine.optimizers.adam.adam_", counted)
+    return calls
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
 @pytest.mark.parametrize(("config", "torchs"), CASES, ids=lambda case: getattr(case, "optimizer", ""))
-def test_is_torchs(
-    config: OptimizerConfig, torchs: Torchs, dtype: torch.dtype, fused: bool, monkeypatch: pytest.MonkeyPatch
+def test_is_torchs(config: OptimizerConfig, torchs: Torchs, dtype: torch.dtype, fused: list[int]) -> None:
+    check_steps(config, torchs, dtype)
+    assert fused == ([] if config.optimizer == "sgd" else [14] * 5), "weights and biases of seven layers"
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize(("config", "torchs"), CASES[:4], ids=lambda case: getattr(case, "optimizer", ""))
+def test_written_out_as_on_a_gpu_it_is_torchs(
+    config: OptimizerConfig, torchs: Torchs, dtype: torch.dtype, fused: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    if not fused:  # as on a GPU
-        monkeypatch.setattr(Adam, "_can_fuse", staticmethod(lambda *_: False))
+    monkeypatch.setattr(Adam, "_can_fuse", staticmethod(lambda *_: False))
+    check_steps(config, torchs, dtype)
+    assert fused == []
+
+
+def check_steps(config: OptimizerConfig, torchs: Torchs, dtype: torch.dtype) -> None:
+    """Five steps of ours are five of torch's."""
     module, _ = players(dtype=dtype)
     twin = copy.deepcopy(module)
     ours, other = create_optimizer(module, config), torchs(twin.parameters())
@@ -51,7 +76,7 @@ def test_is_torchs(
 
 
 @pytest.mark.parametrize("lying", ["as its gradient", "channels last", "with gaps", "in another dtype"])
-def test_adam_updates_weights_however_they_lie(lying: str) -> None:
+def test_adam_updates_weights_however_they_lie(lying: str, fused: list[int]) -> None:
     module, twin = (torch.nn.Conv2d(3, 4, 3, dtype=torch.float64) for _ in range(2))
     twin.load_state_dict(module.state_dict())
     if lying == "channels last":
@@ -73,6 +98,25 @@ def test_adam_updates_weights_however_they_lie(lying: str) -> None:
         other.step()
     torch.testing.assert_close(module.weight, twin.weight, rtol=1e-12, atol=0)
     torch.testing.assert_close(module.bias, twin.bias, rtol=1e-5, atol=0, check_dtype=False)
+    assert fused == ([] if lying == "with gaps" else [2] * 3)
+
+
+@pytest.mark.parametrize("decoupled", [False, True])
+def test_the_operator_is_what_it_says_it_is(decoupled: bool) -> None:
+    weights, gradients, m, v = ([torch.rand(3, 4), torch.rand(5)] for _ in range(4))
+    arguments = (weights, gradients, m, v, torch.tensor(3), torch.tensor(1e-3), [0.9, 0.999], 1e-8, 0.1, decoupled)
+    torch.library.opcheck(adam_.default, arguments)
+
+
+def test_a_graph_that_needs_the_old_weights_says_so() -> None:
+    layers = torch.nn.Sequential(torch.nn.Linear(3, 3), torch.nn.Linear(3, 1))
+    optimizer = create_optimizer(layers, OptimizerConfig())
+    parameters: dict[str, torch.Tensor] = dict(trainable_parameters(layers))
+    loss = layers(torch.rand(2, 3)).sum()
+    with torch.no_grad():
+        optimizer.update(parameters, {name: torch.ones_like(p) for name, p in parameters.items()})
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        loss.backward()
 
 
 @pytest.mark.parametrize(

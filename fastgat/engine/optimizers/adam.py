@@ -1,6 +1,6 @@
 """Adam (Kingma and Ba 2015), with weight decay as a part of the gradient, and AdamW (Loshchilov and Hutter 2019), with
-decay of its own: torch's arithmetic, over all parameters at once. On a CPU that is torch's fused kernel; on a GPU it is
-written out, for Inductor to fuse with what comes before it.
+decay of its own: torch's arithmetic, over all parameters at once. On a CPU that is torch's fused kernel where it can
+take them; otherwise, as on a GPU, it is written out, for Inductor to fuse with what comes before it.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ class Adam(Optimizer):
         weights, g = list(parameters.values()), [gradients[name] for name in parameters]
         m, v = self.exp_avg.of(parameters), self.exp_avg_sq.of(parameters)
         self.updates.add_(1)
-        if self._can_fuse(weights, m):
+        if self._can_fuse(weights, g, m, v):
             decay = self.weight_decay, self.decoupled
             adam_(weights, g, m, v, self.updates, self.learning_rate, list(self.betas), self.epsilon, *decay)
             return
@@ -67,12 +67,14 @@ class Adam(Optimizer):
         torch._foreach_sub_(weights, torch._foreach_mul(torch._foreach_div(m, divisors), rate))
 
     @staticmethod
-    def _can_fuse(weights: list[Tensor], moments: list[Tensor]) -> bool:
-        """Whether torch's fused kernel can take them: on a CPU, of one dtype, and lying as their moments do."""
-        return (
-            weights[0].device.type == "cpu"
-            and len({weight.dtype for weight in weights}) == 1
-            and all(weight.stride() == moment.stride() for weight, moment in zip(weights, moments, strict=True))
+    def _can_fuse(weights: list[Tensor], gradients: list[Tensor], m: list[Tensor], v: list[Tensor]) -> bool:
+        """Whether torch's fused kernel can take them: on a CPU, each weight with gradient and moments of its dtype, and
+        with moments that lie as it does."""
+        return all(
+            weight.device.type == "cpu"
+            and weight.dtype == gradient.dtype == first.dtype == second.dtype
+            and weight.stride() == first.stride() == second.stride()
+            for weight, gradient, first, second in zip(weights, gradients, m, v, strict=True)
         )
 
 

@@ -2,22 +2,20 @@
 
 Written out, the update is one loop for each parameter, which takes Inductor and the C++ compiler a third of the time
 that a step of the paper's networks needs to be compiled.
+
+It changes what it reads, and so must never be given a gradient that is a copy of a weight or of a moment: the compiler
+of torch 2.14 may take the one for the other.
 """
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
+from torch.autograd.graph import increment_version
 
-# `torch.library.custom_op` would cost a quarter of a millisecond a call.
-torch.library.define(
-    "fastgat::adam_",
-    "(Tensor(a!)[] weights, Tensor[] gradients, Tensor(b!)[] m, Tensor(c!)[] v, Tensor updates, Tensor learning_rate, "
-    "float[] betas, float epsilon, float weight_decay, bool decoupled) -> ()",
-)
+NAME = "fastgat::adam_"
 
 
-@torch.library.impl("fastgat::adam_", "CPU")
 def _adam(
     weights: list[Tensor],
     gradients: list[Tensor],
@@ -30,10 +28,11 @@ def _adam(
     weight_decay: float,
     decoupled: bool,
 ) -> None:
-    """One update, in place, of `weights` and of their moments `m` and `v`: of one dtype, on a CPU, and each moment with
-    the strides of its weight.
+    """One update, in place, of `weights` and of their moments `m` and `v`, on a CPU.
 
     Args:
+        m, v: each with the dtype and strides of its weight.
+        gradients: each with the dtype of its weight.
         updates: how many there are with this one, a 0-d tensor.
         decoupled: weight decay of its own, as in AdamW; otherwise it is a part of the gradient.
     """
@@ -60,12 +59,18 @@ def _adam(
         grad_scale=None,
         found_inf=None,
     )
+    increment_version([*weights, *m, *v])  # which autograd asks before it goes through a graph that needs the old ones
 
 
-@torch.library.register_fake("fastgat::adam_")
-def _nothing(*_: object) -> None:
-    """It returns nothing."""
-
+if not hasattr(torch.ops.fastgat, "adam_"):  # it is there where this module is loaded again
+    # `torch.library.custom_op` would cost a quarter of a millisecond a call.
+    torch.library.define(
+        NAME,
+        "(Tensor(a!)[] weights, Tensor[] gradients, Tensor(b!)[] m, Tensor(c!)[] v, Tensor updates, "
+        "Tensor learning_rate, float[] betas, float epsilon, float weight_decay, bool decoupled) -> ()",
+    )
+    torch.library.impl(NAME, "CPU", _adam)
+    torch.library.register_fake(NAME, lambda *_: None)
 
 adam_ = torch.ops.fastgat.adam_
 """The operator, as `_adam` says."""
