@@ -21,7 +21,7 @@ train: .venv/trainer
 test: .venv/developer
 	$(BIN)/python -m pytest --numprocesses $(WORKERS) --dist worksteal --benchmark-disable $(TEST)
 
-# With the tests that take a minute each, and have quicker ones beside them.
+# With the tests that take a minute each.
 test-all:
 	$(MAKE) test TEST=
 
@@ -43,7 +43,7 @@ define LAY_OUT
 import shutil
 for folder in "fastgat", "tests", "bench", "kernels":
     to = "build/lint/" + ("fastgat/kernels" if folder == "kernels" else folder)
-    shutil.copytree(folder, to, ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copytree(folder, to, ignore=shutil.ignore_patterns("__pycache__"), dirs_exist_ok=True)
 endef
 export LAY_OUT
 lint: .venv/developer

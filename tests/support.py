@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import copy
 import os
+import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -109,6 +112,19 @@ class Engine:
         return sums
 
 
+@contextmanager
+def compiled_by(backend: Any) -> Iterator[None]:
+    """torch.compile makes its graphs as ever, and hands them to `backend`: Inductor, or something quicker."""
+    torch_compile: Any = torch.compile
+
+    def made_by(function: Any, options: Any = None, **more: Any) -> Any:
+        return torch_compile(function, backend=backend, options=options if backend == "inductor" else None, **more)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch, "compile", made_by)
+        yield
+
+
 def made_once(factory: pytest.TempPathFactory, name: str, make: Callable[[Path], None]) -> Path:
     """A folder that `make` fills, once for all processes that test side by side; the others wait for it."""
     root = factory.getbasetemp()
@@ -116,6 +132,7 @@ def made_once(factory: pytest.TempPathFactory, name: str, make: Callable[[Path],
     done = folder / "done"
     with FileLock(f"{folder}.lock"):
         if not done.exists():
+            shutil.rmtree(folder, ignore_errors=True)  # of a process that failed: this one fails by itself
             folder.mkdir()
             make(folder)
             done.touch()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import os
+import re
 import shutil
 import subprocess
 import types
@@ -30,6 +31,8 @@ OVERLAP: dict[str, Any] = {
     "reorder_for_compute_comm_overlap_passes": ["raise_comms", "sink_waits"],
 }
 """Inductor's options for several ranks: begin to communicate as early, and wait for it as late, as can be."""
+BACKEND = re.compile(r"\s*backend='.*' raised:$")
+"""The line that torch puts before the cause."""
 WARM_UPS = 3
 """Runs before a capture, for what allocates or tunes itself at first use."""
 
@@ -174,5 +177,5 @@ def explained(kind: type[CompileError], message: str) -> Iterator[None]:
         error: BaseException = failure
         while kind is CaptureError and error.__context__ is not None:  # the end of a capture fails after its cause
             error = error.__context__
-        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+        lines = [line.strip() for line in str(error).splitlines() if line.strip() and not BACKEND.match(line)]
         raise kind(message.format(lines[0] if lines else type(error).__name__)) from failure

@@ -16,7 +16,7 @@ from fastgat.data.batch import Batch
 from fastgat.errors import ConfigError, NonFiniteError
 from fastgat.models import Generator
 from tests.attacks.victim import Victim
-from tests.support import numerical_gradient
+from tests.support import compiled_by, numerical_gradient
 
 QUICK = GeneratorTraining(cg=0.05, width=8, lr=2e-3, epochs=6)
 
@@ -103,13 +103,12 @@ def test_it_stops_when_validation_no_longer_improves(victim: Victim, train: Iter
     assert len(trained.validation_losses) == 3
 
 
-@pytest.mark.slow
-@pytest.mark.long
-def test_compiled_it_is_the_same(victim: Victim, train: IterableLoader, validation: list[Batch]) -> None:
+@pytest.mark.parametrize("backend", ["aot_eager", pytest.param("inductor", marks=[pytest.mark.slow, pytest.mark.long])])
+def test_compiled_it_is_the_same(backend: str, victim: Victim, train: IterableLoader, validation: list[Batch]) -> None:
     settings = GeneratorTraining(width=4, epochs=1)
-    plain, compiled = (
-        train_generator(victim.model, train, validation, settings, compiled=compiled) for compiled in (False, True)
-    )
+    plain = train_generator(victim.model, train, validation, settings)
+    with compiled_by(backend):
+        compiled = train_generator(victim.model, train, validation, settings, compiled=True)
     assert compiled.validation_losses == pytest.approx(plain.validation_losses, rel=1e-4)
 
 

@@ -22,7 +22,7 @@ from fastgat.engine.random import step_draws
 from fastgat.engine.ranks import ALONE, Ranks, joined
 from fastgat.engine.state import TrainState
 from fastgat.methods import GAT, METHODS, Dropout, DropoutGAT, Method
-from tests.support import DOUBLE, BatchNormNet, SmallGenerator, minibatch, players
+from tests.support import DOUBLE, BatchNormNet, SmallGenerator, compiled_by, minibatch, players
 
 STEPS, BATCH = 10, 4
 
@@ -37,11 +37,13 @@ class Case:
     """Table 1's, where it is None."""
     optimizer: OptimizerConfig = OptimizerConfig(generator_lr=1e-3)
     compiled: bool = False
+    backend: str = "inductor"
+    """What compiles it."""
 
     @property
     def name(self) -> str:
         options = [str(getattr(self.method, key, "")) for key in ("schedule", "generator_steps", "generator_interval")]
-        extra = ["compiled"] if self.compiled else []
+        extra = [self.backend] if self.compiled else []
         return "-".join(filter(None, [self.method.name, *options, self.batch_norm or "", *extra]))
 
 
@@ -56,6 +58,7 @@ CASES = [
     *(Case(GAT(cg=0.3, schedule=schedule), statistics) for schedule in SCHEDULES for statistics in ("both", "clean")),
     Case(GAT(cg=0.3), "perturbed"),
     Case(GAT(cg=0.3), "frozen"),
+    Case(GAT(cg=0.3), "both", compiled=True, backend="aot_eager"),
 ]
 COMPILED = Case(GAT(cg=0.3), "both", partial(SmallGenerator, layers=4), compiled=True)
 
@@ -90,7 +93,8 @@ def train(case: Case, ranks: Ranks = ALONE) -> dict[str, Tensor]:
             mine = [Batch(images[part], labels[part]) for images, labels in whole]
             draws = step_draws(method, classifier, mine, 0, number, ranks)
             if number == 0:
-                stepper.prepare(mine, draws)
+                with compiled_by(case.backend):
+                    stepper.prepare(mine, draws)
             stepper(mine, draws, method.kind(number))
     sums, _ = state.metrics.read()
     return {**state.whole(), **{f"sum of {name}": torch.tensor(value) for name, value in sums.items()}}

@@ -3,19 +3,25 @@
 from __future__ import annotations
 
 import copy
+import functools
 import signal
+from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 from torch import nn
 from torch._dynamo.testing import CompileCounter
+from torch._inductor import config as inductor
 
 from fastgat.config import RunConfig, TrainConfig
-from fastgat.engine.compiled import Stepper, missing_compiler
+from fastgat.engine.compiled import OVERLAP, Stepper, compile_step, missing_compiler
 from fastgat.engine.events import Callback, Compiled
 from fastgat.engine.random import seed_step
+from fastgat.engine.ranks import ALONE
+from fastgat.engine.unused_gradients import DropUnusedGradients
 from fastgat.errors import CompileError
 from fastgat.methods import (
     GAT,
@@ -27,8 +33,18 @@ from fastgat.methods import (
     Method,
     RandomPerturbation,
 )
+from fastgat.models import Classifier, Generator
 from tests.engine.small import At, Small, assert_same_weights, config, trainer, weights
-from tests.support import BatchNormNet, Engine, SmallGenerator, largest_difference, minibatch, players
+from tests.support import (
+    DOUBLE,
+    BatchNormNet,
+    Engine,
+    SmallGenerator,
+    compiled_by,
+    largest_difference,
+    minibatch,
+    players,
+)
 
 CPU = torch.device("cpu")
 EXACT = 1e-10
@@ -73,14 +89,44 @@ def test_compiled_by_inductor_it_is_the_step_as_written(method: Method) -> None:
         torch.testing.assert_close(buffer, without.state.get_buffer(name), rtol=1e-9, atol=1e-12)
 
 
+@pytest.mark.slow
+@pytest.mark.long
+@pytest.mark.parametrize(("dtype", "autocast"), [(DOUBLE, None), (torch.float32, torch.bfloat16)], ids=str)
+def test_compiled_by_inductor_the_paper_s_networks_too(dtype: torch.dtype, autocast: torch.dtype | None) -> None:
+    networks = Classifier().to(dtype), Generator().to(dtype)
+    engines = [Engine(GAT(cg=0.3), *networks, autocast=autocast, compiled=how) for how in (True, False)]
+    for _ in range(2):
+        batch = minibatch(dtype=dtype)
+        compiled, written = (engine.step([batch]) for engine in engines)
+        assert compiled == pytest.approx(written, rel=1e-6 if autocast is None else 0.02)
+    if autocast is None:
+        assert largest_difference(engines[0].state.classifier, engines[1].state.classifier) < EXACT
+
+
+def test_inductor_is_given_its_passes(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[dict[str, Any]] = []
+
+    def make(function: Any, **how: Any) -> Any:
+        asked.append(how)
+        return function
+
+    monkeypatch.setattr(torch, "compile", make)
+    step = functools.partial(lambda state: None, None)
+    for ranks in (ALONE, SimpleNamespace(alone=False)):
+        compile_step(step, ranks)  # type: ignore[arg-type]  # as much of a step, and of ranks, as is looked at
+    for how in asked:
+        assert how["fullgraph"] is True
+        assert isinstance(how["options"].pop("post_grad_custom_pre_pass"), DropUnusedGradients)
+    assert [how["options"] for how in asked] == [{}, OVERLAP]
+    assert OVERLAP.keys() <= inductor.get_config_copy().keys()
+
+
 @pytest.fixture
-def counter(monkeypatch: pytest.MonkeyPatch) -> CompileCounter:
+def counter() -> Iterator[CompileCounter]:
     """Counts the graphs that torch.compile makes, and runs them without Inductor."""
-    counter, torch_compile = CompileCounter(), torch.compile
-    monkeypatch.setattr(
-        torch, "compile", lambda function, options, **more: torch_compile(function, backend=counter, **more)
-    )
-    return counter
+    counter = CompileCounter()
+    with compiled_by(counter):
+        yield counter
 
 
 ALL: list[Method] = [
@@ -180,6 +226,7 @@ def test_what_cannot_be_compiled_runs_as_written_and_says_so(tmp_path: Path) -> 
     assert [event.failure is not None for event in told.events] == [True]
     assert "the step cannot be compiled" in str(told.events[0].failure)
     assert "\n" not in str(told.events[0].failure)
+    assert "backend=" not in str(told.events[0].failure)
     trainer(config(tmp_path / "never", run=settings(False), epochs=1), Unfit).fit()
     assert_same_weights(tmp_path / "default", tmp_path / "never")
 
@@ -204,10 +251,20 @@ def test_without_a_compiler(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
 
 @pytest.mark.slow
 def test_a_compiled_run_resumed_is_the_run_undisturbed(tmp_path: Path) -> None:
-    """In the middle of an epoch."""
+    check_resumed(GAT(cg=0.1), tmp_path)
+
+
+@pytest.mark.slow
+def test_a_compiled_run_resumed_between_two_steps_of_the_generator(tmp_path: Path) -> None:
+    with compiled_by("eager"):
+        check_resumed(GAT(cg=0.1, generator_interval=3), tmp_path)
+
+
+def check_resumed(method: GAT, tmp_path: Path) -> None:
+    """Compiled, stopped in the middle of an epoch and resumed, a run ends with the weights of one undisturbed."""
 
     def settings_of(name: str, **changes: Any) -> TrainConfig:
-        return config(tmp_path / name, method=GAT(cg=0.1), run=settings(None), **changes)
+        return config(tmp_path / name, method=method, run=settings(None), **changes)
 
     told = Told()
     trainer(settings_of("whole", epochs=2), Small, (told,), SmallGenerator).fit()
