@@ -8,38 +8,51 @@ from typing import Any
 from torch import Tensor, nn
 from torch.func import functional_call
 
-Names = Mapping[str, tuple[str, ...]]
+from fastgat.errors import ConfigError
+
+Places = Mapping[str, tuple[str, ...]]
 
 
-def places(module: nn.Module) -> Names:
+def places(module: nn.Module) -> Places:
     """Of each parameter and buffer, by its name in `named_parameters` or `named_buffers`, the names of all its places.
 
     A tensor that several layers share has a place in each; a layer that stands in a module under several names has its
-    places under the first alone. (`functional_call` ties weights by every name: it puts two tensors into one place,
-    and leaves the first of them there for good.)
+    places under the first alone. (torch's own tying would name the one slot of such a layer twice, and put the
+    replacement back there in the end, not the original.)
+
+    Raises ConfigError where a tensor is a parameter and a buffer at once.
     """
-    found: dict[Tensor, list[str]] = {}
+    parameters: dict[Tensor, list[str]] = {}
+    buffers: dict[Tensor, list[str]] = {}
     for prefix, layer in module.named_modules():
-        parameters = layer.named_parameters(prefix, recurse=False, remove_duplicate=False)
-        buffers = layer.named_buffers(prefix, recurse=False, remove_duplicate=False)
-        for name, tensor in (*parameters, *buffers):
-            found.setdefault(tensor, []).append(name)
-    return {names[0]: tuple(names) for names in found.values()}
+        for found, own in ((parameters, layer._parameters), (buffers, layer._buffers)):
+            for name, tensor in own.items():
+                if tensor is not None:
+                    found.setdefault(tensor, []).append(f"{prefix}.{name}" if prefix else name)
+    for tensor in parameters.keys() & buffers.keys():
+        raise ConfigError(
+            f"{parameters[tensor][0]} is a parameter, and the same tensor is the buffer {buffers[tensor][0]}"
+        )
+    return {names[0]: tuple(names) for names in (*parameters.values(), *buffers.values())}
 
 
 def call(
-    module: nn.Module, tensors: Mapping[str, Tensor], inputs: tuple[Any, ...], names: Names | None = None
+    module: nn.Module, tensors: Mapping[str, Tensor], inputs: tuple[Any, ...], where: Places | None = None
 ) -> tuple[Any, dict[str, Tensor]]:
-    """`module` of `inputs` with `tensors` in the places of its own, which come back unharmed.
+    """`module` of `inputs` with `tensors` in the places of its own; the module's own are put back afterwards.
 
     Args:
-        tensors: parameters and buffers by their names in `named_parameters` and `named_buffers`; the module's own serve
-            where there are none, and other names are passed over.
-        names: the `places` of the module, for who has them already.
+        tensors: parameters and buffers by their names in `named_parameters` and `named_buffers`; where there is none,
+            the module's own serves.
+        where: the `places` of the module, for callers that have them already.
 
-    Returns the output, and the tensors that are there afterwards: a module may put new ones in the place of buffers.
+    Returns the output, and `tensors` as the module left them: it may have put another tensor in the place of a buffer.
+    Raises ConfigError for a name that is not one of the module's.
     """
-    names = places(module) if names is None else names
-    everywhere = {place: tensors[name] for name, own in names.items() if name in tensors for place in own}
+    where = places(module) if where is None else where
+    for name in tensors:
+        if name not in where:
+            raise ConfigError(f"{type(module).__name__} has no {name}, or did not have it when its training began")
+    everywhere = {place: tensor for name, tensor in tensors.items() for place in where[name]}
     output = functional_call(module, everywhere, inputs, tie_weights=False)
-    return output, {name: everywhere[name] for name in tensors if name in names}
+    return output, {name: everywhere[name] for name in tensors}

@@ -1,4 +1,4 @@
-"""Other tensors in the places of a module's own, for every way in which layers can share them."""
+"""Other tensors in the places of a module's own, for several ways in which layers can share them."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from fastgat.errors import ConfigError
 from fastgat.functional import call, places
 
 
@@ -86,8 +87,45 @@ def test_buffers_come_back_as_the_module_left_them() -> None:
     assert (float(module.changed), float(module.replaced)) == (0, 0)
 
 
-def test_tensors_of_another_name_are_passed_over() -> None:
-    module, x = nn.Linear(3, 3), torch.rand(2, 3)
-    output, left = call(module, {"weight": torch.zeros(3, 3), "second.weight": torch.ones(3, 3)}, (x,))
-    torch.testing.assert_close(output, module.bias.expand(2, 3))
-    assert left.keys() == {"weight"}
+class SharedBuffer(nn.Module):
+    """A buffer in two layers, one that is not there, and one that is not kept."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.BatchNorm1d(3), nn.BatchNorm1d(3, affine=False)
+        self.second.running_mean = self.first.running_mean
+        self.second.running_var = None
+        self.register_buffer("scale", torch.ones(3), persistent=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        assert self.first.running_mean is self.second.running_mean
+        return (x - self.second.running_mean) * self.scale
+
+
+def test_shared_and_missing_buffers() -> None:
+    module, mean = SharedBuffer(), torch.full((3,), 5.0)
+    found = places(module)
+    assert found["first.running_mean"] == ("first.running_mean", "second.running_mean")
+    assert "second.running_var" not in found
+    output, _ = call(module, {"first.running_mean": mean, "scale": torch.full((3,), 2.0)}, (torch.zeros(1, 3),))
+    assert output.tolist() == [[-10.0] * 3]
+    assert float(module.scale.sum()) == 3
+
+
+def test_gradients_by_shared_tensors_add_up() -> None:
+    for module in (OneLayerTwice(), OneWeightTwice(), TwoNamesInOneLayer()):
+        x, own = torch.rand(2, 3), dict(module.named_parameters())
+        _, pull = torch.func.vjp(lambda p, module=module, x=x: call(module, p, (x,))[0].sum(), own)
+        (gradients,) = pull(torch.ones(()))
+        expected = torch.autograd.grad(module(x).sum(), list(own.values()))
+        for name, gradient in zip(own, expected, strict=True):
+            torch.testing.assert_close(gradients[name], gradient)
+
+
+def test_what_is_not_the_module_s_is_refused() -> None:
+    module = nn.Linear(3, 3)
+    with pytest.raises(ConfigError, match=r"Linear has no second\.weight"):
+        call(module, {"second.weight": torch.ones(3, 3)}, (torch.rand(2, 3),))
+    module.register_buffer("copy", module.weight)
+    with pytest.raises(ConfigError, match="weight is a parameter, and the same tensor is the buffer copy"):
+        places(module)

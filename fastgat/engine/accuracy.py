@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from fastgat.data.batch import Batch
 from fastgat.engine.modes import in_eval_mode
 from fastgat.engine.ranks import ALONE, Ranks
-from fastgat.functional import call
+from fastgat.functional import call, places
 from fastgat.kernels.dual_loss import cross_entropy
 
 
@@ -44,13 +44,14 @@ def _sums(
     classifier: nn.Module, batches: Iterable[Batch], parameters: dict[str, Tensor] | None, autocast: torch.dtype | None
 ) -> tuple[float, float, int]:
     """Right answers, summed cross entropy, and samples."""
+    where = places(classifier)
     with in_eval_mode(classifier):
         correct: Tensor | float = 0.0
         total: Tensor | float = 0.0
         samples = 0
         for images, labels in batches:
             with torch.autocast(images.device.type, autocast, enabled=autocast is not None):
-                logits, _ = call(classifier, parameters or {}, (images,))
+                logits, _ = call(classifier, parameters or {}, (images,), where)
             correct = correct + (logits.argmax(1) == labels).sum()
             total = total + cross_entropy(logits, labels).sum(dtype=torch.float64)
             samples += len(labels)

@@ -136,7 +136,8 @@ def _account(plan: Plan, results: dict[str, Any]) -> str:
 
 
 def deviations(plan: Plan, experiments: Sequence[Experiment], ran: Collection[str]) -> list[str]:
-    """What the paper did otherwise, and what it does not say and was decided here, for the methods that `ran`."""
+    """What the paper did otherwise, and what it does not say and was decided here; of searches, those of methods that
+    `ran`."""
     lines = []
     if plan.dataset not in paper.TABLE2:
         lines.append(f"{plan.dataset} is not a data set of the paper.")

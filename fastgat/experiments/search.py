@@ -1,5 +1,5 @@
-"""Hyperparameters that the paper does not give, chosen by validation accuracy: one of each method, by default from as
-many values. Test images play no part."""
+"""Hyperparameters that the paper does not give, chosen by validation accuracy: one for each method, by default from
+equally many values. Test images play no part."""
 
 from __future__ import annotations
 
@@ -93,16 +93,18 @@ def remarks(plan: Plan, methods: Sequence[str]) -> list[str]:
     if searched:
         tried = ", ".join(f"{name} from {len(grid(plan, name) or ())} values" for name in searched)
         lines.append(
-            "The paper does not give c_g, epsilon, dropout rate or noise power. They are chosen by validation accuracy "
-            f"({tried}), {plan.search_seeds} run(s) of {plan.search_epochs or plan.base.epochs} epochs for each value; "
+            "The paper does not give c_g, epsilon, dropout rate or noise power. Where they are searched, validation "
+            f"accuracy chooses ({tried}), {plan.search_seeds} run(s) of "
+            f"{plan.search_epochs or plan.base.epochs} epochs for each value; "
             "a run of the search that has a row's settings and seed is that row's too."
         )
     if fixed:
         lines.append(f"Of {', '.join(fixed)} the value is given, not searched.")
     if searched and (fixed or len({len(grid(plan, name) or ()) for name in searched}) > 1):
-        lines.append("So the search has not cost the same for every method: one with more values has an advantage.")
+        lines.append("The search has not cost the same for every method: one with more values has an advantage.")
     if "dropout-gat" in methods:
-        lines.append("Dropout + GAT takes the rate chosen for dropout, and so has two choices where others have one.")
+        twice = ", and so has two choices where others have one" if {"dropout", "dropout-gat"} <= {*searched} else ""
+        lines.append(f"Dropout + GAT takes dropout's rate{twice}.")
     return lines
 
 

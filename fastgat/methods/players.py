@@ -13,7 +13,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
-from fastgat.functional import Names, call
+from fastgat.errors import ConfigError
+from fastgat.functional import Places, call
 from fastgat.kernels.backend import accumulation_dtype
 from fastgat.phases import phase
 
@@ -41,7 +42,7 @@ class Network(NamedTuple):
     module: nn.Module
     parameters: Tensors
     buffers: Tensors
-    places: Names
+    places: Places
     autocast: torch.dtype | None = None
     scale: Tensor | None = None
     interacts: bool = False
@@ -53,7 +54,11 @@ class Network(NamedTuple):
         autocast = torch.autocast(inputs.device.type, self.autocast, enabled=self.autocast is not None)
         with phase(f"{self.name} forward"), autocast:
             output, tensors = call(self.module, tensors, (inputs, *more), self.places)
-        return output, {name: tensors[name] for name in self.buffers}
+        left = {name: tensors[name] for name in self.buffers}
+        for name, buffer in self.buffers.items():
+            if (left[name].shape, left[name].dtype) != (buffer.shape, buffer.dtype):
+                raise ConfigError(f"the {self.name}'s buffer {name} must keep its shape and dtype in a forward pass")
+        return output, left
 
 
 class Players(NamedTuple):

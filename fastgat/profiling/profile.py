@@ -23,9 +23,12 @@ FLOAT32_ERROR, TF32_ERROR, LOW_PRECISION_ERROR = 1e-3, 1e-2, 0.05
 """The largest relative error of the first gradient by which the sides may differ. Under `simultaneous` the classifier
 meets the generator as it was before its step, in Algorithm 1 as it is after it."""
 
-FED, FED_ROUNDS, FED_SECONDS = 8, 3, 10.0
-"""Blocks of steps with a loader that are timed at once, past those that its buffers feed; how often; and about how long
-at most: of slow steps fewer will do."""
+FED = 8
+"""Blocks of steps with a loader that are timed at once, past those that its buffers feed."""
+FED_SECONDS = 10.0
+"""About how long that may take: of slow steps fewer are timed."""
+FED_ROUNDS = 3
+"""How often they are timed."""
 
 Progress = Callable[[str], None]
 
@@ -39,7 +42,7 @@ class Settings:
         like_for_like: give the textbook the same precision and layout; otherwise it is PyTorch as it comes.
         rounds: how often the sides take turns.
         trace: where to write a Chrome trace.
-        details: also time the step with its loader, and its phases.
+        details: also time the step with its loader, and its phases; otherwise there is no `loader` and no `phases_ms`.
     """
 
     config: TrainConfig

@@ -66,16 +66,16 @@ def test_other_schedules_are_told() -> None:
 
 
 def test_a_search_is_told_once_and_only_where_there_was_one() -> None:
-    assert not any("chosen by validation" in line for line in deviations(plan(), [EXPERIMENTS["time"]], METHODS))
+    assert not any("accuracy chooses" in line for line in deviations(plan(), [EXPERIMENTS["time"]], METHODS))
     for asked in (["inputs"], ["table2", "figure3", "figure4", "capacity"]):
         lines = deviations(plan(), [EXPERIMENTS[name] for name in asked], METHODS)
-        assert sum("chosen by validation" in line for line in lines) == 1
+        assert sum("accuracy chooses" in line for line in lines) == 1
 
 
 def test_the_search_of_what_ran_is_told_and_whether_it_was_the_same_for_all() -> None:
     asked = plan(grids={"gat": (0.5, 1.0, 2.0), "dropout": (0.1, 0.3), "fg-l2": (0.5,)})
     text = "\n".join(deviations(asked, [TABLE2], {"baseline", "dropout", "fg-l2", "gat"}))
-    assert "(dropout from 2 values, gat from 3 values)" in text
+    assert "accuracy chooses (dropout from 2 values, gat from 3 values), 1 run(s)" in text
     assert "Of fg-l2 the value is given" in text
     assert "has not cost the same" in text
     assert "random" not in text
@@ -83,7 +83,9 @@ def test_the_search_of_what_ran_is_told_and_whether_it_was_the_same_for_all() ->
     equal = "\n".join(deviations(plan(), [TABLE2], METHODS))
     assert "dropout-gat from 5 values" in equal
     assert "has not cost the same" not in equal
-    assert "Dropout + GAT takes the rate" in equal
+    assert "Dropout + GAT takes dropout's rate, and so has two choices" in equal
+    given = plan(grids={"dropout": (0.2,), "dropout-gat": (1.0,)})
+    assert "Dropout + GAT takes dropout's rate." in "\n".join(deviations(given, [TABLE2], METHODS))
 
 
 def test_the_page(tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from fastgat import textbook
 from fastgat.data.batch import Batch
+from fastgat.errors import ConfigError
 from fastgat.methods import (
     GAT,
     Baseline,
@@ -24,7 +25,7 @@ from fastgat.methods import (
 from fastgat.methods.players import Draws
 from fastgat.models import Generator
 from fastgat.textbook.fast_gradient import fast_gradient
-from tests.support import BatchNormNet, Engine, largest_difference, minibatch, players
+from tests.support import BatchNormNet, Engine, compiled_by, largest_difference, minibatch, players
 
 STEPS = 10
 EXACT = 1e-10
@@ -260,8 +261,39 @@ def test_what_the_generator_is_given(name: str, feed: Callable[[Tensor, Tensor],
     assert largest_difference(fed, before) > 1e-4, "the generator must have moved for this to mean anything"
 
 
+class Counting(BatchNormNet):
+    """It replaces a buffer at every forward pass, by one of another shape where it is told to."""
+
+    passes: Tensor
+
+    def __init__(self, grows: bool = False) -> None:
+        super().__init__()
+        self.register_buffer("passes", torch.zeros(1))
+        self.grows = grows
+
+    def forward(self, images: Tensor) -> Tensor:
+        self.passes = torch.cat([self.passes, self.passes]) if self.grows else self.passes + 1
+        return super().forward(images)
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+def test_a_buffer_that_a_network_replaces_is_kept(compiled: bool) -> None:
+    with compiled_by("aot_eager"):
+        engine = Engine(GAT(), Counting().double(), players()[1], compiled=compiled)
+        for _ in range(3):
+            engine.step([minibatch()])
+    assert float(engine.state.classifier.get_buffer("passes")) == 6
+
+
+def test_a_buffer_that_changes_its_shape_is_an_error() -> None:
+    engine = Engine(Baseline(), Counting(grows=True).double())
+    with pytest.raises(ConfigError, match="the classifier's buffer passes must keep its shape"):
+        engine.step([minibatch()])
+
+
+@pytest.mark.parametrize("compiled", [False, True])
 @pytest.mark.parametrize("layer_twice", [False, True])
-def test_frozen_and_shared_parameters_stay_so(layer_twice: bool) -> None:
+def test_frozen_and_shared_parameters_stay_so(layer_twice: bool, compiled: bool) -> None:
     class Tied(nn.Module):
         def __init__(self) -> None:
             super().__init__()
@@ -278,11 +310,12 @@ def test_frozen_and_shared_parameters_stay_so(layer_twice: bool) -> None:
     weight = classifier.first.weight.detach().clone()
     frozen = classifier.first.bias.clone()  # type: ignore[union-attr]  # it has a bias
     generator = players()[1]
-    engine = Engine(GAT(cg=0.3, schedule="paper"), classifier, generator)
+    engine = Engine(GAT(cg=0.3, schedule="paper"), classifier, generator, compiled=compiled)
     optimizers = torch.optim.Adam([p for p in classifier.parameters() if p.requires_grad], lr=1e-3), adam(generator)
     for _ in range(3):
         batches = [minibatch(), minibatch()]
-        engine.step(batches)
+        with compiled_by("aot_eager"):
+            engine.step(batches)
         textbook.algorithm1_step(classifier, generator, *optimizers, batches, 0.5, 0.3)
     trained = engine.state.classifier
     assert isinstance(trained, Tied)

@@ -14,7 +14,8 @@ class Optimizer(nn.Module):
     """Base of the optimisers, each for the trainable parameters of one `player`; `update` is what they add.
 
     Attributes:
-        learning_rate: the learning rate of the next update, a 0-d buffer of the parameters' dtype.
+        learning_rate: the learning rate of the next update, a 0-d buffer of the parameters' dtype, or of float32 where
+            that is wider.
     """
 
     learning_rate: Tensor
@@ -22,7 +23,8 @@ class Optimizer(nn.Module):
     def __init__(self, player: nn.Module, learning_rate: float) -> None:
         super().__init__()
         some = next(iter(trainable_parameters(player).values()))
-        self.register_buffer("learning_rate", some.new_tensor(learning_rate))
+        dtype = torch.promote_types(some.dtype, torch.float32)
+        self.register_buffer("learning_rate", torch.tensor(learning_rate, dtype=dtype, device=some.device))
 
     @classmethod
     def of(cls, player: nn.Module, config: OptimizerConfig) -> Optimizer:

@@ -59,10 +59,10 @@ def _adam(
         grad_scale=None,
         found_inf=None,
     )
-    increment_version([*weights, *m, *v])  # which autograd asks before it goes through a graph that needs the old ones
+    increment_version([*weights, *m, *v])  # which autograd checks before a backward pass that saved the old values
 
 
-if not hasattr(torch.ops.fastgat, "adam_"):  # it is there where this module is loaded again
+if not hasattr(torch.ops.fastgat, "adam_"):  # already defined where this module is reloaded
     # `torch.library.custom_op` would cost a quarter of a millisecond a call.
     torch.library.define(
         NAME,
