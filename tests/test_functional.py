@@ -90,6 +90,8 @@ def test_buffers_come_back_as_the_module_left_them() -> None:
 class SharedBuffer(nn.Module):
     """A buffer in two layers, one that is not there, and one that is not kept."""
 
+    scale: Tensor
+
     def __init__(self) -> None:
         super().__init__()
         self.first, self.second = nn.BatchNorm1d(3), nn.BatchNorm1d(3, affine=False)
@@ -99,7 +101,7 @@ class SharedBuffer(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         assert self.first.running_mean is self.second.running_mean
-        return (x - self.second.running_mean) * self.scale
+        return (x - self.second.get_buffer("running_mean")) * self.scale
 
 
 def test_shared_and_missing_buffers() -> None:
@@ -113,9 +115,14 @@ def test_shared_and_missing_buffers() -> None:
 
 
 def test_gradients_by_shared_tensors_add_up() -> None:
+    module: nn.Module
     for module in (OneLayerTwice(), OneWeightTwice(), TwoNamesInOneLayer()):
         x, own = torch.rand(2, 3), dict(module.named_parameters())
-        _, pull = torch.func.vjp(lambda p, module=module, x=x: call(module, p, (x,))[0].sum(), own)
+
+        def total(parameters: dict[str, Tensor], module: nn.Module = module, x: Tensor = x) -> Tensor:
+            return call(module, parameters, (x,))[0].sum()
+
+        pull = torch.func.vjp(total, own)[1]
         (gradients,) = pull(torch.ones(()))
         expected = torch.autograd.grad(module(x).sum(), list(own.values()))
         for name, gradient in zip(own, expected, strict=True):
