@@ -3,20 +3,15 @@
 from __future__ import annotations
 
 import gc
-from collections.abc import Iterator
 from dataclasses import replace
-from functools import cache
-from itertools import islice
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 
-from fastgat.data import Augmentation, Images, ImageSet, Loader, create_loader
+from fastgat.data import Augmentation, create_loader
 from fastgat.data.batch import Batch
-from fastgat.data.dali import DaliLoader
 from fastgat.data.dali_graph import missing
 from fastgat.data.folder import Folder
 from fastgat.data.loaders import choose
@@ -24,53 +19,13 @@ from fastgat.data.registry import silent
 from fastgat.data.webdataset import WebDataset
 from fastgat.errors import DataError
 from tests.data.pictures import encoded, make_folder, make_shard, members, picture
+from tests.data.streams import NAMES, assert_same, folder, labels, names, noise, take
 
-NAMES = ["resident", "dali", "torch"]
-names = pytest.mark.parametrize("name", NAMES)
 both_layouts = pytest.mark.parametrize("channels_last", [False, True], ids=["contiguous", "channels_last"])
 MOVING = Augmentation(flip=True, padded_crop=3, cutout=5)
 SCALING = Augmentation(flip=True, padded_crop=2, cutout=4, random_resized_crop=0.25)
 WHOLE_BYTES = 1.01 / 255
 """The resident loader interpolates in float32; the others round to bytes, Pillow once an axis."""
-
-
-@pytest.fixture(autouse=True)
-def _dali(request: pytest.FixtureRequest) -> None:
-    """Skips what has "dali" among its parameters where there is no DALI."""
-    if "dali" in getattr(request.node, "callspec", SimpleNamespace(params={})).params.values() and missing():
-        pytest.skip(str(missing()))
-
-
-@pytest.fixture
-def needs_dali() -> None:
-    if missing():
-        pytest.skip(str(missing()))
-
-
-@cache
-def noise(count: int = 23) -> ImageSet:
-    """Random images whose label is their number."""
-    pixels = np.random.default_rng(0).integers(0, 256, (count, 12, 10, 3), dtype=np.uint8)
-    return ImageSet(pixels, np.arange(count))
-
-
-def take(loader: Loader, count: int, player: int = 0, start: int = 0) -> list[Batch]:
-    stream = loader.stream(player, start)
-    found = list(islice(stream, count))
-    assert isinstance(stream, Iterator)
-    return found
-
-
-def labels(batches: list[Batch]) -> list[int]:
-    return [int(label) for batch in batches for label in batch.labels]
-
-
-def assert_same(these: list[Batch], those: list[Batch], tolerance: float = 0.0) -> None:
-    for a, b in zip(these, those, strict=True):
-        assert a.labels.equal(b.labels)
-        assert a.labels.dtype == b.labels.dtype == torch.int64
-        assert a.images.stride() == b.images.stride()
-        torch.testing.assert_close(a.images, b.images, rtol=0, atol=tolerance)
 
 
 @names
@@ -184,10 +139,6 @@ def test_batches_are_not_overwritten_by_later_ones(name: str) -> None:
     assert first.labels.equal(before[1])
 
 
-def folder(path: Path, size: int = 16) -> Images:
-    return Folder(path, size).load(0, silent).train
-
-
 @pytest.mark.usefixtures("needs_dali")
 @pytest.mark.parametrize("augmentation", [Augmentation(), SCALING], ids=["plain", "augmented"])
 def test_images_in_files_give_one_stream_too(tmp_path: Path, augmentation: Augmentation) -> None:
@@ -277,109 +228,10 @@ def test_a_gpu_decodes_like_a_cpu(tmp_path: Path, kind: str) -> None:
         assert (cpu.images - gpu.images.cpu()).abs().mean() < 1 / 255
 
 
-def damage(path: Path) -> Path:
-    path.write_bytes(path.read_bytes()[:-200])
-    return path
-
-
-@names
-def test_a_damaged_image_is_an_error_that_names_it(tmp_path: Path, name: str) -> None:
-    path = damage(make_folder(tmp_path) / "bees" / "003.jpg")
-    with pytest.raises(DataError, match=r"bees/003\.jpg: is truncated; --on-bad-sample skip goes on"):
-        take(create_loader(name, folder(tmp_path), 4, workers=0), 6)
-    assert path.exists()
-
-
-@pytest.mark.parametrize("name", ["dali", "torch"])
-def test_a_file_that_vanishes_is_an_error_that_names_it(tmp_path: Path, name: str) -> None:
-    images = folder(make_folder(tmp_path))
-    loader = create_loader(name, images, 4, workers=0)
-    (tmp_path / "cats" / "001.png").unlink()
-    with pytest.raises(DataError, match=r"cats/001\.png: No such file"):
-        take(loader, 6)
-
-
-BROKEN = {
-    "truncated.jpg": lambda raw: raw[:-200],
-    "empty.png": lambda raw: b"",
-    "text.webp": lambda raw: b"not an image",
-    # Whole as far as shows without decoding it: its end is where it must be, its middle is missing.
-    "middle.png": lambda raw: raw[: len(raw) // 3] + raw[-12:],
-}
-
-
-@names
-def test_bad_samples_are_skipped_and_counted(tmp_path: Path, name: str) -> None:
-    make_folder(tmp_path, each=12, size=(16, 16))
-    png = (tmp_path / "ants" / "001.png").read_bytes()
-    for file, broken in BROKEN.items():
-        (tmp_path / "ants" / file).write_bytes(
-            broken(png if "png" in file else (tmp_path / "ants/000.jpg").read_bytes())
-        )
-    images = folder(tmp_path)
-    bad = {row for row in range(len(images)) if Path(images.name(row)).name in BROKEN}  # type: ignore[union-attr]  # in files
-    assert bad
-    loader = create_loader(name, images, 4, workers=0, on_bad_sample="skip")
-    batches = take(loader, 9)
-    assert all(len(batch.labels) == 4 for batch in batches)
-    seen = list(loader.once())
-    assert sum(len(batch.labels) for batch in seen) == len(images) - len(bad)
-    assert set(loader.skipped.reasons) == bad
-    # The next good sample of the batch takes a bad one's place, in every loader.
-    order = np.random.default_rng((0, 0, 0)).permutation(len(images))
-    for number, batch in enumerate(batches[: loader.batches_per_epoch]):
-        rows = order[4 * number : 4 * number + 4]
-        good = [next(rows[(i + k) % 4] for k in range(4) if rows[(i + k) % 4] not in bad) for i in range(4)]
-        assert batch.labels.tolist() == images.labels[good].tolist()
-    if name != "dali":
-        return
-    resident = create_loader("resident", images, 4, on_bad_sample="skip")
-    assert_same(batches, take(resident, 9))
-
-
-@names
-def test_evaluation_goes_on_past_a_batch_of_nothing_but_bad_samples(tmp_path: Path, name: str) -> None:
-    make_folder(tmp_path, each=4, size=(16, 16), classes=["a", "b"])
-    for file in (tmp_path / "a").glob("*"):
-        file.write_bytes(b"")
-    images = Folder(tmp_path, 16)._read(tmp_path, silent)[0]
-    loader = create_loader(name, images, 2, workers=0, on_bad_sample="skip")
-    assert labels(list(loader.once())) == [1, 1, 1, 1]
-    for file in (tmp_path / "b").glob("*"):
-        file.write_bytes(b"")
-    loader = create_loader(name, images, 2, workers=0, on_bad_sample="skip")
-    with pytest.raises(DataError, match=r"no sample of the whole set can be read; one of them: .* is empty"):
-        list(loader.once())
-
-
 @names
 def test_too_few_samples_for_a_batch(name: str) -> None:
     with pytest.raises(DataError, match="23 samples are too few for a batch of 24"):
         take(create_loader(name, noise(), 12, ranks=2), 1)
-
-
-@pytest.mark.usefixtures("needs_dali")
-def test_a_file_that_vanishes_while_a_bad_one_is_looked_for(tmp_path: Path) -> None:
-    """What Pillow and DALI cannot decode is found by trying each file of the batch again."""
-    make_folder(tmp_path, each=4, size=(16, 16))
-    images = folder(tmp_path)
-    loader = create_loader("dali", images, 4, on_bad_sample="skip")
-    assert isinstance(loader, DaliLoader)
-    rows = loader.sampler.rows(0, 0)
-    Path(images.name(rows[0])).unlink()  # type: ignore[union-attr]  # in files
-    loader._find_bad(rows, RuntimeError("encountered:\n\nsomething"))
-    assert list(loader.skipped.reasons) == [rows[0]]
-    with pytest.raises(DataError, match=r"DALI: something, in one of .*ants"):
-        loader._find_bad(rows[1:], RuntimeError("encountered:\n\nsomething"))
-
-
-@names
-def test_a_batch_of_nothing_but_bad_samples_is_an_error(tmp_path: Path, name: str) -> None:
-    make_folder(tmp_path, each=3, classes=["a", "b"])
-    for file in tmp_path.glob("*/*"):
-        file.write_bytes(b"")
-    with pytest.raises(DataError, match=r"no sample of a whole batch can be read; one of them: .* is empty"):
-        take(create_loader(name, folder(tmp_path), 2, workers=0, on_bad_sample="skip"), 1)
 
 
 @pytest.mark.usefixtures("needs_dali")
