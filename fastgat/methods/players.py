@@ -53,12 +53,11 @@ class Network(NamedTuple):
         tensors = {**parameters, **{name: buffer.clone() for name, buffer in self.buffers.items()}}
         autocast = torch.autocast(inputs.device.type, self.autocast, enabled=self.autocast is not None)
         with phase(f"{self.name} forward"), autocast:
-            output, tensors = call(self.module, tensors, (inputs, *more), self.places)
-        left = {name: tensors[name] for name in self.buffers}
+            output, left = call(self.module, tensors, (inputs, *more), self.places)
         for name, buffer in self.buffers.items():
             if (left[name].shape, left[name].dtype) != (buffer.shape, buffer.dtype):
                 raise ConfigError(f"the {self.name}'s buffer {name} must keep its shape and dtype in a forward pass")
-        return output, left
+        return output, {name: left[name] for name in self.buffers}
 
 
 class Players(NamedTuple):

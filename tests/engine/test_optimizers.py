@@ -108,6 +108,32 @@ def test_the_operator_is_what_it_says_it_is(decoupled: bool) -> None:
     torch.library.opcheck(adam_.default, arguments)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("copied", [0, 1], ids=["weight", "moment"])
+def test_compiled_a_gradient_may_be_a_copy_of_what_is_changed(copied: int) -> None:
+    """A compiler that takes the copy for the original would have the kernel read what it has written."""
+
+    def step(state: list[torch.Tensor], rate: torch.Tensor) -> None:
+        w, m, v, updates = state
+        updates.add_(1)
+        adam_([w], [state[copied].clone()], [m], [v], updates, rate, [0.9, 0.999], 1e-8, 0.1, False)
+
+    rate = torch.tensor(0.01, dtype=torch.float64)
+    written = [*(torch.rand(40, 30, dtype=torch.float64) for _ in range(3)), torch.tensor(0)]
+    compiled = [tensor.clone() for tensor in written]
+    for _ in range(2):
+        step(written, rate)
+        torch.compile(step, fullgraph=True)(compiled, rate)
+    for one, expected in zip(compiled, written, strict=True):
+        torch.testing.assert_close(one, expected, rtol=1e-12, atol=0)
+
+
+@pytest.mark.parametrize("narrow", [torch.bfloat16, torch.float32])
+def test_a_learning_rate_is_not_rounded_to_the_weights_dtype(narrow: torch.dtype) -> None:
+    module = torch.nn.Linear(2, 2, dtype=narrow)
+    assert float(create_optimizer(module, OptimizerConfig(lr=1e-3)).learning_rate) == pytest.approx(1e-3, rel=1e-6)
+
+
 def test_a_graph_that_needs_the_old_weights_says_so() -> None:
     layers = torch.nn.Sequential(torch.nn.Linear(3, 3), torch.nn.Linear(3, 1))
     optimizer = create_optimizer(layers, OptimizerConfig())

@@ -2,9 +2,6 @@
 
 Written out, the update is one loop for each parameter, which takes Inductor and the C++ compiler a third of the time
 that a step of the paper's networks needs to be compiled.
-
-It changes what it reads, and so must never be given a gradient that is a copy of a weight or of a moment: the compiler
-of torch 2.14 may take the one for the other.
 """
 
 from __future__ import annotations
