@@ -54,6 +54,18 @@ class BatchNormNet(nn.Module):
         return self.head(self.norm(self.conv(images)).relu().mean((2, 3)))
 
 
+class SmallClassifier(nn.Module):
+    """A classifier of a few layers, for what takes long to compile."""
+
+    def __init__(self, classes: int = 10) -> None:
+        super().__init__()
+        self.body = nn.Sequential(nn.Conv2d(3, 6, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2), nn.Conv2d(6, 8, 3))
+        self.head = nn.Linear(8, classes)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return self.head(self.body(images).relu().mean((2, 3)))
+
+
 class SmallGenerator(nn.Module):
     """A generator of a few layers, for what takes long to compile."""
 

@@ -39,7 +39,7 @@ DEFAULTS: dict[str, Any] = {"epochs": 60, "data": {"dataset": "cifar10"}}
 QUICK_RUNS: dict[str, Any] = {
     "epochs": 2,
     "batch_size": 16,
-    "data": {"dataset": "digits", "train_images": 128},
+    "data": {"dataset": "digits", "train_images": 64},
     "model": {"generator_width": 8},
     "run": {"compile": False},
 }

@@ -29,7 +29,7 @@ class GradientMean:
     def __init__(self, parameters: Mapping[str, Tensor], ranks: Ranks, bucket_bytes: int = BUCKET_BYTES) -> None:
         self.ranks = ranks
         self.buckets: list[list[str]] = []
-        self.orders = {name: parameter.dim_order() for name, parameter in parameters.items()}
+        self.orders = {name: _outermost_first(parameter) for name, parameter in parameters.items()}
         room, dtype = 0, None
         for name, parameter in reversed(list(parameters.items())):
             if parameter.nbytes > room or parameter.dtype != dtype:
@@ -59,6 +59,11 @@ class GradientMean:
             return means
 
         return finish
+
+
+def _outermost_first(tensor: Tensor) -> list[int]:
+    """The dimensions as they lie in memory; `Tensor.dim_order` imports SymPy to say so."""
+    return sorted(range(tensor.dim()), key=lambda dimension: -tensor.stride(dimension))
 
 
 class _Sum(torch.autograd.Function):

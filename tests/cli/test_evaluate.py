@@ -45,6 +45,12 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return made_once(tmp_path_factory, "evaluated", make)
 
 
+@pytest.fixture(autouse=True)
+def _without_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
+    """tests/evaluation compares compiled networks; here a card says what it lacks."""
+    monkeypatch.setenv("CXX", "no-such-compiler")
+
+
 @pytest.fixture
 def runs(trained: Path, tmp_path: Path) -> Path:
     shutil.copytree(trained, tmp_path / "runs")
@@ -56,7 +62,14 @@ def test_a_report(run: Run, runs: Path) -> None:
     arguments = ("evaluate", one, *FAST, "--source", runs / "seed1", "--cg", 0.5)
     first = run(*arguments)
     assert first.code in (0, 3)
-    for line in ("test accuracy", "worst case", "report card", "transfer from seed1", "generator, c_g 0.5"):
+    for line in (
+        "test accuracy",
+        "worst case",
+        "report card",
+        "transfer from seed1",
+        "generator, c_g 0.5",
+        "no-such-c",
+    ):
         assert line in first.out
     figures = json.loads((one / "evaluation.json").read_text())
     assert figures["attacked_samples"] == 12

@@ -26,7 +26,7 @@ SEARCH = ("search", "--method", "fg-l2", "--over", "epsilon=0.1,0.4", *SHORT, "-
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_all_of_it_quickly(tmp_path: Path) -> None:
-    arguments = ("reproduce", "all", "--quick", "--jobs", 2, "--out", "out", "--page", "docs/page.md")
+    arguments = ("reproduce", "all", "--quick", "--out", "out", "--page", "docs/page.md")
     done = fastgat(*arguments, cwd=tmp_path, timeout=600)
     assert done.returncode == 0, done.stderr
     page = (tmp_path / "docs" / "page.md").read_text()

@@ -62,7 +62,7 @@ def baseline(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("method", ["gat", "dropout-gat", "fg-linf"])
+@pytest.mark.parametrize("method", ["gat", "dropout-gat", "baseline"])
 def test_a_run_from_start_to_end(run: Run, method: str, tmp_path: Path) -> None:
     quick = [*QUICK, "--channels-last"] if "gat" in method else [*QUICK[:-1], "--compile"]
     if method == "gat":

@@ -40,6 +40,7 @@ from tests.engine.small import At, Small, assert_same_weights, config, trainer, 
 from tests.support import (
     BatchNormNet,
     Engine,
+    SmallClassifier,
     SmallGenerator,
     compiled_by,
     largest_difference,
@@ -74,13 +75,13 @@ def run_both(method: Method, classifier: nn.Module, generator: nn.Module, steps:
         pytest.param(GAT(cg=0.3, alpha=0.7, schedule="alternating", generator_steps=2), marks=pytest.mark.long),
         pytest.param(GAT(cg=0.3, schedule="simultaneous", generator_interval=2), marks=pytest.mark.long),
         GAT(cg=0.3, schedule="simultaneous"),
-        FastGradientL2(epsilon=0.9),
+        pytest.param(FastGradientL2(epsilon=0.9), marks=pytest.mark.long),
     ],
     ids=lambda method: described(method),
 )
 def test_compiled_by_inductor_it_is_the_step_as_written(method: Method) -> None:
-    classifier = players(dropout=method.classifier_dropout)[0]
-    with_compiler, without = run_both(method, classifier, SmallGenerator(layers=3).double(), steps=4)
+    classifier = players(dropout=method.classifier_dropout)[0] if method.classifier_dropout else SmallClassifier()
+    with_compiler, without = run_both(method, classifier.double(), SmallGenerator().double(), steps=4)
     assert largest_difference(with_compiler.state.classifier, without.state.classifier) < EXACT
     if method.needs_generator:
         assert with_compiler.state.generator is not None
@@ -271,6 +272,7 @@ def test_without_a_compiler(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_a_compiled_run_resumed_is_the_run_undisturbed(tmp_path: Path) -> None:
     check_resumed(GAT(cg=0.1), tmp_path)
 

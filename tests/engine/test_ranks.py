@@ -17,7 +17,7 @@ import fastgat
 from fastgat import TrainConfig, Trainer
 from fastgat.config import DataConfig, OptimizerConfig, RunConfig
 from fastgat.engine.batch_norm import batch_norm_across
-from fastgat.engine.ranks import ALONE, Ranks
+from fastgat.engine.ranks import ALONE, Ranks, check_restarts
 from fastgat.engine.reduction import GradientMean
 from fastgat.engine.state import TrainState
 from fastgat.errors import ConfigError, DataError, RankError
@@ -54,7 +54,7 @@ def compare(case: Case, folder: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
 def test_two_ranks_are_one(case: Case, of_two: Path) -> None:
-    """In float64, after ten steps, on batches that together are the one rank's."""
+    """In float64, after some steps, on batches that together are the one rank's."""
     compare(case, of_two)
 
 
@@ -237,6 +237,17 @@ def misfit(ranks: Ranks, folder: Path) -> None:
 @pytest.mark.slow
 def test_ranks_that_do_not_fit_each_other(tmp_path: Path) -> None:
     run(2, misfit, tmp_path)
+
+
+def test_a_restarted_run_must_find_its_checkpoint(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    check_restarts(None)
+    for name, value in {"TORCHELASTIC_MAX_RESTARTS": "1", "WORLD_SIZE": "2", "RANK": "0"}.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(ConfigError, match="--max-restarts needs --output"):
+        check_restarts(None)
+    check_restarts(tmp_path)
+    monkeypatch.setenv("TORCHELASTIC_MAX_RESTARTS", "0")
+    check_restarts(None)
 
 
 class OwnNorm(nn.BatchNorm2d):

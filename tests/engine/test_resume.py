@@ -31,9 +31,10 @@ SETTINGS: list[dict[str, Any]] = [
 
 
 @pytest.mark.parametrize(
-    "changes", SETTINGS, ids=["gat", "dropout-gat k=2", "gat n=3", "one-cycle ema clip", "amp", "free"]
+    ("changes", "number"),
+    [*((changes, signal.SIGTERM) for changes in SETTINGS), (SETTINGS[0], signal.SIGINT)],
+    ids=["gat", "dropout-gat k=2", "gat n=3", "one-cycle ema clip", "amp", "free", "gat, ctrl-c"],
 )
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_writes_a_checkpoint_and_going_on_changes_nothing(
     tmp_path: Path, changes: dict[str, Any], number: signal.Signals
 ) -> None:
@@ -49,10 +50,7 @@ def test_a_signal_writes_a_checkpoint_and_going_on_changes_nothing(
     assert trainer(interrupted).fit().summary is not None
     assert_same_weights(tmp_path / "whole", tmp_path / "interrupted")
     numbers = [
-        [
-            {k: v for k, v in row.items() if k not in ("images_per_second", "seconds", "data_wait")}
-            for row in rows(folder, "epoch")
-        ]
+        [{k: v for k, v in row.items() if k not in CLOCKED} for row in rows(folder, "epoch")]
         for folder in (tmp_path / "whole", tmp_path / "interrupted")
     ]
     assert [row["step"] for row in numbers[1]] == [6, 12, 18]
