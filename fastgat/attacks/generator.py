@@ -19,8 +19,9 @@ from torch import Tensor, nn
 
 from fastgat.attacks.base import Attack, check_images, check_logits, frozen, loss_gradient
 from fastgat.data.batch import Batch, Loader
+from fastgat.engine.compiled import explained
 from fastgat.engine.optimizers import Adam, trainable_parameters
-from fastgat.errors import ConfigError, NonFiniteError
+from fastgat.errors import CompileError, ConfigError, NonFiniteError
 from fastgat.functional import places
 from fastgat.kernels.input_gradient import ascent, input_gradient
 from fastgat.methods.gat import GAT
@@ -67,7 +68,8 @@ def train_generator(
         compiled: compile the step into one graph, which takes half a minute and pays on a GPU or for long.
         progress: told the number of epochs done, and their last validation loss.
 
-    Raises ConfigError for a model or images that do not fit, NonFiniteError where the loss becomes NaN.
+    Raises ConfigError for a model or images that do not fit, NonFiniteError where the loss becomes NaN, CompileError
+    where the step cannot be compiled.
     """
     training = training or GeneratorTraining()
     if not train.batches_per_epoch:
@@ -125,7 +127,15 @@ def _learner(
             raise ConfigError("a generator needs validation images to know when to stop")
         return float(total) / samples
 
-    return (torch.compile(step, fullgraph=True, dynamic=False) if compiled else step), validate
+    if not compiled:
+        return step, validate
+    whole = torch.compile(step, fullgraph=True, dynamic=False)
+
+    def compiled_step(batch: Batch) -> None:
+        with explained(CompileError, "the generator's step cannot be compiled: {}"):
+            whole(batch)
+
+    return compiled_step, validate
 
 
 def generated(model: nn.Module, generator: nn.Module, images: Tensor, labels: Tensor) -> Tensor:

@@ -5,7 +5,7 @@ Each field is one option of the same name; an option that is not given leaves it
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import Field, fields
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -64,15 +64,21 @@ def settings() -> Iterator[Setting]:
 
 
 def run_options(
-    names: Collection[str] | None = None, *, method: bool = True
+    names: Collection[str] | None = None,
+    *,
+    method: bool = True,
+    without: Collection[str] = (),
+    defaults: Mapping[str, object] | None = None,
 ) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    """Decorates a click command with the options of `settings` called `names` (all), and unless told otherwise with
-    --method and all options of the methods."""
+    """Decorates a click command with the options of `settings` called `names` (all) but those `without`, and unless
+    told otherwise with --method and all options of the methods; `defaults` are those that the command has otherwise."""
+    own = defaults or {}
 
     def decorate(command: Callable[..., Any]) -> Callable[..., Any]:
         for setting in reversed(list(settings())):
-            if names is None or (method and setting.table == "method") or setting.field.name in names:
-                command = click_option(setting)(command)
+            name = setting.field.name
+            if name not in without and (names is None or (method and setting.table == "method") or name in names):
+                command = click_option(setting, own.get(name))(command)
         if not method:
             return command
         known = ", ".join(METHODS)
@@ -109,8 +115,8 @@ def settings_options(*owners: type) -> Callable[[Callable[..., Any]], Callable[.
     return decorate
 
 
-def click_option(setting: Setting) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    """The option of one field; None where it is not given."""
+def click_option(setting: Setting, default: object = None) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """The option of one field, whose help names its default, or the command's own; None where it is not given."""
     f = setting.field
     plain, _ = value_type(setting.owner, f.name)
     rule = constraint(f)
@@ -120,7 +126,7 @@ def click_option(setting: Setting) -> Callable[[Callable[..., Any]], Callable[..
     if f.default is True:
         text += "  [default: yes]"
     elif f.default is not None and plain is not bool:
-        text += f"  [default: {_default(setting)}]"
+        text += f"  [default: {_default(setting) if default is None else default}]"
     if plain is bool:
         return click.option(f"{setting.flag}/--no-{setting.flag[2:]}", default=None, help=text)
     if rule.choices:

@@ -16,6 +16,7 @@ from rich.markdown import Markdown
 from fastgat.cli.options import SectionedCommand, overrides, run_options, settings_options
 from fastgat.config import TrainConfig, merge
 from fastgat.engine.allocator import keep_freed_memory
+from fastgat.engine.ranks import launched
 from fastgat.errors import ConfigError, FastgatError
 from fastgat.experiments import EXPERIMENTS, PAPER, Plan, Store
 from fastgat.experiments.images import load_images
@@ -76,7 +77,7 @@ QUICK_GRIDS = {
     metavar="METHOD=X,...",
     help="values that the method's hyperparameter is chosen from; a single one is not searched",
 )
-@run_options(RUNS, method=False)
+@run_options(RUNS, method=False, defaults=DEFAULTS)
 @click.option("--out", type=Path, metavar="PATH", help="folder of the runs  [default: runs/reproduce-DATASET]")
 @click.option("--jobs", type=click.IntRange(1), default=1, show_default=True, help="processes that train side by side")
 @click.option("--page", type=Path, metavar="FILE", help="the result page  [default: results.md in --out]")
@@ -101,6 +102,8 @@ def reproduce(
     Every run and figure is kept in --out when it is done; a command that was stopped goes on, and several at once, on
     machines that share the folder too, do nothing twice. --jobs trains several runs side by side.
     """
+    if launched():
+        raise click.UsageError("each run is trained in one process: start this by itself, with --jobs, not by torchrun")
     experiments = [EXPERIMENTS[name] for name in _names(what)]
     plan = plan_from(quick, dataset, grids, given)
     folder = out or Path("runs") / f"reproduce-{plan.dataset}"
@@ -109,8 +112,9 @@ def reproduce(
     failure, complete = None, True
     if not collect_only:
         keep_freed_memory()
-        with contextlib.closing(TransferBar(console)) as transfer:
-            load_images(plan, transfer)  # once, before several processes want it
+        if any(each.images for each in experiments):
+            with contextlib.closing(TransferBar(console)) as transfer:
+                load_images(plan, transfer)  # once, before several processes want it
         try:
             with JobsDisplay(console) as display:
                 complete = work_together(experiments, plan, store, display, jobs)

@@ -15,6 +15,7 @@ from rich.markdown import Markdown
 from fastgat.cli.options import SectionedCommand, overrides, run_options, settings
 from fastgat.config import TrainConfig, merge
 from fastgat.engine.allocator import keep_freed_memory
+from fastgat.engine.ranks import launched
 from fastgat.errors import ConfigError
 from fastgat.experiments import Plan, Store
 from fastgat.experiments.cell import Cell
@@ -31,7 +32,7 @@ OWN = ("output", "resume", "seed", "device")
 
 
 @click.command(cls=SectionedCommand)
-@run_options()
+@run_options(without=("output", "resume"), defaults={"dataset": "cifar10"})
 @click.option(
     "--over",
     multiple=True,
@@ -45,22 +46,24 @@ OWN = ("output", "resume", "seed", "device")
 @click.option("--jobs", type=click.IntRange(1), default=1, show_default=True, help="processes that train side by side")
 @click.option("--json", "as_json", is_flag=True, help="the result as one JSON object")
 @click.option("--out", type=Path, metavar="PATH", help="folder of the runs  [default: runs/search-DATASET]")
-def search(
-    over: tuple[str, ...], seeds: int, jobs: int, as_json: bool, out: Path | None, output: Path | None, **given: Any
-) -> None:
+def search(over: tuple[str, ...], seeds: int, jobs: int, as_json: bool, out: Path | None, **given: Any) -> None:
     """Train a method with several values of its hyperparameter, or of any options, and compare validation accuracy.
 
     Test images play no part. Runs are kept in --out, where `fastgat reproduce` finds them too: a command that was
     stopped goes on, and several at once do nothing twice.
     """
-    if output is not None or given["resume"] is not None:
-        raise click.UsageError("a search keeps its runs in --out, and goes on by itself")
+    if launched():
+        raise click.UsageError("a search trains each run in one process: start it by itself, not by torchrun")
     asked = merge({"data": {"dataset": "cifar10"}}, overrides(given))
     base = TrainConfig.from_dict(asked)
     given_over = [_values(text) for text in over]
     choices = dict(given_over) or _own(base.to_dict()["method"]["name"])
     if given_over and len(choices) < len(given_over):
         raise ConfigError("--over: an option is given twice")
+    for name in choices:
+        if given.get(name) is not None:
+            flag = "--" + name.replace("_", "-")
+            raise ConfigError(f"{flag} is what the search is over: its values are those of --over {name}=X,...")
     combinations = [dict(zip(choices, values, strict=True)) for values in itertools.product(*choices.values())]
     variants = tuple((values, TrainConfig.from_dict(merge(asked, overrides(values)))) for values in combinations)
     if len({Cell(config).name for _, config in variants}) < len(variants):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import secrets
 from pathlib import Path
 
 from fastgat.errors import OutputError
@@ -11,7 +12,8 @@ from fastgat.errors import OutputError
 
 def write_atomically(path: Path, content: bytes) -> None:
     """Replace `path` by `content` in one step; raises OutputError and keeps what was there if that fails."""
-    part = path.with_name(f".{path.name}.{os.getpid()}")
+    # Of no other writer: processes of different machines, or containers, may have the same number.
+    part = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
     try:
         with part.open("wb") as file:
             file.write(content)

@@ -20,11 +20,12 @@ if TYPE_CHECKING:
 
 class Experiment(ABC):
     """Attributes: `name` on the command line, `title` of its section, `chosen`, the methods whose hyperparameter it
-    takes from the search."""
+    takes from the search, `images`, whether it needs the data set."""
 
     name: ClassVar[str]
     title: ClassVar[str]
     chosen: ClassVar[tuple[str, ...]] = ()
+    images: ClassVar[bool] = True
 
     def plan(self, plan: Plan) -> Plan:
         """The plan as this experiment has it."""

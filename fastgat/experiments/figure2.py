@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 from fastgat.attacks import GeneratorTraining, train_generator
 from fastgat.engine.compiled import missing_compiler
 from fastgat.engine.device import pick_device, tf32
+from fastgat.errors import CompileError
 from fastgat.evaluation.cache import Cache
 from fastgat.evaluation.outcomes import Subject
 from fastgat.evaluation.power import SIDES, equal_power
@@ -41,7 +42,7 @@ class Figure2(Experiment):
         return {"rows": rows, "samples": plan.samples} if rows else None
 
     def remarks(self, plan: Plan) -> list[str]:
-        images, training = plan.generator_images or plan.train_images, GeneratorTraining()
+        images, training = min(plan.generator_images or plan.train_images, plan.train_images), GeneratorTraining()
         return [
             f"Figure 2's generators train on {images:,} images at batch {GENERATOR_BATCH}, learning rate "
             f"{training.lr:g}, until {training.patience} passes bring no lower validation loss, "
@@ -102,14 +103,21 @@ def _compute(plan: Plan, cg: float, store: Store, progress: Progress) -> dict[st
     images, seed = load_images(plan), plan.base.seed
     train = shuffled(images.train, plan.generator_images, seed)
     training = GeneratorTraining(cg=cg, width=plan.base.model.generator_width, epochs=plan.generator_epochs, seed=seed)
-    trained = train_generator(
+    train_it = partial(
+        train_generator,
         classifier,
         loader(train, device, min(GENERATOR_BATCH, len(train)), seed),
         Passes(loader(shuffled(images.validation, plan.generator_images, seed), device)),
         training,
-        compiled=plan.base.run.compile is not False and missing_compiler(device) is None,
         progress=lambda epoch, loss: progress(epoch / training.epochs),
     )
+    asked = plan.base.run.compile
+    try:
+        trained = train_it(compiled=asked is not False and missing_compiler(device) is None)
+    except CompileError:
+        if asked:
+            raise
+        trained = train_it(compiled=False)  # as its classifier was, whose training has said so
     (row,) = equal_power(
         Subject.of("baseline", classifier), {cg: trained.generator}, test_batches(plan, images, device), Cache()
     )

@@ -14,7 +14,7 @@ from fastgat.experiments import paper, search
 from fastgat.experiments.base import Experiment
 from fastgat.experiments.jobs import Measurement, Training
 from fastgat.experiments.markdown import table
-from fastgat.experiments.plan import Plan
+from fastgat.experiments.plan import DATASETS, Plan
 from fastgat.experiments.store import Store
 from fastgat.methods import GAT
 from fastgat.reporting.plots import saved
@@ -37,6 +37,9 @@ def check_page(path: Path) -> None:
     """Raises ConfigError unless the page and its folder of plots can have their names."""
     if not path.suffix or path.is_dir():
         raise ConfigError(f"--page names a Markdown file, such as results.md; got {str(path)!r}")
+    folder = path.with_suffix("")
+    if folder.exists() and not folder.is_dir():
+        raise ConfigError(f"--page {path} keeps its plots in a folder {folder}, and a file has that name")
 
 
 def collect(experiments: Sequence[Experiment], plan: Plan, store: Store) -> dict[str, Any]:
@@ -168,6 +171,6 @@ def deviations(plan: Plan, experiments: Sequence[Experiment], ran: Collection[st
     taken = {name for each in experiments for name in each.chosen if name in ran}
     lines += search.remarks(plan, [name for name in paper.METHODS if name in taken])
     lines += [line for each in experiments for line in each.remarks(plan)]
-    if plan.samples is not None:
+    if plan.samples is not None and plan.samples < DATASETS[plan.dataset].test_images:
         lines.append(f"The figures are on {plan.samples:,} test images, chosen at random.")
     return list(dict.fromkeys(lines))

@@ -93,9 +93,14 @@ class Plan(Options):
 class DataSize(NamedTuple):
     classes: int
     train_images: int
+    test_images: int
 
 
-DATASETS = {"cifar10": DataSize(10, 45_000), "cifar100": DataSize(100, 45_000), "digits": DataSize(10, 1_257)}
+DATASETS = {
+    "cifar10": DataSize(10, 45_000, 10_000),
+    "cifar100": DataSize(100, 45_000, 10_000),
+    "digits": DataSize(10, 1_257, 360),
+}
 """Data sets that experiments know."""
 OPEN = ("seed", "epochs", "batch_size", "data.dataset", "data.split_seed", "data.train_images")
 """Settings that the paper leaves open, or that are told otherwise."""

@@ -45,7 +45,7 @@ def plot_searches(rows: Mapping[str, dict[str, Any]]) -> Figure:
         tried = [point for point in row["curve"] if point["accuracies"]]
         means = {point["value"]: 100 * Spread.of(point["accuracies"]).mean for point in tried}
         axes.plot(list(means), list(means.values()), "o-")
-        chosen = row["settings"][parameter]
+        chosen = row["settings"].get(parameter)  # none where all diverged
         if chosen in means:
             axes.plot([chosen], [means[chosen]], "o", markersize=10, fillstyle="none")
         axes.set_xscale("log")

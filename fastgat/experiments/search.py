@@ -143,10 +143,14 @@ def _candidates(plan: Plan, store: Store, name: str) -> list[Cell]:
     return [cell for method in methods for cell in _cells(plan, method)]
 
 
+def seeds(plan: Plan) -> range:
+    """Those of the runs that choose."""
+    return range(plan.base.seed, plan.base.seed + plan.search_seeds)
+
+
 def _cells(plan: Plan, method: Method) -> list[Cell]:
-    first = plan.base.seed
     epochs = plan.search_epochs or plan.base.epochs
-    return [plan.cell(method, seed, epochs=epochs) for seed in range(first, first + plan.search_seeds)]
+    return [plan.cell(method, seed, epochs=epochs) for seed in seeds(plan)]
 
 
 def _result(store: Store, cells: list[Cell]) -> dict[str, Any]:

@@ -28,6 +28,9 @@ from fastgat.experiments.cell import Cell, deciding
 from fastgat.reporting.run_folder import SUMMARY, read_metrics
 
 DIVERGED = "diverged.json"
+FIGURES = {"validation_accuracy", "test_accuracy", "best_epoch", "seconds"}
+"""What is wanted of a summary."""
+STRANGE = "not what fastgat writes there; remove it to have it made again"
 
 
 class Store:
@@ -82,6 +85,8 @@ class Store:
         folder = self.run_folder(cell)
         summary = _read(folder / SUMMARY)
         if summary is not None:
+            if not summary.keys() >= FIGURES:
+                raise DataError(f"{folder / SUMMARY}: {STRANGE}")
             path = folder / "config.toml"
             try:
                 held = TrainConfig.from_dict(load_toml(path), str(path))
@@ -116,6 +121,8 @@ class Store:
             elif (folder / BEST).exists():
                 keep_classifier(folder / BEST)
             (folder / LAST).unlink(missing_ok=True)
+        except OutputError:  # a checkpoint cannot be written, and says so
+            raise
         except OSError as error:
             raise OutputError(f"{folder}: a checkpoint cannot be removed: {error.strerror}") from None
 
@@ -154,7 +161,7 @@ class Store:
 def _measured(path: Path) -> dict[str, Any] | None:
     content = _read(path)
     if content is not None and not {"key", "figures"} <= content.keys():
-        raise DataError(f"{path}: not what fastgat writes there; remove it to have it made again")
+        raise DataError(f"{path}: {STRANGE}")
     return content
 
 
@@ -169,7 +176,7 @@ def _read(path: Path) -> dict[str, Any] | None:
     except ValueError:
         raise DataError(f"{path}: damaged; remove it, or the run's whole folder, to have it made again") from None
     if not isinstance(content, dict):
-        raise DataError(f"{path}: not what fastgat writes there; remove it to have it made again")
+        raise DataError(f"{path}: {STRANGE}")
     return content
 
 

@@ -25,12 +25,12 @@ class Sweep(Experiment):
     variants: tuple[tuple[dict[str, Any], TrainConfig], ...]
 
     def cells(self, plan: Plan, store: Store) -> list[Cell]:
-        return [cell for seed in plan.numbers for cell in self._cells(seed)]
+        return [cell for seed in plan.numbers for cell in self._cells(plan, seed)]
 
     def collect(self, plan: Plan, store: Store) -> dict[str, Any] | None:
         rows: list[dict[str, Any]] = []
         for number, (values, config) in enumerate(self.variants):
-            cells = [self._cells(seed)[number] for seed in plan.numbers]
+            cells = [self._cells(plan, seed)[number] for seed in plan.numbers]
             done = [summary for cell in cells if (summary := store.summary(cell)) is not None]
             rows.append(
                 {
@@ -56,5 +56,7 @@ class Sweep(Experiment):
             lines.append([*values, accuracy, str(len(row["accuracies"])), epochs, mark])
         return table((*figures["rows"][0]["values"], "validation accuracy, %", "n", "best epoch", ""), lines)
 
-    def _cells(self, seed: int) -> list[Cell]:
-        return [Cell(replace(config, seed=seed)) for _, config in self.variants]
+    def _cells(self, plan: Plan, seed: int) -> list[Cell]:
+        """On the plan's device, which is this process's own where several share the machine."""
+        device = plan.base.run.device
+        return [Cell(replace(config, seed=seed, run=replace(config.run, device=device))) for _, config in self.variants]

@@ -20,6 +20,7 @@ from fastgat.experiments.plan import DATASETS, Plan
 from fastgat.experiments.store import Store
 from fastgat.methods import create_method
 from fastgat.profiling import Settings, profile
+from fastgat.reporting.environment import version
 
 SIZE = 32
 """Pixels a side of the data sets' images."""
@@ -29,6 +30,7 @@ SIDES = ("textbook", "fastgat")
 class Time(Experiment):
     name: ClassVar[str] = "time"
     title: ClassVar[str] = "Training time"
+    images: ClassVar[bool] = False
 
     def cells(self, plan: Plan, store: Store) -> list[Cell]:
         return []
@@ -61,17 +63,19 @@ class Time(Experiment):
 def timing(plan: Plan, config: TrainConfig) -> Timing:
     """The job that times a step of `config` on this machine."""
     config = _bare(config)
-    where = {"device": device_name(pick_device(config.run.device)), "torch": torch.__version__}
+    device = device_name(pick_device(config.run.device))
+    where = {"device": device, "torch": torch.__version__, "fastgat": version("fastgat-trainer")}
     key = {"settings": _settings(config), **where, "rounds": plan.rounds}
     return Timing("time", key, partial(_compute, plan, config))
 
 
 def timings(store: Store, config: TrainConfig) -> dict[str, dict[str, Any]]:
-    """What has been timed of `config`, by machine: of several timings on one, that of the most rounds."""
-    wanted, found = _settings(_bare(config)), dict[str, dict[str, Any]]()
+    """What this version of fastgat was timed to take for `config`, by machine: of several timings on one, that of the
+    most rounds."""
+    wanted, found = (_settings(_bare(config)), version("fastgat-trainer")), dict[str, dict[str, Any]]()
     for content in sorted(store.all_measured("time-"), key=lambda content: content["key"].get("rounds", 0)):
-        if content["key"].get("settings") == wanted and content["figures"] is not None:
-            key = content["key"]
+        key = content["key"]
+        if (key.get("settings"), key.get("fastgat")) == wanted and content["figures"] is not None:
             device = f"{key['device']}, torch {key['torch']}"
             found[device] = {**content["figures"], "device": device}
     return found

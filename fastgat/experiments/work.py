@@ -125,6 +125,10 @@ def _workers(
             for worker in workers.values():
                 worker.terminate()  # SIGTERM: training writes its checkpoint first
 
+    def stop_at_once() -> None:
+        for worker in workers.values():
+            worker.kill()
+
     try:
         with _deaf_to_ctrl_c():
             for number in range(processes):
@@ -134,7 +138,9 @@ def _workers(
                 workers[here].start()
                 there.close()
         yield workers, stop
-    except BaseException:
+    except BaseException as error:
+        if stopping and isinstance(error, KeyboardInterrupt):  # a second Ctrl-C
+            stop_at_once()
         stop()
         raise
     finally:
@@ -165,10 +171,10 @@ def _death(worker: BaseProcess) -> FastgatError | bool:
 
 
 class Teller:
-    """Sends news to the command; when that is gone, asks this process to stop, once."""
+    """Sends news to the command; when that is gone, asks this process to stop, unless it has been asked already."""
 
-    def __init__(self, pipe: Connection) -> None:
-        self.pipe, self.heard = pipe, True
+    def __init__(self, pipe: Connection, interrupts: Interrupts) -> None:
+        self.pipe, self.interrupts, self.heard = pipe, interrupts, True
 
     def __call__(self, message: News | BaseException | bool) -> None:
         if not self.heard:
@@ -177,7 +183,8 @@ class Teller:
             self.pipe.send(message)
         except BrokenPipeError:
             self.heard = False
-            signal.raise_signal(signal.SIGTERM)  # training writes its checkpoint first
+            if not self.interrupts.received:  # a second signal would act at once
+                signal.raise_signal(signal.SIGTERM)  # training writes its checkpoint first
 
 
 def _serve(
@@ -185,19 +192,20 @@ def _serve(
 ) -> None:
     """A worker: sends its news, and at the end whether it has come to the end, or why not."""
     os.setsid()
-    tell = Teller(pipe)
-    try:
-        tell(work(experiments, _share(plan, number, processes), store, tell, alone=False))
-    except FastgatError as error:
-        tell(error)
-    except OSError as error:
-        tell(FastgatError(f"{error.filename or 'output'}: {error.strerror or error}"))
-    except Exception as error:  # noqa: BLE001  # it is raised where the command runs
-        if is_out_of_memory(error):
-            tell(FastgatError("out of memory: try fewer --jobs, a smaller --batch-size or network"))
-        else:
-            traceback.print_exc()
-            tell(RuntimeError(f"{type(error).__name__}: {error}"))
+    with Interrupts() as interrupts:
+        tell = Teller(pipe, interrupts)
+        try:
+            tell(work(experiments, _share(plan, number, processes), store, tell, alone=False))
+        except FastgatError as error:
+            tell(error)
+        except OSError as error:
+            tell(FastgatError(f"{error.filename or 'output'}: {error.strerror or error}"))
+        except Exception as error:  # noqa: BLE001  # it is raised where the command runs
+            if is_out_of_memory(error):
+                tell(FastgatError("out of memory: try fewer --jobs, a smaller --batch-size or network"))
+            else:
+                traceback.print_exc()
+                tell(RuntimeError(f"{type(error).__name__}: {error}"))
 
 
 def _share(plan: Plan, number: int, processes: int) -> Plan:
@@ -205,7 +213,7 @@ def _share(plan: Plan, number: int, processes: int) -> Plan:
     keep_freed_memory()
     device = pick_device(plan.base.run.device)
     if device.type == "cuda":
-        if plan.base.run.device == "auto":
+        if plan.base.run.device in ("auto", "cuda"):
             name = f"cuda:{number % torch.cuda.device_count()}"
             return replace(plan, base=replace(plan.base, run=replace(plan.base.run, device=name)))
         return plan

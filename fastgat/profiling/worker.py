@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import multiprocessing
+import signal
 import sys
 import time
 import traceback
@@ -36,7 +37,7 @@ class Worker:
         try:
             self._here.send((question, arguments))
             answer = self._here.recv()
-        except (EOFError, BrokenPipeError):
+        except (EOFError, ConnectionError):
             raise FastgatError("a process that was being measured has died (out of memory?)") from None
         if isinstance(answer, BaseException):
             raise answer
@@ -144,11 +145,12 @@ def _synchronize(side: Side) -> None:
 
 
 def _serve(spec: Spec, there: Connection) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the process that asks
     side = None
     while True:
         try:
             question, arguments = there.recv()
-        except (EOFError, KeyboardInterrupt):
+        except EOFError:
             return
         try:
             if side is None:

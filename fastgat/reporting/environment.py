@@ -27,7 +27,7 @@ def environment() -> dict[str, Any]:
     gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
     return {
         "packages": {
-            **{name: version for name in PACKAGES if (version := _version(name))},
+            **{name: found for name in PACKAGES if (found := version(name))},
             "torch": torch.__version__,  # with the build that it is, which the package's metadata may leave out
         },
         "python": platform.python_version(),
@@ -41,7 +41,8 @@ def environment() -> dict[str, Any]:
     }
 
 
-def _version(package: str) -> str | None:
+def version(package: str) -> str | None:
+    """Of an installed package, else None."""
     try:
         return importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:

@@ -13,7 +13,7 @@ from fastgat.attacks import GeneratorTraining, train_generator
 from fastgat.attacks.generator import generated
 from fastgat.data import IterableLoader
 from fastgat.data.batch import Batch
-from fastgat.errors import ConfigError, NonFiniteError
+from fastgat.errors import CompileError, ConfigError, NonFiniteError
 from fastgat.models import Generator
 from tests.attacks.victim import Victim
 from tests.support import compiled_by, numerical_gradient
@@ -110,6 +110,17 @@ def test_compiled_it_is_the_same(backend: str, victim: Victim, train: IterableLo
     with compiled_by(backend):
         compiled = train_generator(victim.model, train, validation, settings, compiled=True)
     assert compiled.validation_losses == pytest.approx(plain.validation_losses, rel=1e-4)
+
+
+def test_what_cannot_be_compiled_is_said(victim: Victim, train: IterableLoader, validation: list[Batch]) -> None:
+    class Unfit(nn.Module):
+        def forward(self, images: Tensor) -> Tensor:
+            torch._dynamo.graph_break()
+            logits: Tensor = victim.model(images)
+            return logits
+
+    with pytest.raises(CompileError, match="the generator's step cannot be compiled: "):
+        train_generator(Unfit(), train, validation, GeneratorTraining(width=4, epochs=1), compiled=True)
 
 
 def test_what_is_wrong_is_said(victim: Victim, train: IterableLoader, validation: list[Batch]) -> None:

@@ -138,7 +138,9 @@ def test_a_signal_ends_parallel_work_at_a_checkpoint(tmp_path: Path) -> None:
         (("search", "--over", "deterministic=true,false"), "make a difference"),
         (("search", "--over", "batch-size=a"), "takes whole numbers"),
         (("search", "--method", "baseline", "--over", "cg=1,2"), "cg"),
-        (("search", "--output", "here"), "keeps its runs in --out"),
+        (("search", "--output", "here"), "No such option"),
+        (("search", "--method", "fg-l2", "--epsilon", "7"), "--epsilon is what the search is over"),
+        (("search", "--cg", "5", "--over", "cg=1,2"), "--cg is what the search is over"),
     ],
 )
 def test_what_makes_no_sense(run: Run, arguments: tuple[str, ...], message: str, tmp_path: Path) -> None:

@@ -43,6 +43,8 @@ class Note(Job):
             return None
         if self.does == "signal":
             signal.raise_signal(signal.SIGTERM)
+        if self.does == "sleep":
+            time.sleep(100)
         if self.does == "exhaust":
             raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 1 bytes")
         time.sleep(0.05)

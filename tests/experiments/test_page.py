@@ -112,6 +112,12 @@ def test_the_page(tmp_path: Path) -> None:
     assert sorted(run.get("validation_accuracy", 0) for run in runs) == [0, 0.6, 0.7, 0.7, 0.7]
 
 
+def test_a_file_in_the_place_of_the_plots(tmp_path: Path) -> None:
+    (tmp_path / "results").touch()
+    with pytest.raises(ConfigError, match="keeps its plots in a folder"):
+        check_page(tmp_path / "results.md")
+
+
 def test_a_page_that_could_not_be_written(tmp_path: Path) -> None:
     check_page(tmp_path / "page.md")
     for path in (tmp_path / "page", tmp_path):

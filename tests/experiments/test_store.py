@@ -100,6 +100,29 @@ def test_a_damaged_file(tmp_path: Path) -> None:
         store.summary(cell())
 
 
+def test_a_summary_of_something_else(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    finish(store, cell(), 0.6)
+    (store.run_folder(cell()) / "summary.json").write_text("{}")
+    with pytest.raises(DataError, match=r"summary.json: not what fastgat writes there"):
+        store.summary(cell())
+
+
+def test_a_full_disk_is_said_where_a_checkpoint_is_made_smaller(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = Store(tmp_path)
+    finish(store, cell(), 0.6)
+    (store.run_folder(cell()) / "best.safetensors").touch()
+
+    def full(path: Path) -> None:
+        raise OutputError(f"{path}: cannot be written: No space left on device")
+
+    monkeypatch.setattr("fastgat.experiments.store.keep_classifier", full)
+    with pytest.raises(OutputError, match="No space left on device"):
+        store.make_slim(cell())
+
+
 def test_what_was_measured_is_kept(tmp_path: Path) -> None:
     store = Store(tmp_path)
     store.keep("figure2-abc", {"key": {"cg": 1}, "figures": {"power": 2.0}})

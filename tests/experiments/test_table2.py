@@ -81,6 +81,39 @@ def test_margins_are_paired_and_over_the_better_fast_gradient_on_validation(tmp_
     assert "+2.50 ± 6.35 (95 %)" in TABLE.section(asked, figures)
 
 
+def test_a_margin_without_the_seed_that_chose(tmp_path: Path) -> None:
+    store, asked = Store(tmp_path), fixed(seeds=3)
+    asked = replace(asked, grids={**asked.grids, "gat": (1.0, 3.0)})
+    for job in TABLE.jobs(asked, store):
+        method = job.cell.config.method  # type: ignore[attr-defined]
+        if method.name == "gat":
+            finish(store, job.cell, 0.6 if method.cg == 3 else 0.5, 0.60)  # type: ignore[attr-defined]
+    for seed in range(3):
+        run(store, asked, "baseline", seed, 0.5, 0.50)
+    for seed, accuracy in ((1, 0.52), (2, 0.54)):
+        run(store, asked, "gat", seed, 0.5, accuracy)
+    figures = TABLE.collect(asked, store)
+    assert figures is not None
+    (margin,) = figures["margins"]
+    assert margin["differences"] == pytest.approx([0.10, 0.02, 0.04])
+    assert margin["unsearched"] == pytest.approx([0.02, 0.04])
+    assert "| +3.00 ± 12.71 (95 %) |" in TABLE.section(asked, figures)
+
+
+def test_a_search_in_which_all_diverged_is_shown(tmp_path: Path) -> None:
+    store, asked = Store(tmp_path), replace(fixed(seeds=2), grids={**fixed().grids, "gat": (1.0, 3.0)})
+    for job in TABLE.jobs(asked, store):
+        if job.cell.config.method.name == "gat":  # type: ignore[attr-defined]
+            store.run_folder(job.cell).mkdir(parents=True)  # type: ignore[attr-defined]
+            store.note_divergence(job.cell, "NaN")  # type: ignore[attr-defined]
+    figures = TABLE.collect(asked, store)
+    assert figures is not None
+    text = TABLE.section(asked, figures)
+    assert "| gat | - | - | 0 of 2 |" in text
+    assert "| gat | cg 3 | - |  | 1 diverged |" in text
+    assert set(TABLE.plots(figures)) == {"table2-search"}
+
+
 def test_the_papers_figures() -> None:
     table = paper.TABLE2
     assert {name: len(rows) for name, rows in table.items()} == {"cifar10": 7, "cifar100": 7}

@@ -6,6 +6,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from fastgat.config import OptimizerConfig, PrecisionConfig, RunConfig
 from fastgat.experiments import EXPERIMENTS, Plan, Store
 from fastgat.experiments.timing import timing, timings
@@ -71,6 +73,14 @@ def test_an_epoch_is_that_of_the_data(tmp_path: Path) -> None:
     found = TIME.collect(asked, store)
     assert found is not None
     assert "an epoch of 1,257 images" in TIME.section(asked, found)
+
+
+def test_a_timing_of_another_version_is_made_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store, asked = Store(tmp_path), plan(timed="gat")
+    keep(store, asked, figures(10.0))
+    monkeypatch.setattr("fastgat.experiments.timing.version", lambda package: "99")
+    assert TIME.collect(asked, store) is None
+    assert not any(job.done(store) for job in TIME.jobs(asked, store))
 
 
 def test_timings_of_other_settings_are_left_alone(tmp_path: Path) -> None:

@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import multiprocessing
 import signal
+import threading
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 
+from fastgat.config import RunConfig
 from fastgat.engine.interrupts import Interrupts
 from fastgat.errors import DataError, FastgatError
 from fastgat.experiments import Store
-from fastgat.experiments.work import Teller, work, work_together
+from fastgat.experiments.sweep import Sweep
+from fastgat.experiments.work import Teller, _share, work, work_together
 from fastgat.reporting.jobs import News
 from tests.experiments.jobs import Note, Notes, Timing
 from tests.experiments.made_up import plan
@@ -95,12 +100,44 @@ def test_what_wants_the_machine_for_itself_waits_for_all_others(store: Store) ->
 def test_a_worker_whose_command_is_gone_is_told_so_once() -> None:
     here, there = multiprocessing.Pipe(duplex=False)
     here.close()
-    with Interrupts() as interrupts:
-        tell = Teller(there)
-        for _ in range(3):  # a second signal would end the process
-            tell(News("a job", 0, ""))
-        assert interrupts.received == "SIGTERM"
+    for asked_before in (False, True):  # a second signal would end the process
+        with Interrupts() as interrupts:
+            if asked_before:
+                signal.raise_signal(signal.SIGTERM)
+            tell = Teller(there, interrupts)
+            for _ in range(3):
+                tell(News("a job", 0, ""))
+            assert interrupts.received == "SIGTERM"
     there.close()
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(120)
+def test_a_second_ctrl_c_waits_for_no_worker(store: Store) -> None:
+    at: list[float] = []
+
+    def twice(news: News) -> None:
+        if not at:
+            at.append(time.monotonic())
+            threading.Timer(1, signal.raise_signal, [signal.SIGINT]).start()
+            signal.raise_signal(signal.SIGINT)
+
+    with pytest.raises(KeyboardInterrupt):
+        work_together([Notes(0, odd=Note(0, "sleep"))], plan(), store, twice, processes=2)
+    assert time.monotonic() - at[0] < 30
+    assert not multiprocessing.active_children()
+
+
+@pytest.mark.parametrize("device", ["auto", "cuda"])
+def test_each_process_has_a_gpu_of_its_own(device: str, store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("fastgat.experiments.work.pick_device", lambda name: torch.device("cuda"))
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    base = replace(plan().base, run=RunConfig(device=device))
+    asked, sweep = replace(plan(), base=base), Sweep((({"lr": 0.1}, base),))
+    for number, own in ((0, "cuda:0"), (1, "cuda:1"), (2, "cuda:0")):
+        shared = _share(asked, number, 3)
+        assert shared.cell(base.method, 0).config.run.device == own  # type: ignore[arg-type]  # a Method
+        assert {cell.config.run.device for cell in sweep.cells(shared, store)} == {own}
 
 
 @pytest.mark.slow
