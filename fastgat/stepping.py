@@ -126,12 +126,15 @@ class TrainingStep:
 
     @staticmethod
     def _load(state: TrainState, tensors: dict[str, Tensor]) -> None:
+        tensors = state.completed(tensors)
         check_match(tensors, state)
         state.load_state_dict(tensors)
 
     def _batch(self, images: Tensor, labels: Tensor) -> Batch:
         if labels.dtype != torch.int64 or labels.shape != images.shape[:1]:
             raise ConfigError(f"labels must be int64, one an image, got {labels.dtype} of {tuple(labels.shape)}")
+        if labels.device != images.device:
+            raise ConfigError(f"the labels are on {labels.device}, the images on {images.device}: bring them together")
         if self._stepper is not None and images.shape != self._shape:
             raise ConfigError(
                 f"the step is made for images of {tuple(self._shape)}, got {tuple(images.shape)}: leave a smaller last "
@@ -142,7 +145,8 @@ class TrainingStep:
 
     @torch.no_grad()
     def _build(self, batch: Batch) -> Stepper:
-        device = batch.images.device
+        device, ranks = batch.images.device, current()
+        ranks.check_same({"the shape of their batches": tuple(batch.images.shape)})
         check_networks(self.classifier, self.generator, batch, self.method)
         if self.method.needs_generator and self.generator is None:
             channels = batch.images.shape[1]
@@ -160,13 +164,13 @@ class TrainingStep:
             self._optimizer,
             self.method.metrics,
             autocast_dtype(self._precision.amp_dtype, device) if self._precision.amp else None,
-            interacts=samples_interact(self.classifier, batch.images),
+            interacts=any(ranks.gather(samples_interact(self.classifier, batch.images))),
             statistics=self._batch_norm,
             memory=torch.zeros_like(batch.images) if self.method.remembers else None,
-            ranks=current(),
+            ranks=ranks,
         )
         for player in players:
-            current().broadcast([*player.parameters(), *player.buffers()])
+            ranks.broadcast([*player.parameters(), *player.buffers()])
         if self._restored is not None:
             self._load(state, self._restored)
         state.set_learning_rates(self._rate)

@@ -228,6 +228,8 @@ def test_a_batch_that_is_not_like_the_first() -> None:
         step(images, labels, generator_batches=[(images, labels)])
     with pytest.raises(ConfigError, match="labels must be int64, one an image"):
         step(images, labels.int())
+    with pytest.raises(ConfigError, match=r"^the labels are on meta, the images on cpu: bring them together$"):
+        step(images, labels.to("meta"))
     step(images * float("nan"), labels)
     with pytest.raises(NonFiniteError, match="classifier became NaN or infinite at step 2"):
         step.metrics()

@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.utils._pytree import tree_leaves, tree_map_only
 
 from fastgat.data.batch import Batch
-from fastgat.engine.ranks import ALONE, Ranks
+from fastgat.engine.ranks import ALONE, Ranks, is_loss
 from fastgat.engine.state import TrainState
 from fastgat.engine.step import train_step
 from fastgat.errors import CaptureError, CompileError
@@ -65,16 +65,17 @@ class Stepper:
         if not self.compiled:
             return
         with unchanged(self.state):
-            pool = None
+            # Not torch's own, which is on the device of the process's first capture; one for all that share the pool.
+            stream, pool = torch.cuda.Stream(self.state.device) if self.captured else None, None
             for kind in self.method.kinds:
                 taken = (batches, draws) if kind == "full" else (batches[-1:], draws[-1:])
                 inputs: Inputs = tree_map_only(Tensor, torch.clone, taken)  # none is another, as none will be
                 step = compile_step(self._written(kind), self.state.ranks)
                 with explained(CompileError, "the step cannot be compiled: {}"):
                     step(*inputs)
-                if self.captured:
+                if stream is not None:
                     with explained(CaptureError, "the step cannot be captured as a CUDA graph (--no-cuda-graph): {}"):
-                        step = Captured(step, inputs, pool)
+                        step = Captured(step, inputs, stream, pool)
                     pool = step.graph.pool()
                 self._steps[kind] = step
 
@@ -114,22 +115,32 @@ class Captured:
     """A step as one CUDA graph: inputs are copied to the `inputs` that it was given, and its launches replayed.
 
     The host neither runs Python between the launches nor waits for any of them.
+
+    Args:
+        stream: of the step's device, to warm up and to capture on.
     """
 
-    def __init__(self, step: Step, inputs: Inputs, pool: Any = None) -> None:
+    def __init__(self, step: Step, inputs: Inputs, stream: torch.cuda.Stream, pool: Any = None) -> None:
         self.inputs = inputs
         self._fixed = tree_leaves(inputs)
-        here, side = torch.cuda.current_stream(), torch.cuda.Stream()
-        side.wait_stream(here)
-        with torch.cuda.stream(side):
+        here = torch.cuda.current_stream()
+        stream.wait_stream(here)
+        with torch.cuda.stream(stream):
             for _ in range(WARM_UPS):
                 step(*self.inputs)
-        here.wait_stream(side)
+        here.wait_stream(stream)
         self.graph = torch.cuda.CUDAGraph()
+        cause: BaseException | None = None
         try:
             # Other threads, such as a loader's that pins memory, may go on meanwhile.
-            with torch.cuda.graph(self.graph, pool=pool, capture_error_mode="thread_local"):
-                step(*self.inputs)
+            with torch.cuda.graph(self.graph, pool=pool, stream=stream, capture_error_mode="thread_local"):
+                try:
+                    step(*self.inputs)
+                except BaseException as error:
+                    cause = error
+                    raise
+        except RuntimeError as error:
+            raise cause or error from None  # the end of a capture fails after its cause
         finally:
             torch.cuda.set_stream(here)  # a capture that fails leaves its own stream behind
 
@@ -168,14 +179,13 @@ def missing_compiler(device: torch.device) -> str | None:
 
 @contextmanager
 def explained(kind: type[CompileError], message: str) -> Iterator[None]:
-    """Turn what torch raises into one line, without its advice; out of memory stays what it is."""
+    """Turn what torch raises into one line, without its advice; out of memory and lost ranks stay what they are."""
     try:
         yield
     except torch.OutOfMemoryError:
         raise
-    except (torch._dynamo.exc.TorchDynamoException, RuntimeError, subprocess.CalledProcessError) as failure:
-        error: BaseException = failure
-        while kind is CaptureError and error.__context__ is not None:  # the end of a capture fails after its cause
-            error = error.__context__
+    except (torch._dynamo.exc.TorchDynamoException, RuntimeError, subprocess.CalledProcessError) as error:
+        if is_loss(error):
+            raise
         lines = [line.strip() for line in str(error).splitlines() if line.strip() and not BACKEND.match(line)]
-        raise kind(message.format(lines[0] if lines else type(error).__name__)) from failure
+        raise kind(message.format(lines[0] if lines else type(error).__name__)) from error

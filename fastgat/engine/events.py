@@ -53,7 +53,8 @@ class Skipped:
 class Interval:
     """Means over the steps since the last one; `step` is the number of steps done.
 
-    `data_wait` is the share of the time in which the step had to wait for its data.
+    `metrics` is empty where float16 skipped each of them. `data_wait` is the share of the time in which the step had to
+    wait for its data.
     """
 
     step: int

@@ -21,10 +21,10 @@ from fastgat.engine.interrupts import Interrupts
 from fastgat.engine.learning_rate import learning_rate_factor
 from fastgat.engine.position import Position
 from fastgat.engine.random import step_draws
-from fastgat.engine.ranks import Ranks, is_loss, lost_another
+from fastgat.engine.ranks import Ranks, connection_error
 from fastgat.engine.run_checkpoints import BEST, LAST, RunCheckpoints
 from fastgat.engine.state import TrainState
-from fastgat.errors import CaptureError, CompileError, ConfigError, DataError, NonFiniteError
+from fastgat.errors import CaptureError, CompileError, DataError, NonFiniteError
 from fastgat.methods.base import Method
 from fastgat.methods.players import Draws
 from fastgat.phases import phase
@@ -64,10 +64,6 @@ class Loop:
         self.folder, self.facts, self.callbacks = folder, facts, list(callbacks)
         self.checkpoints = RunCheckpoints(self.state, folder, header)
         self.steps_per_epoch = train_loader.batches_per_epoch
-        if not self.steps_per_epoch:
-            raise ConfigError(
-                f"no full batch in an epoch: batch_size {config.batch_size} is larger than the training set"
-            )
         self.position = Position(steps_per_epoch=self.steps_per_epoch)
         self.total_steps = config.epochs * self.steps_per_epoch
         self._stop_reason: str | None = None
@@ -95,8 +91,9 @@ class Loop:
                 error = RuntimeError(f"DataLoader worker, or a connection, has died ({error.strerror or error})")
             # The step may be half done: torch hears of these wherever the process happens to be.
             kept = f"{self.folder / LAST} holds the last checkpoint"
-            if not self.ranks.alone and is_loss(error):
-                raise lost_another(f"; {kept}: continue with --resume auto") from None
+            said = None if self.ranks.alone else connection_error(error, f"; {kept}: continue with --resume auto")
+            if said is not None:
+                raise said from None
             if "DataLoader worker" not in str(error):
                 raise
             raise DataError(f"{error} (--workers 0 needs no worker); {kept}") from None

@@ -32,15 +32,18 @@ class Position:
     skipped: list[str] = field(default_factory=list)
 
     def add(self, sums: dict[str, float], steps: int) -> dict[str, float]:
-        """Add an interval's sums of metrics over `steps` steps to the epoch's; returns the interval's means."""
+        """Add an interval's sums of metrics over `steps` steps to the epoch's; returns the interval's means.
+
+        There are none where each of its steps was skipped, as float16 skips those that overflow.
+        """
         self.epoch_steps += steps
         for name, value in sums.items():
             self.epoch_sums[name] = self.epoch_sums.get(name, 0.0) + value
-        return {name: value / max(steps, 1) for name, value in sums.items()}  # float16 skips steps that overflow
+        return {name: value / steps for name, value in sums.items()} if steps else {}
 
     def epoch_means(self) -> dict[str, float]:
-        """The metrics of the epoch that is going on."""
-        return {name: total / max(self.epoch_steps, 1) for name, total in self.epoch_sums.items()}
+        """The metrics of the epoch that is going on; none where each of its steps was skipped."""
+        return {name: total / self.epoch_steps for name, total in self.epoch_sums.items()} if self.epoch_steps else {}
 
     def start_epoch(self) -> None:
         """Forget the sums of the epoch that is done."""

@@ -64,7 +64,8 @@ def seeded(seed: int, device: torch.device, deterministic: bool) -> Iterator[Non
 
     With `deterministic`, torch refuses algorithms that do not repeat themselves.
     """
-    before = torch.are_deterministic_algorithms_enabled(), random.getstate(), np.random.get_state()
+    algorithms = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
+    before = random.getstate(), np.random.get_state()
     with torch.random.fork_rng([device] if device.type == "cuda" else []):
         random.seed(seed)
         np.random.seed(seed % 2**32)  # numpy's global generator is the one that other code uses
@@ -75,9 +76,9 @@ def seeded(seed: int, device: torch.device, deterministic: bool) -> Iterator[Non
         try:
             yield
         finally:
-            torch.use_deterministic_algorithms(before[0])
-            random.setstate(before[1])
-            np.random.set_state(before[2])
+            torch.use_deterministic_algorithms(algorithms[0], warn_only=algorithms[1])
+            random.setstate(before[0])
+            np.random.set_state(before[1])
 
 
 def random_state(device: torch.device) -> tuple[dict[str, Tensor], dict[str, Any]]:

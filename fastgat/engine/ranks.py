@@ -9,6 +9,7 @@ from __future__ import annotations
 import importlib
 import itertools
 import os
+import re
 import signal
 import threading
 import time
@@ -30,6 +31,14 @@ PATIENCE_SECONDS = 2.0
 """How long a rank that has lost another waits for that one's own account of what happened."""
 SILENCE_SECONDS = 10.0
 """How long a rank stays that leaves it to rank 0 to say what is wrong, which may still be starting."""
+GONE = re.compile(
+    r"connection (was likely )?(closed|reset|refused|abort)|broken pipe|remote p(eer|rocess)|timed? ?out|unreachable"
+    r"|no route to host",
+    re.IGNORECASE,
+)
+"""What gloo, NCCL and torch's store say of a rank that answers no more; other failures are this rank's own."""
+NCCLS = "Last error:"
+"""The line that torch puts before NCCL's own words."""
 _joins = itertools.count()
 _store: Store | None = None
 
@@ -179,7 +188,7 @@ def joined(device: torch.device) -> Iterator[Ranks]:
     """Connect the ranks that torchrun has started: NCCL between GPUs, gloo between CPUs; ALONE where there is one.
 
     A group that the caller has connected already is used, and left as it is. Raises RankError where the ranks do not
-    find each other, and, within, in place of what torch raises when another rank has gone.
+    find each other, and, within, in place of what torch raises when another rank has gone or cannot be talked to.
     """
     global _store
     if not launched() or dist.is_initialized():
@@ -187,7 +196,7 @@ def joined(device: torch.device) -> Iterator[Ranks]:
             raise RankError(
                 "the process group does not connect CPUs: init_process_group('cpu:gloo,cuda:nccl') does both"
             )
-        with _lost_ones_named(current()):
+        with _one_line(current()):
             yield current()
         return
     # torch.func.vjp imports Dynamo at its first use. Imported while there is a group, Dynamo keeps it (torch 2.13), and
@@ -200,7 +209,7 @@ def joined(device: torch.device) -> Iterator[Ranks]:
         dist.init_process_group(backend, store=_store, rank=rank, world_size=count)
     except (RuntimeError, ValueError) as error:
         raise RankError(f"the ranks cannot be connected: {str(error).splitlines()[0]}") from None
-    with _lost_ones_named(current()):
+    with _one_line(current()):
         yield current()
     dist.destroy_process_group()  # not after an error, which may not be that of all: NCCL would wait for the others
 
@@ -241,8 +250,17 @@ def restarted() -> bool:
     return launched() and _number("TORCHELASTIC_RESTART_COUNT", 0) > 0
 
 
-def lost_another(remark: str = "") -> RankError:
-    """The error of a rank that has lost another. torchrun ends the rest by SIGTERM: they are to say this first."""
+def connection_error(error: BaseException, remark: str = "") -> RankError | None:
+    """What torch has said of the connection between ranks, in one line; None where the error is another one.
+
+    A rank that has lost another ignores SIGTERM, by which torchrun ends the rest: they are to say this first.
+    """
+    if not _of_connection(error):
+        return None
+    if not is_loss(error):
+        said = [line.strip() for line in str(error).splitlines() if line.strip()]
+        after = said.index(NCCLS) + 1 if NCCLS in said[:-1] else 0
+        return RankError(f"ranks cannot talk to each other: {said[after] if said else type(error).__name__}{remark}")
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
     return RankError(f"another rank has gone{remark}", lost=True)
@@ -250,6 +268,11 @@ def lost_another(remark: str = "") -> RankError:
 
 def is_loss(error: BaseException) -> bool:
     """Whether torch says, in its own words, that another rank cannot be reached any more."""
+    gone = isinstance(error, dist.DistNetworkError) or GONE.search(str(error)) is not None
+    return gone and _of_connection(error)
+
+
+def _of_connection(error: BaseException) -> bool:
     if isinstance(error, FastgatError):
         return False
     return isinstance(error, dist.DistError) or any(word in str(error) for word in ("gloo/", "NCCL"))
@@ -276,10 +299,11 @@ def _attempt(work: Callable[[], Result]) -> tuple[Result | None, FastgatError | 
 
 
 @contextmanager
-def _lost_ones_named(ranks: Ranks) -> Iterator[None]:
+def _one_line(ranks: Ranks) -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:
-        if ranks.alone or not is_loss(error):
+        said = None if ranks.alone else connection_error(error)
+        if said is None:
             raise
-        raise lost_another() from None
+        raise said from None

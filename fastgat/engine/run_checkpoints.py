@@ -44,7 +44,7 @@ class RunCheckpoints:
         Raises CheckpointError if it is one of other networks or data.
         """
         own = {name: tensor for name, tensor in tensors.items() if not name.startswith("random.")}
-        own = self.state.part_of(own)
+        own = self.state.completed(self.state.part_of(own))
         check_match(own, self.state)
         try:
             position = Position(**header["position"])

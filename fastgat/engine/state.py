@@ -15,7 +15,7 @@ from fastgat.config import OptimizerConfig
 from fastgat.engine.ema import Ema
 from fastgat.engine.loss_scale import SMALLEST, LossScale, all_finite
 from fastgat.engine.metrics import RunningMetrics
-from fastgat.engine.optimizers import Adam, create_optimizer, trainable_parameters
+from fastgat.engine.optimizers import Adam, buffer_name, create_optimizer, trainable_parameters
 from fastgat.engine.ranks import ALONE, Ranks
 from fastgat.engine.reduction import GradientMean, everywhere
 from fastgat.errors import ConfigError, NonFiniteError
@@ -27,7 +27,8 @@ from fastgat.phases import phase
 class TrainState(nn.Module):
     """Both players, their optimisers, the moving average, the step counter and the running metrics.
 
-    The players come as modules on their device, in train mode, and stay the same objects.
+    The players come as modules on their device, in train mode, and stay the same objects. Their buffers that are not
+    persistent, which their own state_dict lacks, are in this one's under `transient`.
 
     Args:
         autocast: the dtype of mixed precision; float16 brings a loss scale along.
@@ -61,13 +62,15 @@ class TrainState(nn.Module):
             )
         if not trainable_parameters(classifier):
             raise ConfigError("the classifier has no trainable parameters")
+        players = {"classifier": classifier} | ({"generator": generator} if generator is not None else {})
+        _refuse_extra_state(players)
         device = next(classifier.parameters()).device
         self.optimizer, self.autocast, self.ranks = optimizer, autocast, ranks
         self.interacts = has_batch_norm(classifier) if interacts is None else interacts
         self.statistics = statistics
         self.classifier, self.generator = classifier, generator
-        players = {"classifier": classifier, "generator": generator}
-        self._places = {name: places(player) for name, player in players.items() if player is not None}
+        self.transient = _transient(players)
+        self._places = {name: places(player) for name, player in players.items()}
         self.classifier_optimizer = create_optimizer(classifier, optimizer)
         self.generator_optimizer = Adam(generator, optimizer.generator_lr) if generator is not None else None
         self._classifier_mean, self._generator_mean = (
@@ -180,6 +183,11 @@ class TrainState(nn.Module):
             return whole
         return {**whole, "memory": whole["memory"][self.ranks.part(len(whole["memory"]))]}
 
+    def completed(self, tensors: Tensors) -> Tensors:
+        """A state_dict with this state's own transient tensors where it has none, as those of earlier versions."""
+        own = {name: tensor for name, tensor in self.state_dict().items() if name.startswith("transient.")}
+        return {**own, **tensors}
+
     def fingerprint(self) -> int:
         """A checksum of what the players have learnt; it is the same on every rank."""
         checksum = 0
@@ -241,6 +249,25 @@ class TrainState(nn.Module):
         norm = torch.nn.utils.get_total_norm(list(gradients.values()))
         scale = (limit / (norm + 1e-6)).clamp(max=1)
         return {name: gradient * scale for name, gradient in gradients.items()}
+
+
+def _transient(players: dict[str, nn.Module]) -> nn.Module:
+    """A module whose buffers are those of the players that are not persistent."""
+    holder = nn.Module()
+    for player, module in players.items():
+        for prefix, layer in module.named_modules(prefix=player):
+            for name in sorted(layer._non_persistent_buffers_set):
+                holder.register_buffer(buffer_name(f"{prefix}.{name}"), layer._buffers[name])
+    return holder
+
+
+def _refuse_extra_state(players: dict[str, nn.Module]) -> None:
+    for player, module in players.items():
+        for name, layer in module.named_modules(prefix=player):
+            if type(layer).get_extra_state is not nn.Module.get_extra_state:
+                raise ConfigError(
+                    f"{name} ({type(layer).__name__}) has extra state, which no checkpoint keeps: make it buffers"
+                )
 
 
 def has_batch_norm(module: nn.Module) -> bool:

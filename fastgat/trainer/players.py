@@ -6,6 +6,7 @@ import torch
 from torch import nn
 
 from fastgat.config import TrainConfig
+from fastgat.data.batch import Batch
 from fastgat.engine.device import autocast_dtype
 from fastgat.engine.fitting import check_networks
 from fastgat.engine.interaction import samples_interact
@@ -22,10 +23,11 @@ def fitting_state(
     classifier: nn.Module | None,
     generator: nn.Module | None,
     feed: Feed,
+    batch: Batch,
     device: torch.device,
     ranks: Ranks,
 ) -> TrainState:
-    """The state, once its networks, the user's or new ones, are known to fit the images.
+    """The state, once its networks, the user's or new ones, are known to fit the images, of which `batch` is some.
 
     Raises ConfigError, naming the cause, where they do not.
     """
@@ -47,15 +49,14 @@ def fitting_state(
         method.metrics,
         autocast_dtype(config.precision.amp_dtype, device) if config.precision.amp else None,
         statistics=config.model.batch_norm,
-        memory=torch.zeros_like(next(feed.train.stream(0)).images) if method.remembers else None,
+        memory=torch.zeros_like(batch.images) if method.remembers else None,
         ranks=ranks,
     )
-    for loader in (feed.train, feed.validation):
-        batch = next(loader.once(), None)
-        if batch is None and not ranks.alone:
-            continue  # fewer images than ranks
-        check_networks(state.classifier, state.generator, batch, method, feed.num_classes)
-    state.interacts = samples_interact(state.classifier, next(feed.train.once()).images)
+    validation = next(feed.validation.once(), None)
+    for each in (batch, validation):
+        if each is not None or ranks.alone:  # a rank may have no image to validate
+            check_networks(state.classifier, state.generator, each, method, feed.num_classes)
+    state.interacts = samples_interact(state.classifier, batch.images)
     return state
 
 

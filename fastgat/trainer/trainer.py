@@ -131,8 +131,14 @@ class Trainer:
         )
         feed = ranks.local_first(lambda: self._feed(share, device, ranks))
         ranks.check_same({"their data": feed.fingerprint, "batches an epoch": feed.train.batches_per_epoch})
+        if not feed.train.batches_per_epoch:
+            raise ConfigError(
+                f"no full batch in an epoch: batch_size {self.config.batch_size} is larger than the training set"
+            )
+        batch = ranks.agree(lambda: next(feed.train.stream(0)))
+        ranks.check_same({"the shape of their batches": tuple(batch.images.shape)})
         state = ranks.agree(
-            lambda: fitting_state(self.config, self.method, self.classifier, self.generator, feed, device, ranks)
+            lambda: fitting_state(self.config, self.method, self.classifier, self.generator, feed, batch, device, ranks)
         )
         state.interacts = any(ranks.gather(state.interacts))
         ranks.check_same({"number format": str(state.autocast), "their networks": state.structure()})

@@ -6,9 +6,11 @@ import copy
 import functools
 import signal
 from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
+from unittest.mock import MagicMock
 
 import pytest
 import torch
@@ -18,13 +20,13 @@ from torch._inductor import config as inductor
 
 from fastgat.config import RunConfig, TrainConfig
 from fastgat.data.batch import Batch
-from fastgat.engine.compiled import OVERLAP, Stepper, compile_step, missing_compiler
+from fastgat.engine.compiled import OVERLAP, Captured, Stepper, compile_step, explained, missing_compiler
 from fastgat.engine.events import Callback, Compiled
 from fastgat.engine.optimizers import Adam
 from fastgat.engine.random import seed_step
 from fastgat.engine.ranks import ALONE
 from fastgat.engine.unused_gradients import DropUnusedGradients
-from fastgat.errors import CompileError
+from fastgat.errors import CaptureError, CompileError
 from fastgat.methods import (
     GAT,
     Baseline,
@@ -35,6 +37,7 @@ from fastgat.methods import (
     Method,
     RandomPerturbation,
 )
+from fastgat.methods.players import Draws
 from fastgat.models import Classifier, Generator
 from tests.engine.small import At, Small, assert_same_weights, config, trainer, weights
 from tests.support import (
@@ -216,6 +219,59 @@ def test_preparing_leaves_the_state_and_randomness_as_they_were(counter: Compile
     for name, tensor in engine.state.state_dict().items():
         assert tensor.equal(before[name]), name
     assert counter.frame_count == 2
+
+
+@pytest.fixture
+def captures(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
+    """What a torch.cuda without a GPU is asked for at each capture; a failed one fails at its end too."""
+    asked: list[dict[str, Any]] = []
+
+    @contextmanager
+    def graph(_: object, **how: Any) -> Iterator[None]:
+        asked.append(how)
+        try:
+            yield
+        except RuntimeError:
+            raise RuntimeError("operation failed due to a previous error during capture") from None
+
+    cuda = MagicMock(stream=nullcontext, graph=graph, Stream=MagicMock(side_effect=lambda *_: MagicMock()))
+    for name in ("current_stream", "set_stream", "Stream", "stream", "CUDAGraph", "graph"):
+        monkeypatch.setattr(torch.cuda, name, getattr(cuda, name))
+    return asked
+
+
+def test_every_kind_of_step_is_captured_on_one_stream_of_the_state_s_device(captures: list[dict[str, Any]]) -> None:
+    method = GAT(generator_interval=2)
+    stepper = Engine(method, SmallClassifier().double(), SmallGenerator().double(), compiled=True).stepper
+    stepper.captured = True
+    with compiled_by("eager"):
+        stepper.prepare([minibatch()], [Draws()])
+    first, second = captures
+    assert first["stream"] is second["stream"]
+    torch.cuda.Stream.assert_called_once_with(stepper.state.device)  # type: ignore[attr-defined]  # a mock
+
+
+def test_a_failed_capture_is_explained_by_its_cause(captures: list[dict[str, Any]]) -> None:
+    """Not by the end of the capture, which fails after it, nor by what was being handled before."""
+    calls = iter(range(4))
+
+    def step(*_: object) -> None:
+        if next(calls) == 3:  # after the warm-up
+            raise RuntimeError("the step asks the host")
+
+    try:
+        raise KeyError("something else")
+    except KeyError:
+        with pytest.raises(CaptureError, match=r"^no: the step asks the host$"), explained(CaptureError, "no: {}"):
+            Captured(step, ([], []), MagicMock())
+    assert len(captures) == 1
+
+
+def test_a_rank_that_is_lost_is_no_failure_to_compile() -> None:
+    lost = RuntimeError("[gloo/transport/tcp/pair.cc:534] Connection closed by peer [127.0.0.1]:1234")
+    with pytest.raises(RuntimeError) as raised, explained(CompileError, "the step cannot be compiled: {}"):
+        raise lost
+    assert raised.value is lost
 
 
 class Unfit(nn.Module):

@@ -110,6 +110,7 @@ def test_replayed_it_is_the_compiled_step(method: Method) -> None:
         run(stepper, 4, sources)
         states.append(state)
     assert int(states[0].step) == 4
+    assert torch.cuda.graph.default_capture_stream is None, "its device would be that of the process's first capture"
     assert_same_learning(states[0], states[1], allowed=1e-2)
 
 
@@ -203,7 +204,7 @@ def test_what_cannot_be_captured_fails_loudly_and_leaves_the_stream_as_it_was() 
         x.fill_(x.item())
 
     with pytest.raises(CaptureError, match="cannot be captured"), explained(CaptureError, "cannot be captured: {}"):
-        Captured(asks, inputs)
+        Captured(asks, inputs, torch.cuda.Stream())
     assert torch.cuda.current_stream() == here
 
 

@@ -5,19 +5,21 @@ from __future__ import annotations
 import atexit
 import os
 import re
+import signal
 import sys
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
+import torch.distributed as dist
 from torch import nn
 
 import fastgat
 from fastgat import TrainConfig, Trainer
 from fastgat.config import DataConfig, OptimizerConfig, RunConfig
 from fastgat.engine.batch_norm import batch_norm_across
-from fastgat.engine.ranks import ALONE, Ranks, check_restarts
+from fastgat.engine.ranks import ALONE, Ranks, check_restarts, connection_error
 from fastgat.engine.reduction import GradientMean
 from fastgat.engine.state import TrainState
 from fastgat.errors import ConfigError, DataError, RankError
@@ -212,6 +214,18 @@ def test_no_thread_of_the_group_outlives_it(tmp_path: Path) -> None:
         assert "gloo" not in threads
 
 
+class Centred(nn.Module):
+    """A classifier in which samples interact, without batch norm."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.head = nn.Linear(3, 10)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        logits: torch.Tensor = self.head(images.mean((2, 3)))
+        return logits - logits.mean(0)
+
+
 def misfit(ranks: Ranks, folder: Path) -> None:
     mine = folder / str(ranks.rank)
     mine.mkdir()
@@ -231,6 +245,20 @@ def misfit(ranks: Ranks, folder: Path) -> None:
         Trainer(settings(run=interval)).fit()
     with pytest.raises(ConfigError, match="batch_size 9 counts over all ranks"):
         Trainer(settings(batch_size=9)).fit()
+    make_folder(mine / "same", 8)
+    with pytest.raises(ConfigError, match=r"^no full batch in an epoch: batch_size 2 is larger than the training set$"):
+        Trainer(settings(batch_size=2, data=DataConfig("folder:same", train_images=1))).fit()
+    batches = [minibatch(2 + ranks.rank, dtype=torch.float32)]
+    sizes = r"^ranks differ in the shape of their batches: 0 has \(2, 3, 8, 8\), 1 has \(3, 3, 8, 8\)$"
+    with pytest.raises(RankError, match=sizes):
+        Trainer(settings(), classifier=Centred(), train_loader=batches, validation_loader=batches).fit()
+    step = fastgat.compile_step(Centred(), "baseline", compile=False)
+    with pytest.raises(RankError, match=sizes):
+        step(*batches[0])
+    images = torch.rand(2, 3, 8, 8) if ranks.first else torch.full((2, 3, 8, 8), 0.5)  # which 1 - images equals
+    step(images, torch.arange(2))
+    assert step._stepper is not None
+    assert step._stepper.state.interacts, "though nothing shows it on rank 1"
     assert not (mine / "runs").exists()
 
 
@@ -248,6 +276,57 @@ def test_a_restarted_run_must_find_its_checkpoint(monkeypatch: pytest.MonkeyPatc
     check_restarts(tmp_path)
     monkeypatch.setenv("TORCHELASTIC_MAX_RESTARTS", "0")
     check_restarts(None)
+
+
+NCCL = """NCCL error in: NCCLUtils.cpp:94, {} (run with NCCL_DEBUG=INFO for details)
+{}
+Last error:
+{}
+"""
+SYSTEM = "ncclSystemError: System call (e.g. socket, malloc) or external library call failed or device error."
+USAGE = "ncclInvalidUsage: This usually reflects invalid usage of NCCL library."
+REMOTE = "ncclRemoteError: A call failed possibly due to a network error or a remote process exiting prematurely."
+FULL = "Error while creating shared memory segment /dev/shm/nccl-zcVO1w, error: No space left on device (28)"
+TWICE = "Duplicate GPU detected : rank 1 and rank 0 both on CUDA device 50000"
+
+
+@pytest.mark.parametrize(
+    ("error", "expected"),
+    [
+        (dist.DistNetworkError("failed to recv, got 0 bytes"), None),
+        (dist.DistStoreError("wait timeout after 300000ms, keys: /default_pg/0//cuda//1"), None),
+        (dist.DistBackendError(NCCL.format("remote process exited or there was a network error", REMOTE, "")), None),
+        (dist.DistBackendError(NCCL.format("unhandled system error", SYSTEM, "connect : Connection refused")), None),
+        (RuntimeError("[gloo/transport/tcp/pair.cc:534] Connection closed by peer [127.0.0.1]:1234"), None),
+        (
+            RuntimeError("[gloo/transport/tcp/unbound_buffer.cc:78] Timed out waiting 1800000ms for recv operation"),
+            None,
+        ),
+        (dist.DistBackendError(NCCL.format("unhandled system error", SYSTEM, FULL)), FULL),
+        (dist.DistBackendError(NCCL.format("invalid usage", USAGE, TWICE)), TWICE),
+        (
+            RuntimeError("[gloo/transport/tcp/pair.cc:446] op.preamble.length <= op.nbytes. 8 vs 4"),
+            "op.preamble.length",
+        ),
+    ],
+)
+def test_a_rank_that_has_gone_is_told_from_other_failures(error: RuntimeError, expected: str | None) -> None:
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        said = connection_error(error, "; the rest")
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert said is not None
+    assert said.lost is (expected is None)
+    assert str(said).startswith("another rank has gone" if expected is None else "ranks cannot talk to each other: ")
+    assert (expected or "") in str(said)
+    assert str(said).endswith("; the rest")
+    assert "\n" not in str(said)
+
+
+def test_other_errors_are_none_of_the_connection_s() -> None:
+    assert connection_error(RuntimeError("the DataLoader timed out")) is None
+    assert connection_error(RankError("NCCL is told of in a line of ours")) is None
 
 
 class OwnNorm(nn.BatchNorm2d):

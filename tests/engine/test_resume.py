@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from torch import nn
 
 from fastgat import load_classifier
@@ -56,6 +57,35 @@ def test_a_signal_writes_a_checkpoint_and_going_on_changes_nothing(
     assert [row["step"] for row in numbers[1]] == [6, 12, 18]
     for one, other in zip(*numbers, strict=True):
         assert one == pytest.approx(other)
+
+
+class Counting(Small):
+    """A classifier that is another one at each step, by a buffer that its own state_dict lacks."""
+
+    calls: torch.Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("calls", torch.zeros(()), persistent=False)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        self.calls.add_(1)
+        return super().forward(images) / self.calls
+
+
+def test_buffers_that_are_not_persistent_go_on_too(tmp_path: Path) -> None:
+    trainer(config(tmp_path / "whole", epochs=2, method="baseline"), Counting).fit()
+    trainer(config(tmp_path / "parts", epochs=1, method="baseline"), Counting).fit()
+    parts = config(tmp_path / "parts", epochs=2, method="baseline", resume="auto")
+    trainer(parts, Counting).fit()
+    assert_same_weights(tmp_path / "whole", tmp_path / "parts")
+    assert load_classifier(tmp_path / "parts", classifier=Counting()) is not None
+
+    last = tmp_path / "parts" / "last.safetensors"
+    tensors, header = load_checkpoint(last)
+    assert tensors.pop("transient.classifier/calls") > 0
+    save_checkpoint(last, tensors, header)  # as earlier versions wrote it
+    assert trainer(parts, Counting).fit().summary is not None
 
 
 def test_more_epochs_go_on_from_the_end(tmp_path: Path) -> None:

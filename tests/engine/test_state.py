@@ -11,6 +11,7 @@ from torch import nn
 from fastgat.config import OptimizerConfig
 from fastgat.engine.ema import Ema
 from fastgat.engine.metrics import RunningMetrics
+from fastgat.engine.position import Position
 from fastgat.engine.state import TrainState
 from fastgat.errors import ConfigError, NonFiniteError
 from fastgat.methods import GAT
@@ -64,6 +65,23 @@ def test_metrics_are_summed_until_they_are_read() -> None:
 def test_the_first_bad_step_and_its_player_are_named(bad: float) -> None:
     with pytest.raises(NonFiniteError, match="the loss of the generator became NaN or infinite at step 1"):
         running(1.0, bad, bad).read()
+
+
+def test_an_interval_of_skipped_steps_has_no_means() -> None:
+    at = Position()
+    assert at.add({"loss": 0.0}, 0) == {}
+    assert at.add({"loss": 6.0}, 3) == {"loss": 2.0}
+    assert at.epoch_means() == {"loss": 2.0}
+
+
+class Extra(nn.Linear):
+    def get_extra_state(self) -> dict[str, int]:
+        return {"calls": 0}
+
+
+def test_extra_state_is_refused() -> None:
+    with pytest.raises(ConfigError, match=r"^classifier\.1 \(Extra\) has extra state, which no checkpoint keeps"):
+        TrainState(nn.Sequential(nn.Flatten(), Extra(3, 2)), None, OptimizerConfig(), ("loss",))
 
 
 def test_the_step_lets_nothing_require_gradients() -> None:

@@ -15,6 +15,7 @@ from fastgat import load_classifier
 from fastgat.config import OptimizerConfig
 from fastgat.engine.checkpoint import load_checkpoint
 from fastgat.engine.events import Callback, EpochEnd, Start
+from fastgat.engine.random import seeded
 from fastgat.methods import GAT, Baseline
 from tests.engine.small import STEPS, Small, Tied, assert_same_weights, config, rows, trainer
 from tests.support import BatchNormNet
@@ -105,6 +106,16 @@ def test_the_callers_random_state_is_left_alone(tmp_path: Path) -> None:
     job.fit()
     assert torch.get_rng_state().equal(before)
     assert not torch.are_deterministic_algorithms_enabled()
+
+
+def test_the_callers_choice_of_algorithms_is_left_alone() -> None:
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    try:
+        with seeded(0, torch.device("cpu"), deterministic=True):
+            assert not torch.is_deterministic_algorithms_warn_only_enabled()
+        assert torch.is_deterministic_algorithms_warn_only_enabled()
+    finally:
+        torch.use_deterministic_algorithms(False)
 
 
 def test_early_stopping(tmp_path: Path) -> None:

@@ -15,6 +15,14 @@ def size(png: bytes) -> tuple[int, int]:
     return int.from_bytes(png[16:20], "big"), int.from_bytes(png[20:24], "big")
 
 
+def test_an_epoch_that_has_no_metrics_leaves_a_gap() -> None:
+    """float16 has skipped all its steps."""
+    skipped = {"epoch": 1, "validation_accuracy": 0.1, "validation_loss": 2.3}
+    both, none = (size(draw_curves([skipped, *more])) for more in ([{**GAT, "epoch": 2}], []))
+    assert both == size(draw_curves([GAT]))
+    assert none[0] < both[0], "of what was never measured there is no panel"
+
+
 @pytest.mark.parametrize("epochs", [1, 3])
 def test_a_panel_for_each_thing_measured(epochs: int) -> None:
     narrow, wide = (size(draw_curves([{**row, "epoch": e + 1} for e in range(epochs)])) for row in (BASELINE, GAT))
