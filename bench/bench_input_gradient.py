@@ -16,7 +16,7 @@ from bench.conftest import DEVICE, INPUT_SETS, SIDES, compiled
 @pytest.mark.parametrize("mode", ["probability", "l2"])
 def bench_input_gradient(measure: Callable[..., None], mode: str, batch: int, side: str) -> None:
     def reference(gradient: torch.Tensor, loss: torch.Tensor) -> object:
-        return input_gradient_reference(gradient, mode, loss, 0.5, None, gradient.dtype)
+        return input_gradient_reference(gradient, mode, loss, 0.5)
 
     def kernel(gradient: torch.Tensor, loss: torch.Tensor) -> object:
         return input_gradient(gradient, mode, loss=loss, epsilon=0.5)

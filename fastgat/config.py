@@ -95,8 +95,8 @@ class PrecisionConfig(Options):
     amp: bool = option(False, "automatic mixed precision")
     amp_dtype: str = option(
         "auto",
-        "number format of --amp: bfloat16, float16 (with dynamic loss scaling), or auto: bfloat16 but for a GPU "
-        "without it",
+        "number format of --amp: bfloat16, float16 (with dynamic loss scaling, the generator in float32), or auto: "
+        "bfloat16 but for a GPU without it",
         choices=("auto", "bfloat16", "float16"),
     )
     tf32: bool = option(False, "TF32 for float32 matrix products and convolutions on a GPU")

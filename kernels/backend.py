@@ -1,7 +1,8 @@
 """Triton where there is any, and which of a kernel and its reference runs.
 
-Triton has no wheels outside Linux; there is no GPU there that it could drive, so the references run. On Linux a
-tensor's device decides: CUDA takes the kernel, anything else the reference in the same file.
+Triton has no wheels outside Linux; there is no GPU there that it could drive, so the references run. On Linux the
+tensors decide: on CUDA the kernel takes them, float64 aside, which it does not compute in; all others go to the
+reference in the same file.
 """
 
 from __future__ import annotations
@@ -24,9 +25,14 @@ except ModuleNotFoundError:
 _forced = False
 
 
-def runs_kernel(tensor: torch.Tensor) -> bool:
-    """Whether an operation on `tensor` launches its Triton kernel."""
-    return tensor.is_cuda or _forced
+def runs_kernel(*tensors: torch.Tensor) -> bool:
+    """Whether an operation on `tensors` launches its Triton kernel."""
+    return _forced or all(tensor.is_cuda and tensor.dtype != torch.float64 for tensor in tensors)
+
+
+def launching_on(tensor: torch.Tensor) -> contextlib.AbstractContextManager[object]:
+    """Makes the device of `tensor` the current one, on which Triton launches; Inductor sees to that in its own code."""
+    return contextlib.nullcontext() if torch.compiler.is_compiling() else torch.cuda.device_of(tensor)
 
 
 @contextlib.contextmanager

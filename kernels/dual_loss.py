@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
-from fastgat.kernels.backend import accumulation_dtype, runs_kernel, tl, triton
+from fastgat.kernels.backend import accumulation_dtype, launching_on, runs_kernel, tl, triton
 from fastgat.kernels.images import layout
 from torch import Tensor
 from torch.nn import functional
@@ -108,6 +108,7 @@ def _half(
         own += tl.sum(tl.where(k == label, z, 0.0), 0)
         total += tl.sum(tl.where(k < classes, z, 0.0), 0)
         top = grown
+    norm = tl.where((label >= 0) & (label < classes), norm, float("nan"))  # a label of no class spoils its sample
     log_norm = tl.log(norm)
     loss = log_norm - (own - top)
     mean_loss = log_norm - (total / classes - top)
@@ -254,39 +255,40 @@ def dual_loss_kernel(
     dual = first.new_empty(batch, dtype=torch.float32)
     if batch:
         launch = LossLaunch.for_logits(classes, places)
-        _dual_loss_kernel[(batch,)](
-            one.logits,
-            other.logits,
-            labels,
-            clean_loss if clean_loss is not None else figures,
-            figures,
-            correct,
-            one.gradient,
-            one.smoothed,
-            other.gradient,
-            other.smoothed,
-            dual,
-            batch,
-            classes,
-            places,
-            one.logits.stride(0),
-            one.logits.stride(1),
-            one.logits.stride(-1) if one.logits.dim() > 2 else 1,
-            other.logits.stride(0),
-            other.logits.stride(1),
-            other.logits.stride(-1) if other.logits.dim() > 2 else 1,
-            *one.strides(),
-            *other.strides(),
-            alpha,
-            smoothing,
-            BOTH=second is not None,
-            DUAL=clean_loss is not None,
-            SMOOTHED=bool(smoothing),
-            SINGLE=classes <= launch.classes,
-            K=launch.classes,
-            S=launch.places,
-            num_warps=launch.warps,
-        )
+        with launching_on(first):
+            _dual_loss_kernel[(batch,)](
+                one.logits,
+                other.logits,
+                labels.contiguous(),
+                clean_loss.contiguous() if clean_loss is not None else figures,
+                figures,
+                correct,
+                one.gradient,
+                one.smoothed,
+                other.gradient,
+                other.smoothed,
+                dual,
+                batch,
+                classes,
+                places,
+                one.logits.stride(0),
+                one.logits.stride(1),
+                one.logits.stride(-1) if one.logits.dim() > 2 else 1,
+                other.logits.stride(0),
+                other.logits.stride(1),
+                other.logits.stride(-1) if other.logits.dim() > 2 else 1,
+                *one.strides(),
+                *other.strides(),
+                alpha,
+                smoothing,
+                BOTH=second is not None,
+                DUAL=clean_loss is not None,
+                SMOOTHED=bool(smoothing),
+                SINGLE=classes <= launch.classes,
+                K=launch.classes,
+                S=launch.places,
+                num_warps=launch.warps,
+            )
     results = [
         SampleLoss(figure[0], figure[1], right, half.gradient, figure[2], half.smoothed)
         for half, figure, right in zip(halves, figures, correct, strict=True)
@@ -300,7 +302,8 @@ def sample_loss(logits: Tensor, labels: Tensor, *, smoothing: float = 0.0) -> Sa
     Args:
         logits: (B, K), or a map (B, K, h, w) whose mean they are; float32, bfloat16 or float16, any strides; float64 by
             the reference.
-        labels: (B,) int64 in 0..K-1.
+        labels: (B,) int64 in 0..K-1, any stride. For another label the kernel gives NaN, since it cannot raise without
+            waiting for the device; the reference raises IndexError or RuntimeError.
         smoothing: of the labels, for J_s.
 
     Losses and probabilities come in float32 or wider, gradients in the dtype of the logits.
@@ -356,4 +359,5 @@ def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
         return _CrossEntropy.apply(logits, labels)[0]
     wide = logits.to(accumulation_dtype(logits.dtype))
     z = wide.flatten(2).mean(2) if wide.dim() > 2 else wide
-    return functional.cross_entropy(z, labels, reduction="none")
+    # By default torch takes a label of -100 for one to leave out, at a loss of 0.
+    return functional.cross_entropy(z, labels, reduction="none", ignore_index=torch.iinfo(torch.int64).min)

@@ -10,7 +10,7 @@ placement is (top, left, height, width, dy, dx, mirrored, hole top, hole left), 
 from __future__ import annotations
 
 import torch
-from fastgat.kernels.backend import runs_kernel, tl, triton
+from fastgat.kernels.backend import launching_on, runs_kernel, tl, triton
 from fastgat.kernels.images import ImageLaunch, Walk, image_offsets, layout
 from torch import Tensor
 
@@ -157,25 +157,26 @@ def image_batch_kernel(
     if not len(rows) or not elements:
         return images
     walk, launch = Walk.over(images), launch_for(elements, placed=placement is not None)
-    _image_batch_kernel[(len(rows), triton.cdiv(elements, launch.block))](
-        pixels,
-        rows,
-        placement if placement is not None else rows,
-        images,
-        elements,
-        pixels.stride(0),
-        height,
-        width,
-        *walk.sizes[1:],
-        *walk.strides(pixels),
-        hole,
-        PLACED=placement is not None,
-        RESIZE=resize,
-        CHANNELS_LAST=walk.order == (2, 3, 1),
-        DENSE=walk.is_dense(pixels),
-        BLOCK=launch.block,
-        num_warps=launch.warps,
-    )
+    with launching_on(pixels):
+        _image_batch_kernel[(len(rows), triton.cdiv(elements, launch.block))](
+            pixels,
+            rows.contiguous(),
+            placement.contiguous() if placement is not None else rows,
+            images,
+            elements,
+            pixels.stride(0),
+            height,
+            width,
+            *walk.sizes[1:],
+            *walk.strides(pixels),
+            hole,
+            PLACED=placement is not None,
+            RESIZE=resize,
+            CHANNELS_LAST=walk.order == (2, 3, 1),
+            DENSE=walk.is_dense(pixels),
+            BLOCK=launch.block,
+            num_warps=launch.warps,
+        )
     return images
 
 

@@ -14,7 +14,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import torch
-from fastgat.kernels.backend import accumulation_dtype, runs_kernel, tl, triton
+from fastgat.kernels.backend import accumulation_dtype, launching_on, runs_kernel, tl, triton
 from fastgat.kernels.images import ImageLaunch, Walk, as_images, image_offsets, layout
 from torch import Tensor
 
@@ -29,11 +29,8 @@ class InputGradient(NamedTuple):
     zeros: Tensor
 
 
-def input_gradient_reference(
-    gradient: Tensor, mode: str, loss: Tensor | None, epsilon: float, inverse_scale: Tensor | None, dtype: torch.dtype
-) -> InputGradient:
+def input_gradient_reference(gradient: Tensor, mode: str, loss: Tensor | None, epsilon: float) -> InputGradient:
     g = gradient.to(accumulation_dtype(gradient.dtype))
-    g = g if inverse_scale is None else g * inverse_scale
     each = (-1, *[1] * (g.dim() - 1))
     direction, largest, length = _relative(g)
     value = {
@@ -41,7 +38,7 @@ def input_gradient_reference(
         "l2": lambda: direction * (epsilon / length.where(length > 0, 1)).view(each),
         "linf": lambda: g.where(g.isnan(), epsilon * g.sign()),
         "none": lambda: g,
-    }[mode]().to(dtype)
+    }[mode]().to(gradient.dtype)
     return InputGradient(value, largest * length, (value == 0).flatten(1).to(g.dtype).mean(1))
 
 
@@ -74,7 +71,6 @@ def _write(value, index, inside, g, unit, factor, epsilon, MODE: tl.constexpr):
 def _input_gradient_kernel(
     gradient,
     loss,
-    inverse_scale,
     value,
     norm,
     zeros,
@@ -88,7 +84,6 @@ def _input_gradient_kernel(
     inner_stride,
     epsilon,
     MODE: tl.constexpr,
-    SCALED: tl.constexpr,
     DENSE: tl.constexpr,
     SINGLE: tl.constexpr,
     BLOCK: tl.constexpr,
@@ -98,9 +93,6 @@ def _input_gradient_kernel(
     value += sample * value_stride
     epsilon = tl.cast(epsilon, tl.float32)  # Inductor passes floats as float64
     lane = tl.arange(0, BLOCK)
-    scale = 1.0
-    if SCALED:
-        scale = tl.load(inverse_scale).to(tl.float32)
     factor = 1.0
     if MODE == "probability":
         factor = -tl.exp(-tl.load(loss + sample).to(tl.float32))
@@ -108,7 +100,7 @@ def _input_gradient_kernel(
     if SINGLE:  # the image stays in registers from its load to its write
         inside = lane < elements
         at = image_offsets(lane, middle, inner, outer_stride, middle_stride, inner_stride, DENSE)
-        g = tl.load(gradient + at, inside, other=0.0).to(tl.float32) * scale
+        g = tl.load(gradient + at, inside, other=0.0).to(tl.float32)
         unit = 1 / tl.maximum(tl.max(tl.abs(g), 0), TINY)
         length = tl.sqrt_rn(tl.sum((g * unit) * (g * unit), 0))
         if MODE == "l2":
@@ -122,7 +114,7 @@ def _input_gradient_kernel(
             index = start + lane
             inside = index < elements
             at = image_offsets(index, middle, inner, outer_stride, middle_stride, inner_stride, DENSE)
-            g = tl.load(gradient + at, inside, other=0.0).to(tl.float32) * scale
+            g = tl.load(gradient + at, inside, other=0.0).to(tl.float32)
             grown = tl.maximum(largest, tl.abs(g))
             unit = 1 / grown
             squares = squares * (largest * unit) * (largest * unit) + (g * unit) * (g * unit)
@@ -137,7 +129,7 @@ def _input_gradient_kernel(
                 index = start + lane
                 inside = index < elements
                 at = image_offsets(index, middle, inner, outer_stride, middle_stride, inner_stride, DENSE)
-                g = tl.load(gradient + at, inside, other=0.0).to(tl.float32) * scale
+                g = tl.load(gradient + at, inside, other=0.0).to(tl.float32)
                 zero += _write(value, index, inside, g, unit, factor, epsilon, MODE)
     tl.store(norm + sample, length / unit)
     tl.store(zeros + sample, tl.sum(zero, 0).to(tl.float32) / elements)
@@ -148,52 +140,38 @@ def input_gradient_kernel(
     mode: str,
     loss: Tensor | None,
     epsilon: float,
-    inverse_scale: Tensor | None,
-    dtype: torch.dtype,
-    memory_format: torch.memory_format,
 ) -> InputGradient:
     images = as_images(gradient)
-    memory_format = layout(images) if memory_format == torch.preserve_format else memory_format
-    value = torch.empty_like(images, dtype=dtype, memory_format=memory_format)
+    value = torch.empty_like(images, memory_format=layout(images))
     norm = images.new_empty(len(images), dtype=torch.float32)
     zeros = torch.empty_like(norm)
     elements = images[0:1].numel()
     if not elements:
         return InputGradient(value.view(gradient.shape), norm.zero_(), zeros.zero_())
     walk, launch = Walk.over(value), ImageLaunch.for_elements(elements)
-    _input_gradient_kernel[(len(images),)](
-        images,
-        loss if loss is not None else norm,
-        inverse_scale if inverse_scale is not None else norm,
-        value,
-        norm,
-        zeros,
-        elements,
-        images.stride(0),
-        value.stride(0),
-        *walk.sizes[1:],
-        *walk.strides(images),
-        epsilon,
-        MODE=mode,
-        SCALED=inverse_scale is not None,
-        DENSE=walk.is_dense(images),
-        SINGLE=elements <= launch.block,
-        BLOCK=launch.block,
-        num_warps=launch.warps,
-    )
+    with launching_on(images):
+        _input_gradient_kernel[(len(images),)](
+            images,
+            loss.contiguous() if loss is not None else norm,
+            value,
+            norm,
+            zeros,
+            elements,
+            images.stride(0),
+            value.stride(0),
+            *walk.sizes[1:],
+            *walk.strides(images),
+            epsilon,
+            MODE=mode,
+            DENSE=walk.is_dense(images),
+            SINGLE=elements <= launch.block,
+            BLOCK=launch.block,
+            num_warps=launch.warps,
+        )
     return InputGradient(value.view(gradient.shape), norm, zeros)
 
 
-def input_gradient(
-    gradient: Tensor,
-    mode: str,
-    *,
-    loss: Tensor | None = None,
-    epsilon: float = 1.0,
-    inverse_scale: Tensor | None = None,
-    dtype: torch.dtype | None = None,
-    memory_format: torch.memory_format = torch.preserve_format,
-) -> InputGradient:
+def input_gradient(gradient: Tensor, mode: str, *, loss: Tensor | None = None, epsilon: float = 1.0) -> InputGradient:
     """What a method feeds on, from the gradient of each sample's loss by its image. Not differentiable.
 
     Args:
@@ -202,9 +180,8 @@ def input_gradient(
         loss: J, (B,), for "probability". Exact where each sample's loss depends on that sample alone; under train-mode
             batch norm seed the backward pass with -exp(-J) instead.
         epsilon: the norm for "l2" and "linf", in pixel units.
-        inverse_scale: 0-d, on the device: multiplies `gradient` first, to undo a loss scale.
-        dtype: of the value; by default that of `gradient`.
-        memory_format: of the value; by default that of `gradient`.
+
+    The value comes in the dtype and layout of `gradient`, norm and zeros in float32 or wider.
 
     Raises ValueError for an unknown mode, or "probability" without a loss.
     """
@@ -212,14 +189,8 @@ def input_gradient(
         raise ValueError(f"unknown mode {mode!r}; known: {', '.join(MODES)}")
     if mode == "probability" and loss is None:
         raise ValueError("mode 'probability' needs the loss of each sample")
-    gradient = gradient.detach()
-    dtype = dtype or gradient.dtype
-    if runs_kernel(gradient):
-        return input_gradient_kernel(gradient, mode, loss, epsilon, inverse_scale, dtype, memory_format)
-    result = input_gradient_reference(gradient, mode, loss, epsilon, inverse_scale, dtype)
-    if memory_format == torch.preserve_format:
-        return result
-    return result._replace(value=result.value.contiguous(memory_format=memory_format))
+    run = input_gradient_kernel if runs_kernel(gradient) else input_gradient_reference
+    return run(gradient.detach(), mode, loss, epsilon)
 
 
 def ascent(gradient: Tensor, norm: str, size: float) -> Tensor:

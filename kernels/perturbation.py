@@ -11,7 +11,7 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 import torch
-from fastgat.kernels.backend import accumulation_dtype, runs_kernel, tl, triton
+from fastgat.kernels.backend import accumulation_dtype, launching_on, runs_kernel, tl, triton
 from fastgat.kernels.images import ImageLaunch, Walk, as_images, image_offsets, layout
 from torch import Tensor
 
@@ -179,28 +179,29 @@ def perturbation_kernel(
     elements = x[0:1].numel()
     if elements:
         walk, launch = Walk.over(perturbed), ImageLaunch.for_elements(elements)
-        _perturbation_kernel[(len(x),)](
-            x,
-            p_or_z,
-            perturbed,
-            perturbation,
-            power,
-            elements,
-            *(tensor.stride(0) for tensor in (x, p_or_z, perturbed, perturbation)),
-            *walk.sizes[1:],
-            *walk.strides(x),
-            *walk.strides(p_or_z),
-            epsilon,
-            low if low is not None else 0.0,
-            high if high is not None else 0.0,
-            BOUNDED=bounded,
-            LOW=low is not None,
-            HIGH=high is not None,
-            IMAGES_DENSE=walk.is_dense(x),
-            Z_DENSE=walk.is_dense(p_or_z),
-            BLOCK=launch.block,
-            num_warps=launch.warps,
-        )
+        with launching_on(x):
+            _perturbation_kernel[(len(x),)](
+                x,
+                p_or_z,
+                perturbed,
+                perturbation,
+                power,
+                elements,
+                *(tensor.stride(0) for tensor in (x, p_or_z, perturbed, perturbation)),
+                *walk.sizes[1:],
+                *walk.strides(x),
+                *walk.strides(p_or_z),
+                epsilon,
+                low if low is not None else 0.0,
+                high if high is not None else 0.0,
+                BOUNDED=bounded,
+                LOW=low is not None,
+                HIGH=high is not None,
+                IMAGES_DENSE=walk.is_dense(x),
+                Z_DENSE=walk.is_dense(p_or_z),
+                BLOCK=launch.block,
+                num_warps=launch.warps,
+            )
     else:
         power.zero_()
     return Perturbation(perturbed.view(images.shape), perturbation.view(images.shape), power)
@@ -229,28 +230,29 @@ def perturbation_backward_kernel(
     elements = x[0:1].numel()
     if elements:
         launch = ImageLaunch.for_elements(elements)
-        _perturbation_backward_kernel[(len(x), triton.cdiv(elements, launch.block))](
-            x,
-            z,
-            through,
-            own,
-            d_power.contiguous() if d_power is not None else x,
-            d_images,
-            d_z,
-            elements,
-            epsilon,
-            low if low is not None else 0.0,
-            high if high is not None else 0.0,
-            BOUNDED=bounded,
-            LOW=low is not None,
-            HIGH=high is not None,
-            HAS_PERTURBED=d_perturbed is not None,
-            HAS_PERTURBATION=d_perturbation is not None,
-            HAS_POWER=d_power is not None,
-            WANTS_IMAGES=wants_images,
-            BLOCK=launch.block,
-            num_warps=launch.warps,
-        )
+        with launching_on(x):
+            _perturbation_backward_kernel[(len(x), triton.cdiv(elements, launch.block))](
+                x,
+                z,
+                through,
+                own,
+                d_power.contiguous() if d_power is not None else x,
+                d_images,
+                d_z,
+                elements,
+                epsilon,
+                low if low is not None else 0.0,
+                high if high is not None else 0.0,
+                BOUNDED=bounded,
+                LOW=low is not None,
+                HIGH=high is not None,
+                HAS_PERTURBED=d_perturbed is not None,
+                HAS_PERTURBATION=d_perturbation is not None,
+                HAS_POWER=d_power is not None,
+                WANTS_IMAGES=wants_images,
+                BLOCK=launch.block,
+                num_warps=launch.warps,
+            )
     return d_images.view(images.shape), d_z.view(images.shape)
 
 
@@ -328,7 +330,7 @@ def perturbation_gradient(
     derivatives by hand: a compiled step does, since a kernel inside `torch.func.vjp` cannot be compiled.
     """
     _check_shapes(images, z)
-    if runs_kernel(images):
+    if runs_kernel(images, z):
         settings = (epsilon, low, high, bounded)
         return perturbation_backward_kernel(images, z, d_perturbed, None, d_power, *settings, wants_images=False)[1]
     return perturbation_gradient_reference(images, z, d_perturbed, d_power, epsilon, low, high, bounded)
@@ -338,7 +340,7 @@ def _dispatch(
     images: Tensor, z: Tensor, epsilon: float, low: float | None, high: float | None, bounded: bool
 ) -> Perturbation:
     _check_shapes(images, z)
-    if runs_kernel(images):
+    if runs_kernel(images, z):
         if not torch.is_grad_enabled():
             return perturbation_kernel(images, z, epsilon, low, high, bounded)
         return Perturbation(*_Forward.apply(images, z, epsilon, low, high, bounded))

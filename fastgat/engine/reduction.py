@@ -63,7 +63,8 @@ class GradientMean:
 
 def _outermost_first(tensor: Tensor) -> list[int]:
     """The dimensions as they lie in memory; `Tensor.dim_order` imports SymPy to say so."""
-    return sorted(range(tensor.dim()), key=lambda dimension: -tensor.stride(dimension))
+    strides = tensor.stride()
+    return sorted(range(tensor.dim()), key=lambda dimension: -strides[dimension])
 
 
 class _Sum(torch.autograd.Function):

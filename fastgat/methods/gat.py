@@ -209,9 +209,15 @@ class GAT(Method):
         return gradients, generator_gradients, metrics, players.after_classifier("perturbed", buffers)
 
     def generate(self, players: Players, delta: Tensor, images: Tensor) -> tuple[Moved, Players]:
-        """x + G(Delta), its power and its pull-back. Table 1's tanh is part of the joint; another G has its own."""
+        """x + G(Delta), its power and its pull-back. Table 1's tanh is part of the joint; another G has its own.
+
+        Where F computes in float16, G computes in float32: its activations are as small as Delta, below 1e-8 once F is
+        confident, and a loss scale helps gradients alone.
+        """
         generator = players.generator
         assert generator is not None
+        if generator.autocast == torch.float16:
+            generator = generator._replace(autocast=None, scale=None)
         bounded = getattr(generator.module, "ends_in_tanh", False)
         feed = self.generator_feed(delta, images)
         z, pull, buffers = pull_back(

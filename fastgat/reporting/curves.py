@@ -23,12 +23,13 @@ def draw_curves(epochs: list[dict[str, Any]]) -> bytes:
         "loss": {"training": ("loss", 1), "validation": ("validation_loss", 1), "generator": ("generator_loss", 1)},
         "perturbation, mean L2 norm": {"": ("perturbation_norm", 1)},
     }
-    panels = {title: lines for title, lines in panels.items() if any(key in row for row in epochs for key, _ in lines.values())}
+    measured = {key for row in epochs for key in row}
+    panels = {title: lines for title, lines in panels.items() if any(key in measured for key, _ in lines.values())}
     figure = Figure(figsize=(4.2 * len(panels), 3.2), layout="constrained")
     x = [row["epoch"] for row in epochs]
     for axes, (title, lines) in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels.items(), strict=True):
         for label, (key, scale) in lines.items():
-            if any(key in row for row in epochs):
+            if key in measured:
                 axes.plot(x, [scale * row.get(key, math.nan) for row in epochs], marker=".", label=label)
         axes.set_xlabel("epoch")
         axes.set_title(title)

@@ -52,7 +52,7 @@ def test_an_overflow_skips_both_players(method: Method, batch_norm: bool) -> Non
 def test_otherwise_it_is_the_float32_step(method: Method) -> None:
     classifier, generator = players(dtype=torch.float32)
     rounded, exact = (
-        Engine(method, classifier, generator, generator_lr=1e-6, autocast=dtype) for dtype in (torch.float16, None)
+        Engine(method, classifier, generator, generator_lr=1e-9, autocast=dtype) for dtype in (torch.float16, None)
     )
     assert rounded.state.loss_scale is not None
     rounded.state.loss_scale.scale.fill_(2.0**6)
@@ -60,8 +60,7 @@ def test_otherwise_it_is_the_float32_step(method: Method) -> None:
     metrics, expected = (engine.step(batches) for engine in (rounded, exact))  # type: ignore[arg-type]  # batches
     assert int(rounded.state.loss_scale.skipped) == 0
     assert metrics["loss"] == pytest.approx(expected["loss"], rel=1e-3)
-    # The generator's small activations are subnormal in float16.
-    assert metrics["perturbation_norm"] == pytest.approx(expected["perturbation_norm"], rel=0.15)
+    assert metrics["perturbation_norm"] == pytest.approx(expected["perturbation_norm"], rel=0.02)
     adams = rounded.state.classifier_optimizer, exact.state.classifier_optimizer
     one, other = (
         torch.cat([buffer.flatten() for buffer in adam.exp_avg.buffers()]) for adam in adams if isinstance(adam, Adam)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 import torch
 from fastgat.kernels.backend import forced_kernels
@@ -80,6 +82,37 @@ def test_kernel_takes_slices_of_logits() -> None:
     for logits in (wide[::2, 3:14], wide[::2].T.contiguous().T[:, :10]):
         rows = labels[::2] % logits.shape[1]
         check(sample_loss(logits, rows), logits, rows)
+
+
+@pytest.mark.usefixtures("kernels")
+def test_kernel_takes_columns_of_labels_and_losses() -> None:
+    logits, labels = problem((5, 10))
+    column = torch.stack([labels, (labels + 1) % 10], 1)[:, 0]
+    clean = torch.rand(5, 2, device=DEVICE)[:, 0]
+    half, dual = perturbed_loss(logits, column, clean, 0.3)
+    check(half, logits, labels)
+    torch.testing.assert_close(dual, 0.3 * clean + 0.7 * half.loss)
+
+
+@pytest.mark.usefixtures("kernels")
+@pytest.mark.parametrize("shape", [(3, 10), (3, 5000), (3, 10, 4, 4)])
+@pytest.mark.parametrize("label", [-100, -1, "classes"])
+def test_kernel_gives_nan_for_a_label_of_no_class(label: int | str, shape: tuple[int, ...]) -> None:
+    logits, labels = problem(shape)
+    labels[1] = shape[1] if isinstance(label, str) else label
+    half, dual = perturbed_loss(logits, labels, torch.zeros(3, device=DEVICE), 0.5)
+    for spoilt in (half.loss, half.probability, half.gradient, dual):
+        assert spoilt[1].isnan().all()
+    assert not half.correct[1]
+    for sound in (half.loss, half.probability, half.gradient, dual):
+        assert sound[[0, 2]].isfinite().all()
+
+
+@pytest.mark.parametrize("function", [sample_loss, cross_entropy])
+@pytest.mark.parametrize("label", [-100, -1, 10])
+def test_reference_refuses_a_label_of_no_class(label: int, function: Callable[[Tensor, Tensor], object]) -> None:
+    with pytest.raises((IndexError, RuntimeError), match=r"[Oo]ut of bounds|must be"):
+        function(torch.rand(2, 10), torch.tensor([1, label]))
 
 
 @pytest.mark.usefixtures("kernels")

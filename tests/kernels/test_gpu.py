@@ -41,6 +41,15 @@ def test_more_than_2_to_the_31_elements() -> None:
     assert float(perturb(x, x).perturbed[-1, 0, 0, 0]) == 2.0
 
 
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two GPUs")
+def test_kernels_run_on_the_device_of_their_tensors() -> None:
+    with torch.cuda.device(0):
+        x = torch.rand(4, 3, 8, 8, device="cuda:1")
+        norms = input_gradient(x, "l2", epsilon=0.5).value.flatten(1).norm(dim=1)
+        assert torch.cuda.current_device() == 0
+    torch.testing.assert_close(norms, torch.full_like(norms, 0.5))
+
+
 def test_launches_can_be_captured() -> None:
     x, z = (torch.rand(8, 3, 32, 32, device="cuda") for _ in range(2))
     loss = torch.rand(8, device="cuda")

@@ -130,6 +130,17 @@ def test_without_resizing_pixels_are_only_moved(channels_last: bool) -> None:
     torch.testing.assert_close(images, with_resizing, rtol=0, atol=1e-7)
 
 
+@pytest.mark.usefixtures("kernels")
+def test_kernel_takes_columns_of_rows_and_placements() -> None:
+    pixels, rows, table = (
+        data_set((3, 6, 5)),
+        at(4, 1),
+        placed(data_set((3, 6, 5)), [0, 0, 6, 5, 1, 0, 1, 0, 0], AS_IT_IS),
+    )
+    strided = torch.stack([rows, rows + 1], 1)[:, 0], table.T.contiguous().T
+    assert image_batch(pixels, *strided).equal(image_batch(pixels, rows, table))
+
+
 @pytest.mark.usefixtures("reference_and_kernels")
 def test_no_samples() -> None:
     assert image_batch(data_set((3, 4, 4)), at()).shape == (0, 3, 4, 4)

@@ -20,9 +20,9 @@ from fastgat.engine.device import has_fast_bfloat16
 from fastgat.engine.optimizers import Adam
 from fastgat.functional import places
 from fastgat.methods import GAT
-from fastgat.methods.players import Network
+from fastgat.methods.players import Network, Players
 from fastgat.models import Classifier
-from tests.support import Engine, players
+from tests.support import Engine, minibatch, players
 
 RMS = 1e-3
 
@@ -114,6 +114,44 @@ def textbook_moments(
     with torch.autocast("cpu", autocast, enabled=autocast is not None, cache_enabled=False):
         textbook.algorithm1_step(f, g, optimizers[0], optimizers[1], batches, c_g=0.1)
     return [flat(state["exp_avg"] for state in optimizer.state.values()) for optimizer in optimizers]
+
+
+def test_a_perturbation_of_a_confident_classifier_survives_float16() -> None:
+    """Delta of 1e-8 is zero in float16, and so is what comes back to G: G computes in float32."""
+    classifier, module = players(dtype=torch.float32)
+    images, delta = torch.rand(4, 3, 8, 8), 1e-8 * torch.randn(4, 3, 8, 8)
+    found = []
+    for autocast, scale in ((None, None), (torch.float16, torch.tensor(1024.0))):
+        f, g = (
+            Network(name, network, dict(network.named_parameters()), {}, places(network), autocast, scale)
+            for name, network in (("classifier", classifier), ("generator", module))
+        )
+        with torch.no_grad():
+            moved, _ = GAT().generate(Players(f, g), delta, images)
+            found.append((moved.power, flat(moved.pull(delta, torch.zeros(4)).values())))
+    (exact_power, exact), (power, gradients) = found
+    assert exact_power.all()
+    torch.testing.assert_close(power, exact_power)
+    assert exact.any()
+    torch.testing.assert_close(gradients, exact, rtol=1e-5, atol=0)
+
+
+@pytest.mark.parametrize("schedule", ["paper", "alternating", "simultaneous"])
+@pytest.mark.parametrize("size", [1, 1e-4])
+def test_float16_gives_the_generator_its_gradients_however_small_delta_is(schedule: str, size: float) -> None:
+    """Up to the rounding of F, which turns some of its ReLUs over."""
+    method = GAT(cg=0.3, schedule=schedule)
+    classifier, generator = players(dtype=torch.float32)
+    with torch.no_grad():
+        classifier.conv7.weight.mul_(size)  # type: ignore[union-attr,operator]  # Table 1's
+    batches = [minibatch(dtype=torch.float32) for _ in range(1 + method.generator_minibatches)]
+    moments = []
+    for autocast in (None, torch.float16):
+        engine = Engine(method, classifier, generator, generator_lr=1e-6, autocast=autocast)
+        assert engine.step(batches)["perturbation_norm"] > 0
+        assert isinstance(engine.state.generator_optimizer, Adam)
+        moments.append(flat(engine.state.generator_optimizer.exp_avg.buffers()))
+    assert float((moments[1] - moments[0]).norm() / moments[0].norm()) < 0.25
 
 
 def flat(tensors: Iterable[Tensor]) -> Tensor:
