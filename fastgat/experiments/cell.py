@@ -10,6 +10,7 @@ from functools import cached_property
 from typing import Any
 
 from fastgat.config import TrainConfig, flatten, identity
+from fastgat.experiments.data_sizes import DATASETS
 
 SHOWN = ("cg", "epsilon", "dropout", "schedule", "generator_interval", "generator_steps", "generator_input")
 """Options of a method that a cell's name spells out where they are not the default."""
@@ -49,6 +50,9 @@ def deciding(config: TrainConfig) -> dict[str, Any]:
     """The settings that decide the result of a whole run and are not the defaults of its method, flat."""
     defaults = dict(flatten(TrainConfig(method=type(config.method)()).to_dict()))
     found = identity(config) | {"epochs": config.epochs}
+    size = DATASETS.get(config.data.dataset)
+    if size is not None and (found.get("data.train_images") or 0) >= size.train_images:
+        found["data.train_images"] = None  # all there are
     if config.run.early_stopping is not None:
         found["run.early_stopping"] = config.run.early_stopping
     always = ("method.name", "data.dataset", "seed", "epochs")

@@ -12,9 +12,10 @@ from fastgat.engine.files import write_atomically
 from fastgat.errors import ConfigError, OutputError
 from fastgat.experiments import paper, search
 from fastgat.experiments.base import Experiment
+from fastgat.experiments.data_sizes import DATASETS
 from fastgat.experiments.jobs import Measurement, Training
 from fastgat.experiments.markdown import table
-from fastgat.experiments.plan import DATASETS, Plan
+from fastgat.experiments.plan import Plan
 from fastgat.experiments.store import Store
 from fastgat.methods import GAT
 from fastgat.reporting.plots import saved

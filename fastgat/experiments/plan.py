@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any, NamedTuple
+from typing import Any
 
 from fastgat.config import TrainConfig, flatten, identity
 from fastgat.errors import ConfigError
 from fastgat.experiments import paper
 from fastgat.experiments.cell import Cell
+from fastgat.experiments.data_sizes import DATASETS
 from fastgat.methods import GAT, Method
 from fastgat.options import Options, option
 
@@ -90,17 +91,5 @@ class Plan(Options):
         return {name: getattr(method, name) for name in ("schedule", "generator_steps", "generator_interval")}
 
 
-class DataSize(NamedTuple):
-    classes: int
-    train_images: int
-    test_images: int
-
-
-DATASETS = {
-    "cifar10": DataSize(10, 45_000, 10_000),
-    "cifar100": DataSize(100, 45_000, 10_000),
-    "digits": DataSize(10, 1_257, 360),
-}
-"""Data sets that experiments know."""
 OPEN = ("seed", "epochs", "batch_size", "data.dataset", "data.split_seed", "data.train_images")
 """Settings that the paper leaves open, or that are told otherwise."""

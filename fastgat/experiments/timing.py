@@ -14,9 +14,10 @@ from fastgat.engine.device import device_name, pick_device
 from fastgat.experiments import paper
 from fastgat.experiments.base import Experiment
 from fastgat.experiments.cell import Cell, deciding
+from fastgat.experiments.data_sizes import DATASETS
 from fastgat.experiments.jobs import Measurement, Progress, Timing
 from fastgat.experiments.markdown import table
-from fastgat.experiments.plan import DATASETS, Plan
+from fastgat.experiments.plan import Plan
 from fastgat.experiments.store import Store
 from fastgat.methods import create_method
 from fastgat.profiling import Settings, profile

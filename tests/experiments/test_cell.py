@@ -31,6 +31,7 @@ CONFIG = TrainConfig(method=GAT(cg=0.3), data=DataConfig(dataset="cifar10"))
         {"resume": "run"},
         {"run": RunConfig(device="cpu", compile=False, cuda_graph=False, log_interval=7, checkpoint_interval=3)},
         {"data": DataConfig(dataset="cifar10", data_dir=Path("here"), loader="torch", workers=2)},
+        {"data": DataConfig(dataset="cifar10", train_images=45_000)},
     ],
 )
 def test_what_decides_nothing_is_not_in_it(changes: dict[str, Any]) -> None:
