@@ -118,6 +118,8 @@ def _accuracies(plan: Plan, figures: dict[str, Any]) -> str:
         )
     header = ("method", "chosen", "test accuracy, %", "n", "best epoch", "the paper, n = 50", "verdict")
     text = table(header, rows)
+    if short := [row["method"] for row in figures["rows"] if plan.base.epochs in row["best_epoch"].values()]:
+        text += f"\nOf {', '.join(short)} a run was best in its last epoch: longer training may do better.\n"
     if theirs and not plan.comparable:
         text += "\nNo verdict: these runs are not the paper's (see what differs), so only margins compare.\n"
     elif theirs:

@@ -51,6 +51,16 @@ def test_rows_and_verdicts(tmp_path: Path) -> None:
     assert "0 of 2" in rows["fg-l2"]
 
 
+def test_a_run_that_is_best_at_its_end_is_told(tmp_path: Path) -> None:
+    store, asked = Store(tmp_path), fixed(seeds=1)
+    cells = {job.cell.config.method.name: job.cell for job in TABLE.jobs(asked, store)}  # type: ignore[attr-defined]
+    finish(store, cells["baseline"], 0.7, best_epoch=asked.base.epochs - 1)
+    finish(store, cells["gat"], 0.7, best_epoch=asked.base.epochs)
+    figures = TABLE.collect(asked, store)
+    assert figures is not None
+    assert "\nOf gat a run was best in its last epoch" in TABLE.section(asked, figures)
+
+
 def test_no_verdict_on_runs_that_are_not_the_papers(tmp_path: Path) -> None:
     store, asked = Store(tmp_path), fixed(seeds=1)
     asked = replace(asked, base=replace(asked.base, data=replace(asked.base.data, train_images=5000)))
