@@ -9,6 +9,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Callable, Iterable
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from itertools import islice
 from typing import NamedTuple
@@ -129,11 +130,14 @@ def _learner(
 
     if not compiled:
         return step, validate
-    whole = torch.compile(step, fullgraph=True, dynamic=False)
+    whole, made = torch.compile(step, fullgraph=True, dynamic=False), False
 
     def compiled_step(batch: Batch) -> None:
-        with explained(CompileError, "the generator's step cannot be compiled: {}"):
+        nonlocal made
+        # What fails later has been compiled.
+        with nullcontext() if made else explained(CompileError, "the generator's step cannot be compiled: {}"):
             whole(batch)
+        made = True
 
     return compiled_step, validate
 

@@ -125,10 +125,6 @@ def _workers(
             for worker in workers.values():
                 worker.terminate()  # SIGTERM: training writes its checkpoint first
 
-    def stop_at_once() -> None:
-        for worker in workers.values():
-            worker.kill()
-
     try:
         with _deaf_to_ctrl_c():
             for number in range(processes):
@@ -140,7 +136,8 @@ def _workers(
         yield workers, stop
     except BaseException as error:
         if stopping and isinstance(error, KeyboardInterrupt):  # a second Ctrl-C
-            stop_at_once()
+            for worker in workers.values():
+                worker.kill()
         stop()
         raise
     finally:
