@@ -147,8 +147,8 @@ def _margin_table(margins: list[dict[str, Any]]) -> str:
     text = "\n" + table(("GAT over", "margin, points", "by seed", "without the search's seeds", "the paper"), rows)
     if any(margin["unsearched"] is not None for margin in margins):
         text += (
-            "\nThe run that won a search is also of its row: what favoured it on validation may favour it on test. "
-            "Without the seeds of the search no run counts that chose anything.\n"
+            "\nThe run that won a search, where it was as long, is its row's too: what favoured it on validation may "
+            "favour it on test. Without the seeds of the search no run counts that chose anything.\n"
         )
     return text
 
