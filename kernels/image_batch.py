@@ -63,7 +63,7 @@ def _taps(position: Tensor, first: Tensor, length: Tensor, size: Tensor, resize:
 @triton.jit
 def _source(position, first, length, size):
     """The two source pixels of an output position along one axis, and the weight of the second."""
-    at = (position.to(tl.float32) + 0.5) * (length.to(tl.float32) / size.to(tl.float32)) - 0.5
+    at = (position.to(tl.float32) + 0.5) * (length.to(tl.float32) / tl.cast(size, tl.float32)) - 0.5
     at = tl.minimum(tl.maximum(at, 0.0), (length - 1).to(tl.float32))
     low = at.to(tl.int32)
     return first + low, first + tl.minimum(low + 1, length - 1), at - low.to(tl.float32)

@@ -15,7 +15,7 @@ from typing import NamedTuple
 
 import torch
 from fastgat.kernels.backend import accumulation_dtype, launching_on, runs_kernel, tl, triton
-from fastgat.kernels.images import ImageLaunch, Walk, as_images, image_offsets, layout
+from fastgat.kernels.images import ImageLaunch, Walk, as_images, empty_like, image_offsets
 from torch import Tensor
 
 MODES = ("probability", "l2", "linf", "none")
@@ -142,7 +142,7 @@ def input_gradient_kernel(
     epsilon: float,
 ) -> InputGradient:
     images = as_images(gradient)
-    value = torch.empty_like(images, memory_format=layout(images))
+    value = empty_like(images)
     norm = images.new_empty(len(images), dtype=torch.float32)
     zeros = torch.empty_like(norm)
     elements = images[0:1].numel()

@@ -87,6 +87,7 @@ def cases() -> Iterator[Case]:
         yield Case(f"smoothed-{short}-map", partial(sample_loss, logits, labels, smoothing=0.1))
     x, z = images(torch.float32), images(torch.bfloat16)
     yield Case("tanh-fp32-bf16", partial(perturbation, x, z))
+    yield from smallest()
     rows, table = torch.zeros(128, dtype=torch.int64), torch.zeros(128, COLUMNS, dtype=torch.int32)
     for channels_last in (False, True):
         pixels, suffix = images(torch.uint8, channels_last=channels_last), "-channels-last" if channels_last else ""
@@ -96,6 +97,18 @@ def cases() -> Iterator[Case]:
         moved = partial(image_batch, pixels, rows, table, hole=8)
         yield Case(f"moved-fp32{suffix}", partial(moved, resize=False), wide=False)
         yield Case(f"resized-fp32{suffix}", moved, wide=False)
+
+
+def smallest() -> Iterator[Case]:
+    """Images of one pixel: arguments that are 1 are constants of the kernel, which are no numbers there."""
+    dot, losses, labels = torch.zeros(128, 3, 1, 1), torch.zeros(128), torch.zeros(128, dtype=torch.int64)
+    rows, table = torch.zeros(128, dtype=torch.int64), torch.zeros(128, COLUMNS, dtype=torch.int32)
+    for mode in MODES:
+        yield Case(f"{mode}-dot", partial(input_gradient, dot, mode, loss=losses), wide=False)
+    yield Case("tanh-dot", partial(perturbation, dot, dot, low=0.0, high=1.0), wide=False)
+    yield Case("gradient-dot", partial(perturbation_gradient, dot, dot, dot, losses), wide=False)
+    yield Case("both-two-classes", partial(dual_loss, dot[:, :2, 0, 0], dot[:, :2, 0, 0], labels, 0.5), wide=False)
+    yield Case("resized-dot", partial(image_batch, dot.to(torch.uint8), rows, table, hole=1), wide=False)
 
 
 def backward(x: Tensor, bounds: dict[str, float]) -> None:

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 import torch
 from fastgat.kernels.backend import accumulation_dtype, launching_on, runs_kernel, tl, triton
-from fastgat.kernels.images import ImageLaunch, Walk, as_images, image_offsets, layout
+from fastgat.kernels.images import ImageLaunch, Walk, as_images, empty_like, image_offsets, layout
 from torch import Tensor
 
 
@@ -174,7 +174,7 @@ def perturbation_kernel(
     images: Tensor, z: Tensor, epsilon: float, low: float | None, high: float | None, bounded: bool
 ) -> Perturbation:
     x, p_or_z = as_images(images), as_images(z)
-    perturbed, perturbation = (torch.empty_like(x, memory_format=layout(x)) for _ in range(2))
+    perturbed, perturbation = empty_like(x), empty_like(x)
     power = x.new_empty(len(x), dtype=torch.float32)
     elements = x[0:1].numel()
     if elements:
@@ -226,7 +226,7 @@ def perturbation_backward_kernel(
     through, own = (
         as_images(d).contiguous(memory_format=dense) if d is not None else x for d in (d_perturbed, d_perturbation)
     )
-    d_images, d_z = torch.empty_like(x) if wants_images else x, torch.empty_like(z)
+    d_images, d_z = empty_like(x) if wants_images else x, empty_like(z)
     elements = x[0:1].numel()
     if elements:
         launch = ImageLaunch.for_elements(elements)

@@ -31,6 +31,8 @@ OVERLAP: dict[str, Any] = {
     "reorder_for_compute_comm_overlap_passes": ["raise_comms", "sink_waits"],
 }
 """Inductor's options for several ranks: begin to communicate as early, and wait for it as late, as can be."""
+ON_A_GPU: dict[str, Any] = {"loop_ordering_after_fusion": False}
+"""Inductor's options on a GPU. Before torch 2.13 its reordering of loops fails on an update of many tensors at once."""
 BACKEND = re.compile(r"\s*backend='.*' raised:$")
 """The line that torch puts before the cause."""
 WARM_UPS = 3
@@ -70,7 +72,7 @@ class Stepper:
             for kind in self.method.kinds:
                 taken = (batches, draws) if kind == "full" else (batches[-1:], draws[-1:])
                 inputs: Inputs = tree_map_only(Tensor, torch.clone, taken)  # none is another, as none will be
-                step = compile_step(self._written(kind), self.state.ranks)
+                step = compile_step(self._written(kind), self.state.device, self.state.ranks)
                 with explained(CompileError, "the step cannot be compiled: {}"):
                     step(*inputs)
                 if stream is not None:
@@ -99,15 +101,19 @@ def _step(state: TrainState, method: Method, kind: str, batches: Sequence[Batch]
     train_step(state, method, batches, draws, kind)
 
 
-def compile_step(step: Step, ranks: Ranks = ALONE) -> Step:
-    """`step` as one graph, compiled at its first call; a break in the graph is an error."""
-    from fastgat.engine.unused_gradients import DropUnusedGradients  # imports Inductor, which takes seconds
+def compile_step(step: Step, device: torch.device, ranks: Ranks = ALONE) -> Step:
+    """`step` as one graph, compiled for `device` at its first call; a break in the graph is an error."""
+    from fastgat.engine.graph_passes import GraphPasses  # imports Inductor, which takes seconds
 
     assert isinstance(step, functools.partial)
     # torch.compile keeps what it compiles by code object, up to a limit: each step gets an own one.
     function = step.func
     own = types.FunctionType(function.__code__.replace(), function.__globals__, function.__name__)
-    options = {"post_grad_custom_pre_pass": DropUnusedGradients(), **({} if ranks.alone else OVERLAP)}
+    options = {
+        "post_grad_custom_pre_pass": GraphPasses(),
+        **(ON_A_GPU if device.type == "cuda" else {}),
+        **({} if ranks.alone else OVERLAP),
+    }
     return functools.partial(torch.compile(own, fullgraph=True, dynamic=False, options=options), *step.args)
 
 

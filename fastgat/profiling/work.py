@@ -69,13 +69,13 @@ def _add_graph(counter: Counter, side: Fastgat, kind: str) -> None:
     from torch._dynamo.backends.common import aot_autograd  # slow
     from torch._functorch._aot_autograd.utils import make_boxed_func
 
-    from fastgat.engine.unused_gradients import DropUnusedGradients
+    from fastgat.engine.graph_passes import drop_unused_gradients
 
     def value(node: Node) -> Any:
         return node.meta.get("val")
 
     def add(module: GraphModule, inputs: Sequence[Tensor]) -> Any:
-        DropUnusedGradients()(module.graph)
+        drop_unused_gradients(module.graph)
         module.recompile()
         for node in module.graph.nodes:
             if isinstance(node.target, torch._ops.OpOverload):

@@ -20,12 +20,12 @@ from torch._inductor import config as inductor
 
 from fastgat.config import RunConfig, TrainConfig
 from fastgat.data.batch import Batch
-from fastgat.engine.compiled import OVERLAP, Captured, Stepper, compile_step, explained, missing_compiler
+from fastgat.engine.compiled import ON_A_GPU, OVERLAP, Captured, Stepper, compile_step, explained, missing_compiler
 from fastgat.engine.events import Callback, Compiled
+from fastgat.engine.graph_passes import GraphPasses
 from fastgat.engine.optimizers import Adam
 from fastgat.engine.random import seed_step
 from fastgat.engine.ranks import ALONE
-from fastgat.engine.unused_gradients import DropUnusedGradients
 from fastgat.errors import CaptureError, CompileError
 from fastgat.methods import (
     GAT,
@@ -137,13 +137,15 @@ def test_inductor_is_given_its_passes(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(torch, "compile", make)
     step = functools.partial(lambda state: None, None)
-    for ranks in (ALONE, SimpleNamespace(alone=False)):
-        compile_step(step, ranks)  # type: ignore[arg-type]  # as much of a step, and of ranks, as is looked at
+    together: Any = SimpleNamespace(alone=False)
+    for device in ("cpu", "cuda"):
+        for ranks in (ALONE, together):
+            compile_step(step, torch.device(device), ranks)
     for how in asked:
         assert how["fullgraph"] is True
-        assert isinstance(how["options"].pop("post_grad_custom_pre_pass"), DropUnusedGradients)
-    assert [how["options"] for how in asked] == [{}, OVERLAP]
-    assert OVERLAP.keys() <= inductor.get_config_copy().keys()
+        assert isinstance(how["options"].pop("post_grad_custom_pre_pass"), GraphPasses)
+    assert [how["options"] for how in asked] == [{}, OVERLAP, ON_A_GPU, ON_A_GPU | OVERLAP]
+    assert (ON_A_GPU | OVERLAP).keys() <= inductor.get_config_copy().keys()
 
 
 @pytest.fixture

@@ -1,17 +1,20 @@
-"""Gradients of convolutions that nobody uses: the graph loses them, and nothing else."""
+"""What a graph loses by the passes over it, and that its result stays the same."""
 
 from __future__ import annotations
 
 import re
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
+from torch._subclasses import FakeTensorMode
 from torch.func import vjp
+from torch.fx import GraphModule
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.nn import functional
 
-from fastgat.engine.unused_gradients import CONVOLUTION_BACKWARD, DropUnusedGradients
+from fastgat.engine.graph_passes import CAST, CONVOLUTION_BACKWARD, COPY_ALL, GraphPasses
 from fastgat.methods import GAT
 from tests.support import BatchNormNet, Engine, SmallGenerator, largest_difference, minibatch
 
@@ -32,7 +35,7 @@ def test_what_is_used_is_computed(wanted: str) -> None:
 
     inputs = torch.rand(2, 3, 8, 8), torch.rand(4, 3, 3, 3), torch.rand(4), torch.rand(2, 4, 6, 6)
     traced = make_fx(gradients)(*inputs)
-    DropUnusedGradients()(traced.graph)
+    GraphPasses()(traced.graph)
     traced.recompile()
     (node,) = traced.graph.find_nodes(op="call_function", target=CONVOLUTION_BACKWARD)
     assert node.args[-1] == LEFT[wanted]
@@ -49,8 +52,52 @@ def test_what_is_taken_as_a_whole_is_left_alone() -> None:
     (node,) = traced.graph.find_nodes(op="call_function", target=CONVOLUTION_BACKWARD)
     (output,) = traced.graph.find_nodes(op="output")
     output.args = (node,)
-    DropUnusedGradients()(traced.graph)
+    GraphPasses()(traced.graph)
     assert node.args[-1] == [True, True, True]
+
+
+def two_passes(x: Tensor, other: Tensor, weights: list[Tensor], bias: Tensor) -> Tensor:
+    """What autocast makes of a network of two layers that sees two batches."""
+    total = torch.zeros((), device=x.device)
+    for images in (x, other):
+        for weight in weights:
+            images = functional.conv2d(CAST(images, torch.bfloat16), CAST(weight, torch.bfloat16))
+        total = total + CAST(images + CAST(bias, torch.bfloat16)[:, None, None], torch.float32).sum()
+    return total
+
+
+def traced_passes(device: str) -> tuple[list[Any], GraphModule]:
+    x, other, *weights = (torch.rand(2, 2, 6, 6) for _ in range(4))
+    inputs = [x, other, [weight[..., :3, :3] for weight in weights], torch.rand(2)]
+    traced = make_fx(two_passes, tracing_mode="fake")(*inputs)
+    for node in traced.graph.nodes:
+        if "val" in node.meta:
+            with FakeTensorMode():
+                node.meta["val"] = torch.empty(node.meta["val"].shape, device=device)
+    GraphPasses()(traced.graph)
+    traced.graph.lint()
+    traced.recompile()
+    return inputs, traced
+
+
+def test_weights_are_cast_once() -> None:
+    inputs, traced = traced_passes("cpu")
+    casts = traced.graph.find_nodes(op="call_function", target=CAST)
+    assert len(casts) == 2 + 2 + 2 + 1 + 2, "images, what lies between two layers, weights, the bias; and the results"
+    assert not traced.graph.find_nodes(op="call_function", target=COPY_ALL)
+    assert traced(*inputs).equal(two_passes(*inputs))
+
+
+def test_on_a_gpu_weights_and_images_are_cast_together() -> None:
+    _, traced = traced_passes("cuda")
+    (together,) = traced.graph.find_nodes(op="call_function", target=COPY_ALL)
+    like, sources = together.args
+    assert [source.op for source in sources] == ["placeholder"] * 4, "two batches and two weights, not the bias"
+    assert all(list(cast.users) == [together] for cast in like), "only their dtypes are of use, so none is computed"
+    assert [tuple(copy.shape) for copy in together.meta["val"]] == [tuple(s.meta["val"].shape) for s in sources]
+    readers = [reader for copy in together.users for reader in copy.users]
+    assert len(readers) == 2 + 2 * 2
+    assert all(reader.target == torch.ops.aten.convolution.default for reader in readers)
 
 
 @pytest.mark.slow
