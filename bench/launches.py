@@ -1,0 +1,52 @@
+"""What a compiled step launches on a GPU, by kind, from the code that Inductor writes for it.
+
+    python bench/launches.py --batch-size 128
+    python -m bench.null_gpu bench/launches.py             where there is no GPU
+
+A convolution's backward pass is one call, and two kernels or more of cuDNN; all others are one kernel each.
+"""
+
+from __future__ import annotations
+
+import collections
+import re
+from unittest import mock
+
+import click
+import torch
+from torch._inductor.utils import run_and_get_code
+
+from fastgat.config import PrecisionConfig, RunConfig, TrainConfig
+from fastgat.methods import METHODS, create_method
+from fastgat.profiling import sides
+from fastgat.profiling.sides import Spec, build
+
+CALL = re.compile(r"^[^#]*?(?:(\w+)\.run\(|(extern_kernels\.\w+|torch\.ops\.aten\.\w+))")
+
+
+@click.command()
+@click.option("--method", type=click.Choice(sorted(METHODS)), default="gat", show_default=True)
+@click.option("--batch-size", type=int, default=128, show_default=True)
+@click.option("--amp/--no-amp", default=True, help="bfloat16", show_default=True)
+@click.option("--channels-last/--no-channels-last", default=True, show_default=True)
+def main(method: str, batch_size: int, amp: bool, channels_last: bool) -> None:
+    """Count the launches of one step by kind."""
+    if not torch.cuda.is_available():
+        raise click.ClickException("there is no GPU here: python -m bench.null_gpu bench/launches.py")
+    precision = PrecisionConfig(amp=amp, channels_last=channels_last)
+    run = RunConfig(device="cuda", cuda_graph=False)
+    config = TrainConfig(method=create_method(method), batch_size=batch_size, precision=precision, run=run)
+    # The samples of Table 1's networks do not interact, which the null GPU could not tell.
+    with mock.patch.object(sides, "samples_interact", return_value=False):
+        _, codes = run_and_get_code(build, Spec("fastgat", config))
+    counts: collections.Counter[str] = collections.Counter()
+    for line in codes[0][codes[0].index("def call(") :].splitlines():
+        if "assert_" not in line and (found := CALL.match(line)):
+            counts[re.sub(r"_\d+$", "", found[1] or found[2])] += 1
+    for kind, count in counts.most_common():
+        click.echo(f"{count:4} {kind}")
+    click.echo(f"{sum(counts.values()):4} in all")
+
+
+if __name__ == "__main__":
+    main()
