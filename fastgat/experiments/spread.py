@@ -7,8 +7,6 @@ import statistics
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from scipy import stats
-
 from fastgat.experiments.paper import Accuracy
 
 
@@ -39,7 +37,9 @@ def verdict(ours: Spread, theirs: Accuracy) -> str:
 
 def interval(differences: Sequence[float], confidence: float = 0.95) -> float | None:
     """Half the width of Student's interval of the mean difference of pairs; None for a single pair."""
+    from scipy.special import stdtrit  # slow
+
     n = len(differences)
     if n < 2:
         return None
-    return float(stats.t.ppf((1 + confidence) / 2, n - 1)) * statistics.stdev(differences) / math.sqrt(n)
+    return float(stdtrit(n - 1, (1 + confidence) / 2)) * statistics.stdev(differences) / math.sqrt(n)
