@@ -62,14 +62,14 @@ def layout(images: Tensor) -> torch.memory_format:
     return torch.contiguous_format
 
 
-def empty_like(images: Tensor) -> Tensor:
-    """Unwritten images of this shape and dtype, in the dense layout nearest to theirs.
+def empty_like(images: Tensor, dtype: torch.dtype | None = None) -> Tensor:
+    """Unwritten images of this shape, of this dtype or another, in the dense layout nearest to theirs.
 
     Channels-last ones as the permutation of contiguous ones: Inductor fills an empty tensor of another layout first.
     """
     if layout(images) == torch.channels_last:
-        return images.new_empty([images.shape[i] for i in (0, 2, 3, 1)]).permute(0, 3, 1, 2)
-    return images.new_empty(images.shape)
+        return images.new_empty([images.shape[i] for i in (0, 2, 3, 1)], dtype=dtype).permute(0, 3, 1, 2)
+    return images.new_empty(images.shape, dtype=dtype)
 
 
 def as_images(tensor: Tensor) -> Tensor:

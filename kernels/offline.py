@@ -100,7 +100,7 @@ def cases() -> Iterator[Case]:
 
 
 def smallest() -> Iterator[Case]:
-    """Images of one pixel: arguments that are 1 are constants of the kernel, which are no numbers there."""
+    """The smallest inputs: integers that are 1 become constants of the kernel, which have no `.to`."""
     dot, losses, labels = torch.zeros(128, 3, 1, 1), torch.zeros(128), torch.zeros(128, dtype=torch.int64)
     rows, table = torch.zeros(128, dtype=torch.int64), torch.zeros(128, COLUMNS, dtype=torch.int32)
     for mode in MODES:

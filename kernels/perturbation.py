@@ -226,7 +226,8 @@ def perturbation_backward_kernel(
     through, own = (
         as_images(d).contiguous(memory_format=dense) if d is not None else x for d in (d_perturbed, d_perturbation)
     )
-    d_images, d_z = empty_like(x) if wants_images else x, empty_like(z)
+    # As x, not as z: the strides of a dimension of size 1 do not tell which dense layout z has been given.
+    d_images, d_z = empty_like(x) if wants_images else x, empty_like(x, z.dtype)
     elements = x[0:1].numel()
     if elements:
         launch = ImageLaunch.for_elements(elements)

@@ -5,9 +5,9 @@
 
 What torch and Triton ask of CUDA's runtime, its driver and cuBLAS is answered by stubs: memory is the host's, copies
 copy, kernels are compiled for an H100, loaded and launched, and do nothing. Dynamo, Inductor, Triton, the capture of a
-graph and its replay run as they would on a GPU, and end in an error where they would there. Every value is nonsense, so
-a test that compares values fails; one that fails otherwise has found something. It wants a CUDA build of torch, a C
-compiler and `nm`.
+graph and its replay run as they would on a GPU, and most of what ends in an error there does here. Every value is
+nonsense, so a test that compares values fails; one that fails otherwise is worth a look. It wants a build of torch for
+CUDA, a C compiler and `nm`.
 """
 
 from __future__ import annotations
@@ -78,7 +78,7 @@ def main() -> int:
         environment = {
             **os.environ,
             "LD_PRELOAD": str(folder / "libruntime.so"),
-            "LD_LIBRARY_PATH": name,
+            "LD_LIBRARY_PATH": f"{name}:{os.environ.get('LD_LIBRARY_PATH', '')}".rstrip(":"),
             "TRITON_LIBCUDA_PATH": name,
             "TRITON_CACHE_DIR": str(folder / "triton"),
             "TORCHINDUCTOR_CACHE_DIR": str(folder / "inductor"),

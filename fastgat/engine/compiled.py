@@ -8,6 +8,7 @@ import re
 import shutil
 import subprocess
 import types
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -31,7 +32,7 @@ OVERLAP: dict[str, Any] = {
     "reorder_for_compute_comm_overlap_passes": ["raise_comms", "sink_waits"],
 }
 """Inductor's options for several ranks: begin to communicate as early, and wait for it as late, as can be."""
-ON_A_GPU: dict[str, Any] = {"loop_ordering_after_fusion": False}
+ON_A_GPU: dict[str, Any] = {} if torch.__version__ >= "2.13" else {"loop_ordering_after_fusion": False}
 """Inductor's options on a GPU. Before torch 2.13 its reordering of loops fails on an update of many tensors at once."""
 BACKEND = re.compile(r"\s*backend='.*' raised:$")
 """The line that torch puts before the cause."""
@@ -73,7 +74,9 @@ class Stepper:
                 taken = (batches, draws) if kind == "full" else (batches[-1:], draws[-1:])
                 inputs: Inputs = tree_map_only(Tensor, torch.clone, taken)  # none is another, as none will be
                 step = compile_step(self._written(kind), self.state.device, self.state.ranks)
-                with explained(CompileError, "the step cannot be compiled: {}"):
+                with explained(CompileError, "the step cannot be compiled: {}"), warnings.catch_warnings():
+                    # Whether they are wanted is a setting of ours.
+                    warnings.filterwarnings("ignore", "TensorFloat32 tensor cores", UserWarning)
                     step(*inputs)
                 if stream is not None:
                     with explained(CaptureError, "the step cannot be captured as a CUDA graph (--no-cuda-graph): {}"):

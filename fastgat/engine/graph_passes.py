@@ -6,6 +6,7 @@ import operator
 from typing import Any
 
 import torch
+from torch import Tensor
 from torch._inductor.custom_graph_pass import CustomGraphPass, get_hash_for_files
 from torch.fx import Graph, Node
 
@@ -19,7 +20,7 @@ class GraphPasses(CustomGraphPass):
 
     def __call__(self, graph: Graph) -> None:
         drop_unused_gradients(graph)
-        cast_weights_at_once(graph)
+        cast_inputs_at_once(graph)
 
     def uuid(self) -> Any:
         return get_hash_for_files((__file__,))
@@ -47,11 +48,12 @@ def drop_unused_gradients(graph: Graph) -> None:
             node.meta["val"] = tuple(value if i in used else None for i, value in enumerate(values))
 
 
-def cast_weights_at_once(graph: Graph) -> None:
-    """Cast each weight to the dtype of mixed precision once, and on a GPU all of them in one kernel.
+def cast_inputs_at_once(graph: Graph) -> None:
+    """Cast each weight that a step is given to the dtype of mixed precision once, and on a GPU all of them in one
+    kernel, with the images.
 
     Autocast casts a weight at every call of its layer: twice where a classifier sees clean and perturbed images. Biases
-    are left to the kernels that add them, which cast as they read.
+    are left to the kernels that add them, which cast as they read, and so are masks.
     """
     casts: dict[tuple[Any, Any], Node] = {}
     for node in graph.find_nodes(op="call_function", target=CAST):
@@ -63,16 +65,23 @@ def cast_weights_at_once(graph: Graph) -> None:
         if first is not node:
             node.replace_all_uses_with(first)
             graph.erase_node(node)
-    together = [cast for cast in casts.values() if cast.meta["val"].is_cuda and cast.meta["val"].dim() > 1]
+    together = [cast for (source, _), cast in casts.items() if _is_large(source.meta["val"], cast.meta["val"])]
     if len(together) < 2:
         return
-    start = next(node for node in graph.nodes if node.op != "placeholder")
-    with graph.inserting_before(start):
+    sources = [cast.args[0] for cast in together]
+    with graph.inserting_before(next(node for node in graph.nodes if node.op != "placeholder")):
         # The casts say the dtypes of the copies, and are never computed.
-        copies = graph.call_function(COPY_ALL, (together, [cast.args[0] for cast in together]))
-        copies.meta["val"] = [cast.meta["val"] for cast in together]
+        copies = graph.call_function(COPY_ALL, (together, sources))
+    copies.meta["val"] = [cast.meta["val"] for cast in together]
+    for cast in together:
+        copies.prepend(cast)
+    with graph.inserting_before(copies.next):
         for i, cast in enumerate(together):
-            copies.prepend(cast)
             copy = graph.call_function(operator.getitem, (copies, i))
             copy.meta["val"] = cast.meta["val"]
             cast.replace_all_uses_with(copy, delete_user_cb=lambda user: user is not copies)
+
+
+def _is_large(source: Tensor, cast: Tensor) -> bool:
+    """Whether a cast on a GPU is of what a convolution or a product reads, in a narrower dtype."""
+    return source.is_cuda and source.dim() > 1 and source.is_floating_point() and cast.itemsize < source.itemsize

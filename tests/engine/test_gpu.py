@@ -30,6 +30,7 @@ pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(),
 # Small networks where they serve: of `make gpu`'s ten minutes, compiling takes the most.
 METHODS: list[Method] = [
     GAT(schedule="paper"),
+    GAT(schedule="alternating"),
     GAT(schedule="simultaneous"),
     DropoutGAT(schedule="simultaneous", generator_interval=2),
     FastGradientL2(),
@@ -41,7 +42,7 @@ CUDA = torch.device("cuda", 0)
 def classifier_for(method: Method) -> nn.Module:
     torch.manual_seed(0)
     dropout = method.classifier_dropout
-    return Classifier(dropout=dropout) if dropout else SmallClassifier()  # whose masks are the method's draws
+    return Classifier(dropout=dropout) if dropout else SmallClassifier()
 
 
 def state_for(

@@ -136,6 +136,20 @@ def test_kernel_derivative_shapes_and_layouts(layout: str, shape: tuple[int, ...
         torch.testing.assert_close(own, theirs)
 
 
+@pytest.mark.usefixtures("kernels")
+def test_the_stride_of_a_size_of_1_means_nothing() -> None:
+    x, z = problem((2, 3, 4, 1))
+    last = x.contiguous(memory_format=torch.channels_last)
+    odd = z.permute(0, 2, 3, 1).contiguous().squeeze(2).transpose(1, 2)[..., None]
+    assert odd.equal(z)
+    assert odd.stride() == (12, 1, 3, 1), "torch takes it as channels-last"
+    weights: list[Tensor | None] = [torch.randn(x.shape).to(DEVICE), None, None]
+    ours = gradients(last, odd, weights, lambda x, z: perturb(x, z, 0.1, 0.9))
+    reference = gradients(x, z, weights, lambda x, z: perturbation_reference(x, z, 1.0, 0.1, 0.9, bounded=False))
+    for own, theirs in zip(ours, reference, strict=True):
+        torch.testing.assert_close(own, theirs)
+
+
 @pytest.mark.usefixtures("reference_and_kernels")
 @pytest.mark.parametrize("bounded", [True, False])
 @bounds

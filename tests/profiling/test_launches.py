@@ -34,7 +34,8 @@ def test_the_null_gpu_wants_a_build_of_torch_for_cuda() -> None:
 
 @pytest.mark.skipif(shutil.which("cc") is None, reason="needs a C compiler")
 @pytest.mark.parametrize("source", sorted(NULL_GPU.glob("*.c")), ids=lambda path: path.name)
-def test_its_stubs_are_those_of_the_headers(source: Path) -> None:
+def test_its_stubs_compile(source: Path) -> None:
+    """Those of the driver with the signatures of its header."""
     triton = pytest.importorskip("triton")
     headers = Path(triton.__file__).parent / "backends" / "nvidia" / "include"
-    subprocess.run(["cc", "-fsyntax-only", "-Wall", f"-I{headers}", source], check=True)
+    subprocess.run(["cc", "-fsyntax-only", f"-I{headers}", source], check=True)
