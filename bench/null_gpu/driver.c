@@ -4,9 +4,6 @@
 
 typedef CUresult status;
 
-#undef cuDeviceTotalMem
-#undef cuGetProcAddress
-
 static void *something = (void *)16;
 
 status cuDriverGetVersion(int *version) { *version = 13000; return 0; }
