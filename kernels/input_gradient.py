@@ -196,8 +196,10 @@ def input_gradient(gradient: Tensor, mode: str, *, loss: Tensor | None = None, e
 def ascent(gradient: Tensor, norm: str, size: float) -> Tensor:
     """The `value` of `input_gradient` alone for "l2" or "linf": where a step of an attack goes.
 
-    Without a GPU it makes half as many passes over the images; a gradient that is NaN goes nowhere or stays NaN.
+    Entries that are NaN go nowhere, infinite ones count as the largest finite ones: where a model's gradient breaks, an
+    attack goes on from the same point. Without a GPU it makes half as many passes over the images.
     """
+    gradient = gradient.nan_to_num()
     if runs_kernel(gradient):
         return input_gradient(gradient, norm, epsilon=size).value
     if norm == "linf":

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from fastgat.attacks.base import Attack, gradient_of, length, wide
+from fastgat.attacks.base import Attack, gradient_of, length, right, wide
 from fastgat.kernels.input_gradient import ascent
 from fastgat.options import option
 
@@ -38,7 +38,7 @@ class APGD(Attack):
     def perturb(self, images: Tensor, labels: Tensor, numbers: np.ndarray) -> Tensor:
         with torch.no_grad():
             logits = self.model(images)
-        result, standing = images.clone(), logits.argmax(1) == labels
+        result, standing = images.clone(), right(logits, labels)
         others = logits.scatter(1, labels[:, None], -torch.inf).argsort(1, descending=True)
         aims = range(min(self.targets, logits.shape[1] - 1)) if self.loss == "dlr-t" else range(1)
         rounds = [(aim, restart) for restart in range(self.restarts) for aim in aims]
@@ -104,7 +104,7 @@ class APGD(Attack):
         x = x.detach().requires_grad_()
         logits = self.model(x)
         value = loss(logits)
-        return value.detach(), gradient_of(value.sum(), x), logits.detach().argmax(1) != labels
+        return value.detach(), gradient_of(value.sum(), x), ~right(logits.detach(), labels)
 
 
 def _checkpoints(steps: int) -> set[int]:

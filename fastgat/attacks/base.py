@@ -41,7 +41,7 @@ class Attack(Options, ABC):
     seed: int = option(0, "of what is drawn", at_least=0)
 
     def __call__(self, images: Tensor, labels: Tensor, numbers: Sequence[int] | np.ndarray | None = None) -> Tensor:
-        """Perturbed images; a sample whose gradients are NaN comes back as it was.
+        """Perturbed images; a sample whose gradients are all NaN is left where it is.
 
         Args:
             images: x, (N, C, H, W), floating point in [0, 1], on the model's device.

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from fastgat.attacks.base import Attack, loss_gradient, wide
+from fastgat.attacks.base import Attack, loss_gradient, right, wide
 from fastgat.kernels.input_gradient import ascent
 from fastgat.options import option
 
@@ -60,4 +60,4 @@ class PGD(Attack):
     def _look(self, x: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         """The loss of each sample, and whether the model still gets it right."""
         logits = self.model(x)
-        return functional.cross_entropy(logits, labels, reduction="none"), logits.argmax(1) == labels
+        return functional.cross_entropy(logits, labels, reduction="none"), right(logits, labels)

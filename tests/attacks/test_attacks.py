@@ -180,6 +180,42 @@ def test_a_sample_whose_gradient_is_nan_stays(victim: Victim, make: Make, norm: 
     assert (moved[4:] != x[4:]).flatten(1).any(1).all()
 
 
+class Patchy(nn.Module):
+    """Over half of the values of the first pixel the gradient is NaN, the logits are not."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, images: Tensor) -> Tensor:
+        logits: Tensor = self.model(images)
+        lost = ((images[:, :1, :1, :1] * 1000) % 1 < 0.5).to(images.dtype)
+        return logits + (lost * (images - images.detach()) + (1 - lost)).square().sum((1, 2, 3)).sqrt()[:, None]
+
+
+@norms
+@pytest.mark.parametrize("make", [partial(PGD, steps=3), partial(APGD, steps=3), partial(APGD, steps=3, loss="dlr-t")])
+def test_a_start_without_gradients_does_not_stand_for_the_others(victim: Victim, make: Make, norm: str) -> None:
+    """Several starts find what any of them finds alone."""
+    model, found = Patchy(victim.model), []
+    settings: dict[str, Any] = {"norm": norm, "epsilon": EPSILON[norm] * 0.6}
+
+    def standing(attack: Attack) -> Tensor:
+        moved = attack(victim.images, victim.labels)
+        assert moved.isfinite().all()
+        with torch.no_grad():
+            answers: Tensor = model(moved).argmax(1) == victim.labels
+        return answers
+
+    if make.func is PGD:  # type: ignore[attr-defined]  # of a partial
+        found = [standing(make(model, restarts=1, first_start=start, **settings)) for start in range(4)]
+    else:
+        found = [standing(make(model, restarts=count, **settings)) for count in (1, 2, 3)]
+    together = standing(make(model, restarts=4, **settings))
+    assert 0 < int(together.sum()) < len(together)
+    assert int((together & ~torch.stack(found).all(0)).sum()) <= 1  # rounding, in other batches
+
+
 @pytest.mark.parametrize("make", [FastGradient, partial(PGD, steps=2), partial(APGD, steps=2)])
 def test_a_model_without_a_derivative(make: Make) -> None:
     class Threshold(nn.Module):
