@@ -22,6 +22,11 @@ class AutoAttack(Attack):
     torchattacks draws for a whole batch: unlike those of the other attacks, its result depends on the batch size.
     """
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not self.clamp:
+            raise ConfigError("AutoAttack keeps pixels in [0, 1]: it has no clamp=False")
+
     def settings(self) -> dict[str, Any]:
         return {**super().settings(), "batch_size": self.batch_size}
 

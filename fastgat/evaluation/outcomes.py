@@ -98,6 +98,25 @@ def numbered(batches: Iterable[Batch]) -> Iterator[tuple[Batch, int]]:
         raise ConfigError("there are no images to evaluate on")
 
 
+class Steady:
+    """Batches that are the same, in the same order, whenever they are read: what is found of a sample by one attack is
+    held against what another has found. Reading them raises ConfigError where they are not."""
+
+    def __init__(self, batches: Iterable[Batch]) -> None:
+        self._batches = batches
+        self._known = [batch_fingerprint(batch) for batch, _ in numbered(batches)]
+
+    def __iter__(self) -> Iterator[Batch]:
+        found = 0
+        for batch in self._batches:
+            if self._known[found : found + 1] != [batch_fingerprint(batch)]:
+                raise ConfigError("batches are not the same each time they are read: pass a list, or do not shuffle")
+            yield batch
+            found += 1
+        if found < len(self._known):
+            raise ConfigError(f"batches were {len(self._known)} when they were first read, and then {found}")
+
+
 def check_subjects(subjects: Iterable[Subject], batch: Batch) -> int:
     """The number of classes; raises ConfigError or NonFiniteError unless each returns logits of that many for such
     images."""

@@ -32,7 +32,7 @@ from fastgat.evaluation import card
 from fastgat.evaluation.agreement import agreement, gradient_shares
 from fastgat.evaluation.cache import Cache, batch_fingerprint
 from fastgat.evaluation.examples import Example, examples
-from fastgat.evaluation.outcomes import Outcomes, Subject, check_subjects, clean_outcomes, numbered, outcomes
+from fastgat.evaluation.outcomes import Outcomes, Steady, Subject, check_subjects, clean_outcomes, numbered, outcomes
 from fastgat.evaluation.power import equal_power
 from fastgat.evaluation.sweep import attack_sweep, fast_gradient_sweep
 from fastgat.models import Generator
@@ -97,7 +97,7 @@ def evaluate(
 
     Args:
         model: images (B, C, H, W) in [0, 1] -> logits (B, K), float32; it comes back as it was.
-        batches: of (images, labels) on the model's device, that can be iterated again: a list, say.
+        batches: of (images, labels) on the model's device, the same whenever they are iterated: a list, say.
         name: of the model, in figures.
         networks: others, whose curves stand beside the model's.
         sources: others, that perturbations are made on (transfer, indirect curves).
@@ -112,6 +112,7 @@ def evaluate(
     networks, sources, generators = dict(networks or {}), dict(sources or {}), list(generators)
     if shared := {name, *networks} & sources.keys() | {name} & networks.keys():
         raise ConfigError(f"{min(shared)!r} stands for several networks: give each a name of its own")
+    batches = Steady(batches)
     run = _Run(Subject.of(name, model), batches, settings, cache or Cache(), progress)
     beside, transfers = ([Subject.of(*item) for item in others.items()] for others in (networks, sources))
     first, _ = next(numbered(batches))
