@@ -24,7 +24,7 @@ READABLE = (1, 2, 3)
 RENAMED = {"classifier_adam.": "classifier_optimizer.", "generator_adam.": "generator_optimizer."}
 """What format 2 called otherwise; it is read as format 3."""
 HEADER, CHECKSUM = "fastgat", "checksum"
-CLASSIFIER, EMA = "classifier.", "ema.shadow."
+CLASSIFIER, EMA, TRANSIENT = "classifier.", "ema.shadow.", "transient.classifier/"
 
 
 def save_checkpoint(path: Path, tensors: dict[str, Tensor], header: dict[str, Any]) -> None:
@@ -38,7 +38,7 @@ def save_checkpoint(path: Path, tensors: dict[str, Tensor], header: dict[str, An
 def keep_classifier(path: Path) -> None:
     """Leave of a checkpoint the classifier alone (and its average): what it takes to evaluate it, not to continue."""
     tensors, header = load_checkpoint(path)
-    save_checkpoint(path, {k: v for k, v in tensors.items() if k.startswith((CLASSIFIER, EMA))}, header)
+    save_checkpoint(path, {k: v for k, v in tensors.items() if k.startswith((CLASSIFIER, EMA, TRANSIENT))}, header)
 
 
 def load_checkpoint(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -71,14 +71,20 @@ def load_checkpoint(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
 
 
 def classifier_tensors(tensors: dict[str, Tensor], module: nn.Module) -> dict[str, Tensor]:
-    """The parameters and buffers of `module`, a classifier, in a checkpoint: averages in place of what they average.
+    """The parameters and buffers of `module`, a classifier, in a checkpoint: averages in place of what they average,
+    and buffers that are not persistent too, where the checkpoint has them.
 
     A tied parameter appears once. Raises CheckpointError if the checkpoint is of another classifier.
     """
     own = {name.removeprefix(CLASSIFIER): tensor for name, tensor in tensors.items() if name.startswith(CLASSIFIER)}
     check_match(own, module)
-    names = [name for name, _ in (*module.named_parameters(), *module.named_buffers()) if name in own]
-    return {name: tensors.get(EMA + name.replace(".", "/"), own[name]) for name in names}
+    found = {}
+    for name, _ in (*module.named_parameters(), *module.named_buffers()):
+        flat = name.replace(".", "/")
+        place = next((place for place in (EMA + flat, CLASSIFIER + name, TRANSIENT + flat) if place in tensors), None)
+        if place is not None:
+            found[name] = tensors[place]
+    return found
 
 
 def check_match(tensors: dict[str, Tensor], module: nn.Module) -> None:

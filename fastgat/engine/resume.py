@@ -15,6 +15,8 @@ from fastgat.engine.files import write_atomically
 from fastgat.engine.run_checkpoints import BEST, LAST
 from fastgat.errors import CheckpointError, ConfigError, DataError
 
+SLIM = f"holds a finished run, of which only the classifier was kept ({BEST})"
+
 
 class Checkpoint(NamedTuple):
     """A checkpoint that has been read: where from, its tensors and its header."""
@@ -34,16 +36,21 @@ def find_checkpoint(resume: str | None, output: Path | None) -> Checkpoint | Non
             raise ConfigError(
                 f"{output} already holds a run: continue it with --resume auto, or choose another --output"
             )
+        if output is not None and _exists(output / BEST):
+            raise ConfigError(f"{output} {SLIM}: choose another --output")
         return None
     if resume == "auto":
         assert output is not None
         path = output / LAST
         if not _exists(path):
+            if _exists(output / BEST):
+                raise CheckpointError(f"{output} {SLIM}: it can be evaluated, but not continued")
             return None
     else:
         path = Path(resume).expanduser()
         path = path / LAST if path.is_dir() else path
-        if output is not None and _exists(output / LAST) and output.resolve() != path.parent.resolve():
+        elsewhere = output is not None and output.resolve() != path.parent.resolve()
+        if output is not None and elsewhere and (_exists(output / LAST) or _exists(output / BEST)):
             raise ConfigError(f"{output} holds another run already: choose another --output")
     tensors, header = load_checkpoint(path)
     if header["format"] != FORMAT:

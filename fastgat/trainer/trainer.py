@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from datetime import datetime
 from importlib.metadata import version
@@ -19,6 +20,7 @@ from fastgat.data.store import Progress
 from fastgat.engine.compiled import Stepper, missing_compiler
 from fastgat.engine.device import pick_device, tf32
 from fastgat.engine.events import Callback, EarlyStopping
+from fastgat.engine.files import sole_use
 from fastgat.engine.loop import Loop
 from fastgat.engine.random import seeded
 from fastgat.engine.ranks import Ranks, check_restarts, joined, local_rank, restarted
@@ -106,8 +108,9 @@ class Trainer:
             joined(device) as ranks,
         ):
             loop = self._prepare(device, ranks)
-            ranks.from_first(lambda: self._open_folder(loop.folder))
-            summary = loop.run()
+            with ExitStack() as held:
+                ranks.from_first(lambda: self._open_folder(loop.folder, held))
+                summary = loop.run()
             loop.stepper.release()
         return History(loop.position.epochs, summary, loop.folder)
 
@@ -175,11 +178,13 @@ class Trainer:
         check_same_classes(checkpoint.path, checkpoint.header, feed.classes)
         loop.restore(checkpoint.tensors, checkpoint.header)
 
-    def _open_folder(self, folder: Path) -> None:
+    def _open_folder(self, folder: Path, held: ExitStack) -> None:
+        """Make the run's folder, and hold it for the run as long as `held` is open."""
         try:
             folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise OutputError(f"{folder}: cannot be made: {error.strerror}") from None
+        held.enter_context(sole_use(folder))
         if self._checkpoint is not None:
             adopt_best(self._checkpoint, folder)
 

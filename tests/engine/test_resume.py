@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,7 +17,7 @@ from torch import nn
 from fastgat import load_classifier
 from fastgat.config import OptimizerConfig, PrecisionConfig
 from fastgat.engine.checkpoint import load_checkpoint, save_checkpoint
-from fastgat.errors import CheckpointError, ConfigError
+from fastgat.errors import CheckpointError, ConfigError, OutputError
 from fastgat.methods import GAT, DropoutGAT
 from tests.engine.small import At, Small, assert_same_weights, config, loader, rows, trainer
 from tests.support import BatchNormNet
@@ -79,13 +81,53 @@ def test_buffers_that_are_not_persistent_go_on_too(tmp_path: Path) -> None:
     parts = config(tmp_path / "parts", epochs=2, method="baseline", resume="auto")
     trainer(parts, Counting).fit()
     assert_same_weights(tmp_path / "whole", tmp_path / "parts")
-    assert load_classifier(tmp_path / "parts", classifier=Counting()) is not None
+    best, _ = load_checkpoint(tmp_path / "parts" / "best.safetensors")
+    calls = load_classifier(tmp_path / "parts", classifier=Counting()).calls
+    assert calls == best["transient.classifier/calls"] > 1
 
     last = tmp_path / "parts" / "last.safetensors"
     tensors, header = load_checkpoint(last)
     assert tensors.pop("transient.classifier/calls") > 0
     save_checkpoint(last, tensors, header)  # as earlier versions wrote it
     assert trainer(parts, Counting).fit().summary is not None
+
+
+def test_a_run_without_its_last_checkpoint_is_not_written_over(tmp_path: Path) -> None:
+    """As experiments leave their cells: what can be evaluated, and not continued."""
+    trainer(config(tmp_path / "run")).fit()
+    trainer(config(tmp_path / "other")).fit()
+    (tmp_path / "run" / "last.safetensors").unlink()
+    before = {path.name: path.read_bytes() for path in (tmp_path / "run").iterdir()}
+    kept = "holds a finished run, of which only the classifier was kept"
+    with pytest.raises(ConfigError, match=f"{kept} .*: choose another --output"):
+        trainer(config(tmp_path / "run")).fit()
+    with pytest.raises(CheckpointError, match=f"{kept} .*: it can be evaluated, but not continued"):
+        trainer(config(tmp_path / "run", epochs=9, resume="auto")).fit()
+    with pytest.raises(ConfigError, match="holds another run already"):
+        trainer(config(tmp_path / "run", resume=str(tmp_path / "other"))).fit()
+    assert {path.name: path.read_bytes() for path in (tmp_path / "run").iterdir()} == before
+
+
+HOLD = """
+import fcntl, sys
+file = open(sys.argv[1], "ab")
+fcntl.lockf(file, fcntl.LOCK_EX)
+print("held", flush=True)
+sys.stdin.read()
+"""
+
+
+def test_a_run_is_one_process_alone(tmp_path: Path) -> None:
+    trainer(config(tmp_path / "run")).fit()
+    before = (tmp_path / "run" / "last.safetensors").read_bytes()
+    command = [sys.executable, "-c", HOLD, str(tmp_path / "run" / ".lock")]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as other:
+        assert other.stdout is not None
+        assert other.stdout.readline() == b"held\n"
+        with pytest.raises(OutputError, match="another process is training there"):
+            trainer(config(tmp_path / "run", epochs=9, resume="auto")).fit()
+    assert (tmp_path / "run" / "last.safetensors").read_bytes() == before
+    assert len(trainer(config(tmp_path / "run", epochs=3, resume="auto")).fit().epochs) == 3
 
 
 def test_more_epochs_go_on_from_the_end(tmp_path: Path) -> None:

@@ -32,6 +32,7 @@ def test_the_run_folder(tmp_path: Path) -> None:
         "curves.png",
         "last.safetensors",
         "best.safetensors",
+        ".lock",
     }
     summary = json.loads((history.output / "summary.json").read_text())
     assert summary == history.summary
