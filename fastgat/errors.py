@@ -53,5 +53,5 @@ class CaptureError(CompileError):
 
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether memory ran out: torch's own error on a GPU, a RuntimeError of its allocator on a CPU, or Python's."""
-    named = type(error).__name__ in ("OutOfMemoryError", "MemoryError")
+    named = isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
     return named or "can't allocate memory" in str(error) or "not enough memory" in str(error)

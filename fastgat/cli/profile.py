@@ -78,7 +78,7 @@ def _show(console: Console, result: dict[str, Any]) -> None:
     )
     phases = result["phases_ms"]
     total = sum(phases.values())
-    console.print("\nwhere the time of fastgat's step goes, uncompiled:", highlight=False)
+    console.print("\nwhere the time of a full step of fastgat's goes, uncompiled:", highlight=False)
     table = Table(box=None, pad_edge=False, show_header=False)
     table.add_column()
     table.add_column(justify="right")

@@ -44,6 +44,11 @@ class Method(Options):
         return "full"
 
     @property
+    def turn(self) -> int:
+        """After how many steps their kinds repeat."""
+        return 1
+
+    @property
     def generator_minibatches(self) -> int:
         """How many minibatches a full step takes from the generator's own stream, before the classifier's one."""
         return 0

@@ -110,6 +110,10 @@ class GAT(Method):
         return "full" if step % self.generator_interval == 0 else "resting"
 
     @property
+    def turn(self) -> int:
+        return self.generator_interval
+
+    @property
     def generator_minibatches(self) -> int:
         return self.generator_steps if self.schedule == "paper" else 0
 

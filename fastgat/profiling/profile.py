@@ -13,7 +13,7 @@ import numpy as np
 
 from fastgat.config import TrainConfig
 from fastgat.engine.device import device_name, pick_device
-from fastgat.errors import FastgatError
+from fastgat.errors import FastgatError, OutputError
 from fastgat.methods import GAT, FastGradientL2
 from fastgat.profiling.sides import Spec
 from fastgat.profiling.worker import Fed, Worker
@@ -60,6 +60,11 @@ def profile(settings: Settings, progress: Progress = lambda line: None) -> dict[
     Raises FastgatError where the sides do not compute the same thing: there is no speed-up of a wrong result.
     """
     device = pick_device(settings.config.run.device)
+    if settings.trace is not None:
+        try:
+            settings.trace.touch()  # torch only logs what goes wrong when it writes a trace, minutes from now
+        except OSError as error:
+            raise OutputError(f"{settings.trace}: cannot be written: {error.strerror}") from None
     ours = Spec("fastgat", settings.config, settings.image_size, settings.num_classes)
     specs = {"fastgat": ours, "textbook": _textbook(ours, settings.like_for_like)}
     if isinstance(ours.method, GAT):
@@ -73,9 +78,7 @@ def profile(settings: Settings, progress: Progress = lambda line: None) -> dict[
             progress(f"{name}: networks, compilation and first step")
             first[name] = worker.ask("prepare")
         check_parity(first["fastgat"]["moments"], first["textbook"]["moments"], ours)
-        block = 20 if device.type == "cuda" else 1
-        if isinstance(ours.method, GAT):  # whole turns of full and resting steps
-            block *= ours.method.generator_interval
+        block = (20 if device.type == "cuda" else 1) * ours.method.turn
         times: dict[str, list[float]] = {name: [] for name in workers}
         for number in range(settings.rounds):
             progress(f"round {number + 1} of {settings.rounds}")

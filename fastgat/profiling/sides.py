@@ -18,6 +18,7 @@ from fastgat.data.batch import Batch
 from fastgat.engine.allocator import keep_freed_memory
 from fastgat.engine.compiled import Stepper
 from fastgat.engine.device import autocast_dtype, pick_device, tf32
+from fastgat.engine.fitting import check_networks
 from fastgat.engine.interaction import samples_interact
 from fastgat.engine.optimizers import Adam
 from fastgat.engine.state import TrainState
@@ -92,6 +93,7 @@ class Side:
             fed = self.method.generator_channels(spec.channels)
             self.generator = self._placed(Generator(spec.config.model.generator_width, spec.channels, fed))
         sets = [self._minibatches() for _ in range(INPUT_SETS)]
+        check_networks(self.classifier, self.generator, sets[0][0][-1], self.method, spec.num_classes)
         self.first_images = sets[0][0][-1].images
         self.inputs: Iterator[tuple[list[Batch], list[Draws]]] = itertools.cycle(sets)
 

@@ -40,15 +40,23 @@ class Counter(TorchDispatchMode):
             self.bytes += sum(leaf.nbytes for leaf in tree_leaves((args, out)) if isinstance(leaf, Tensor))
 
 
-def work(side: Side, kind: str = "full") -> dict[str, int]:
+def work(side: Side, kind: str | None = None) -> dict[str, int]:
     """FLOPs of a step (a multiply-add is two), and the bytes that its convolutions and matrix products must move.
 
     Elementwise work is left out: it can be fused into these. So both are lower bounds, for a step whose layers each
     read and write device memory once.
 
     Args:
-        kind: of step, for fastgat's side.
+        kind: of step, for fastgat's side; by default the mean over a turn of them.
     """
+    if kind is not None:
+        return _work(side, kind)
+    kinds = [side.method.kind(step) for step in range(side.method.turn)]
+    found = {each: _work(side, each) for each in dict.fromkeys(kinds)}
+    return {name: round(sum(found[each][name] for each in kinds) / len(kinds)) for name in ("flops", "bytes")}
+
+
+def _work(side: Side, kind: str) -> dict[str, int]:
     from fastgat.profiling.sides import Fastgat
 
     counter = Counter()
@@ -92,7 +100,7 @@ def launches(side: Side) -> dict[str, float] | None:
     """On a GPU, a step's kernels and the calls by which the host launches them (a whole CUDA graph is one call)."""
     if side.device.type != "cuda":
         return None
-    count = 5
+    count = 5 * side.method.turn
     with torch.profiler.profile(activities=list(torch.profiler.supported_activities())) as recorded:
         for _ in range(count):
             side.step()

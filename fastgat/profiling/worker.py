@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import torch
 
 from fastgat.engine.allocator import give_back_freed_memory
-from fastgat.errors import FastgatError
+from fastgat.errors import FastgatError, is_out_of_memory
 from fastgat.profiling.ceilings import ceilings
 from fastgat.profiling.phases import phase_times, trace
 from fastgat.profiling.sides import Fastgat, Side, Spec, build
@@ -122,7 +122,10 @@ def peak_memory(side: Side) -> int | None:
     if not sys.platform.startswith("linux"):
         return None
     give_back_freed_memory()
-    Path("/proc/self/clear_refs").write_text("5")  # the peak is counted afresh
+    try:
+        Path("/proc/self/clear_refs").write_text("5")  # the peak is counted afresh
+    except OSError:
+        return None
     at_rest = _resident("VmRSS")
     steps(side, 2)
     return _resident("VmHWM") - at_rest
@@ -161,5 +164,8 @@ def _serve(spec: Spec, there: Connection) -> None:
         except FastgatError as error:
             there.send(error)
         except Exception as error:  # noqa: BLE001  # it is raised where the question was asked
+            if is_out_of_memory(error):
+                there.send(FastgatError("out of memory: try a smaller --batch-size"))
+                continue
             traceback.print_exc()
             there.send(RuntimeError(f"{type(error).__name__}: {error}"))

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from torch import nn
 
 from fastgat.cli import main
 from fastgat.config import ModelConfig, PrecisionConfig, RunConfig, TrainConfig
@@ -64,6 +65,27 @@ def test_the_table_of_another_method(monkeypatch: pytest.MonkeyPatch, capfd: pyt
     assert "speed-up" in out
     assert "with its loader (torch) " in out
     assert "classifier backward" in out
+
+
+def made_for_larger_images(num_classes: int) -> nn.Module:
+    return nn.Sequential(nn.Conv2d(3, 4, 64), nn.Flatten(), nn.Linear(4, num_classes))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--trace", "missing/trace.json"), "missing/trace.json: cannot be written: No such file or directory"),
+        (("--classifier", f"{__name__}:made_for_larger_images"), "the networks do not take images of shape"),
+    ],
+    ids=["trace", "classifier"],
+)
+def test_what_is_wrong_is_one_line(
+    arguments: tuple[str, str], message: str, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    assert profile(monkeypatch, *arguments) != 0
+    (line,) = capfd.readouterr().err.splitlines()
+    assert line.startswith(f"fastgat: error: {message}")
 
 
 @pytest.mark.parametrize("name", METHODS)

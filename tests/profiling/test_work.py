@@ -45,6 +45,8 @@ def test_a_resting_generator_costs_a_forward_pass() -> None:
     side = build(Spec("fastgat", TrainConfig(method=method, batch_size=BATCH, run=run)))
     resting = work(side, kind="resting")["flops"] / 2 / BATCH / 1e6
     assert resting == pytest.approx(280, rel=0.01)
+    every_other = work(side)["flops"] / 2 / BATCH / 1e6
+    assert every_other == pytest.approx((500 + 280) / 2, rel=0.01)
 
 
 @pytest.mark.slow
