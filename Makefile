@@ -66,9 +66,17 @@ clean:
 	rm -rf .venv build
 
 .venv/created:
+	@$(PYTHON) -c "$$CHECK_VERSION"
 	@echo "setting up .venv (PyTorch is large: this takes a minute or more, once)"
 	@$(PYTHON) -m venv .venv
 	@touch $@
+
+define CHECK_VERSION
+import sys
+if sys.version_info < (3, 11):
+    sys.exit("fastgat needs Python 3.11 or newer, and $(PYTHON) is %d.%d: make PYTHON=python3.12 ..." % sys.version_info[:2])
+endef
+export CHECK_VERSION
 
 .venv/trainer: .venv/created pyproject.toml constraints.txt
 	@$(PIP) --editable .

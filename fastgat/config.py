@@ -196,6 +196,10 @@ def identity(config: TrainConfig) -> dict[str, Any]:
     free = {"output", "resume", *feeding, *(f"run.{f.name}" for f in fields(RunConfig))}
     if config.optimizer.lr_schedule == "constant":  # the others stretch over all epochs
         free.add("epochs")
+    if not config.precision.amp:
+        free.add("precision.amp_dtype")
+    if ":" not in config.data.dataset:  # it has a size of its own
+        free.add("data.image_size")
     if config.optimizer.optimizer != "sgd":
         free |= {"optimizer.momentum", "optimizer.nesterov"}
     assert isinstance(config.method, Method)

@@ -15,12 +15,16 @@ from rich.table import Table
 from fastgat.cli.options import settings_options
 from fastgat.engine.allocator import keep_freed_memory
 from fastgat.evaluation import Cache, EvaluationSettings, RunSettings, evaluate_run, write_report
+from fastgat.evaluation.run import QUICK
 from fastgat.options import convert
 
 CARD_FAILED = 3
 COLOURS = {"PASS": "green", "WARN": "yellow", "FAIL": "red"}
 FULL = {"samples": None, "generator_images": 10_000, "generator_epochs": 20}
 """What --full asks for in place of the defaults."""
+
+OF_CLEAN = ("checkpoint", "split", "data_dir", "device", "on_bad_sample", "batch_size")
+"""Settings that clean accuracy has too."""
 
 
 @click.command()
@@ -67,8 +71,13 @@ def evaluate(
 
     Exit code 3 where the card has a FAIL.
     """
+    asked = [name for name, value in given.items() if value is not None and name not in OF_CLEAN]
+    if clean and (quick or full or sources or networks or cgs or no_generator or fresh or asked):
+        raise click.UsageError("--clean attacks nothing: leave out what says how")
     if full and (quick or given["samples"] is not None):
         raise click.UsageError("--full attacks every image: leave out --quick and --samples")
+    if quick and given["samples"] is not None:
+        raise click.UsageError(f"--quick attacks {QUICK} images: leave out --samples")
     if no_generator and cgs:
         raise click.UsageError("--cg trains a generator, and --no-generator none")
     chosen = (FULL if full else {}) | {name: value for name, value in given.items() if value is not None}

@@ -32,7 +32,8 @@ OWN = ("output", "resume", "seed", "device")
 
 
 @click.command(cls=SectionedCommand)
-@run_options(without=("output", "resume"), defaults={"dataset": "cifar10"})
+@click.option("--dataset", metavar="NAME", help="cifar10, cifar100 or digits  [default: cifar10]")
+@run_options(without=("output", "resume", "dataset", "image_size", "on_bad_sample"))
 @click.option(
     "--over",
     multiple=True,

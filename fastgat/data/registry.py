@@ -65,10 +65,12 @@ def load_dataset(
         split_seed: of the split into train and validation.
         image_size: what the images of folder: and webdataset: are scaled to, pixels a side (default 32).
 
-    Raises ConfigError for an unknown name or a size that the data set does not have, DataError for data that are
-    missing or not what they should be.
+    Raises ConfigError for an unknown name, a size that the data set does not have, or a `data_dir` for images that are
+    named by where they are, DataError for data that are missing or not what they should be.
     """
     if found := users_images(name, image_size):
+        if data_dir is not None:
+            raise ConfigError(f"{name!r} says itself where the images are: leave out --data-dir")
         return found.load(split_seed, progress)
     if name != "auto" and name not in DATASETS:
         known = ["auto", *DATASETS, "folder:PATH", "webdataset:PATTERN"]
@@ -80,6 +82,11 @@ def load_dataset(
         side = data.train.shape[0]
         raise ConfigError(f"image_size {image_size}: {data.name} has images of {side} x {side} pixels, and no others")
     return data
+
+
+def moved(name: str, place: Path) -> str:
+    """The name of a user's images that lie at another place: the PATH or PATTERN `place`."""
+    return f"{name.partition(':')[0]}:{place}"
 
 
 def users_images(name: str, image_size: int | None = None) -> Folder | WebDataset | None:

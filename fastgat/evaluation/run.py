@@ -15,6 +15,7 @@ from fastgat.attacks import GeneratorTraining
 from fastgat.config import DataConfig, TrainConfig
 from fastgat.data import Batch, DataSet, Images, Loader, choose, create_loader, load_dataset
 from fastgat.data.bad_samples import POLICIES
+from fastgat.data.registry import moved, users_images
 from fastgat.engine.accuracy import score
 from fastgat.engine.checkpoint import load_checkpoint
 from fastgat.engine.device import pick_device, tf32
@@ -41,7 +42,9 @@ class RunSettings(Options):
 
     checkpoint: str = option("best", "which of the run's checkpoints", choices=("best", "last"))
     split: str = option("test", "which images", choices=("test", "validation"))
-    data_dir: Path | None = option(None, "folder of the data set  [default: as in training]")
+    data_dir: Path | None = option(
+        None, "folder of the data set, or the PATH or PATTERN of folder: or webdataset:  [default: as in training]"
+    )
     device: str = option("auto", "cpu, cuda, cuda:N, or auto")
     on_bad_sample: str = option("error", "what becomes of an image that cannot be read", choices=POLICIES)
     samples: int | None = option(QUICK, "images to attack", at_least=1)
@@ -73,10 +76,10 @@ class RunData:
 
     def __init__(self, loaded: Loaded, settings: RunSettings, batch_size: int, device: torch.device) -> None:
         data, self.settings, self.batch_size, self.device = loaded.data, settings, batch_size, device
-        self.images: DataSet[Images] = load_dataset(
-            data.dataset, settings.data_dir or data.data_dir, data.split_seed, image_size=data.image_size
-        )
-        self.name = data.dataset
+        self.name, place = data.dataset, settings.data_dir or data.data_dir
+        if users_images(self.name) is not None:
+            self.name, place = moved(self.name, settings.data_dir) if settings.data_dir else self.name, None
+        self.images: DataSet[Images] = load_dataset(self.name, place, data.split_seed, image_size=data.image_size)
         self.part = {"test": self.images.test, "validation": self.images.validation}[settings.split]
         if not len(self.part):
             raise DataError(f"{self.images.name} has no {settings.split} images; --split validation has some")
@@ -148,6 +151,7 @@ def evaluate_run(
     Raises FastgatError if checkpoints, data or settings are not as they must be.
     """
     settings, attacks = settings or RunSettings(), attacks or EvaluationSettings()
+    generators = [GeneratorTraining(cg=cg, epochs=settings.generator_epochs, seed=attacks.seed) for cg in cgs]
     device = pick_device(settings.device)
     loaded = load_run(run, settings.checkpoint, device)
     data = RunData(loaded, settings, attacks.batch_size or BLOCK, device)
@@ -180,7 +184,7 @@ def evaluate_run(
         curve_batches=data.some(None if count is None else max(count, CURVES), attacks.seed),
         train=data.loader(training, min(64, len(training))),
         validation=Passes(data.loader(shuffled(data.images.validation, 256, attacks.seed))),
-        generators=[GeneratorTraining(cg=cg, epochs=settings.generator_epochs, seed=attacks.seed) for cg in cgs],
+        generators=generators,
         cache=cache,
         progress=progress,
     )

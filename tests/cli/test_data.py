@@ -28,6 +28,11 @@ def test_train_and_evaluate_on_a_folder(run: Run, tmp_path: Path) -> None:
     assert "% waiting for data" in result.out
     assert json.loads(Path("out/summary.json").read_text())["test_accuracy"] is not None
     assert "6 images of folder:" in run("evaluate", "out", "--clean").out
+    Path("images").rename("moved")
+    assert "images: no such folder" in run("evaluate", "out", "--clean").err
+    assert "6 images of folder:moved" in run("evaluate", "out", "--clean", "--data-dir", "moved").out
+    refused = run("train", "--dataset", "folder:moved", "--data-dir", "elsewhere", *SMALL, "--output", "again")
+    assert (refused.code, "says itself where the images are: leave out --data-dir" in refused.err) == (2, True)
 
 
 def test_a_report_on_a_folder(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

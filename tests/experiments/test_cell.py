@@ -32,6 +32,8 @@ CONFIG = TrainConfig(method=GAT(cg=0.3), data=DataConfig(dataset="cifar10"))
         {"run": RunConfig(device="cpu", compile=False, cuda_graph=False, log_interval=7, checkpoint_interval=3)},
         {"data": DataConfig(dataset="cifar10", data_dir=Path("here"), loader="torch", workers=2)},
         {"data": DataConfig(dataset="cifar10", train_images=45_000)},
+        {"data": DataConfig(dataset="cifar10", image_size=32)},
+        {"precision": PrecisionConfig(amp_dtype="float16")},
     ],
 )
 def test_what_decides_nothing_is_not_in_it(changes: dict[str, Any]) -> None:
@@ -52,6 +54,7 @@ def test_what_decides_nothing_is_not_in_it(changes: dict[str, Any]) -> None:
         {"optimizer": OptimizerConfig(generator_lr=1e-5)},
         {"model": ModelConfig(generator_width=8)},
         {"precision": PrecisionConfig(amp=True)},
+        {"data": DataConfig(dataset="folder:here", image_size=64)},
         {"run": RunConfig(early_stopping=5)},
     ],
 )
