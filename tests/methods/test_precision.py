@@ -34,10 +34,10 @@ Trained = tuple[Classifier, Tensor, Tensor]
 @pytest.fixture(scope="module")
 def trained() -> Trained:
     """A Table-1 network that has begun to learn, and a batch."""
-    torch.manual_seed(0)
+    torch.manual_seed(1)
     loader = create_loader("resident", DIGITS.load(None, 0, silent).train, 32, channels_last=True)
     classifier = Classifier().to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch's stub lacks it
-    optimizer = torch.optim.Adam(classifier.parameters(), lr=2e-3)
+    optimizer = torch.optim.Adam(classifier.parameters(), lr=1e-3)  # of twice that the network dies on some CPUs
     batches = loader.stream(0)
     for images, labels in itertools.islice(batches, STEPS):
         optimizer.zero_grad()
@@ -45,6 +45,7 @@ def trained() -> Trained:
             loss = functional.cross_entropy(classifier(images), labels)
         loss.backward()
         optimizer.step()
+    assert float(loss.detach()) < 2.2, "it has learnt nothing yet"
     images, labels = next(batches)
     return classifier, images, labels
 
