@@ -17,7 +17,7 @@ from fastgat.engine.compiled import Stepper, missing_compiler
 from fastgat.engine.device import autocast_dtype, tf32
 from fastgat.engine.fitting import check_networks
 from fastgat.engine.interaction import samples_interact
-from fastgat.engine.random import step_draws
+from fastgat.engine.random import seed_torch, step_draws
 from fastgat.engine.ranks import current
 from fastgat.engine.state import TrainState
 from fastgat.errors import CompileError, ConfigError
@@ -52,7 +52,7 @@ class TrainingStep:
         self._compiled, self._cuda_graph, self._seed = compiled, cuda_graph, seed
         self._rate = 1.0
         self._stepper: Stepper | None = None
-        self._shape = torch.Size()
+        self._made_for: tuple[torch.Size, torch.dtype] | None = None
         self._modes: list[tuple[nn.Module, bool]] = []
         self._restored: dict[str, Tensor] | None = None
 
@@ -69,15 +69,18 @@ class TrainingStep:
             labels: (B,) int64.
             generator_batches: with schedule "paper", k minibatches like this one, of the generator's own.
 
-        Raises ConfigError for another shape than the first batch's, and where the networks do not fit it.
+        Raises ConfigError for another shape or dtype than the first batch's, where the networks do not fit it, and
+        where a parameter was frozen or made trainable since.
         """
         kind = self.method.kind(self.steps)
         owed = self.method.generator_minibatches if kind == "full" else 0
         if len(generator_batches) != owed:
             raise ConfigError(f"this step takes {owed} generator_batches, got {len(generator_batches)}")
-        batches = [self._batch(*each) for each in (*generator_batches, (images, labels))]
+        kind_of_batch = self._made_for or (images.shape, images.dtype)
+        batches = [self._batch(*each, *kind_of_batch) for each in (*generator_batches, (images, labels))]
         with self._surroundings(images.device):
             stepper = self._stepper or self._build(batches[-1])
+            stepper.state.check_trainable()
             stepper.state.set_learning_rates(self._rate)
             with self._in_their_modes(), self._across_ranks():
                 stepper(batches, self._draws(batches), kind)
@@ -130,16 +133,18 @@ class TrainingStep:
         check_match(tensors, state)
         state.load_state_dict(tensors)
 
-    def _batch(self, images: Tensor, labels: Tensor) -> Batch:
+    def _batch(self, images: Tensor, labels: Tensor, shape: torch.Size, dtype: torch.dtype) -> Batch:
         if labels.dtype != torch.int64 or labels.shape != images.shape[:1]:
             raise ConfigError(f"labels must be int64, one an image, got {labels.dtype} of {tuple(labels.shape)}")
         if labels.device != images.device:
             raise ConfigError(f"the labels are on {labels.device}, the images on {images.device}: bring them together")
-        if self._stepper is not None and images.shape != self._shape:
+        if images.shape != shape:
             raise ConfigError(
-                f"the step is made for images of {tuple(self._shape)}, got {tuple(images.shape)}: leave a smaller last "
+                f"the step is made for images of {tuple(shape)}, got {tuple(images.shape)}: leave a smaller last "
                 "batch out"
             )
+        if images.dtype != dtype:
+            raise ConfigError(f"the step is made for images of {dtype}, got {images.dtype}")
         layout = torch.channels_last if self._precision.channels_last else torch.contiguous_format
         return Batch(images.contiguous(memory_format=layout), labels)
 
@@ -150,7 +155,7 @@ class TrainingStep:
         check_networks(self.classifier, self.generator, batch, self.method)
         if self.method.needs_generator and self.generator is None:
             channels = batch.images.shape[1]
-            torch.manual_seed(self._seed)
+            seed_torch(self._seed, device)
             generator = Generator(channels=channels, in_channels=self.method.generator_channels(channels))
             self.generator = generator.to(device, batch.images.dtype)
         players = [module for module in (self.classifier, self.generator) if module is not None]
@@ -178,7 +183,8 @@ class TrainingStep:
         batches = [batch] * (1 + self.method.generator_minibatches)
         with self._across_ranks():
             stepper.prepare(batches, self._draws(batches))
-        self._stepper, self._shape, self._restored = stepper, batch.images.shape, None
+        self._stepper, self._restored = stepper, None
+        self._made_for = batch.images.shape, batch.images.dtype
         return stepper
 
     def _across_ranks(self) -> AbstractContextManager[None]:

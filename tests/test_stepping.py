@@ -18,6 +18,7 @@ from fastgat.models import Classifier, Generator
 from tests.support import (
     DOUBLE,
     BatchNormNet,
+    SmallClassifier,
     SmallGenerator,
     compiled_by,
     largest_difference,
@@ -200,7 +201,8 @@ class Failing(Probabilities):
         ({"classifier": Probabilities()}, "returns probabilities"),
         ({"classifier": InPlace()}, "changes its input in place"),
         ({"classifier": nn.Flatten(0)}, r"must return logits \(B, K\)"),
-        ({"classifier": nn.Sequential(nn.Flatten(), nn.Softplus())}, "no trainable parameters"),
+        ({"classifier": nn.Sequential(nn.Flatten(), nn.Softplus())}, "the classifier has no trainable parameters"),
+        ({"generator": Generator().requires_grad_(False)}, "the generator has no trainable parameters"),
         ({"classifier": Classifier(in_channels=1)}, "do not take images of shape"),
         ({"generator": Generator(channels=3, in_channels=6)}, "do not take images of shape"),
         ({"generator": nn.Conv2d(3, 1, 1)}, "must return perturbations of the images' shape"),
@@ -224,6 +226,8 @@ def test_a_batch_that_is_not_like_the_first() -> None:
     step(images, labels)
     with pytest.raises(ConfigError, match="leave a smaller last batch out"):
         step(images[:2], labels[:2])
+    with pytest.raises(ConfigError, match=r"is made for images of torch\.float32, got torch\.bfloat16"):
+        step(images.bfloat16(), labels)
     with pytest.raises(ConfigError, match="takes 0 generator_batches, got 1"):
         step(images, labels, generator_batches=[(images, labels)])
     with pytest.raises(ConfigError, match="labels must be int64, one an image"):
@@ -233,6 +237,30 @@ def test_a_batch_that_is_not_like_the_first() -> None:
     step(images * float("nan"), labels)
     with pytest.raises(NonFiniteError, match="classifier became NaN or infinite at step 2"):
         step.metrics()
+
+
+def test_minibatches_of_the_generator_are_like_the_classifier_s_from_the_first_step_on() -> None:
+    step = fastgat.compile_step(SmallClassifier(), GAT(schedule="paper"), generator=SmallGenerator(), compile=False)
+    images, labels = minibatch(dtype=torch.float32)
+    with pytest.raises(ConfigError, match="leave a smaller last batch out"):
+        step(images, labels, generator_batches=[(images[:1], labels[:1])])
+    step(images, labels, generator_batches=[(images, labels)])
+
+
+def test_what_is_trainable_stays_so() -> None:
+    classifier = SmallClassifier()
+    name = next(name for name, _ in classifier.named_parameters())
+    step = fastgat.compile_step(classifier, "baseline", compile=False)
+    batch = minibatch(dtype=torch.float32)
+    step(*batch)
+    classifier.get_parameter(name).requires_grad_(False)
+    with pytest.raises(ConfigError, match=f"{name} of the classifier was frozen after the first step"):
+        step(*batch)
+    again = fastgat.compile_step(classifier, "baseline", compile=False)
+    again(*batch)
+    classifier.get_parameter(name).requires_grad_(True)
+    with pytest.raises(ConfigError, match=f"{name} of the classifier was made trainable after the first step"):
+        again(*batch)
 
 
 def test_mixed_precision_and_channels_last() -> None:

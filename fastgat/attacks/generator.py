@@ -20,8 +20,9 @@ from torch import Tensor, nn
 
 from fastgat.attacks.base import Attack, check_images, check_logits, frozen, loss_gradient
 from fastgat.data.batch import Batch, Loader
-from fastgat.engine.compiled import explained
+from fastgat.engine.compiled import ON_A_GPU, explained
 from fastgat.engine.optimizers import Adam, trainable_parameters
+from fastgat.engine.random import seed_torch
 from fastgat.errors import CompileError, ConfigError, NonFiniteError
 from fastgat.functional import places
 from fastgat.kernels.input_gradient import ascent, input_gradient
@@ -79,7 +80,7 @@ def train_generator(
     check_images(*first)
     with frozen(model), torch.random.fork_rng([first.images.device] if first.images.is_cuda else []):
         check_logits(model, first.images[:2], first.labels)
-        torch.manual_seed(training.seed)
+        seed_torch(training.seed, first.images.device)
         generator = Generator(training.width, first.images.shape[1]).to(first.images)
         step, validate = _learner(model, generator, training, compiled)
         best, lowest, losses = copy.deepcopy(generator), math.inf, list[float]()
@@ -130,7 +131,8 @@ def _learner(
 
     if not compiled:
         return step, validate
-    whole, made = torch.compile(step, fullgraph=True, dynamic=False), False
+    options = ON_A_GPU if next(generator.parameters()).is_cuda else None
+    whole, made = torch.compile(step, fullgraph=True, dynamic=False, options=options), False
 
     def compiled_step(batch: Batch) -> None:
         nonlocal made

@@ -70,15 +70,26 @@ def autocast_dtype(name: str, device: torch.device) -> torch.dtype:
 
 @contextlib.contextmanager
 def tf32(allowed: bool) -> Iterator[None]:
-    """Whether float32 matrix products and convolutions on a GPU may round their factors to TF32, for a while."""
-    backends: tuple[Any, ...] = torch.backends.cuda.matmul, torch.backends.cudnn.conv  # type: ignore[attr-defined]
-    before = [backend.fp32_precision for backend in backends]
+    """Whether float32 matrix products and convolutions on a GPU may round their factors to TF32, for a while.
+
+    Torch has two interfaces to this, and refuses to read the older one where only the newer one was set; Inductor reads
+    it, and so may a network. The older one sets both.
+    """
+    old: tuple[Any, ...] = torch.backends.cuda.matmul, torch.backends.cudnn
+    new: tuple[Any, ...] = old[0], torch.backends.cudnn.conv, torch.backends.cudnn.rnn  # type: ignore[attr-defined]
+    precisions = [backend.fp32_precision for backend in new]
     try:
-        for backend in backends:
-            backend.fp32_precision = "tf32" if allowed else "ieee"
+        before = [backend.allow_tf32 for backend in old]
+    except RuntimeError:  # so it has been done here
+        before = []
+    try:
+        for backend in old:
+            backend.allow_tf32 = allowed
         yield
     finally:
-        for backend, precision in zip(backends, before, strict=True):
+        for backend, value in zip(old, before, strict=False):
+            backend.allow_tf32 = value
+        for backend, precision in zip(new, precisions, strict=True):
             backend.fp32_precision = precision
 
 

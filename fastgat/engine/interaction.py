@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from fastgat.engine.random import seed_torch
 from fastgat.engine.state import has_batch_norm
 from fastgat.functional import call
 
@@ -23,7 +24,7 @@ def samples_interact(classifier: nn.Module, images: Tensor) -> bool:
     with torch.random.fork_rng([images.device] if images.is_cuda else []):
         outputs = []
         for pair in (torch.cat([first, first]), torch.cat([first, second])):
-            torch.manual_seed(0)  # the same dropout masks for both pairs
+            seed_torch(0, images.device)  # the same dropout masks for both pairs
             tensors = {name: t.clone() for name, t in (*classifier.named_parameters(), *classifier.named_buffers())}
             outputs.append(call(classifier, tensors, (pair,))[0][0])
     alone, beside = outputs

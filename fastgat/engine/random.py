@@ -42,6 +42,17 @@ def _whole(images: Tensor, count: int) -> Tensor:
     return torch.empty(shape, dtype=images.dtype, device=images.device, memory_format=layout)
 
 
+def seed_torch(seed: int, device: torch.device) -> None:
+    """Seed torch's global generators of the CPU and of `device`, which `torch.random.fork_rng([device])` puts back.
+
+    `torch.manual_seed` would seed those of every device.
+    """
+    torch.default_generator.manual_seed(seed)
+    if device.type == "cuda":
+        torch.cuda.init()
+        torch.cuda.default_generators[device.index].manual_seed(seed)
+
+
 def seed_step(seed: int, step: int, device: torch.device, rank: int = 0) -> torch.Generator:
     """Make all of a step's randomness a pure function of the seed and the step.
 
@@ -52,9 +63,7 @@ def seed_step(seed: int, step: int, device: torch.device, rank: int = 0) -> torc
     source, _ = np.random.SeedSequence((seed, DRAWS, step)).generate_state(2, np.uint64) >> np.uint64(1)
     own = (seed, DRAWS, step, rank) if rank else (seed, DRAWS, step)
     _, rest = np.random.SeedSequence(own).generate_state(2, np.uint64) >> np.uint64(1)
-    torch.default_generator.manual_seed(int(rest))
-    if device.type == "cuda":
-        torch.cuda.default_generators[device.index].manual_seed(int(rest))
+    seed_torch(int(rest), device)
     return torch.Generator(device).manual_seed(int(source))
 
 
@@ -69,7 +78,7 @@ def seeded(seed: int, device: torch.device, deterministic: bool) -> Iterator[Non
     with torch.random.fork_rng([device] if device.type == "cuda" else []):
         random.seed(seed)
         np.random.seed(seed % 2**32)  # numpy's global generator is the one that other code uses
-        torch.manual_seed(seed)
+        seed_torch(seed, device)
         if deterministic:
             os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
             torch.use_deterministic_algorithms(True)

@@ -60,9 +60,11 @@ class TrainState(nn.Module):
             raise ConfigError(
                 "the classifier has lazy layers: give them their sizes, or take one step of your own first"
             )
-        if not trainable_parameters(classifier):
-            raise ConfigError("the classifier has no trainable parameters")
         players = {"classifier": classifier} | ({"generator": generator} if generator is not None else {})
+        self._trainable = {name: list(trainable_parameters(player)) for name, player in players.items()}
+        for name, found in self._trainable.items():
+            if not found:
+                raise ConfigError(f"the {name} has no trainable parameters")
         _refuse_extra_state(players)
         device = next(classifier.parameters()).device
         self.optimizer, self.autocast, self.ranks = optimizer, autocast, ranks
@@ -95,6 +97,16 @@ class TrainState(nn.Module):
             self._network("generator", generator) if generator is not None else None,
             self.memory,
         )
+
+    def check_trainable(self) -> None:
+        """Raises ConfigError where other parameters of a network are trainable than when this state was made."""
+        for name, player in (("classifier", self.classifier), ("generator", self.generator)):
+            found = list(trainable_parameters(player)) if player is not None else []
+            expected = self._trainable.get(name, [])
+            if found != expected:
+                other = min(set(found) ^ set(expected))
+                change = "frozen" if other in expected else "made trainable"
+                raise ConfigError(f"{other} of the {name} was {change} after the first step: make a new step for that")
 
     def begin(self) -> list[Tensor]:
         """What a step may have to be taken back to."""
@@ -231,7 +243,7 @@ class TrainState(nn.Module):
         return [*tensors, *self._memories()]
 
     def _learned(self, *players: str) -> list[Tensor]:
-        """The players' parameters and moments. Not their buffers: a mask, say, may be infinite by right."""
+        """The players' trainable parameters, and moments. Not the rest: a mask, say, may be infinite by right."""
         return [
             tensor
             for name, module, adam in (
@@ -239,7 +251,7 @@ class TrainState(nn.Module):
                 ("generator", self.generator, self.generator_optimizer),
             )
             if module is not None and adam is not None and (not players or name in players)
-            for tensor in (*module.parameters(), *adam.buffers())
+            for tensor in (*trainable_parameters(module).values(), *adam.buffers())
         ]
 
     def _clipped(self, gradients: Tensors) -> Tensors:

@@ -42,6 +42,7 @@ class Free(Method):
         ((images, labels),) = minibatches
         delta = players.memory
         assert delta is not None
+        wide = torch.promote_types(images.dtype, torch.float32)
         found: list[Metrics] = []
         for _ in range(self.replays):
             classifier, of = players.classifier, logits(players.classifier)
@@ -49,8 +50,8 @@ class Free(Method):
             z, pull, buffers = pull_back(classifier, of, classifier.parameters, moved.perturbed)
             half = sample_loss(z, labels)
             gradients, loss_gradient = pull(half.gradient)
-            uncut = images + delta == moved.perturbed
-            loss_gradient = torch.where(uncut, loss_gradient, 0)
+            whole = images.to(wide) + delta
+            loss_gradient = torch.where((whole >= 0) & (whole <= 1), loss_gradient, 0)
             move = input_gradient(loss_gradient, "linf", epsilon=self.epsilon).value
             delta = (delta + move).clamp(-self.epsilon, self.epsilon)
             players = players._replace(classifier=classifier._replace(buffers=buffers))
@@ -59,7 +60,7 @@ class Free(Method):
                 {
                     "loss": half.loss.mean(),
                     "perturbed_accuracy": half.correct.float().mean(),
-                    "perturbation_norm": (moved.perturbed - images).flatten(1).norm(dim=1).mean(),
+                    "perturbation_norm": (whole.clamp(0, 1) - images).flatten(1).norm(dim=1).mean(),
                 }
             )
         means = {name: torch.stack([one[name] for one in found]).mean() for name in self.metrics}

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import inspect
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -55,15 +56,13 @@ def _for_channels(values: tuple[float, ...], channels: int) -> tuple[float, ...]
 def _made(name: str, options: dict[str, Any]) -> nn.Module:
     """What the factory called `package.module:factory` makes."""
     place, _, attribute = name.partition(":")
-    sys.path.append(str(Path.cwd()))
     try:
-        factory = getattr(importlib.import_module(place), attribute)
+        with _importing_from_here():
+            factory = getattr(importlib.import_module(place), attribute)
     except ModuleNotFoundError as missing:
         raise ConfigError(f"classifier {name!r}: no module called {missing.name!r}") from None
     except Exception as error:  # noqa: BLE001  # whatever the module raises when it is imported
         raise ConfigError(f"classifier {name!r}: {error}") from None
-    finally:
-        sys.path.pop()
     if not callable(factory):
         raise ConfigError(f"classifier {name!r}: {attribute} cannot be called")
     parameters = inspect.signature(factory).parameters.values()
@@ -72,12 +71,27 @@ def _made(name: str, options: dict[str, Any]) -> nn.Module:
     if options["dropout"] and "dropout" not in taken:
         raise ConfigError(f"classifier {name!r}: a method with dropout needs a factory that takes `dropout`")
     try:
-        module = factory(**taken)
-    except TypeError as error:
+        with _importing_from_here():  # what it imports only now
+            module = factory(**taken)
+    except (TypeError, ImportError) as error:
         raise ConfigError(f"classifier {name!r}: {error}") from None
     if not isinstance(module, nn.Module):
         raise ConfigError(f"classifier {name!r}: made a {type(module).__name__}, not a torch.nn.Module")
     return module
+
+
+@contextlib.contextmanager
+def _importing_from_here() -> Iterator[None]:
+    """Seek modules in the working directory too, after everywhere else."""
+    here = str(Path.cwd())
+    added = here not in sys.path
+    if added:
+        sys.path.append(here)
+    try:
+        yield
+    finally:
+        if added and here in sys.path:
+            sys.path.remove(here)
 
 
 def _timm(required_by: str) -> Any:

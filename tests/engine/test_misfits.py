@@ -53,6 +53,19 @@ def test_a_checkpoint_is_not_overwritten_by_bad_weights(tmp_path: Path) -> None:
     assert load_checkpoint(tmp_path / "run" / "last.safetensors")[1]["position"]["step"] == 0
 
 
+def test_a_frozen_parameter_may_be_infinite(tmp_path: Path) -> None:
+    class Masked(Small):
+        def __init__(self) -> None:
+            super().__init__()
+            self.mask = nn.Parameter(torch.tensor([0.0, 0.0, 0.0, -torch.inf]), requires_grad=False)
+
+        def forward(self, images: torch.Tensor) -> torch.Tensor:
+            return super().forward(images) + self.mask.clamp(min=-9)
+
+    history = trainer(config(tmp_path / "run", epochs=1, method="baseline"), Masked).fit()
+    assert history.summary is not None
+
+
 def test_an_output_that_cannot_be_made(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(OutputError, match="run: cannot be made: Not a directory"):

@@ -87,6 +87,13 @@ def strict(num_classes, depth):
 def none():
     return None
 
+def lazy(num_classes):
+    from my_sibling import Net
+    return Net()
+
+def lost(num_classes):
+    import my_missing
+
 text = "no function"
 """
 
@@ -95,9 +102,11 @@ text = "no function"
 def own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "my_networks.py").write_text(OWN)
     (tmp_path / "my_broken.py").write_text("def small(:")
+    (tmp_path / "my_sibling.py").write_text("from torch.nn import Identity as Net")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", [*sys.path])
-    monkeypatch.delitem(sys.modules, "my_networks", raising=False)
+    for name in ("my_networks", "my_sibling"):
+        monkeypatch.delitem(sys.modules, name, raising=False)
 
 
 def test_a_factory_of_ones_own(own: None) -> None:
@@ -105,6 +114,10 @@ def test_a_factory_of_ones_own(own: None) -> None:
     made = create_classifier("my_networks:anything", num_classes=4, in_channels=1, dropout=0.3)
     assert made.options == {"num_classes": 4, "in_channels": 1, "dropout": 0.3}
     assert isinstance(create_classifier("torch.nn:Identity", num_classes=4), nn.Identity)
+    before = [path for path in sys.path if path not in ("", str(Path.cwd()))]  # as the installed command has it
+    sys.path[:] = before
+    assert isinstance(create_classifier("my_networks:lazy", num_classes=4), nn.Identity)
+    assert sys.path == before
 
 
 @pytest.mark.parametrize(
@@ -115,6 +128,7 @@ def test_a_factory_of_ones_own(own: None) -> None:
         ("my_networks:text", "cannot be called"),
         ("my_networks:strict", "missing 1 required positional argument: 'depth'"),
         ("my_networks:none", "made a NoneType, not a torch.nn.Module"),
+        ("my_networks:lost", "No module named 'my_missing'"),
         (":small", "Empty module name"),
         ("my_broken:small", "invalid syntax"),
     ],

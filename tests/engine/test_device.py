@@ -1,0 +1,48 @@
+"""The device's settings, and how they are put back."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import torch
+
+from fastgat.engine.device import tf32
+
+MATMUL: Any = torch.backends.cuda.matmul
+CUDNN: Any = torch.backends.cudnn
+
+
+@pytest.fixture
+def as_before() -> Iterator[None]:
+    with tf32(False):
+        yield
+
+
+def readings() -> list[Any]:
+    """By the older interface, which torch refuses to read where it does not fit the newer one, and by that."""
+    with CUDNN.flags(enabled=True):
+        pass
+    older = [MATMUL.allow_tf32, CUDNN.allow_tf32, torch.get_float32_matmul_precision()]
+    return [*older, MATMUL.fp32_precision == "tf32", CUDNN.conv.fp32_precision == "tf32"]
+
+
+@pytest.mark.parametrize(("allowed", "precision"), [(False, "highest"), (True, "high")])
+def test_tf32_can_be_read_in_every_way(allowed: bool, precision: str) -> None:
+    before = readings()
+    with tf32(allowed):
+        assert readings() == [allowed, allowed, precision, allowed, allowed]
+        with tf32(not allowed):
+            assert readings()[:2] == [not allowed] * 2
+        assert readings() == [allowed, allowed, precision, allowed, allowed]
+    assert readings() == before
+
+
+def test_what_the_newer_interface_was_told_is_put_back(as_before: None) -> None:
+    MATMUL.fp32_precision = "tf32"
+    with pytest.raises(RuntimeError):
+        torch.get_float32_matmul_precision()
+    with tf32(False):
+        assert readings()[:2] == [False, False]
+    assert MATMUL.fp32_precision == "tf32"
