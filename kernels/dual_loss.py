@@ -1,6 +1,6 @@
 """Dual loss: J = -log F(x)_y (8) of each sample with its gradient by the logits, and alpha J + (1 - alpha) J' (10).
 
-    z_k = mean over the map of logits[k]               where the classifier ends in a map, as Table 1's does
+    z_k = mean over the map of logits[k]               where logits come as a map, (B, K, H, W)
     J = log sum_k exp(z_k - max z) - (z_y - max z)     neither overflows nor loses the tail, for logits of any size
     dJ/dz_k = exp(z_k - max z) / sum - [k = y]         the unit seed of each sample: it contains no alpha and no 1/B
 

@@ -170,6 +170,8 @@ def compile_all(capability: int, folder: Path) -> Path:
     target = triton.backends.compiler.GPUTarget("cuda", capability, 32)
     rows = []
     for case in cases():
+        if capability < 80 and "bf16" in case.name:  # which has no such instructions; --amp takes float16 there
+            continue
         launch = record(case)
         compiled = triton.compile(specialised(launch), target=target, options=launch.options)
         name = launch.kernel.__name__.strip("_").removesuffix("_kernel")
@@ -238,7 +240,8 @@ def check(report: Path) -> int:
     print(f"{'kernel':22} {'case':26} registers spills fp64 shared load store")
     bad = 0
     for row in content["rows"]:
-        problems = failures(row, budgets[row["kernel"]])
+        general = budgets[row["kernel"]]
+        problems = failures(row, general | general.get(f"sm_{content['capability']}", {}))
         bad += bool(problems)
         figures = (
             f"{row['registers']:9} {row['spills']:6} {row['fp64']:4} {row['shared']:6} {row['load']:4} {row['store']:5}"

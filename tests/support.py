@@ -96,10 +96,11 @@ class Engine:
         statistics: str = "both",
         compiled: bool = False,
         memory: torch.Tensor | None = None,
+        ema: float | None = None,
     ) -> None:
         self.method = method
         generator = copy.deepcopy(generator) if method.needs_generator else None
-        optimizer = OptimizerConfig(lr=1e-3, generator_lr=generator_lr)
+        optimizer = OptimizerConfig(lr=1e-3, generator_lr=generator_lr, ema=ema)
         self.state = TrainState(
             copy.deepcopy(classifier),
             generator,

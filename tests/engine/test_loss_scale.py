@@ -10,7 +10,7 @@ import torch
 from fastgat.engine.loss_scale import GROWTH_INTERVAL, SMALLEST
 from fastgat.engine.optimizers import Adam
 from fastgat.errors import NonFiniteError
-from fastgat.methods import GAT, FastGradientL2, Method
+from fastgat.methods import GAT, FastGradientL2, Free, Method
 from tests.support import BatchNormNet, Engine, minibatch, players
 
 METHODS = [
@@ -24,14 +24,25 @@ UNTOUCHED = ("loss_scale.", "metrics.", "step")
 
 def engine_for(method: Method, batch_norm: bool = False) -> Engine:
     classifier, generator = players(dtype=torch.float32)
-    return Engine(method, BatchNormNet() if batch_norm else classifier, generator, autocast=torch.float16)
+    return Engine(
+        method,
+        BatchNormNet() if batch_norm else classifier,
+        generator,
+        autocast=torch.float16,
+        memory=memory_for(method),
+        ema=0.9,
+    )
+
+
+def memory_for(method: Method) -> torch.Tensor | None:
+    return torch.zeros_like(minibatch(dtype=torch.float32).images) if method.remembers else None
 
 
 def batches_for(method: Method) -> list[object]:
     return [minibatch(dtype=torch.float32) for _ in range(1 + method.generator_minibatches)]
 
 
-@pytest.mark.parametrize("method", METHODS, ids=lambda m: f"{m.name} {getattr(m, 'schedule', '')}")
+@pytest.mark.parametrize("method", [*METHODS, Free(replays=2)], ids=lambda m: f"{m.name} {getattr(m, 'schedule', '')}")
 @pytest.mark.parametrize("batch_norm", [False, True])
 def test_an_overflow_skips_both_players(method: Method, batch_norm: bool) -> None:
     engine = engine_for(method, batch_norm)

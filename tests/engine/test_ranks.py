@@ -136,6 +136,15 @@ def talk(ranks: Ranks, folder: Path) -> None:
     state = TrainState(
         network, None, OptimizerConfig(), Baseline.metrics, memory=torch.zeros(2, 3) + ranks.rank, ranks=ranks
     )
+    half = TrainState(*players(dtype=torch.float32), OptimizerConfig(), ("loss",), torch.float16, ranks=ranks)
+    weight, before = next(half.classifier.parameters()), half.begin()
+    for overflowing, kept in (([1], True), ([], False)):
+        old = weight.detach().clone()
+        with torch.no_grad():
+            weight.add_(1)
+            half.finish({"loss": torch.tensor(torch.inf if ranks.rank in overflowing else 1.0)}, before)
+        assert torch.equal(weight, old) == kept, "a step in which one rank overflows is skipped by all"
+
     whole = state.whole()["memory"]
     assert whole.equal(torch.tensor([0.0, 0, 1, 1])[:, None].expand(4, 3))
     assert state.part_of({"memory": whole})["memory"].equal(torch.zeros(2, 3) + ranks.rank)
