@@ -188,9 +188,8 @@ def compile_all(capability: int, folder: Path) -> Path:
 
 def resources(cubin: Path, compiled: Any) -> dict[str, int | bool]:
     """Registers, spills, float64 instructions and access widths in bytes, from the machine code."""
-    usage = _tool("cuobjdump", "--dump-resource-usage", cubin)
-    code = _tool("cuobjdump", "--dump-sass", cubin)
-    (registers,) = re.findall(r"REG:(\d+)", usage)
+    code = _tool("cuobjdump", "--dump-resource-usage", "--dump-sass", cubin)
+    (registers,) = re.findall(r"REG:(\d+)", code)
     widths = {kind: [_width(suffix) for suffix in re.findall(rf"\b{kind}\.E(\S*)", code)] for kind in ("LDG", "STG")}
     return {
         "registers": int(registers),

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from fastgat.attacks import APGD, PGD, Attack, FastGradient, GeneratorAttack, Noise, Square
+from fastgat.attacks.apgd import _checkpoints
 from fastgat.errors import ConfigError, NonFiniteError
 from fastgat.models import Generator
 from tests.attacks.victim import Victim, accuracy
@@ -289,6 +290,17 @@ def test_what_is_wrong_is_said(
 def test_bad_settings_are_named(wrong: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         PGD(nn.Flatten(), **wrong)
+
+
+def test_the_schedules_are_the_papers() -> None:
+    """When APGD judges its headway, for 100 steps; and of what share of the image Square's windows are, of 10,000."""
+    assert _checkpoints(100) == {22, 41, 57, 70, 80, 87, 93, 99}
+    halved = {10: 0, 11: 1, 50: 1, 51: 2, 200: 2, 201: 3, 500: 3, 501: 4, 1000: 4, 1001: 5, 2000: 5, 2001: 6}
+    halved |= {4000: 6, 4001: 7, 6000: 7, 6001: 8, 8000: 8, 8001: 9}
+    for queries in (10_000, 20_000):
+        attack = Square(nn.Flatten(), queries=queries)
+        for query, times in halved.items():
+            assert attack._share(query * queries // 10_000) == 0.8 / 2**times, query
 
 
 def test_no_images(victim: Victim) -> None:

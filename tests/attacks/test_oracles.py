@@ -114,6 +114,7 @@ def test_pgd_with_restarts_is_as_strong_as_torchattackss(victim: Victim, norm: s
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_autoattack_is_no_weaker_than_its_parts(victim: Victim) -> None:
     x, y = victim.images[:20], victim.labels[:20]
     state = torch.get_rng_state()

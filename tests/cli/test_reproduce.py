@@ -97,6 +97,7 @@ def test_two_commands_on_one_folder_share_the_work(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_a_signal_ends_parallel_work_at_a_checkpoint(tmp_path: Path) -> None:
     longer = [*map(str, SEARCH), "--epochs", "2000", "--jobs", "2", "--out", "out"]
     command = subprocess.Popen(

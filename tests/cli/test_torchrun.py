@@ -98,6 +98,7 @@ def test_a_rank_is_killed_and_torchrun_restarts_all(undisturbed: Path, tmp_path:
         assert tensor.equal(killed[name]), name
 
 
+@pytest.mark.long
 def test_a_signal_ends_all_ranks_and_one_goes_on(undisturbed: Path, tmp_path: Path) -> None:
     """SIGTERM to one rank: all end at a checkpoint of one step, and one process goes on, its batches theirs."""
     process = start("--output", "out", folder=tmp_path)

@@ -7,6 +7,8 @@ import os
 import re
 import signal
 import sys
+import traceback
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -36,30 +38,6 @@ def train_all(ranks: Ranks, folder: Path, cases: list[Case]) -> None:
         torch.save(train(case, ranks), folder / f"{case.name}-{ranks.rank}.pt")
 
 
-@pytest.fixture(scope="module")
-def of_two(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """What each of two ranks has in the end, for every case."""
-    return made_once(tmp_path_factory, "of-two-ranks", lambda folder: run(2, train_all, folder, CASES))
-
-
-def compare(case: Case, folder: Path) -> None:
-    alone = train(replace(case, compiled=False))
-    for rank in (0, 1):
-        together = torch.load(folder / f"{case.name}-{rank}.pt")
-        assert alone.keys() == together.keys()
-        for name, tensor in alone.items():
-            difference = (together[name] - tensor).abs().max()
-            bound = EXACT if tensor.dtype == torch.float64 else 1e-5  # metrics are float32
-            assert float(difference) <= bound * float(tensor.abs().max()), name
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
-def test_two_ranks_are_one(case: Case, of_two: Path) -> None:
-    """In float64, after some steps, on batches that together are the one rank's."""
-    compare(case, of_two)
-
-
 def far_from_zero(ranks: Ranks, folder: Path) -> None:
     torch.manual_seed(0)
     whole = 100 + 0.1 * torch.randn(8, 3, 4, 4)
@@ -68,33 +46,6 @@ def far_from_zero(ranks: Ranks, folder: Path) -> None:
         ours = together(whole[ranks.part(8)])
     torch.testing.assert_close(ours, alone(whole)[ranks.part(8)], rtol=1e-3, atol=1e-3)
     torch.testing.assert_close(together.running_var, alone.running_var)
-
-
-@pytest.mark.slow
-def test_batch_norm_keeps_its_digits_far_from_zero(tmp_path: Path) -> None:
-    run(2, far_from_zero, tmp_path)
-
-
-def train_compiled(ranks: Ranks, folder: Path) -> None:
-    from torch._inductor.utils import run_and_get_code  # slow
-
-    result, codes = run_and_get_code(train, COMPILED, ranks)
-    torch.save(result, folder / f"{COMPILED.name}-{ranks.rank}.pt")
-    (folder / "code.py").write_text(codes[0])
-
-
-@pytest.mark.slow
-@pytest.mark.long
-def test_compiled_the_classifier_s_gradients_travel_during_the_generator_s_backward_pass(tmp_path: Path) -> None:
-    run(2, train_compiled, tmp_path)
-    compare(COMPILED, tmp_path)
-    pattern = r"c10d_functional\.(all_reduce_|wait_tensor)\.default\(|= .*(convolution)"
-    calls = re.findall(pattern, (tmp_path / "code.py").read_text())
-    happens = ["convolution" if convolution else collective for collective, convolution in calls]
-    # Batch norm: two forward passes, and two backward ones for each of the two players.
-    assert happens.count("all_reduce_") == happens.count("wait_tensor") == 2 + 4 + 2
-    buckets = [i for i, what in enumerate(happens) if what == "all_reduce_"][-2:]
-    assert happens[buckets[0] : buckets[1]].count("convolution") >= 3
 
 
 def talk(ranks: Ranks, folder: Path) -> None:
@@ -161,24 +112,6 @@ def talk(ranks: Ranks, folder: Path) -> None:
     assert means["a"].is_contiguous(memory_format=torch.channels_last)
 
 
-@pytest.mark.slow
-def test_what_ranks_say_to_each_other(tmp_path: Path) -> None:
-    run(2, talk, tmp_path)
-
-
-def settings(**changes: object) -> TrainConfig:
-    small = RunConfig(device="cpu", compile=False)
-    chosen = {
-        "method": "baseline",
-        "epochs": 1,
-        "batch_size": 8,
-        "run": small,
-        "data": DataConfig("folder:images"),
-        **changes,
-    }
-    return TrainConfig(**chosen)  # type: ignore[arg-type]  # as the tests give them
-
-
 def step_by_hand(ranks: Ranks, folder: Path) -> None:
     torch.save(own_loop(ranks), folder / f"{ranks.rank}.pt")
 
@@ -194,33 +127,17 @@ def own_loop(ranks: Ranks) -> dict[str, torch.Tensor]:
     return {name: tensor for name, tensor in classifier.state_dict().items() if tensor.is_floating_point()}
 
 
-@pytest.mark.slow
-def test_a_step_in_a_loop_of_one_s_own(tmp_path: Path) -> None:
-    run(2, step_by_hand, tmp_path)
-    alone = own_loop(ALONE)
-    for rank in (0, 1):
-        for name, tensor in torch.load(tmp_path / f"{rank}.pt").items():
-            torch.testing.assert_close(tensor, alone[name], rtol=EXACT, atol=EXACT)
-
-
-def leave_nothing(ranks: Ranks, folder: Path) -> None:
-    atexit.register(
-        lambda: (folder / f"threads{ranks.rank}").write_text(
-            "".join((task / "comm").read_text() for task in Path("/proc/self/task").iterdir())
-        )
-    )
-    train(CASES[0], ranks)
-
-
-@pytest.mark.slow
-@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="finds threads in /proc")
-def test_no_thread_of_the_group_outlives_it(tmp_path: Path) -> None:
-    """It could end the process by an abort."""
-    run(2, leave_nothing, tmp_path)
-    for rank in (0, 1):
-        threads = (tmp_path / f"threads{rank}").read_text()
-        assert "python" in threads or "pt_main" in threads
-        assert "gloo" not in threads
+def settings(**changes: object) -> TrainConfig:
+    small = RunConfig(device="cpu", compile=False)
+    chosen = {
+        "method": "baseline",
+        "epochs": 1,
+        "batch_size": 8,
+        "run": small,
+        "data": DataConfig("folder:images"),
+        **changes,
+    }
+    return TrainConfig(**chosen)  # type: ignore[arg-type]  # as the tests give them
 
 
 class Centred(nn.Module):
@@ -271,9 +188,118 @@ def misfit(ranks: Ranks, folder: Path) -> None:
     assert not (mine / "runs").exists()
 
 
+PARTS = (far_from_zero, talk, step_by_hand, misfit)
+
+
+def do_all(ranks: Ranks, folder: Path) -> None:
+    """The cases, and the parts one by one, in one pair of processes: to start them takes longer than what they do."""
+    train_all(ranks, folder, CASES)
+    for part in PARTS:
+        own = folder / part.__name__
+        own.mkdir(exist_ok=True)
+        failure = ""
+        try:
+            part(ranks, own)
+        except BaseException:  # noqa: BLE001  # told by the part's own test
+            failure = traceback.format_exc()
+        os.chdir(folder)
+        (own / f"failure-{ranks.rank}").write_text(failure)
+
+
+def check_part(part: Callable[[Ranks, Path], None], of_two: Path) -> None:
+    for rank in (0, 1):
+        failure = (of_two / part.__name__ / f"failure-{rank}").read_text()
+        assert not failure, failure
+
+
+@pytest.fixture(scope="module")
+def of_two(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What each of two ranks has in the end, for every case, and how the parts went."""
+    return made_once(tmp_path_factory, "of-two-ranks", lambda folder: run(2, do_all, folder))
+
+
+def compare(case: Case, folder: Path) -> None:
+    alone = train(replace(case, compiled=False))
+    for rank in (0, 1):
+        together = torch.load(folder / f"{case.name}-{rank}.pt")
+        assert alone.keys() == together.keys()
+        for name, tensor in alone.items():
+            difference = (together[name] - tensor).abs().max()
+            bound = EXACT if tensor.dtype == torch.float64 else 1e-5  # metrics are float32
+            assert float(difference) <= bound * float(tensor.abs().max()), name
+
+
 @pytest.mark.slow
-def test_ranks_that_do_not_fit_each_other(tmp_path: Path) -> None:
-    run(2, misfit, tmp_path)
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+def test_two_ranks_are_one(case: Case, of_two: Path) -> None:
+    """In float64, after some steps, on batches that together are the one rank's."""
+    compare(case, of_two)
+
+
+@pytest.mark.slow
+def test_batch_norm_keeps_its_digits_far_from_zero(of_two: Path) -> None:
+    check_part(far_from_zero, of_two)
+
+
+def train_compiled(ranks: Ranks, folder: Path) -> None:
+    from torch._inductor.utils import run_and_get_code  # slow
+
+    result, codes = run_and_get_code(train, COMPILED, ranks)
+    torch.save(result, folder / f"{COMPILED.name}-{ranks.rank}.pt")
+    (folder / "code.py").write_text(codes[0])
+
+
+@pytest.mark.slow
+@pytest.mark.long
+def test_compiled_the_classifier_s_gradients_travel_during_the_generator_s_backward_pass(tmp_path: Path) -> None:
+    run(2, train_compiled, tmp_path)
+    compare(COMPILED, tmp_path)
+    pattern = r"c10d_functional\.(all_reduce_|wait_tensor)\.default\(|= .*(convolution)"
+    calls = re.findall(pattern, (tmp_path / "code.py").read_text())
+    happens = ["convolution" if convolution else collective for collective, convolution in calls]
+    # Batch norm: two forward passes, and two backward ones for each of the two players.
+    assert happens.count("all_reduce_") == happens.count("wait_tensor") == 2 + 4 + 2
+    buckets = [i for i, what in enumerate(happens) if what == "all_reduce_"][-2:]
+    assert happens[buckets[0] : buckets[1]].count("convolution") >= 3
+
+
+@pytest.mark.slow
+def test_what_ranks_say_to_each_other(of_two: Path) -> None:
+    check_part(talk, of_two)
+
+
+@pytest.mark.slow
+def test_a_step_in_a_loop_of_one_s_own(of_two: Path) -> None:
+    check_part(step_by_hand, of_two)
+    alone = own_loop(ALONE)
+    for rank in (0, 1):
+        for name, tensor in torch.load(of_two / step_by_hand.__name__ / f"{rank}.pt").items():
+            torch.testing.assert_close(tensor, alone[name], rtol=EXACT, atol=EXACT)
+
+
+def leave_nothing(ranks: Ranks, folder: Path) -> None:
+    atexit.register(
+        lambda: (folder / f"threads{ranks.rank}").write_text(
+            "".join((task / "comm").read_text() for task in Path("/proc/self/task").iterdir())
+        )
+    )
+    train(CASES[0], ranks)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="finds threads in /proc")
+def test_no_thread_of_the_group_outlives_it(tmp_path: Path) -> None:
+    """It could end the process by an abort."""
+    run(2, leave_nothing, tmp_path)
+    for rank in (0, 1):
+        threads = (tmp_path / f"threads{rank}").read_text()
+        assert "python" in threads or "pt_main" in threads
+        assert "gloo" not in threads
+
+
+@pytest.mark.slow
+def test_ranks_that_do_not_fit_each_other(of_two: Path) -> None:
+    check_part(misfit, of_two)
 
 
 def test_a_restarted_run_must_find_its_checkpoint(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

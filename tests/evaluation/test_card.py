@@ -46,7 +46,10 @@ def test_an_undefended_network_passes(victim: Victim) -> None:
 
 @pytest.mark.parametrize(
     ("mask", "failing"),
-    [(Loud, {TRANSFER, SQUARE, VANISHES, LOSSES, GRADIENT}), (Stairs, {TRANSFER, SQUARE, VANISHES, GRADIENT})],
+    [
+        (Loud, {TRANSFER, SQUARE, VANISHES, LOSSES, GRADIENT}),
+        pytest.param(Stairs, {TRANSFER, SQUARE, VANISHES, GRADIENT}, marks=pytest.mark.long),
+    ],
 )
 def test_masked_gradients_fail(victim: Victim, mask: Any, failing: set[str]) -> None:
     verdict, lines = verdicts(victim, mask(victim.model))

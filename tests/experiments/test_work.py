@@ -156,9 +156,9 @@ def test_several_processes_do_each_job_once(store: Store) -> None:
     ("does", "error", "message"),
     [
         ("fail", DataError, "the data are gone"),
-        ("break", RuntimeError, "KeyError: 'a mistake'"),
+        pytest.param("break", RuntimeError, "KeyError: 'a mistake'", marks=pytest.mark.long),
         ("die", FastgatError, "a process of this command died"),
-        ("exhaust", FastgatError, "out of memory: try fewer --jobs"),
+        pytest.param("exhaust", FastgatError, "out of memory: try fewer --jobs", marks=pytest.mark.long),
     ],
 )
 @pytest.mark.timeout(120)

@@ -58,6 +58,7 @@ def test_the_figures_of_a_gat_step(
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_the_table_of_another_method(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:
     assert profile(monkeypatch, "--method", "fg-l2", "--like-for-like", "--loader", "torch", "--flip") == 0
     out = capfd.readouterr().out
