@@ -19,7 +19,7 @@ from fastgat.engine.device import tf32
 from fastgat.engine.random import seed_step
 from fastgat.engine.state import TrainState
 from fastgat.errors import CaptureError, CompileError
-from fastgat.methods import GAT, DropoutGAT, FastGradientL2, Method, RandomPerturbation
+from fastgat.methods import GAT, DropoutGAT, FastGradientL2, Free, Method, RandomPerturbation
 from fastgat.methods.players import Draws
 from fastgat.models import Classifier, Generator
 from tests.engine.small import Small
@@ -57,7 +57,8 @@ def state_for(
         for network in (classifier or Classifier(dropout=method.classifier_dropout), generator or Generator(16))
     ]
     player = networks[1] if method.needs_generator else None
-    return TrainState(networks[0], player, OptimizerConfig(), method.metrics, autocast)
+    memory = torch.zeros_like(batches_of(1)[0].images) if method.remembers else None
+    return TrainState(networks[0], player, OptimizerConfig(), method.metrics, autocast, memory=memory)
 
 
 def batches_of(count: int, classes: int = 10) -> list[Batch]:
@@ -110,7 +111,7 @@ def assert_same_learning(one: TrainState, other: TrainState, allowed: float) -> 
     torch.testing.assert_close(one.metrics.totals, other.metrics.totals, rtol=allowed, atol=allowed)
 
 
-@pytest.mark.parametrize("method", METHODS, ids=lambda m: f"{m.name} {getattr(m, 'schedule', '')}")
+@pytest.mark.parametrize("method", [*METHODS, Free(replays=2)], ids=lambda m: f"{m.name} {getattr(m, 'schedule', '')}")
 def test_replayed_it_is_the_compiled_step(method: Method) -> None:
     sources, states = batches_of(4), []
     for cuda_graph in (True, False):

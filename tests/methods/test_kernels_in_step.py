@@ -8,7 +8,15 @@ import pytest
 import torch
 from fastgat.kernels.backend import forced_kernels
 
-from fastgat.methods import GAT, FastGradientL2, FastGradientLinf, Method, RandomPerturbation
+from fastgat.methods import (
+    GAT,
+    FastGradientL2,
+    FastGradientLinf,
+    Free,
+    Method,
+    PGDTraining,
+    RandomPerturbation,
+)
 from fastgat.methods.players import Draws
 from tests.support import Engine, minibatch, players
 
@@ -18,6 +26,8 @@ METHODS: Sequence[Method] = [
     FastGradientL2(),
     FastGradientLinf(),
     RandomPerturbation(),
+    PGDTraining(attack_steps=2),
+    Free(replays=2),
 ]
 
 
@@ -27,7 +37,10 @@ METHODS: Sequence[Method] = [
 def test_kernels_change_nothing(method: Method) -> None:
     pytest.importorskip("triton")
     classifier, generator = players(dtype=torch.float32)
-    with_kernels, without = (Engine(method, classifier, generator) for _ in range(2))
+    with_kernels, without = (
+        Engine(method, classifier, generator, memory=torch.zeros(4, 3, 8, 8) if method.remembers else None)
+        for _ in range(2)
+    )
     for _ in range(2):
         batches = [minibatch(dtype=torch.float32) for _ in range(1 + method.generator_minibatches)]
         draws = [Draws(noise=torch.randn_like(batch.images)) for batch in batches]
