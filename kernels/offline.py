@@ -75,6 +75,8 @@ def cases() -> Iterator[Case]:
             yield Case(f"backward-{short}{name}", partial(backward, x, bounds))
             by_hand = partial(perturbation_gradient, x, x, x, losses, low=bounds.get("low"), high=bounds.get("high"))
             yield Case(f"gradient-{short}{name}", by_hand)
+        of_loss = partial(perturbation_gradient, x, x, x, losses, loss=losses)
+        yield Case(f"gradient-{short}-of-loss", of_loss)
         for classes, batch in ((10, 128), (1024, 128), (65_536, 4)):
             logits, labels = torch.zeros(batch, classes, dtype=dtype), torch.zeros(batch, dtype=torch.int64)
             wide = classes > 10

@@ -2,8 +2,10 @@
 
     dL/dp = [low <= x + p <= high] dL/dx' + 2 p dL/dpower + dL/dp (its own),    dL/dz = (eps - p^2 / eps) dL/dp
 
-With dL/dpower = c_g / B this is the generator's signal of (9). The paper does not clamp x + p, so bounds are off unless
-given. The power is that of p before the clamp. p is never recovered as x' - x: in low precision that loses most of it.
+With dL/dpower = c_g / B and dL/dx' = dF_y/dx' / B this is the generator's signal of (9); where dJ'/dx' is at hand, the
+factor -F_y = -exp(-J') that makes dF_y/dx' of it is taken on the way. The paper does not clamp x + p, so bounds are off
+unless given. The power is that of p before the clamp. p is never recovered as x' - x: in low precision that loses most
+of it.
 """
 
 from __future__ import annotations
@@ -39,6 +41,7 @@ def perturbation_gradient_reference(
     z: Tensor,
     d_perturbed: Tensor,
     d_power: Tensor,
+    loss: Tensor | None,
     epsilon: float,
     low: float | None,
     high: float | None,
@@ -46,10 +49,11 @@ def perturbation_gradient_reference(
 ) -> Tensor:
     wide = accumulation_dtype(torch.promote_types(images.dtype, z.dtype))
     p = epsilon * z.to(wide).tanh() if bounded else z.to(wide)
-    moved, d = images.to(wide) + p, d_perturbed.to(wide)
+    moved, d, each = images.to(wide) + p, d_perturbed.to(wide), (-1, *[1] * (p.dim() - 1))
+    d = d if loss is None else d * -loss.to(wide).neg().exp().view(each)
     d = d if low is None else d.where(moved >= low, 0)
     d = d if high is None else d.where(moved <= high, 0)
-    d = d + 2 * p * d_power.to(wide).view(-1, *[1] * (p.dim() - 1))
+    d = d + 2 * p * d_power.to(wide).view(each)
     return (d * (epsilon - p * p / (epsilon or 1.0)) if bounded else d).to(z.dtype)
 
 
@@ -126,6 +130,7 @@ def _perturbation_backward_kernel(
     d_perturbed,
     d_perturbation,
     d_power,
+    loss,
     d_images,
     d_z,
     elements,
@@ -135,6 +140,7 @@ def _perturbation_backward_kernel(
     BOUNDED: tl.constexpr,
     LOW: tl.constexpr,
     HIGH: tl.constexpr,
+    HAS_LOSS: tl.constexpr,
     HAS_PERTURBED: tl.constexpr,
     HAS_PERTURBATION: tl.constexpr,
     HAS_POWER: tl.constexpr,
@@ -152,6 +158,8 @@ def _perturbation_backward_kernel(
     through = tl.zeros((BLOCK,), tl.float32)
     if HAS_PERTURBED:
         through = tl.load(d_perturbed + index, inside, other=0.0).to(tl.float32)
+        if HAS_LOSS:
+            through *= -tl.exp(-tl.load(loss + sample).to(tl.float32))
         if LOW or HIGH:
             moved = tl.load(images + index, inside, other=0.0).to(tl.float32) + p
             if LOW:
@@ -217,6 +225,7 @@ def perturbation_backward_kernel(
     low: float | None,
     high: float | None,
     bounded: bool,
+    loss: Tensor | None = None,
     wants_images: bool = True,
 ) -> tuple[Tensor, Tensor]:
     """dL/dx and dL/dz; the first is left unwritten where it is not wanted."""
@@ -238,6 +247,7 @@ def perturbation_backward_kernel(
                 through,
                 own,
                 d_power.contiguous() if d_power is not None else x,
+                loss.contiguous() if loss is not None else x,
                 d_images,
                 d_z,
                 elements,
@@ -247,6 +257,7 @@ def perturbation_backward_kernel(
                 BOUNDED=bounded,
                 LOW=low is not None,
                 HIGH=high is not None,
+                HAS_LOSS=loss is not None,
                 HAS_PERTURBED=d_perturbed is not None,
                 HAS_PERTURBATION=d_perturbation is not None,
                 HAS_POWER=d_power is not None,
@@ -320,6 +331,7 @@ def perturbation_gradient(
     d_perturbed: Tensor,
     d_power: Tensor,
     *,
+    loss: Tensor | None = None,
     epsilon: float = 1.0,
     low: float | None = None,
     high: float | None = None,
@@ -327,14 +339,19 @@ def perturbation_gradient(
 ) -> Tensor:
     """dL/dz from dL/dx', (B, C, H, W), and dL/dpower, (B,): what a step pulls back through the generator.
 
-    The other arguments are those of `perturbation`, or with `bounded=False` of `perturb`. For those who take their
-    derivatives by hand: a compiled step does, since a kernel inside `torch.func.vjp` cannot be compiled.
+    With `loss`, J of each sample (B,), `d_perturbed` is dJ/dx' and stands for dF_y/dx' = -exp(-J) dJ/dx': exact where
+    each sample's loss depends on that sample alone. The other arguments are those of `perturbation`, or with
+    `bounded=False` of `perturb`.
+
+    For those who take their derivatives by hand: a compiled step does, since a kernel inside `torch.func.vjp` cannot be
+    compiled.
     """
     _check_shapes(images, z)
     if runs_kernel(images, z):
         settings = (epsilon, low, high, bounded)
-        return perturbation_backward_kernel(images, z, d_perturbed, None, d_power, *settings, wants_images=False)[1]
-    return perturbation_gradient_reference(images, z, d_perturbed, d_power, epsilon, low, high, bounded)
+        given = (images, z, d_perturbed, None, d_power, *settings)
+        return perturbation_backward_kernel(*given, loss=loss, wants_images=False)[1]
+    return perturbation_gradient_reference(images, z, d_perturbed, d_power, loss, epsilon, low, high, bounded)
 
 
 def _dispatch(

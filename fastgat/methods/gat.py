@@ -57,11 +57,12 @@ class Clean(NamedTuple):
 
 
 class Moved(NamedTuple):
-    """x + p and the power of p = G(Delta), and the pull-back from (dL/dx', dL/dpower) to G's gradients."""
+    """x + p and the power of p = G(Delta), and the pull-back from (dL/dx', dL/dpower) to G's gradients; with J' of each
+    sample, from (dJ'/dx', dL/dpower, J')."""
 
     perturbed: Tensor
     power: Tensor
-    pull: Callable[[Tensor, Tensor], Tensors]
+    pull: Callable[[Tensor, Tensor, Tensor | None], Tensors]
 
 
 @dataclass(frozen=True)
@@ -205,9 +206,9 @@ class GAT(Method):
         gradients, loss_gradient = pull(half.gradient)
         if classifier.interacts:
             _, probability_gradient = pull(of_probability(half.gradient, half.probability))
+            generator_gradients = self.pull_generator(moved, probability_gradient)
         else:
-            probability_gradient = input_gradient(loss_gradient, "probability", loss=half.loss).value
-        generator_gradients = self.pull_generator(moved, probability_gradient)
+            generator_gradients = self.pull_generator(moved, loss_gradient, of=half.loss)
         gradients = mix(clean.gradients, gradients, self.alpha, len(loss))
         metrics = self.measured(clean, half, loss, moved)
         return gradients, generator_gradients, metrics, players.after_classifier("perturbed", buffers)
@@ -229,14 +230,14 @@ class GAT(Method):
         )
         perturbed, _, power = perturbation(images, z) if bounded else perturb(images, z)
 
-        def pull_moved(d_perturbed: Tensor, d_power: Tensor) -> Tensors:
-            return pull(perturbation_gradient(images, z, d_perturbed, d_power, bounded=bounded))[0]
+        def pull_moved(d_perturbed: Tensor, d_power: Tensor, loss: Tensor | None) -> Tensors:
+            return pull(perturbation_gradient(images, z, d_perturbed, d_power, loss=loss, bounded=bounded))[0]
 
         return Moved(perturbed, power, pull_moved), players.after_generator(buffers)
 
-    def pull_generator(self, moved: Moved, probability_gradient: Tensor) -> Tensors:
-        """G's gradients of the mean (9) from dF(x + p)_y/dx'; that by the power is c_g."""
-        gradients = moved.pull(probability_gradient, torch.full_like(moved.power, self.cg))
+    def pull_generator(self, moved: Moved, gradient: Tensor, of: Tensor | None = None) -> Tensors:
+        """G's gradients of the mean (9) from dF(x + p)_y/dx', or dJ/dx' `of` a loss J; that by the power is c_g."""
+        gradients = moved.pull(gradient, torch.full_like(moved.power, self.cg), of)
         return mean(gradients, len(moved.power))
 
     def generator_loss(self, half: SampleLoss, moved: Moved) -> Tensor:

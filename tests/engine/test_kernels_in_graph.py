@@ -62,9 +62,9 @@ LAUNCHES = {
     "gat paper True": [8],
     "gat alternating False": [7],
     "gat alternating True": [7],
-    "gat simultaneous False": [6, 4],  # two losses, Delta, x + p, dF_y/dx', dL/dz; the last two only when G steps
-    "gat simultaneous True": [5, 4],  # dF_y/dx' comes of a pull-back of its own
-    "dropout-gat simultaneous False": [6],
+    "gat simultaneous False": [5, 4],  # two losses, Delta, x + p, dL/dz; the last only when G steps
+    "gat simultaneous True": [5, 4],
+    "dropout-gat simultaneous False": [5],
 }
 """Kernels at the joints of each kind of step, without and with batch norm."""
 SOME = ("fg-l2  False", "gat simultaneous False")

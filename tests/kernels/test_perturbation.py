@@ -152,19 +152,24 @@ def test_the_stride_of_a_size_of_1_means_nothing() -> None:
 
 @pytest.mark.usefixtures("reference_and_kernels")
 @pytest.mark.parametrize("bounded", [True, False])
+@pytest.mark.parametrize("of_loss", [True, False])
 @bounds
 @dtypes
-def test_the_gradient_taken_by_hand(dtype: torch.dtype, low: float | None, high: float | None, bounded: bool) -> None:
-    """Against autograd through the formula, in float64."""
+def test_the_gradient_taken_by_hand(
+    dtype: torch.dtype, low: float | None, high: float | None, of_loss: bool, bounded: bool
+) -> None:
+    """Against autograd through the formula, in float64; of F_y where the gradient given is that of a loss."""
     x, z = problem((3, 3, 6, 5), dtype)
     through, power = torch.randn(x.shape, device=DEVICE).to(dtype), torch.rand(3, device=DEVICE)
     epsilon = 0.6 if bounded else 1.0
-    ours = perturbation_gradient(x, z, through, power, epsilon=epsilon, low=low, high=high, bounded=bounded)
+    loss = torch.tensor([0.0, 0.7, 5.0], device=DEVICE) if of_loss else None
+    ours = perturbation_gradient(x, z, through, power, loss=loss, epsilon=epsilon, low=low, high=high, bounded=bounded)
+    factor = -loss.double().neg().exp().view(3, 1, 1, 1) if loss is not None else 1.0
     exact, torchs = (
         gradients(
             x.to(wide),
             z.to(wide),
-            [through, None, power],
+            [through * factor, None, power],
             lambda x, z: perturbation_reference(x, z, epsilon, low, high, bounded),
         )[1]
         for wide in (torch.float64, dtype)

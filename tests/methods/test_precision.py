@@ -129,7 +129,7 @@ def test_a_perturbation_of_a_confident_classifier_survives_float16() -> None:
         )
         with torch.no_grad():
             moved, _ = GAT().generate(Players(f, g), delta, images)
-            found.append((moved.power, flat(moved.pull(delta, torch.zeros(4)).values())))
+            found.append((moved.power, flat(moved.pull(delta, torch.zeros(4), None).values())))
     (exact_power, exact), (power, gradients) = found
     assert exact_power.all()
     torch.testing.assert_close(power, exact_power)
