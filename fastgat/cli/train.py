@@ -11,6 +11,7 @@ from rich.console import Console
 
 from fastgat.cli.options import SectionedCommand, overrides, run_options
 from fastgat.config import TrainConfig, load_toml, merge
+from fastgat.data.registry import users_images
 from fastgat.engine.allocator import keep_freed_memory
 from fastgat.engine.ranks import is_first, restarted
 from fastgat.engine.resume import after_restart, find_checkpoint
@@ -64,5 +65,7 @@ def _config(file: Path | None, given: dict[str, Any]) -> TrainConfig:
     if checkpoint is None:
         return TrainConfig.from_dict(asked)
     before = {key: value for key, value in checkpoint.header.get("config", {}).items() if key != "output"}
+    if users_images(before.get("data", {}).get("dataset", "")) is not None:  # earlier versions ignored their data_dir
+        before["data"] = {key: value for key, value in before["data"].items() if key != "data_dir"}
     TrainConfig.from_dict(before, str(checkpoint.path))
     return TrainConfig.from_dict(merge(before, asked))

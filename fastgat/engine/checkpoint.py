@@ -72,18 +72,19 @@ def load_checkpoint(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
 
 def classifier_tensors(tensors: dict[str, Tensor], module: nn.Module) -> dict[str, Tensor]:
     """The parameters and buffers of `module`, a classifier, in a checkpoint: averages in place of what they average,
-    and buffers that are not persistent too, where the checkpoint has them.
+    and buffers that are not persistent too, where the checkpoint has them in that shape.
 
     A tied parameter appears once. Raises CheckpointError if the checkpoint is of another classifier.
     """
     own = {name.removeprefix(CLASSIFIER): tensor for name, tensor in tensors.items() if name.startswith(CLASSIFIER)}
     check_match(own, module)
     found = {}
-    for name, _ in (*module.named_parameters(), *module.named_buffers()):
+    for name, tensor in (*module.named_parameters(), *module.named_buffers()):
         flat = name.replace(".", "/")
-        place = next((place for place in (EMA + flat, CLASSIFIER + name, TRANSIENT + flat) if place in tensors), None)
-        if place is not None:
-            found[name] = tensors[place]
+        held = (tensors.get(place) for place in (EMA + flat, CLASSIFIER + name, TRANSIENT + flat))
+        value = next((value for value in held if value is not None), None)
+        if value is not None and value.shape == tensor.shape:
+            found[name] = value
     return found
 
 

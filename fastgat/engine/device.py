@@ -75,21 +75,22 @@ def tf32(allowed: bool) -> Iterator[None]:
     Torch has two interfaces to this, and refuses to read the older one where only the newer one was set; Inductor reads
     it, and so may a network. The older one sets both.
     """
-    old: tuple[Any, ...] = torch.backends.cuda.matmul, torch.backends.cudnn
-    new: tuple[Any, ...] = old[0], torch.backends.cudnn.conv, torch.backends.cudnn.rnn  # type: ignore[attr-defined]
-    precisions = [backend.fp32_precision for backend in new]
+    cudnn: Any = torch.backends.cudnn
+    newer: list[Any] = [torch.backends.cuda.matmul, cudnn.conv, cudnn.rnn, torch.backends.mkldnn.matmul]  # type: ignore[attr-defined]
+    precisions = [backend.fp32_precision for backend in newer]
     try:
-        before = [backend.allow_tf32 for backend in old]
-    except RuntimeError:  # so it has been done here
-        before = []
+        older = torch.get_float32_matmul_precision(), cudnn.allow_tf32
+    except RuntimeError:  # so only the newer one was set
+        older = None
     try:
-        for backend in old:
-            backend.allow_tf32 = allowed
+        torch.set_float32_matmul_precision("high" if allowed else "highest")
+        cudnn.allow_tf32 = allowed
         yield
     finally:
-        for backend, value in zip(old, before, strict=False):
-            backend.allow_tf32 = value
-        for backend, precision in zip(new, precisions, strict=True):
+        if older is not None:
+            torch.set_float32_matmul_precision(older[0])
+            cudnn.allow_tf32 = older[1]
+        for backend, precision in zip(newer, precisions, strict=True):
             backend.fp32_precision = precision
 
 

@@ -46,7 +46,7 @@ def sole_use(folder: Path) -> Iterator[None]:
         try:
             fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # unlike flock's, no child that was forked inherits it
         except (BlockingIOError, PermissionError):
-            raise OutputError(f"{folder}: another process is training there") from None
+            raise OutputError(f"{folder}: another process is training there (it holds {path.name})") from None
         except OSError as error:
             if error.errno not in (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP):
                 raise OutputError(f"{path}: cannot be locked: {error.strerror}") from None

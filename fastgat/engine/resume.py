@@ -12,7 +12,7 @@ from torch import Tensor
 from fastgat.config import TrainConfig, identity
 from fastgat.engine.checkpoint import FORMAT, load_checkpoint
 from fastgat.engine.files import write_atomically
-from fastgat.engine.run_checkpoints import BEST, LAST
+from fastgat.engine.run_checkpoints import BEST, LAST, SUMMARY
 from fastgat.errors import CheckpointError, ConfigError, DataError
 
 SLIM = f"holds a finished run, of which only the classifier was kept ({BEST})"
@@ -36,21 +36,21 @@ def find_checkpoint(resume: str | None, output: Path | None) -> Checkpoint | Non
             raise ConfigError(
                 f"{output} already holds a run: continue it with --resume auto, or choose another --output"
             )
-        if output is not None and _exists(output / BEST):
+        if output is not None and _is_slim(output):
             raise ConfigError(f"{output} {SLIM}: choose another --output")
         return None
     if resume == "auto":
         assert output is not None
         path = output / LAST
         if not _exists(path):
-            if _exists(output / BEST):
+            if _is_slim(output):
                 raise CheckpointError(f"{output} {SLIM}: it can be evaluated, but not continued")
             return None
     else:
         path = Path(resume).expanduser()
         path = path / LAST if path.is_dir() else path
         elsewhere = output is not None and output.resolve() != path.parent.resolve()
-        if output is not None and elsewhere and (_exists(output / LAST) or _exists(output / BEST)):
+        if output is not None and elsewhere and (_exists(output / LAST) or _is_slim(output)):
             raise ConfigError(f"{output} holds another run already: choose another --output")
     tensors, header = load_checkpoint(path)
     if header["format"] != FORMAT:
@@ -81,6 +81,11 @@ def adopt_best(checkpoint: Checkpoint, output: Path) -> None:
     best = checkpoint.path.parent / BEST
     if output.resolve() != checkpoint.path.parent.resolve() and _exists(best):
         write_atomically(output / BEST, best.read_bytes())
+
+
+def _is_slim(folder: Path) -> bool:
+    """Whether a run has ended there that cannot be continued; one without a summary was killed as it began."""
+    return _exists(folder / BEST) and _exists(folder / SUMMARY) and not _exists(folder / LAST)
 
 
 def _exists(path: Path) -> bool:

@@ -14,6 +14,8 @@ from fastgat.engine.state import TrainState
 from fastgat.errors import CheckpointError, DataError, NonFiniteError
 
 LAST, BEST = "last.safetensors", "best.safetensors"
+SUMMARY = "summary.json"
+"""What a run that has ended leaves beside them."""
 
 
 class RunCheckpoints:

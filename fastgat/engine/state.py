@@ -61,10 +61,14 @@ class TrainState(nn.Module):
                 "the classifier has lazy layers: give them their sizes, or take one step of your own first"
             )
         players = {"classifier": classifier} | ({"generator": generator} if generator is not None else {})
-        self._trainable = {name: list(trainable_parameters(player)) for name, player in players.items()}
-        for name, found in self._trainable.items():
-            if not found:
+        for name, player in players.items():
+            if not trainable_parameters(player):
                 raise ConfigError(f"the {name} has no trainable parameters")
+        self._trainable = [
+            (name, of, parameter, parameter.requires_grad)
+            for name, player in players.items()
+            for of, parameter in player.named_parameters()
+        ]
         _refuse_extra_state(players)
         device = next(classifier.parameters()).device
         self.optimizer, self.autocast, self.ranks = optimizer, autocast, ranks
@@ -100,13 +104,10 @@ class TrainState(nn.Module):
 
     def check_trainable(self) -> None:
         """Raises ConfigError where other parameters of a network are trainable than when this state was made."""
-        for name, player in (("classifier", self.classifier), ("generator", self.generator)):
-            found = list(trainable_parameters(player)) if player is not None else []
-            expected = self._trainable.get(name, [])
-            if found != expected:
-                other = min(set(found) ^ set(expected))
-                change = "frozen" if other in expected else "made trainable"
-                raise ConfigError(f"{other} of the {name} was {change} after the first step: make a new step for that")
+        for player, name, parameter, before in self._trainable:
+            if parameter.requires_grad != before:
+                change = "frozen" if before else "made trainable"
+                raise ConfigError(f"{name} of the {player} was {change} after the first step: make a new step for that")
 
     def begin(self) -> list[Tensor]:
         """What a step may have to be taken back to."""

@@ -19,7 +19,7 @@ from fastgat.engine.files import write_atomically
 from fastgat.errors import OutputError
 
 PLAIN = (bool, int, float, str, bytes, tuple, list, type(None), torch.dtype)
-FORMAT = 2
+FORMAT = 3
 """Of what is stored, and of how it is computed: another number makes everything anew."""
 
 Key = Mapping[str, Any]

@@ -22,10 +22,10 @@ from fastgat.config import TrainConfig, load_toml
 from fastgat.engine.checkpoint import keep_classifier
 from fastgat.engine.files import write_atomically
 from fastgat.engine.load import load_classifier
-from fastgat.engine.run_checkpoints import BEST, LAST
+from fastgat.engine.run_checkpoints import BEST, LAST, SUMMARY
 from fastgat.errors import ConfigError, DataError, OutputError
 from fastgat.experiments.cell import Cell, deciding
-from fastgat.reporting.run_folder import SUMMARY, read_metrics
+from fastgat.reporting.run_folder import read_metrics
 
 DIVERGED = "diverged.json"
 FIGURES = {"validation_accuracy", "test_accuracy", "best_epoch", "seconds"}

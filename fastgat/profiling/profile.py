@@ -62,7 +62,7 @@ def profile(settings: Settings, progress: Progress = lambda line: None) -> dict[
     device = pick_device(settings.config.run.device)
     if settings.trace is not None:
         try:
-            settings.trace.touch()  # torch only logs what goes wrong when it writes a trace, minutes from now
+            settings.trace.open("ab").close()  # torch only logs what goes wrong when it writes, minutes from now
         except OSError as error:
             raise OutputError(f"{settings.trace}: cannot be written: {error.strerror}") from None
     ours = Spec("fastgat", settings.config, settings.image_size, settings.num_classes)

@@ -15,10 +15,9 @@ from typing import Any
 from fastgat.config import TrainConfig
 from fastgat.engine.events import Callback, Compiled, End, EpochEnd, Interval, Start
 from fastgat.engine.files import append_line, write_atomically
+from fastgat.engine.run_checkpoints import SUMMARY
 from fastgat.reporting.curves import draw_curves
 from fastgat.reporting.environment import environment
-
-SUMMARY = "summary.json"
 
 
 class RunFolder(Callback):

@@ -93,24 +93,26 @@ class Trainer:
         self.train_loader, self.validation_loader = train_loader, validation_loader
         self.callbacks, self.progress = tuple(callbacks), progress
         self._checkpoint: Checkpoint | None = None
+        self._held: Path | None = None
 
     def fit(self) -> History:
         """Train to the end, or until a signal, and write the run folder; as one of several ranks under torchrun.
 
         Raises FastgatError with a one-line reason; the last good checkpoint stays.
         """
-        config = self.config
+        config, self._held = self.config, None
         check_restarts(config.output)
         device = pick_device(config.run.device, local_rank())
         with (
             seeded(config.seed, device, config.run.deterministic),
             tf32(config.precision.tf32),
             joined(device) as ranks,
+            ExitStack() as held,
         ):
+            ranks.from_first(lambda: self._hold(config.output, held))  # before its checkpoint is read
             loop = self._prepare(device, ranks)
-            with ExitStack() as held:
-                ranks.from_first(lambda: self._open_folder(loop.folder, held))
-                summary = loop.run()
+            ranks.from_first(lambda: self._open_folder(loop.folder, held))
+            summary = loop.run()
             loop.stepper.release()
         return History(loop.position.epochs, summary, loop.folder)
 
@@ -178,13 +180,18 @@ class Trainer:
         check_same_classes(checkpoint.path, checkpoint.header, feed.classes)
         loop.restore(checkpoint.tensors, checkpoint.header)
 
+    def _hold(self, folder: Path | None, held: ExitStack) -> None:
+        """Keep other processes out of a folder that is there, as long as `held` is open."""
+        if folder is not None and folder.is_dir() and folder != self._held:
+            held.enter_context(sole_use(folder))
+            self._held = folder
+
     def _open_folder(self, folder: Path, held: ExitStack) -> None:
-        """Make the run's folder, and hold it for the run as long as `held` is open."""
         try:
             folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise OutputError(f"{folder}: cannot be made: {error.strerror}") from None
-        held.enter_context(sole_use(folder))
+        self._hold(folder, held)
         if self._checkpoint is not None:
             adopt_best(self._checkpoint, folder)
 

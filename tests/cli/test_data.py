@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from fastgat.engine.checkpoint import load_checkpoint, save_checkpoint
 from tests.cli.conftest import Run
 from tests.data.pictures import make_folder, make_shard, members
 
@@ -28,6 +29,10 @@ def test_train_and_evaluate_on_a_folder(run: Run, tmp_path: Path) -> None:
     assert "% waiting for data" in result.out
     assert json.loads(Path("out/summary.json").read_text())["test_accuracy"] is not None
     assert "6 images of folder:" in run("evaluate", "out", "--clean").out
+    tensors, header = load_checkpoint(Path("out/last.safetensors"))
+    header["config"]["data"]["data_dir"] = "ignored"  # as earlier versions let it be given
+    save_checkpoint(Path("out/last.safetensors"), tensors, header)
+    assert run("train", "--resume", "auto", "--output", "out", "--epochs", 2).code == 0
     Path("images").rename("moved")
     assert "images: no such folder" in run("evaluate", "out", "--clean").err
     assert "6 images of folder:moved" in run("evaluate", "out", "--clean", "--data-dir", "moved").out

@@ -14,10 +14,17 @@ MATMUL: Any = torch.backends.cuda.matmul
 CUDNN: Any = torch.backends.cudnn
 
 
-@pytest.fixture
+@pytest.fixture(autouse=True)
 def as_before() -> Iterator[None]:
     with tf32(False):
         yield
+
+
+@pytest.fixture(params=["highest", "high", "medium"])
+def users(request: pytest.FixtureRequest) -> str:
+    """What the user has set."""
+    torch.set_float32_matmul_precision(request.param)
+    return str(request.param)
 
 
 def readings() -> list[Any]:
@@ -25,21 +32,23 @@ def readings() -> list[Any]:
     with CUDNN.flags(enabled=True):
         pass
     older = [MATMUL.allow_tf32, CUDNN.allow_tf32, torch.get_float32_matmul_precision()]
-    return [*older, MATMUL.fp32_precision == "tf32", CUDNN.conv.fp32_precision == "tf32"]
+    newer = [MATMUL.fp32_precision == "tf32", CUDNN.conv.fp32_precision == "tf32"]
+    return [*older, *newer, torch.backends.mkldnn.matmul.fp32_precision]  # type: ignore[attr-defined]
 
 
 @pytest.mark.parametrize(("allowed", "precision"), [(False, "highest"), (True, "high")])
-def test_tf32_can_be_read_in_every_way(allowed: bool, precision: str) -> None:
+def test_tf32_can_be_read_in_every_way(allowed: bool, precision: str, users: str) -> None:
     before = readings()
     with tf32(allowed):
-        assert readings() == [allowed, allowed, precision, allowed, allowed]
+        assert readings()[:5] == [allowed, allowed, precision, allowed, allowed]
         with tf32(not allowed):
             assert readings()[:2] == [not allowed] * 2
-        assert readings() == [allowed, allowed, precision, allowed, allowed]
+        assert readings()[:5] == [allowed, allowed, precision, allowed, allowed]
     assert readings() == before
+    assert torch.get_float32_matmul_precision() == users
 
 
-def test_what_the_newer_interface_was_told_is_put_back(as_before: None) -> None:
+def test_what_the_newer_interface_was_told_is_put_back() -> None:
     MATMUL.fp32_precision = "tf32"
     with pytest.raises(RuntimeError):
         torch.get_float32_matmul_precision()

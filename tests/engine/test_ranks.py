@@ -7,7 +7,6 @@ import os
 import re
 import signal
 import sys
-import traceback
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -197,19 +196,13 @@ def do_all(ranks: Ranks, folder: Path) -> None:
     for part in PARTS:
         own = folder / part.__name__
         own.mkdir(exist_ok=True)
-        failure = ""
-        try:
-            part(ranks, own)
-        except BaseException:  # noqa: BLE001  # told by the part's own test
-            failure = traceback.format_exc()
+        part(ranks, own)
         os.chdir(folder)
-        (own / f"failure-{ranks.rank}").write_text(failure)
+        (own / f"done-{ranks.rank}").touch()
 
 
 def check_part(part: Callable[[Ranks, Path], None], of_two: Path) -> None:
-    for rank in (0, 1):
-        failure = (of_two / part.__name__ / f"failure-{rank}").read_text()
-        assert not failure, failure
+    assert all((of_two / part.__name__ / f"done-{rank}").exists() for rank in (0, 1))
 
 
 @pytest.fixture(scope="module")

@@ -85,6 +85,14 @@ def test_buffers_that_are_not_persistent_go_on_too(tmp_path: Path) -> None:
     calls = load_classifier(tmp_path / "parts", classifier=Counting()).calls
     assert calls == best["transient.classifier/calls"] > 1
 
+    class Sized(Counting):
+        def __init__(self) -> None:
+            super().__init__()
+            self.register_buffer("calls", torch.zeros(3), persistent=False)
+
+    others = load_classifier(tmp_path / "parts", classifier=Sized()).get_buffer("calls")
+    assert not others.any(), "of another shape: its own business"
+
     last = tmp_path / "parts" / "last.safetensors"
     tensors, header = load_checkpoint(last)
     assert tensors.pop("transient.classifier/calls") > 0
@@ -106,6 +114,12 @@ def test_a_run_without_its_last_checkpoint_is_not_written_over(tmp_path: Path) -
     with pytest.raises(ConfigError, match="holds another run already"):
         trainer(config(tmp_path / "run", resume=str(tmp_path / "other"))).fit()
     assert {path.name: path.read_bytes() for path in (tmp_path / "run").iterdir()} == before
+
+    (tmp_path / "run" / "summary.json").unlink()  # as after a kill between the copy of another run's best and the start
+    assert trainer(config(tmp_path / "run", resume=str(tmp_path / "other"))).fit().summary is not None
+    (tmp_path / "run" / "summary.json").unlink()
+    (tmp_path / "run" / "last.safetensors").unlink()
+    assert len(trainer(config(tmp_path / "run", resume="auto")).fit().epochs) == 3
 
 
 HOLD = """
@@ -248,4 +262,4 @@ def test_parts_of_a_killed_write_are_cleared_away(tmp_path: Path) -> None:
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / ".last.safetensors.12345").write_bytes(b"half")
     trainer(config(tmp_path / "run", epochs=1)).fit()
-    assert not list((tmp_path / "run").glob(".*"))
+    assert not list((tmp_path / "run").glob(".*.safetensors.*"))

@@ -176,7 +176,7 @@ def test_power_is_equal(victim: Victim) -> None:
                 moves[f"{name} {amount}"] = step
         expected = {name: float((victim.model(x + p).argmax(1) == y).float().mean()) for name, p in moves.items()}
     assert row["accuracy"] == pytest.approx(expected, abs=0.011)  # one sample may round away
-    assert len(set(expected.values())) == len(expected)  # so that no side can stand for another
+    assert abs(expected["fg-l2 per sample"] - expected["fg-l2 on average"]) > 0.03  # neither can stand for the other
     assert row["cg"] == 0.5
 
 
