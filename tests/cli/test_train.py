@@ -64,7 +64,8 @@ def baseline(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.parametrize("method", ["gat", "dropout-gat", "baseline"])
 def test_a_run_from_start_to_end(run: Run, method: str, tmp_path: Path) -> None:
-    quick = [*QUICK, "--channels-last"] if "gat" in method else [*QUICK[:-1], "--compile"]
+    small = ("--compile", "--classifier", "tests.support:SmallClassifier")
+    quick = [*QUICK, "--channels-last"] if "gat" in method else [*QUICK[:-1], *small]
     if method == "gat":
         quick.append("--amp")
     result = run("train", *quick, "--method", method, "--output", "out")

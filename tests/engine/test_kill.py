@@ -30,7 +30,7 @@ TRAIN = (
     ),
     *(
         "--train-images",
-        "320",
+        "160",
         "--batch-size",
         "16",
         "--epochs",
