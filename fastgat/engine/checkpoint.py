@@ -36,9 +36,12 @@ def save_checkpoint(path: Path, tensors: dict[str, Tensor], header: dict[str, An
 
 
 def keep_classifier(path: Path) -> None:
-    """Leave of a checkpoint the classifier alone (and its average): what it takes to evaluate it, not to continue."""
+    """Leave of a checkpoint the classifier alone, its average where there is one: what it takes to evaluate it, not to
+    continue."""
     tensors, header = load_checkpoint(path)
-    save_checkpoint(path, {k: v for k, v in tensors.items() if k.startswith((CLASSIFIER, EMA, TRANSIENT))}, header)
+    kept = {name: tensor for name, tensor in tensors.items() if name.startswith((CLASSIFIER, TRANSIENT))}
+    averages = {name: EMA + name.removeprefix(CLASSIFIER).replace(".", "/") for name in kept}
+    save_checkpoint(path, {name: tensors.get(averages[name], tensor) for name, tensor in kept.items()}, header)
 
 
 def load_checkpoint(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:

@@ -9,9 +9,12 @@ from pathlib import Path
 import pytest
 import torch
 
+from fastgat import load_classifier
+from fastgat.config import OptimizerConfig
 from fastgat.engine import checkpoint
-from fastgat.engine.checkpoint import load_checkpoint, save_checkpoint
+from fastgat.engine.checkpoint import keep_classifier, load_checkpoint, save_checkpoint
 from fastgat.errors import CheckpointError, OutputError
+from tests.engine.small import Small, config, trainer
 
 TENSORS = {"a": torch.arange(6.0).reshape(2, 3), "b.c/d": torch.tensor(3), "bf": torch.ones(3).bfloat16()}
 
@@ -106,3 +109,17 @@ def test_the_format_before_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     found, header = load_checkpoint(tmp_path / "old.safetensors")
     assert set(found) == {"classifier_optimizer.exp_avg.w", "generator_optimizer.updates", "step"}
     assert header["format"] == checkpoint.FORMAT == 3
+
+
+def test_what_is_kept_of_a_finished_run_is_its_classifier(tmp_path: Path) -> None:
+    """The average, where there is one, in place of what it averages; doing it twice changes nothing more."""
+    trainer(config(tmp_path / "run", epochs=1, optimizer=OptimizerConfig(ema=0.9))).fit()
+    best = tmp_path / "run" / "best.safetensors"
+    before = load_classifier(tmp_path / "run", classifier=Small()).state_dict()
+    raw = load_checkpoint(best)[0]
+    assert any(not tensor.equal(raw[f"classifier.{name}"]) for name, tensor in before.items())
+    for _ in range(2):
+        keep_classifier(best)
+        assert load_checkpoint(best)[0].keys() == {f"classifier.{name}" for name in before}
+        after = load_classifier(tmp_path / "run", classifier=Small()).state_dict()
+        assert all(tensor.equal(before[name]) for name, tensor in after.items())
