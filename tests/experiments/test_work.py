@@ -122,8 +122,12 @@ def test_a_second_ctrl_c_waits_for_no_worker(store: Store) -> None:
             signal.raise_signal(signal.SIGINT)  # before the clock of the second one starts, or the two might be one
             threading.Timer(1, signal.raise_signal, [signal.SIGINT]).start()
 
-    with pytest.raises(KeyboardInterrupt):
-        work_together([Notes(0, odd=Note(0, "sleep"))], plan(), store, twice, processes=2)
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            work_together([Notes(0, odd=Note(0, "sleep"))], plan(), store, twice, processes=2)
+    finally:
+        signal.signal(signal.SIGINT, before)
     assert time.monotonic() - at[0] < 30
     assert not multiprocessing.active_children()
 
