@@ -77,12 +77,15 @@ def made_for_larger_images(num_classes: int) -> nn.Module:
     ("arguments", "message"),
     [
         (("--trace", "missing/trace.json"), "missing/trace.json: cannot be written: No such file or directory"),
-        (("--classifier", f"{__name__}:made_for_larger_images"), "the networks do not take images of shape"),
+        (
+            ("--method", "baseline", "--classifier", f"{__name__}:made_for_larger_images"),
+            "the networks do not take images of shape",
+        ),
     ],
     ids=["trace", "classifier"],
 )
 def test_what_is_wrong_is_one_line(
-    arguments: tuple[str, str], message: str, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+    arguments: tuple[str, ...], message: str, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     assert profile(monkeypatch, *arguments) != 0
     (line,) = capfd.readouterr().err.splitlines()
