@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from fastgat.engine.files import write_atomically
+from fastgat.engine.optimizers import buffer_name
 from fastgat.errors import CheckpointError
 
 FORMAT = 3
@@ -40,7 +41,7 @@ def keep_classifier(path: Path) -> None:
     continue."""
     tensors, header = load_checkpoint(path)
     kept = {name: tensor for name, tensor in tensors.items() if name.startswith((CLASSIFIER, TRANSIENT))}
-    averages = {name: EMA + name.removeprefix(CLASSIFIER).replace(".", "/") for name in kept}
+    averages = {name: EMA + buffer_name(name.removeprefix(CLASSIFIER)) for name in kept}
     save_checkpoint(path, {name: tensors.get(averages[name], tensor) for name, tensor in kept.items()}, header)
 
 
@@ -83,7 +84,7 @@ def classifier_tensors(tensors: dict[str, Tensor], module: nn.Module) -> dict[st
     check_match(own, module)
     found = {}
     for name, tensor in (*module.named_parameters(), *module.named_buffers()):
-        flat = name.replace(".", "/")
+        flat = buffer_name(name)
         held = (tensors.get(place) for place in (EMA + flat, CLASSIFIER + name, TRANSIENT + flat))
         value = next((value for value in held if value is not None), None)
         if value is not None and value.shape == tensor.shape:

@@ -158,15 +158,15 @@ def test_starts_can_be_gone_on_with(victim: Victim) -> None:
 
 
 class Broken(nn.Module):
-    """Of an image whose first pixel is dark the gradient is NaN, the logits are not."""
+    """Of an image whose first pixel is `lost` the gradient is NaN, the logits are not."""
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, model: nn.Module, lost: Callable[[Tensor], Tensor]) -> None:
         super().__init__()
-        self.model = model
+        self.model, self.lost = model, lost
 
     def forward(self, images: Tensor) -> Tensor:
-        dark = (images[:, :1, :1, :1] < 0.5).to(images.dtype)
-        root = (dark * (images - images.detach()) + (1 - dark)).square().sum((1, 2, 3)).sqrt()
+        lost = self.lost(images[:, :1, :1, :1]).to(images.dtype)
+        root = (lost * (images - images.detach()) + (1 - lost)).square().sum((1, 2, 3)).sqrt()
         logits: Tensor = self.model(images)
         return logits + root[:, None]
 
@@ -176,22 +176,11 @@ class Broken(nn.Module):
 def test_a_sample_whose_gradient_is_nan_stays(victim: Victim, make: Make, norm: str) -> None:
     x = victim.images[:8].clone()
     x[:4, :, 0, 0], x[4:, :, 0, 0] = 0.0, 1.0
-    moved = make(Broken(victim.model), norm=norm, epsilon=EPSILON[norm], clamp=False)(x, victim.labels[:8])
+    moved = make(Broken(victim.model, lambda first: first < 0.5), norm=norm, epsilon=EPSILON[norm], clamp=False)(
+        x, victim.labels[:8]
+    )
     assert moved.isfinite().all()
     assert (moved[4:] != x[4:]).flatten(1).any(1).all()
-
-
-class Patchy(nn.Module):
-    """Over half of the values of the first pixel the gradient is NaN, the logits are not."""
-
-    def __init__(self, model: nn.Module) -> None:
-        super().__init__()
-        self.model = model
-
-    def forward(self, images: Tensor) -> Tensor:
-        logits: Tensor = self.model(images)
-        lost = ((images[:, :1, :1, :1] * 1000) % 1 < 0.5).to(images.dtype)
-        return logits + (lost * (images - images.detach()) + (1 - lost)).square().sum((1, 2, 3)).sqrt()[:, None]
 
 
 @norms
@@ -200,7 +189,7 @@ class Patchy(nn.Module):
 )
 def test_a_start_without_gradients_does_not_stand_for_the_others(victim: Victim, make: Make, norm: str) -> None:
     """Several starts find what any of them finds alone."""
-    model, found = Patchy(victim.model), []
+    model, found = Broken(victim.model, lambda first: (first * 1000) % 1 < 0.5), []
     settings: dict[str, Any] = {"norm": norm, "epsilon": EPSILON[norm] * 0.6}
 
     def standing(attack: Attack) -> Tensor:
