@@ -6,6 +6,7 @@ python bench/gpu.py --json build/gpu.json
 from __future__ import annotations
 
 import json
+import os
 import statistics
 import subprocess
 import sys
@@ -71,7 +72,9 @@ def main(output: Path, minutes: float, tests: bool) -> None:
         return False
 
     if tests:
-        failed = pytest_run("tests", "-m", "gpu", "-q", "-x", "-W", "default", "--import-mode=importlib") != 0
+        # Side by side: most of their time goes to compiling.
+        workers = ("--numprocesses", str(max(1, min(8, (os.cpu_count() or 1) // 2))), "--dist", "worksteal")
+        failed = pytest_run("tests", "-m", "gpu", "-q", *workers, "-W", "default", "--import-mode=importlib") != 0
         result["tests"] = "failed" if failed else "passed"
         save()
     for schedule, batch_size, loader in STEPS:

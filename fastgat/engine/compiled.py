@@ -18,6 +18,7 @@ from torch import Tensor
 from torch.utils._pytree import tree_leaves, tree_map_only
 
 from fastgat.data.batch import Batch
+from fastgat.engine.device import fastest_convolutions
 from fastgat.engine.ranks import ALONE, Ranks, is_loss
 from fastgat.engine.state import TrainState
 from fastgat.engine.step import train_step
@@ -67,7 +68,7 @@ class Stepper:
         """
         if not self.compiled:
             return
-        with unchanged(self.state):
+        with unchanged(self.state), fastest_convolutions():
             # Not torch's own, which is on the device of the process's first capture; one for all that share the pool.
             stream, pool = torch.cuda.Stream(self.state.device) if self.captured else None, None
             for kind in self.method.kinds:

@@ -94,6 +94,25 @@ def tf32(allowed: bool) -> Iterator[None]:
             backend.fp32_precision = precision
 
 
+@contextlib.contextmanager
+def fastest_convolutions() -> Iterator[None]:
+    """On a GPU, have cuDNN time all its algorithms for each convolution that is new meanwhile, and keep the fastest.
+
+    It keeps them for the process. Which one wins may change from run to run, and with it the last bits: where torch
+    takes only deterministic algorithms, cuDNN chooses by its rules of thumb as ever.
+    """
+    cudnn: Any = torch.backends.cudnn
+    if not torch.cuda.is_available() or torch.are_deterministic_algorithms_enabled():
+        yield
+        return
+    before = cudnn.benchmark, cudnn.benchmark_limit
+    try:
+        cudnn.benchmark, cudnn.benchmark_limit = True, 0  # no limit
+        yield
+    finally:
+        cudnn.benchmark, cudnn.benchmark_limit = before
+
+
 def has_fast_bfloat16(device: torch.device) -> bool:
     """Whether the hardware multiplies bfloat16 matrices itself; elsewhere --amp is right but slow."""
     if device.type == "cuda":

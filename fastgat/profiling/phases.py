@@ -75,7 +75,7 @@ def trace(side: Fastgat, file: Path) -> None:
     """Write a Chrome trace of a few steps as they are written, each phase a named range."""
     clock = Clock(side.device)
     activities = list(torch.profiler.supported_activities())
-    with torch.profiler.profile(activities=activities) as recorded, listening(clock.span):
+    with torch.profiler.profile(activities=activities, acc_events=True) as recorded, listening(clock.span):
         _run(side, clock, STEPS)
     recorded.export_chrome_trace(str(file))
 

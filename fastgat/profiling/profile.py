@@ -23,6 +23,8 @@ FLOAT32_ERROR, TF32_ERROR, LOW_PRECISION_ERROR = 1e-3, 1e-2, 0.05
 """The largest relative error of the first gradient by which the sides may differ. Under `simultaneous` the classifier
 meets the generator as it was before its step, in Algorithm 1 as it is after it."""
 
+AT_ONCE_MS = 200.0
+"""About how long a side is timed at once on a GPU, at most."""
 FED = 8
 """Blocks of steps with a loader that are timed at once, past those that its buffers feed."""
 FED_SECONDS = 10.0
@@ -78,16 +80,18 @@ def profile(settings: Settings, progress: Progress = lambda line: None) -> dict[
             progress(f"{name}: networks, compilation and first step")
             first[name] = worker.ask("prepare")
         check_parity(first["fastgat"]["moments"], first["textbook"]["moments"], ours)
-        block = (20 if device.type == "cuda" else 1) * ours.method.turn
+        turn, blocks = ours.method.turn, dict.fromkeys(workers, ours.method.turn)
+        if device.type == "cuda":
+            blocks = {name: turn * turns_at_once(turn * worker.ask("steps", turn)) for name, worker in workers.items()}
         times: dict[str, list[float]] = {name: [] for name in workers}
         for number in range(settings.rounds):
             progress(f"round {number + 1} of {settings.rounds}")
             for name, worker in workers.items():
-                times[name].append(worker.ask("steps", block))
+                times[name].append(worker.ask("steps", blocks[name]))
         worker, phases = workers["fastgat"], None
         if settings.details:
             progress("the step with its loader")
-            count = fed_count(statistics.median(times["fastgat"]), block)
+            count = fed_count(statistics.median(times["fastgat"]), blocks["fastgat"])
             fed = [worker.ask("fed_steps", count) for _ in range(FED_ROUNDS)]
         progress("what limits it")
         sides = {
@@ -119,6 +123,11 @@ def check_parity(ours: Any, theirs: Any, spec: Spec) -> None:
             f"the two sides do not compute the same gradient (relative error {error:.3g}, allowed {allowed:g}); "
             "no speed-up is reported"
         )
+
+
+def turns_at_once(turn_ms: float) -> int:
+    """How many turns of a method to time at once on a GPU, where a clock must be waited for: 20, of slow ones fewer."""
+    return min(max(int(AT_ONCE_MS / turn_ms), 1), 20)
 
 
 def fed_count(step_ms: float, block: int) -> int:

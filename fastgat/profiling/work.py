@@ -77,7 +77,7 @@ def _add_graph(counter: Counter, side: Fastgat, kind: str) -> None:
     from torch._dynamo.backends.common import aot_autograd  # slow
     from torch._functorch._aot_autograd.utils import make_boxed_func
 
-    from fastgat.engine.graph_passes import drop_unused_gradients
+    from fastgat.engine.graph_passes.unused_gradients import drop_unused_gradients
 
     def value(node: Node) -> Any:
         return node.meta.get("val")
@@ -101,7 +101,7 @@ def launches(side: Side) -> dict[str, float] | None:
     if side.device.type != "cuda":
         return None
     count = 5 * side.method.turn
-    with torch.profiler.profile(activities=list(torch.profiler.supported_activities())) as recorded:
+    with torch.profiler.profile(activities=list(torch.profiler.supported_activities()), acc_events=True) as recorded:
         for _ in range(count):
             side.step()
         torch.cuda.synchronize(side.device)

@@ -16,6 +16,7 @@ from fastgat.data.loaders import create_loader
 from fastgat.data.sets import ImageSet
 from fastgat.engine.compiled import Captured, Stepper, explained
 from fastgat.engine.device import tf32
+from fastgat.engine.graph_passes.relus import CONVOLUTION_RELU
 from fastgat.engine.random import seed_step
 from fastgat.engine.state import TrainState
 from fastgat.errors import CaptureError, CompileError
@@ -114,6 +115,7 @@ def assert_same_learning(one: TrainState, other: TrainState, allowed: float) -> 
 @pytest.mark.parametrize("method", [*METHODS, Free(replays=2)], ids=lambda m: f"{m.name} {getattr(m, 'schedule', '')}")
 def test_replayed_it_is_the_compiled_step(method: Method) -> None:
     sources, states = batches_of(4), []
+    torch.cuda.graph.default_capture_stream = None
     for cuda_graph in (True, False):
         state = state_for(method, classifier_for(method), SmallGenerator(3))
         stepper = prepared(Stepper(state, method, compiled=True, cuda_graph=cuda_graph), sources)
@@ -135,6 +137,28 @@ def test_compiled_it_is_the_step_as_written(method: Method) -> None:
             run(prepared(Stepper(state, method, compiled=compiled), sources), 1, sources)
             states.append(state)
     assert_same_learning(states[0], states[1], allowed=1e-3)
+
+
+def test_in_mixed_precision_too() -> None:
+    """Where images and classes are filled up to the channels that tensor cores take, and ReLUs join convolutions."""
+    method, sources, states = GAT(schedule="simultaneous"), batches_of(4), []
+    for compiled in (True, False):
+        state = state_for(method, Classifier(), Generator(16))
+        run(prepared(Stepper(state, method, compiled=compiled), sources), 1, sources)
+        states.append(state)
+    assert_same_learning(states[0], states[1], allowed=2e-2)
+
+
+@pytest.mark.parametrize(("size", "stride", "padding"), [(3, 1, 1), (3, 2, 1), (1, 1, 0)])
+def test_convolution_bias_and_relu_in_one(size: int, stride: int, padding: int) -> None:
+    images, weight = torch.randn(8, 48, 16, 16, device=CUDA), torch.randn(96, 48, size, size, device=CUDA)
+    bias, how = torch.randn(96, device=CUDA), ([stride] * 2, [padding] * 2, [1, 1])
+    half = [tensor.bfloat16() for tensor in (images, weight, bias)]
+    half[:2] = [tensor.contiguous(memory_format=torch.channels_last) for tensor in half[:2]]
+    ours, (images, weight, bias) = CONVOLUTION_RELU(*half, *how), (tensor.double() for tensor in half)
+    theirs = torch.nn.functional.conv2d(images, weight, bias, stride, padding).relu()
+    assert ours.is_contiguous(memory_format=torch.channels_last)
+    assert float((ours - theirs).norm() / theirs.norm()) < 5e-3
 
 
 def test_dropout_of_a_layers_own_is_drawn_afresh_in_every_replay() -> None:
@@ -178,7 +202,7 @@ def test_a_step_is_one_launch_and_converts_no_layout() -> None:
     stepper = prepared(Stepper(state_for(method), method, compiled=True), sources)
     run(stepper, 3, sources)
     torch.cuda.synchronize()
-    with torch.profiler.profile() as recorded:
+    with torch.profiler.profile(acc_events=True) as recorded:
         run(stepper, 1, sources)
         torch.cuda.synchronize()
     names = [event.name for event in recorded.events() or []]

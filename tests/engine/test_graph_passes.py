@@ -14,7 +14,11 @@ from torch.fx import GraphModule
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.nn import functional
 
-from fastgat.engine.graph_passes import CAST, CONVOLUTION_BACKWARD, COPY_ALL, GraphPasses
+from fastgat.engine.graph_passes import GraphPasses
+from fastgat.engine.graph_passes.casts import CAST, COPY_ALL
+from fastgat.engine.graph_passes.channels import PAD
+from fastgat.engine.graph_passes.nodes import CONVOLUTION, CONVOLUTION_BACKWARD
+from fastgat.engine.graph_passes.relus import CONVOLUTION_RELU
 from fastgat.methods import GAT
 from tests.support import BatchNormNet, Engine, SmallGenerator, largest_difference, minibatch
 
@@ -70,14 +74,20 @@ def traced_passes(device: str) -> tuple[list[Any], GraphModule]:
     x, other, *weights = (torch.rand(2, 2, 6, 6) for _ in range(4))
     inputs = [x, other, [weight[..., :3, :3] for weight in weights], torch.rand(2)]
     traced = make_fx(two_passes, tracing_mode="fake")(*inputs)
-    for node in traced.graph.nodes:
-        if (value := node.meta.get("val")) is not None:
-            with FakeTensorMode():
-                node.meta["val"] = torch.empty(value.shape, dtype=value.dtype, device=device)
+    pretend(traced, device)
     GraphPasses()(traced.graph)
     traced.graph.lint()
     traced.recompile()
     return inputs, traced
+
+
+def pretend(traced: GraphModule, device: str, dtype: torch.dtype | None = None) -> None:
+    """Let every tensor of a graph look as if it were on `device`, and of `dtype`."""
+    with FakeTensorMode():
+        for node in traced.graph.nodes:
+            if isinstance(value := node.meta.get("val"), Tensor):
+                kind = dtype if dtype and value.is_floating_point() else value.dtype
+                node.meta["val"] = torch.empty_strided(value.shape, value.stride(), dtype=kind, device=device)
 
 
 def test_weights_are_cast_once() -> None:
@@ -92,14 +102,120 @@ def test_on_a_gpu_weights_and_images_are_cast_together() -> None:
     inputs, traced = traced_passes("cuda")
     assert traced(*inputs).equal(two_passes(*inputs))
     (together,) = traced.graph.find_nodes(op="call_function", target=COPY_ALL)
-    like, sources = together.args
+    like, sources = together.args[:2]
     placeholders = traced.graph.find_nodes(op="placeholder")
     assert set(sources) == set(placeholders[:4]), "two batches and two weights, not the bias"
     assert all(list(cast.users) == [together] for cast in like), "only their dtypes are of use, so none is computed"
     assert [tuple(copy.shape) for copy in together.meta["val"]] == [tuple(s.meta["val"].shape) for s in sources]
     readers = [reader for copy in together.users for reader in copy.users]
     assert len(readers) == 2 + 2 * 2
-    assert all(reader.target == torch.ops.aten.convolution.default for reader in readers)
+    assert all(reader.target == CONVOLUTION for reader in readers)
+
+
+def gradients_of_two_layers(
+    x: Tensor, weight: Tensor, bias: Tensor, head: Tensor, head_bias: Tensor, seed: Tensor
+) -> list[Tensor]:
+    def network(x: Tensor, *parameters: Tensor) -> Tensor:
+        weight, bias, head, head_bias = parameters
+        return functional.conv2d(functional.conv2d(x, weight, bias, stride=2, padding=1).relu(), head, head_bias)
+
+    result, pull = vjp(network, x, weight, bias, head, head_bias)[:2]
+    return [result, *pull(seed)]
+
+
+def two_layers(channels: int, filters: int, classes: int, layout: torch.memory_format) -> list[Tensor]:
+    shapes = (4, channels, 9, 9), (filters, channels, 3, 3), (filters,), (classes, filters, 1, 1), (classes,)
+    inputs = [torch.randn(shape, dtype=torch.float64) for shape in (*shapes, (4, classes, 5, 5))]
+    return [value.contiguous(memory_format=layout) if value.dim() == 4 else value for value in inputs]
+
+
+def passed(inputs: list[Tensor], dtype: torch.dtype = torch.bfloat16, device: str = "cuda") -> GraphModule:
+    """The graph of `gradients_of_two_layers` after the passes, as if in `dtype` on `device`."""
+    traced = make_fx(gradients_of_two_layers, tracing_mode="fake")(*inputs)
+    pretend(traced, device, dtype)
+    GraphPasses()(traced.graph)
+    traced.graph.lint()
+    traced.recompile()
+    return traced
+
+
+def channels_of(traced: GraphModule) -> set[int]:
+    """Channels and filters of all its convolutions."""
+    found: set[int] = set()
+    for target, place in ((CONVOLUTION, 1), (CONVOLUTION_RELU, 1), (CONVOLUTION_BACKWARD, 2)):
+        for node in traced.graph.find_nodes(op="call_function", target=target):
+            weight = node.args[place]
+            found.update(weight.meta["val"].shape[:2])
+    return found
+
+
+def steps(value: Tensor) -> list[int]:
+    """Strides, but of dimensions in which there is no second step."""
+    return [stride for size, stride in zip(value.shape, value.stride(), strict=True) if size > 1]
+
+
+@pytest.mark.parametrize(("channels", "filters", "classes"), [(3, 48, 10), (2, 12, 100), (16, 13, 7), (48, 96, 8)])
+def test_channels_are_filled_up_and_nothing_else_changes(channels: int, filters: int, classes: int) -> None:
+    inputs = two_layers(channels, filters, classes, torch.channels_last)
+    traced, expected = passed(inputs), gradients_of_two_layers(*inputs)
+    assert channels_of(traced) == {-(-size // 8) * 8 for size in (channels, filters, classes)}
+    for ours, theirs in zip(traced(*inputs), expected, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-12, atol=1e-12)
+        assert steps(ours) == steps(theirs), "kernels of ours read memory as it lay"
+    pads = traced.graph.find_nodes(op="call_function", target=PAD)
+    asked_for = {(pad.args[0], tuple(pad.args[1])) for pad in pads}
+    assert len(pads) == len(asked_for), "forward and backward pass share them"
+    lacking = [size % 8 != 0 for size in (channels, filters, classes)]
+    assert bool(pads) == any(lacking)
+
+
+@pytest.mark.parametrize(
+    ("layout", "dtype", "device"),
+    [
+        (torch.contiguous_format, torch.bfloat16, "cuda"),
+        (torch.channels_last, torch.float32, "cuda"),
+        (torch.channels_last, torch.bfloat16, "cpu"),
+    ],
+)
+def test_other_convolutions_stay_as_they_are(layout: torch.memory_format, dtype: torch.dtype, device: str) -> None:
+    traced = passed(two_layers(3, 12, 10, layout), dtype, device)
+    assert channels_of(traced) == {3, 12, 10}
+    assert not traced.graph.find_nodes(op="call_function", target=CONVOLUTION_RELU)
+
+
+@pytest.mark.parametrize("kind", ["grouped", "transposed"])
+def test_grouped_and_transposed_ones_too(kind: str) -> None:
+    def convolved(x: Tensor, weight: Tensor) -> Tensor:
+        if kind == "grouped":
+            return functional.conv2d(x, weight, groups=2)
+        return functional.conv_transpose2d(x, weight)
+
+    x, weight = torch.randn(2, 12, 5, 5), torch.randn(12, 6 if kind == "grouped" else 12, 1, 1)
+    inputs = [value.contiguous(memory_format=torch.channels_last) for value in (x, weight)]
+    traced = make_fx(convolved, tracing_mode="fake")(*inputs)
+    pretend(traced, "cuda", torch.bfloat16)
+    GraphPasses()(traced.graph)
+    assert not traced.graph.find_nodes(op="call_function", target=PAD)
+
+
+def test_bias_and_relu_go_into_the_convolution_where_nobody_reads_it_before() -> None:
+    def network(x: Tensor, weight: Tensor, bias: Tensor) -> list[Tensor]:
+        fused = functional.conv2d(x, weight, bias, padding=1).relu()
+        read = functional.conv2d(fused, weight, bias, padding=1)
+        return [read.relu(), read, functional.conv2d(fused, weight).relu()]
+
+    x, weight, bias = torch.randn(2, 8, 6, 6), torch.randn(8, 8, 3, 3), torch.randn(8)
+    inputs = [x.contiguous(memory_format=torch.channels_last), weight, bias]
+    inputs[1] = weight.contiguous(memory_format=torch.channels_last)
+    traced = make_fx(network, tracing_mode="fake")(*inputs)
+    pretend(traced, "cuda", torch.bfloat16)
+    GraphPasses()(traced.graph)
+    traced.graph.lint()
+    traced.recompile()
+    assert len(traced.graph.find_nodes(op="call_function", target=CONVOLUTION_RELU)) == 1
+    assert len(traced.graph.find_nodes(op="call_function", target=CONVOLUTION)) == 2
+    for ours, theirs in zip(traced(*inputs), network(*inputs), strict=True):
+        torch.testing.assert_close(ours, theirs)
 
 
 @pytest.mark.slow

@@ -17,7 +17,7 @@ from fastgat.methods import GAT, METHODS, create_method
 from fastgat.phases import PHASES, listening, phase
 from fastgat.profiling import phases
 from fastgat.profiling.phases import Clock
-from fastgat.profiling.profile import check_parity, fed_count
+from fastgat.profiling.profile import check_parity, fed_count, turns_at_once
 from fastgat.profiling.sides import Fastgat, Spec, build
 
 SMALL = ("--batch-size", "8", "--generator-width", "4", "--image-size", "16", "--rounds", "2", "--no-compile")
@@ -118,6 +118,11 @@ def test_fewer_steps_are_looked_at_where_they_are_slow(
     assert isinstance(side, Fastgat)
     assert sum(phases.phase_times(side).values()) > 0
     assert len(taken) == 2 + expected, "two to warm up"
+
+
+@pytest.mark.parametrize(("turn_ms", "expected"), [(0.5, 20), (13.0, 15), (90.0, 2), (3_000.0, 1)])
+def test_on_a_gpu_fewer_turns_are_timed_at_once_where_they_are_slow(turn_ms: float, expected: int) -> None:
+    assert turns_at_once(turn_ms) == expected
 
 
 @pytest.mark.parametrize(
