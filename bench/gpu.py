@@ -74,7 +74,8 @@ def main(output: Path, minutes: float, tests: bool) -> None:
     if tests:
         # Side by side: most of their time goes to compiling.
         workers = ("--numprocesses", str(max(1, min(8, (os.cpu_count() or 1) // 2))), "--dist", "worksteal")
-        failed = pytest_run("tests", "-m", "gpu", "-q", *workers, "-W", "default", "--import-mode=importlib") != 0
+        options = ("--benchmark-disable", "--import-mode=importlib", "-W", "default")
+        failed = pytest_run("tests", "-m", "gpu", "-q", *workers, *options) != 0
         result["tests"] = "failed" if failed else "passed"
         save()
     for schedule, batch_size, loader in STEPS:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import click
 from rich.console import Console
@@ -21,6 +21,8 @@ SHOWN = {
     *("loader", "workers", "flip", "padded_crop", "random_resized_crop", "cutout"),
 }
 """The settings of a run that decide what a step costs."""
+KERNELS = 15
+"""How many kernels of a step are named."""
 
 
 @click.command(cls=SectionedCommand)
@@ -79,13 +81,32 @@ def _show(console: Console, result: dict[str, Any]) -> None:
     phases = result["phases_ms"]
     total = sum(phases.values())
     console.print("\nwhere the time of a full step of fastgat's goes, uncompiled:", highlight=False)
-    table = Table(box=None, pad_edge=False, show_header=False)
-    table.add_column()
-    table.add_column(justify="right")
-    table.add_column(justify="right")
+    table = _list("left", "right", "right")
     for name, milliseconds in phases.items():
         table.add_row(name, f"{milliseconds:.2f} ms", f"{milliseconds / total:.0%}")
     console.print(table)
+    if launches := result["fastgat"]["launches"]:
+        _show_kernels(console, launches["by_kernel"])
+
+
+def _show_kernels(console: Console, kernels: list[dict[str, Any]]) -> None:
+    console.print("\nand compiled, kernel by kernel:", highlight=False)
+    total = sum(kernel["us"] for kernel in kernels)
+    shown = [(k["name"], k["calls"], k["us"]) for k in kernels[:KERNELS]]
+    if rest := kernels[KERNELS:]:
+        shown.append((f"{len(rest)} others", sum(k["calls"] for k in rest), sum(k["us"] for k in rest)))
+    table = _list("right", "right", "right", "left")
+    for name, calls, us in shown:
+        table.add_row(f"{us:.1f} us", f"{us / total:.0%}", f"{calls:.0f} x", name)
+    console.print(table)
+
+
+def _list(*columns: Literal["left", "right"]) -> Table:
+    """A table without a head, its columns aligned so; long names are cut."""
+    table = Table(box=None, pad_edge=False, show_header=False)
+    for justify in columns:
+        table.add_column(justify=justify, no_wrap=True, overflow="ellipsis")
+    return table
 
 
 def _rows(result: dict[str, Any]) -> list[tuple[str, list[str]]]:
@@ -103,5 +124,5 @@ def _rows(result: dict[str, Any]) -> list[tuple[str, list[str]]]:
         ("fraction of the floor", [f"{side['fraction_of_floor']:.0%}" for side in sides]),
     ]
     if sides[0]["launches"]:
-        rows += [(name, [f"{side['launches'][name]:.0f}" for side in sides]) for name in sides[0]["launches"]]
+        rows += [(name, [f"{side['launches'][name]:.0f}" for side in sides]) for name in ("kernels", "launches")]
     return rows

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import platform
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -42,6 +43,8 @@ def pick_device(name: str, local_rank: int | None = None) -> torch.device:
         raise DeviceError(f"device {name!r} asked for, but there are {torch.cuda.device_count()} GPUs")
     device = torch.device("cuda", index)
     torch.cuda.set_device(device)
+    # Autograd's own thread says so where cuBLAS is what it begins with, and then does what it should.
+    warnings.filterwarnings("ignore", "Attempting to run cuBLAS, but there was no current CUDA context", UserWarning)
     return device
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -96,17 +97,25 @@ def _add_graph(counter: Counter, side: Fastgat, kind: str) -> None:
         traced(side.state, side.method, batches, draws, kind)
 
 
-def launches(side: Side) -> dict[str, float] | None:
-    """On a GPU, a step's kernels and the calls by which the host launches them (a whole CUDA graph is one call)."""
+def launches(side: Side) -> dict[str, Any] | None:
+    """What a step launches on a GPU, and how long each kernel runs; None on a CPU.
+
+    `kernels` of a step, the `launches` by which the host starts them (a whole CUDA graph is one), and `by_kernel`, the
+    slowest first: `name`, `calls` in a step, `us` in all of them.
+    """
     if side.device.type != "cuda":
         return None
-    count = 5 * side.method.turn
+    steps = 5 * side.method.turn
     with torch.profiler.profile(activities=list(torch.profiler.supported_activities()), acc_events=True) as recorded:
-        for _ in range(count):
+        for _ in range(steps):
             side.step()
         torch.cuda.synchronize(side.device)
-    events = recorded.events() or []
-    on_device = [
+    return summarised(recorded.events() or [], steps)
+
+
+def summarised(events: Sequence[Any], steps: int) -> dict[str, Any]:
+    """`launches` of the profiler's events of so many steps."""
+    kernels = [
         event
         for event in events
         if event.device_type == DeviceType.CUDA
@@ -114,4 +123,10 @@ def launches(side: Side) -> dict[str, float] | None:
         and not getattr(event, "is_user_annotation", False)
     ]
     calls = [event for event in events if event.name.startswith(("cudaLaunch", "cuLaunch", "cudaGraphLaunch"))]
-    return {"kernels": len(on_device) / count, "launches": len(calls) / count}
+    count: collections.Counter[str] = collections.Counter()
+    us: collections.Counter[str] = collections.Counter()
+    for event in kernels:
+        count[event.name] += 1
+        us[event.name] += event.device_time
+    by_kernel = [{"name": name, "calls": count[name] / steps, "us": time / steps} for name, time in us.most_common()]
+    return {"kernels": len(kernels) / steps, "launches": len(calls) / steps, "by_kernel": by_kernel}

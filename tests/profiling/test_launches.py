@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+import io
 import shutil
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
+from rich.console import Console
+from torch._C._autograd import DeviceType
+
+from fastgat.cli.profile import KERNELS, _show_kernels
+from fastgat.profiling.work import summarised
 
 ROOT = Path(__file__).parents[2]
 NULL_GPU = ROOT / "bench" / "null_gpu"
@@ -39,3 +46,30 @@ def test_its_stubs_compile(source: Path) -> None:
     triton = pytest.importorskip("triton")
     headers = Path(triton.__file__).parent / "backends" / "nvidia" / "include"
     subprocess.run(["cc", "-fsyntax-only", f"-I{headers}", source], check=True)
+
+
+def event(name: str, us: float = 0.0, on_gpu: bool = True, annotation: bool = False) -> SimpleNamespace:
+    device = DeviceType.CUDA if on_gpu else DeviceType.CPU
+    return SimpleNamespace(name=name, device_type=device, device_time=us, is_user_annotation=annotation)
+
+
+def test_kernels_are_counted_and_timed_by_name() -> None:
+    """Of two steps; copies, ranges of the profiler and what runs on the host are no kernels."""
+    step = [event("convolution", 10), event("convolution", 14), event("relu", 3)]
+    host = [event("aten::relu", 7, on_gpu=False), *[event("cudaGraphLaunch", on_gpu=False)] * 2]
+    rest = [event("Memcpy DtoD", 5), event("Memset", 1), event("a range", 99, annotation=True), *host]
+    found = summarised([*step, *step, *rest], steps=2)
+    assert (found["kernels"], found["launches"]) == (3, 1)
+    assert found["by_kernel"] == [
+        {"name": "convolution", "calls": 2, "us": 24},
+        {"name": "relu", "calls": 1, "us": 3},
+    ]
+
+
+def test_the_slowest_kernels_are_shown_and_the_others_added_up() -> None:
+    kernels = [{"name": f"kernel {i}", "calls": 2.0, "us": 100.0 - i} for i in range(KERNELS + 3)]
+    printed = io.StringIO()
+    _show_kernels(Console(file=printed, width=100), kernels)
+    lines = printed.getvalue().splitlines()
+    assert sum("kernel " in line for line in lines) == 1 + KERNELS
+    assert lines[-1].split() == ["252.0", "us", "15%", "6", "x", "3", "others"]
