@@ -9,6 +9,7 @@ from torch.fx import Graph, Node
 from fastgat.engine.graph_passes.nodes import CONVOLUTION, call, is_plain, value_of
 
 NAME = "fastgat::convolution_relu"
+CUDNN_CONVOLUTION_RELU = torch.ops.aten.cudnn_convolution_relu.default
 
 
 def convolution_relu(
@@ -16,7 +17,7 @@ def convolution_relu(
 ) -> Tensor:
     """relu(convolution(images, weight) + bias): (B, C, H, W), (F, C, h, w) and (F,) of one dtype -> (B, F, H', W')."""
     if images.is_cuda:
-        return torch.ops.aten.cudnn_convolution_relu(images, weight, bias, stride, padding, dilation, 1)
+        return CUDNN_CONVOLUTION_RELU(images, weight, bias, stride, padding, dilation, 1)
     return _convolution(images, weight, bias, stride, padding, dilation).relu()
 
 
