@@ -23,12 +23,15 @@ from fastgat.profiling.work import launches, work
 
 
 class Worker:
-    """A side that answers questions; use it as a context manager."""
+    """A side that answers questions; use it as a context manager.
 
-    def __init__(self, spec: Spec) -> None:
+    `target` is what its process runs: `serve`, or what changes something first, which a process of its own can.
+    """
+
+    def __init__(self, spec: Spec, target: Callable[..., None] | None = None) -> None:
         context = multiprocessing.get_context("spawn")
         self._here, there = context.Pipe()
-        self._process = context.Process(target=_serve, args=(spec, there), daemon=True)
+        self._process = context.Process(target=target or serve, args=(spec, there), daemon=True)
         self._process.start()
         there.close()
 
@@ -147,7 +150,8 @@ def _synchronize(side: Side) -> None:
         torch.cuda.synchronize(side.device)
 
 
-def _serve(spec: Spec, there: Connection) -> None:
+def serve(spec: Spec, there: Connection) -> None:
+    """Build the side at the first question, and answer until nobody is there to ask."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the process that asks
     side = None
     while True:

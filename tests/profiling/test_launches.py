@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import io
 import shutil
 import subprocess
@@ -14,8 +15,12 @@ import torch
 from rich.console import Console
 from torch._C._autograd import DeviceType
 
+from bench.convolutions import serve_with
 from fastgat.cli.profile import KERNELS, _show_kernels
+from fastgat.config import RunConfig, TrainConfig
+from fastgat.profiling.sides import Spec
 from fastgat.profiling.work import summarised
+from fastgat.profiling.worker import Worker
 
 ROOT = Path(__file__).parents[2]
 NULL_GPU = ROOT / "bench" / "null_gpu"
@@ -26,10 +31,14 @@ def run(*arguments: str) -> subprocess.CompletedProcess[str]:
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there it counts")
-def test_without_a_gpu_it_says_what_to_do() -> None:
-    result = run("-m", "bench.launches")
+@pytest.mark.parametrize(
+    ("module", "advice"),
+    [("bench.launches", ": python -m bench.null_gpu bench/launches.py"), ("bench.convolutions", "")],
+)
+def test_without_a_gpu_it_says_what_to_do(module: str, advice: str) -> None:
+    result = run("-m", module)
     assert result.returncode == 1
-    assert result.stderr == "Error: there is no GPU here: python -m bench.null_gpu bench/launches.py\n"
+    assert result.stderr == f"Error: there is no GPU here{advice}\n"
 
 
 @pytest.mark.skipif(torch.version.cuda is not None, reason="this torch has what it wants")
@@ -73,3 +82,9 @@ def test_the_slowest_kernels_are_shown_and_the_others_added_up() -> None:
     lines = printed.getvalue().splitlines()
     assert sum("kernel " in line for line in lines) == 1 + KERNELS
     assert lines[-1].split() == ["252.0", "us", "15%", "6", "x", "3", "others"]
+
+
+def test_a_side_can_go_without_some_of_what_a_gpu_gains_by() -> None:
+    config = TrainConfig(method="baseline", batch_size=4, run=RunConfig(device="cpu", compile=False))
+    with Worker(Spec("fastgat", config, image_size=16), functools.partial(serve_with, "none")) as worker:
+        assert worker.ask("prepare")["moments"].any()
