@@ -2,7 +2,7 @@
 
     python bench/convolutions.py --batch-size 128 --json build/convolutions.json
 
-The step without any of them, with one at a time, and with all, each in a process of its own; all must take the same
+The step without any of them, with each, and with both, each in a process of its own; all must take the same
 first gradient, and their steps take turns. It wants a GPU.
 """
 
@@ -32,16 +32,13 @@ from fastgat.reporting.environment import environment
 OFF: dict[str, tuple[object, str, Callable[..., object]]] = {
     "timed": (compiled, "fastest_convolutions", nullcontext),
     "filled": (graph_passes, "pad_channels", lambda graph: None),
-    "fused": (graph_passes, "fuse_relus", lambda graph: None),
 }
-"""What takes each of them away: algorithms timed, channels filled up, ReLUs fused."""
+"""What takes each of them away: algorithms timed, channels filled up."""
 WAYS = {
     "none": (),
     "algorithms timed": ("timed",),
     "channels filled up": ("filled",),
-    "ReLUs fused": ("fused",),
-    "channels filled up, algorithms timed": ("filled", "timed"),
-    "all": tuple(OFF),
+    "both": tuple(OFF),
 }
 BFLOAT16_ERROR = 0.05
 STEPS = 40

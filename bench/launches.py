@@ -10,21 +10,18 @@ from __future__ import annotations
 
 import collections
 import re
-from typing import Any
 from unittest import mock
 
 import click
 import torch
-from torch import Tensor
 from torch._inductor.utils import run_and_get_code
 
 from fastgat.config import PrecisionConfig, RunConfig, TrainConfig
-from fastgat.engine.graph_passes import relus
 from fastgat.methods import METHODS, create_method
 from fastgat.profiling import sides
 from fastgat.profiling.sides import Spec, build
 
-CALL = re.compile(r"^[^#]*?(?:(\w+)\.run\(|(extern_kernels\.\w+|torch\.ops\.\w+\.\w+))")
+CALL = re.compile(r"^[^#]*?(?:(\w+)\.run\(|(extern_kernels\.\w+|torch\.ops\.aten\.\w+))")
 
 
 @click.command()
@@ -43,8 +40,6 @@ def main(method: str, batch_size: int, amp: bool, channels_last: bool) -> None:
         # What the null GPU's values could not tell: Table 1's networks fit, and their samples do not interact.
         mock.patch.object(sides, "check_networks"),
         mock.patch.object(sides, "samples_interact", return_value=False),
-        # And it has no cuDNN.
-        mock.patch.object(relus, "CUDNN_CONVOLUTION_RELU", _without_cudnn),
     ):
         _, codes = run_and_get_code(build, Spec("fastgat", config))
     counts: collections.Counter[str] = collections.Counter()
@@ -54,11 +49,6 @@ def main(method: str, batch_size: int, amp: bool, channels_last: bool) -> None:
     for kind, count in counts.most_common():
         click.echo(f"{count:4} {kind}")
     click.echo(f"{sum(counts.values()):4} in all")
-
-
-def _without_cudnn(images: Tensor, weight: Tensor, bias: Tensor, *how: Any) -> Tensor:
-    stride, padding, dilation, groups = how
-    return torch.convolution(images, weight, bias, stride, padding, dilation, False, [0, 0], groups)
 
 
 if __name__ == "__main__":

@@ -99,21 +99,19 @@ def tf32(allowed: bool) -> Iterator[None]:
 
 @contextlib.contextmanager
 def fastest_convolutions() -> Iterator[None]:
-    """On a GPU, have cuDNN time all its algorithms for each convolution that is new meanwhile, and keep the fastest.
+    """On a GPU, have cuDNN time its algorithms for each convolution that this thread meets first meanwhile.
 
-    It keeps them for the process. Which one wins may change from run to run, and with it the last bits: where torch
-    takes only deterministic algorithms, cuDNN chooses by its rules of thumb as ever.
+    The thread keeps the fastest. Which one that is may change from run to run, and with it the last bits: where only
+    deterministic algorithms are asked for, of torch or of cuDNN, it goes on to choose by its rules of thumb.
     """
     cudnn: Any = torch.backends.cudnn
-    if not torch.cuda.is_available() or torch.are_deterministic_algorithms_enabled():
-        yield
-        return
-    before = cudnn.benchmark, cudnn.benchmark_limit
+    before = cudnn.benchmark
+    if not (torch.are_deterministic_algorithms_enabled() or cudnn.deterministic):
+        cudnn.benchmark = True
     try:
-        cudnn.benchmark, cudnn.benchmark_limit = True, 0  # no limit
         yield
     finally:
-        cudnn.benchmark, cudnn.benchmark_limit = before
+        cudnn.benchmark = before
 
 
 def has_fast_bfloat16(device: torch.device) -> bool:

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from fastgat.engine.device import tf32
+from fastgat.engine.device import fastest_convolutions, tf32
 
 MATMUL: Any = torch.backends.cuda.matmul
 CUDNN: Any = torch.backends.cudnn
@@ -55,3 +55,23 @@ def test_what_the_newer_interface_was_told_is_put_back() -> None:
     with tf32(False):
         assert readings()[:2] == [False, False]
     assert MATMUL.fp32_precision == "tf32"
+
+
+@pytest.mark.parametrize("asked", ["nothing", "of torch", "of cudnn"])
+def test_algorithms_are_timed_for_a_while_and_only_where_they_may_vary(
+    asked: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.backends.cudnn, "deterministic", asked == "of cudnn")
+    torch.use_deterministic_algorithms(asked == "of torch")
+    seen = []
+
+    def fail() -> None:
+        with fastest_convolutions():
+            seen.append(torch.backends.cudnn.benchmark)
+            raise KeyError
+
+    with pytest.raises(KeyError):
+        fail()
+    torch.use_deterministic_algorithms(False)
+    assert seen == [asked == "nothing"]
+    assert torch.backends.cudnn.benchmark is False

@@ -18,7 +18,6 @@ from fastgat.engine.graph_passes import GraphPasses
 from fastgat.engine.graph_passes.casts import CAST, COPY_ALL
 from fastgat.engine.graph_passes.channels import PAD
 from fastgat.engine.graph_passes.nodes import CONVOLUTION, CONVOLUTION_BACKWARD
-from fastgat.engine.graph_passes.relus import CONVOLUTION_RELU
 from fastgat.methods import GAT
 from tests.support import BatchNormNet, Engine, SmallGenerator, largest_difference, minibatch
 
@@ -142,7 +141,7 @@ def passed(inputs: list[Tensor], dtype: torch.dtype = torch.bfloat16, device: st
 def channels_of(traced: GraphModule) -> set[int]:
     """Channels and filters of all its convolutions."""
     found: set[int] = set()
-    for target, place in ((CONVOLUTION, 1), (CONVOLUTION_RELU, 1), (CONVOLUTION_BACKWARD, 2)):
+    for target, place in ((CONVOLUTION, 1), (CONVOLUTION_BACKWARD, 2)):
         for node in traced.graph.find_nodes(op="call_function", target=target):
             weight = node.args[place]
             found.update(weight.meta["val"].shape[:2])
@@ -180,7 +179,6 @@ def test_channels_are_filled_up_and_nothing_else_changes(channels: int, filters:
 def test_other_convolutions_stay_as_they_are(layout: torch.memory_format, dtype: torch.dtype, device: str) -> None:
     traced = passed(two_layers(3, 12, 10, layout), dtype, device)
     assert channels_of(traced) == {3, 12, 10}
-    assert not traced.graph.find_nodes(op="call_function", target=CONVOLUTION_RELU)
 
 
 @pytest.mark.parametrize("kind", ["grouped", "transposed"])
@@ -198,22 +196,23 @@ def test_grouped_and_transposed_ones_too(kind: str) -> None:
     assert not traced.graph.find_nodes(op="call_function", target=PAD)
 
 
-def test_bias_and_relu_go_into_the_convolution_where_nobody_reads_it_before() -> None:
-    def network(x: Tensor, weight: Tensor, bias: Tensor) -> list[Tensor]:
-        fused = functional.conv2d(x, weight, bias, padding=1).relu()
-        read = functional.conv2d(fused, weight, bias, padding=1)
-        return [read.relu(), read, functional.conv2d(fused, weight).relu()]
+def test_what_a_network_fills_up_itself_is_its_own() -> None:
+    """With what it likes, and where it likes."""
+    around = [0, 0, 0, 0, 0, 5, 0, 0]
 
-    x, weight, bias = torch.randn(2, 8, 6, 6), torch.randn(8, 8, 3, 3), torch.randn(8)
-    inputs = [x.contiguous(memory_format=torch.channels_last), weight, bias]
-    inputs[1] = weight.contiguous(memory_format=torch.channels_last)
+    def network(x: Tensor, weight: Tensor) -> list[Tensor]:
+        before = functional.pad(x, around, value=float("-inf"))
+        found = functional.conv2d(x, weight)
+        return [before, found, functional.pad(x, around)]
+
+    x, weight = torch.randn(2, 3, 6, 6), torch.randn(8, 3, 3, 3)
+    inputs = [value.contiguous(memory_format=torch.channels_last) for value in (x, weight)]
     traced = make_fx(network, tracing_mode="fake")(*inputs)
     pretend(traced, "cuda", torch.bfloat16)
     GraphPasses()(traced.graph)
     traced.graph.lint()
     traced.recompile()
-    assert len(traced.graph.find_nodes(op="call_function", target=CONVOLUTION_RELU)) == 1
-    assert len(traced.graph.find_nodes(op="call_function", target=CONVOLUTION)) == 2
+    assert len(traced.graph.find_nodes(op="call_function", target=PAD)) == 4, "two of its own, of images and of weights"
     for ours, theirs in zip(traced(*inputs), network(*inputs), strict=True):
         torch.testing.assert_close(ours, theirs)
 

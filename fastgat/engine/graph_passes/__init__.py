@@ -10,7 +10,6 @@ from torch.fx import Graph
 
 from fastgat.engine.graph_passes.casts import cast_inputs_once, cast_inputs_together
 from fastgat.engine.graph_passes.channels import pad_channels
-from fastgat.engine.graph_passes.relus import fuse_relus
 from fastgat.engine.graph_passes.unused_gradients import drop_unused_gradients
 
 
@@ -21,7 +20,6 @@ class GraphPasses(CustomGraphPass):
         drop_unused_gradients(graph)
         cast_inputs_once(graph)
         pad_channels(graph)
-        fuse_relus(graph)
         cast_inputs_together(graph)
 
     def uuid(self) -> Any:

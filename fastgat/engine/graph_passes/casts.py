@@ -9,7 +9,6 @@ import torch
 from torch.fx import Graph, Node
 
 from fastgat.engine.graph_passes.nodes import value_of
-from fastgat.engine.graph_passes.relus import CONVOLUTION_RELU
 
 CAST = torch.ops.prims.convert_element_type.default
 COPY_ALL = torch.ops.aten._foreach_copy.default
@@ -34,7 +33,7 @@ def cast_inputs_together(graph: Graph) -> None:
 
     Biases are left to the kernels that add them, which cast as they read, and so are masks.
     """
-    together = [cast for cast in _casts_of_inputs(graph) if _is_read_as_it_is(cast)]
+    together = [cast for cast in _casts_of_inputs(graph) if _is_large(cast)]
     if len(together) < 2:
         return
     sources = [cast.args[0] for cast in together]
@@ -57,9 +56,7 @@ def _casts_of_inputs(graph: Graph) -> list[Node]:
     return [cast for cast in casts if isinstance(cast.args[0], Node) and cast.args[0].op == "placeholder"]
 
 
-def _is_read_as_it_is(cast: Node) -> bool:
-    """Whether a cast on a GPU, to a narrower dtype, is what a convolution or a product reads."""
+def _is_large(cast: Node) -> bool:
+    """Whether a cast on a GPU, to a narrower dtype, is of what a convolution or a product reads."""
     source, narrow = value_of(cast.args[0]), value_of(cast)
-    if not (source.is_cuda and source.is_floating_point() and narrow.itemsize < source.itemsize):
-        return False
-    return source.dim() > 1 or any(user.target is CONVOLUTION_RELU for user in cast.users)
+    return source.is_cuda and source.dim() > 1 and source.is_floating_point() and narrow.itemsize < source.itemsize

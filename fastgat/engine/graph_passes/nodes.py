@@ -25,11 +25,3 @@ def call(graph: Graph, target: Any, *arguments: Any, **options: Any) -> Node:
     node = graph.call_function(target, arguments, options)
     node.meta["val"] = target(*map_arg(arguments, lambda argument: argument.meta["val"]), **options)
     return node
-
-
-def is_plain(images: Any, weight: Any, transposed: Any, groups: Any) -> bool:
-    """Whether a convolution on a GPU is one of images in 16 bits, channels last, and neither grouped nor transposed."""
-    value = value_of(weight)
-    if transposed or groups != 1 or value.dim() != 4 or not value.is_cuda or value.itemsize != 2:
-        return False
-    return value_of(images).is_contiguous(memory_format=torch.channels_last)
