@@ -5,7 +5,6 @@ python bench/gpu.py --json build/gpu.json
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import os
 import statistics
@@ -21,6 +20,7 @@ from rich.console import Console
 from rich.table import Table
 
 from fastgat.config import DataConfig, PrecisionConfig, TrainConfig
+from fastgat.data import dali_graph
 from fastgat.methods import GAT
 from fastgat.profiling import Settings, profile
 from fastgat.reporting.environment import environment
@@ -81,8 +81,8 @@ def main(output: Path, minutes: float, tests: bool) -> None:
         save()
     for schedule, batch_size, loader in STEPS:
         name = f"{schedule} {batch_size} {loader}"
-        if loader == "dali" and not has_dali():
-            result["left_out"].append(f"{name} (DALI is not installed)")
+        if loader == "dali" and (reason := dali_graph.missing()):
+            result["left_out"].append(f"{name} ({reason})")
             continue
         if late(f"{name} (no time)"):
             continue
@@ -110,13 +110,6 @@ def main(output: Path, minutes: float, tests: bool) -> None:
     show(Console(), result)
     click.echo(f"{(time.monotonic() - began) / 60:.1f} minutes; figures in {output}")
     sys.exit(failed)
-
-
-def has_dali() -> bool:
-    try:
-        return importlib.util.find_spec("nvidia.dali") is not None
-    except ModuleNotFoundError:
-        return False
 
 
 def settings(schedule: str, batch_size: int, loader: str) -> Settings:

@@ -18,6 +18,7 @@ CUDNN: Any = torch.backends.cudnn
 def as_before() -> Iterator[None]:
     with tf32(False):
         yield
+    torch.use_deterministic_algorithms(False)
 
 
 @pytest.fixture(params=["highest", "high", "medium"])
@@ -72,6 +73,5 @@ def test_algorithms_are_timed_for_a_while_and_only_where_they_may_vary(
 
     with pytest.raises(KeyError):
         fail()
-    torch.use_deterministic_algorithms(False)
     assert seen == [asked == "nothing"]
     assert torch.backends.cudnn.benchmark is False

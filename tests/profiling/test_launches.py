@@ -15,9 +15,11 @@ import torch
 from rich.console import Console
 from torch._C._autograd import DeviceType
 
-from bench.convolutions import serve_with
+from bench import convolutions
+from bench.convolutions import OFF, WAYS, serve_with
 from fastgat.cli.profile import KERNELS, _show_kernels
 from fastgat.config import RunConfig, TrainConfig
+from fastgat.engine.graph_passes import GraphPasses
 from fastgat.profiling.sides import Spec
 from fastgat.profiling.work import summarised
 from fastgat.profiling.worker import Worker
@@ -82,6 +84,20 @@ def test_the_slowest_kernels_are_shown_and_the_others_added_up() -> None:
     lines = printed.getvalue().splitlines()
     assert sum("kernel " in line for line in lines) == 1 + KERNELS
     assert lines[-1].split() == ["252.0", "us", "15%", "6", "x", "3", "others"]
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_what_is_not_in_a_way_is_off(way: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    there = {name: getattr(module, attribute) for name, (module, attribute, _) in OFF.items()}
+    seen: list[str] = []
+
+    def look(*_: object) -> None:
+        seen.extend(name for name, (module, attribute, _) in OFF.items() if getattr(module, attribute) is there[name])
+        assert GraphPasses().uuid() == way, "or Inductor's cache would take one for the other"
+
+    monkeypatch.setattr(convolutions, "serve", look)
+    serve_with(way, None, None)  # type: ignore[arg-type]  # what nobody looks at
+    assert set(seen) == set(WAYS[way])
 
 
 def test_a_side_can_go_without_some_of_what_a_gpu_gains_by() -> None:

@@ -8,7 +8,7 @@ from typing import Any
 from torch._inductor.custom_graph_pass import CustomGraphPass, get_hash_for_files
 from torch.fx import Graph
 
-from fastgat.engine.graph_passes.casts import cast_inputs_once, cast_inputs_together
+from fastgat.engine.graph_passes.casts import cast_inputs_at_once
 from fastgat.engine.graph_passes.channels import pad_channels
 from fastgat.engine.graph_passes.unused_gradients import drop_unused_gradients
 
@@ -18,9 +18,8 @@ class GraphPasses(CustomGraphPass):
 
     def __call__(self, graph: Graph) -> None:
         drop_unused_gradients(graph)
-        cast_inputs_once(graph)
+        cast_inputs_at_once(graph)
         pad_channels(graph)
-        cast_inputs_together(graph)
 
     def uuid(self) -> Any:
         return get_hash_for_files(tuple(sorted(map(str, Path(__file__).parent.glob("*.py")))))

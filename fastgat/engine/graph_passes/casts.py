@@ -14,26 +14,24 @@ CAST = torch.ops.prims.convert_element_type.default
 COPY_ALL = torch.ops.aten._foreach_copy.default
 
 
-def cast_inputs_once(graph: Graph) -> None:
-    """Cast each weight that a step is given to the dtype of mixed precision once.
+def cast_inputs_at_once(graph: Graph) -> None:
+    """Cast each weight that a step is given to the dtype of mixed precision once, and on a GPU all of them in one
+    kernel, with the images.
 
-    Autocast casts a weight at every call of its layer: twice where a classifier sees clean and perturbed images.
+    Autocast casts a weight at every call of its layer: twice where a classifier sees clean and perturbed images. Biases
+    are left to the kernels that add them, which cast as they read, and so are masks.
     """
     casts: dict[tuple[Any, Any], Node] = {}
-    for node in _casts_of_inputs(graph):
+    for node in graph.find_nodes(op="call_function", target=CAST):
         source, dtype = node.args
+        assert isinstance(source, Node)
+        if source.op != "placeholder":  # inputs change at the graph's end alone
+            continue
         first = casts.setdefault((source, dtype), node)
         if first is not node:
             node.replace_all_uses_with(first)
             graph.erase_node(node)
-
-
-def cast_inputs_together(graph: Graph) -> None:
-    """On a GPU, cast all weights and images in one kernel.
-
-    Biases are left to the kernels that add them, which cast as they read, and so are masks.
-    """
-    together = [cast for cast in _casts_of_inputs(graph) if _is_large(cast)]
+    together = [cast for cast in casts.values() if _is_large(cast)]
     if len(together) < 2:
         return
     sources = [cast.args[0] for cast in together]
@@ -48,12 +46,6 @@ def cast_inputs_together(graph: Graph) -> None:
             copy = graph.call_function(operator.getitem, (copies, i))
             copy.meta["val"] = cast.meta["val"]
             cast.replace_all_uses_with(copy, delete_user_cb=lambda user: user is not copies)
-
-
-def _casts_of_inputs(graph: Graph) -> list[Node]:
-    """In the order of the graph. Inputs change at its end alone, so that a cast may move."""
-    casts = graph.find_nodes(op="call_function", target=CAST)
-    return [cast for cast in casts if isinstance(cast.args[0], Node) and cast.args[0].op == "placeholder"]
 
 
 def _is_large(cast: Node) -> bool:
