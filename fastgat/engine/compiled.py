@@ -10,7 +10,7 @@ import subprocess
 import types
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import torch
@@ -150,6 +150,7 @@ class Captured:
                     cause = error
                     raise
         except RuntimeError as error:
+            _end_generators_capture(stream)
             raise cause or error from None  # the end of a capture fails after its cause
         finally:
             torch.cuda.set_stream(here)  # a capture that fails leaves its own stream behind
@@ -159,6 +160,12 @@ class Captured:
             if fixed is not None:
                 fixed.copy_(fresh)
         self.graph.replay()
+
+
+def _end_generators_capture(stream: torch.cuda.Stream) -> None:
+    """Let torch draw on the device again after a capture that failed: its generator is out of it when another ends."""
+    with suppress(RuntimeError), torch.cuda.graph(torch.cuda.CUDAGraph(), stream=stream):
+        torch.rand(1, device=stream.device)
 
 
 @contextmanager

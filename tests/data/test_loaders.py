@@ -215,9 +215,9 @@ def test_a_gpu_gives_the_stream_of_a_cpu(
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available() or missing() is not None, reason="needs a GPU and DALI")
-@pytest.mark.parametrize("kind", ["jpg", "png", "webp"])
-def test_a_gpu_decodes_like_a_cpu(tmp_path: Path, kind: str) -> None:
-    """JPEGs to a few of 255: the decoders of a GPU round in other places."""
+@pytest.mark.parametrize(("kind", "mean"), [("jpg", 2 / 255), ("png", 1 / 255), ("webp", 1 / 255)])
+def test_a_gpu_decodes_like_a_cpu(tmp_path: Path, kind: str, mean: float) -> None:
+    """To about one of 255: the decoders of a GPU, and its scaling, round in other places."""
     for label, name in enumerate("ab"):
         (tmp_path / name).mkdir()
         for i in range(6):
@@ -225,7 +225,7 @@ def test_a_gpu_decodes_like_a_cpu(tmp_path: Path, kind: str) -> None:
     images = folder(tmp_path, 24)
     for cpu, gpu in zip(*(take(create_loader("dali", images, 3, device=d), 5) for d in ("cpu", "cuda")), strict=True):
         assert cpu.labels.equal(gpu.labels.cpu())
-        assert (cpu.images - gpu.images.cpu()).abs().mean() < 1 / 255
+        assert (cpu.images - gpu.images.cpu()).abs().mean() <= mean
 
 
 @names

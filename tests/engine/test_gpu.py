@@ -155,7 +155,7 @@ def test_in_mixed_precision_too(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(GraphPasses, "uuid", lambda self: None)  # Inductor's cache is not asked
     method, sources, states = GAT(schedule="simultaneous"), batches_of(4), []
     for compiled in (True, False):
-        state = state_for(method, Classifier(), Generator(16))
+        state = state_for(method)
         run(prepared(Stepper(state, method, compiled=compiled), sources), 1, sources)
         states.append(state)
     assert padded
@@ -232,7 +232,7 @@ def test_what_cannot_be_compiled_fails_loudly() -> None:
         prepared(stepper, batches_of(1))
 
 
-def test_what_cannot_be_captured_fails_loudly_and_leaves_the_stream_as_it_was() -> None:
+def test_what_cannot_be_captured_fails_loudly_and_leaves_stream_and_generator_as_they_were() -> None:
     """A step that asks the host while it is being captured."""
     here = torch.cuda.current_stream()
     x = torch.ones(1, device=CUDA)
@@ -244,6 +244,7 @@ def test_what_cannot_be_captured_fails_loudly_and_leaves_the_stream_as_it_was() 
     with pytest.raises(CaptureError, match="cannot be captured"), explained(CaptureError, "cannot be captured: {}"):
         Captured(asks, inputs, torch.cuda.Stream())
     assert torch.cuda.current_stream() == here
+    torch.rand(1, device=CUDA)
 
 
 def test_float16_in_a_graph() -> None:
