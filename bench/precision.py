@@ -1,0 +1,144 @@
+"""What mixed precision rounds off in the step of a trained GAT pair.
+
+    python bench/precision.py RUN --json FILE
+
+RUN is a run folder that GAT has trained, or a checkpoint that holds the generator. bfloat16 against float32, on
+minibatches of training images, in the passes of the schedule `simultaneous`: Delta (below (7)) and G(Delta) of each
+image; both networks' gradients of (10) and (9), for each minibatch and for all of them together; the loss (9) and how
+many perturbed images F gets right. A relative error is the norm of the difference over the norm. Beside those of a
+minibatch's gradients stands how far they are from the gradient of all minibatches for want of images.
+"""
+
+from __future__ import annotations
+
+import json
+import statistics
+from collections import defaultdict
+from collections.abc import Iterable
+from itertools import islice
+from pathlib import Path
+
+import click
+import torch
+from torch import Tensor
+
+from fastgat.data import create_loader, load_dataset
+from fastgat.data.batch import Batch
+from fastgat.engine.checkpoint import load_checkpoint
+from fastgat.engine.device import device_name, pick_device
+from fastgat.engine.load import checkpoint_path
+from fastgat.functional import places
+from fastgat.methods import GAT
+from fastgat.methods.players import Draws, Network, Players, Tensors
+from fastgat.models import Classifier, Generator
+from fastgat.reporting.environment import environment
+
+BATCH = 128
+QUANTILES = (0.05, 0.5, 0.95)
+SMALLEST = 1e-3
+"""Of the longest Delta of a minibatch: of images with a shorter one there is nothing to tell, F is certain of them."""
+
+PLAYERS = ("classifier", "generator")
+IMAGES, GRADIENTS = ("Delta", "G(Delta)"), ("gradient of F", "gradient of G")
+MEANS = ("perturbed accuracy", "generator loss")
+
+
+@click.command()
+@click.argument("run", type=Path)
+@click.option("--batches", type=click.IntRange(2), default=64, show_default=True, help=f"of {BATCH} images")
+@click.option("--data-dir", type=Path, help="folder that holds the data set")
+@click.option("--json", "output", type=Path)
+def main(run: Path, batches: int, data_dir: Path | None, output: Path | None) -> None:
+    """Compare Delta, G(Delta) and gradients in bfloat16 with those in float32."""
+    device, path = pick_device("auto"), checkpoint_path(run)
+    players, dataset = trained(path, device)
+    images = load_dataset(dataset, data_dir, 0).train
+    loader = create_loader("resident", images, BATCH, device=device, channels_last=True)
+    errors, means = compared(players, islice(loader.stream(0), batches))
+    for name, (low, median, high) in errors.items():
+        click.echo(f"{name:34} relative error {median:.3f}" + (f" ({low:.3f} to {high:.3f})" if low < high else ""))
+    for name, value in means.items():
+        click.echo(f"{name:34} {value:.5f}")
+    if output is not None:
+        content = {"run": path.parent.name, "images": batches * BATCH, "device": device_name(device)}
+        content |= {"quantiles": QUANTILES, "relative_errors": errors, "means": means}
+        output.write_text(json.dumps({**content, "environment": environment()}, indent=2) + "\n")
+
+
+def compared(players: Players, batches: Iterable[Batch]) -> tuple[dict[str, list[float]], dict[str, float]]:
+    """Relative errors at QUANTILES, and means over all images, by name."""
+    errors: dict[str, list[Tensor]] = defaultdict(list)
+    gradients: dict[tuple[str, str], list[Tensor]] = defaultdict(list)
+    means: dict[str, list[float]] = defaultdict(list)
+    for batch in batches:
+        exact, rounded = (passed(players, batch, dtype) for dtype in (None, torch.bfloat16))
+        lengths = exact["Delta"].norm(dim=1)
+        told = lengths > SMALLEST * lengths.max()
+        for name in IMAGES:
+            errors[name].append(relative(rounded[name][told], exact[name][told]))
+        for kind, own in (("float32", exact), ("bfloat16", rounded)):
+            for name in GRADIENTS:
+                gradients[name, kind].append(own[name])
+            for name in MEANS:
+                means[f"{name}, {kind}"].append(float(own[name]))
+    found = {name: quantiles(torch.cat(each)) for name, each in errors.items()}
+    for name in GRADIENTS:
+        ours, theirs = (torch.stack(gradients[name, kind]) for kind in ("bfloat16", "float32"))
+        whole = theirs.mean(0, keepdim=True)
+        found[name] = quantiles(relative(ours, theirs))
+        found[f"{name}, for want of images"] = quantiles(relative(theirs, whole))
+        found[f"{name}, all together"] = quantiles(relative(ours.mean(0, keepdim=True), whole))
+    return found, {name: statistics.mean(each) for name, each in means.items()}
+
+
+def trained(path: Path, device: torch.device) -> tuple[Players, str]:
+    """Both networks as they were trained, without averages, and the data set that they were trained on."""
+    tensors, header = load_checkpoint(path)
+    pair = Classifier(header["model"]["num_classes"]), Generator(header["config"]["model"]["generator_width"])
+    players = []
+    for name, module in zip(PLAYERS, pair, strict=True):
+        own = {key.removeprefix(f"{name}."): value for key, value in tensors.items() if key.startswith(f"{name}.")}
+        if not own:
+            raise click.ClickException(f"{path}: there is no {name} in it")
+        module.load_state_dict(own)
+        module.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch's stub lacks it
+        parameters = {key: value.detach() for key, value in module.named_parameters()}
+        players.append(Network(name, module, parameters, dict(module.named_buffers()), places(module)))
+    return Players(players[0], players[1]), header["config"]["data"]["dataset"]
+
+
+@torch.no_grad()
+def passed(players: Players, batch: Batch, dtype: torch.dtype | None) -> dict[str, Tensor]:
+    """What a simultaneous step computes on a minibatch with networks in `dtype`; an image is a row."""
+    assert players.generator is not None
+    players = Players(players.classifier._replace(autocast=dtype), players.generator._replace(autocast=dtype))
+    method = GAT()
+    clean, _ = method.clean_pass(players, batch, Draws())
+    moved, _ = method.generate(players, clean.delta, batch.images)
+    gradients, generator_gradients, metrics, _ = method.both_gradients(players, clean, batch, Draws())
+    return {
+        "Delta": clean.delta.flatten(1).float(),
+        "G(Delta)": (moved.perturbed - batch.images).flatten(1).float(),
+        "gradient of F": flat(gradients),
+        "gradient of G": flat(generator_gradients),
+        "perturbed accuracy": metrics["perturbed_accuracy"],
+        "generator loss": metrics["generator_loss"].mean(),
+    }
+
+
+def flat(tensors: Tensors) -> Tensor:
+    return torch.cat([value.flatten().float() for value in tensors.values()])
+
+
+def quantiles(values: Tensor) -> list[float]:
+    found: list[float] = values.quantile(values.new_tensor(QUANTILES)).tolist()
+    return found
+
+
+def relative(ours: Tensor, theirs: Tensor) -> Tensor:
+    """||ours - theirs|| / ||theirs|| of each row."""
+    return (ours - theirs).norm(dim=1) / theirs.norm(dim=1)
+
+
+if __name__ == "__main__":
+    main()
