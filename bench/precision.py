@@ -22,6 +22,7 @@ import click
 import torch
 from torch import Tensor
 
+from fastgat.config import DataConfig, TrainConfig
 from fastgat.data import create_loader, load_dataset
 from fastgat.data.batch import Batch
 from fastgat.engine.checkpoint import load_checkpoint
@@ -51,10 +52,10 @@ MEANS = ("perturbed accuracy", "generator loss")
 def main(run: Path, batches: int, data_dir: Path | None, output: Path | None) -> None:
     """Compare Delta, G(Delta) and gradients in bfloat16 with those in float32."""
     device, path = pick_device("auto"), checkpoint_path(run)
-    players, dataset = trained(path, device)
-    images = load_dataset(dataset, data_dir, 0).train
+    method, players, data = trained(path, device)
+    images = load_dataset(data.dataset, data_dir, data.split_seed).train
     loader = create_loader("resident", images, BATCH, device=device, channels_last=True)
-    errors, means = compared(players, islice(loader.stream(0), batches))
+    errors, means = compared(method, players, islice(loader.stream(0), batches))
     for name, (low, median, high) in errors.items():
         click.echo(f"{name:34} relative error {median:.3f}" + (f" ({low:.3f} to {high:.3f})" if low < high else ""))
     for name, value in means.items():
@@ -65,13 +66,15 @@ def main(run: Path, batches: int, data_dir: Path | None, output: Path | None) ->
         output.write_text(json.dumps({**content, "environment": environment()}, indent=2) + "\n")
 
 
-def compared(players: Players, batches: Iterable[Batch]) -> tuple[dict[str, list[float]], dict[str, float]]:
+def compared(
+    method: GAT, players: Players, batches: Iterable[Batch]
+) -> tuple[dict[str, list[float]], dict[str, float]]:
     """Relative errors at QUANTILES, and means over all images, by name."""
     errors: dict[str, list[Tensor]] = defaultdict(list)
     gradients: dict[tuple[str, str], list[Tensor]] = defaultdict(list)
     means: dict[str, list[float]] = defaultdict(list)
     for batch in batches:
-        exact, rounded = (passed(players, batch, dtype) for dtype in (None, torch.bfloat16))
+        exact, rounded = (passed(method, players, batch, dtype) for dtype in (None, torch.bfloat16))
         lengths = exact["Delta"].norm(dim=1)
         told = lengths > SMALLEST * lengths.max()
         for name in IMAGES:
@@ -91,28 +94,32 @@ def compared(players: Players, batches: Iterable[Batch]) -> tuple[dict[str, list
     return found, {name: statistics.mean(each) for name, each in means.items()}
 
 
-def trained(path: Path, device: torch.device) -> tuple[Players, str]:
-    """Both networks as they were trained, without averages, and the data set that they were trained on."""
+def trained(path: Path, device: torch.device) -> tuple[GAT, Players, DataConfig]:
+    """The method, both networks as they were trained, without averages, and what they were trained on."""
     tensors, header = load_checkpoint(path)
-    pair = Classifier(header["model"]["num_classes"]), Generator(header["config"]["model"]["generator_width"])
+    config = TrainConfig.from_dict(header["config"], str(path))
+    if not isinstance(config.method, GAT):
+        raise click.ClickException(f"{path}: trained by {header['config']['method']['name']}, which has no generator")
+    channels = header["model"]["in_channels"]
+    classifier = Classifier(header["model"]["num_classes"], channels)
+    generator = Generator(config.model.generator_width, channels, config.method.generator_channels(channels))
     players = []
-    for name, module in zip(PLAYERS, pair, strict=True):
+    for name, module in zip(PLAYERS, (classifier, generator), strict=True):
         own = {key.removeprefix(f"{name}."): value for key, value in tensors.items() if key.startswith(f"{name}.")}
         if not own:
-            raise click.ClickException(f"{path}: there is no {name} in it")
+            raise click.ClickException(f"{path}: the {name} is no longer in it")
         module.load_state_dict(own)
         module.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch's stub lacks it
         parameters = {key: value.detach() for key, value in module.named_parameters()}
         players.append(Network(name, module, parameters, dict(module.named_buffers()), places(module)))
-    return Players(players[0], players[1]), header["config"]["data"]["dataset"]
+    return config.method, Players(players[0], players[1]), config.data
 
 
 @torch.no_grad()
-def passed(players: Players, batch: Batch, dtype: torch.dtype | None) -> dict[str, Tensor]:
+def passed(method: GAT, players: Players, batch: Batch, dtype: torch.dtype | None) -> dict[str, Tensor]:
     """What a simultaneous step computes on a minibatch with networks in `dtype`; an image is a row."""
     assert players.generator is not None
     players = Players(players.classifier._replace(autocast=dtype), players.generator._replace(autocast=dtype))
-    method = GAT()
     clean, _ = method.clean_pass(players, batch, Draws())
     moved, _ = method.generate(players, clean.delta, batch.images)
     gradients, generator_gradients, metrics, _ = method.both_gradients(players, clean, batch, Draws())

@@ -35,4 +35,4 @@ def test_it_says_what_a_run_rounds_off(tmp_path: Path) -> None:
 def test_a_run_without_a_generator_is_refused(tmp_path: Path) -> None:
     ended = CliRunner().invoke(main, [str(train(Baseline(), tmp_path / "run"))])
     assert ended.exit_code == 1
-    assert "no generator in it" in ended.output
+    assert "trained by baseline, which has no generator" in ended.output
