@@ -2,7 +2,7 @@
 
     python bench/precision.py RUN --json FILE
 
-RUN is a run folder that GAT has trained, or a checkpoint that holds the generator. bfloat16 against float32, on
+RUN is a run folder of GAT with Table 1's networks, or a checkpoint that holds both. bfloat16 against float32, on
 minibatches of training images, in the passes of the schedule `simultaneous`: Delta (below (7)) and G(Delta) of each
 image; both networks' gradients of (10) and (9), for each minibatch and for all of them together; the loss (9) and how
 many perturbed images F gets right. A relative error is the norm of the difference over the norm. Beside those of a
@@ -26,7 +26,7 @@ from fastgat.config import DataConfig, TrainConfig
 from fastgat.data import create_loader, load_dataset
 from fastgat.data.batch import Batch
 from fastgat.engine.checkpoint import load_checkpoint
-from fastgat.engine.device import device_name, pick_device
+from fastgat.engine.device import device_name, pick_device, tf32
 from fastgat.engine.load import checkpoint_path
 from fastgat.functional import places
 from fastgat.methods import GAT
@@ -55,7 +55,8 @@ def main(run: Path, batches: int, data_dir: Path | None, output: Path | None) ->
     method, players, data = trained(path, device)
     images = load_dataset(data.dataset, data_dir, data.split_seed).train
     loader = create_loader("resident", images, BATCH, device=device, channels_last=True)
-    errors, means = compared(method, players, islice(loader.stream(0), batches))
+    with tf32(False):  # or a GPU's float32 convolutions would round too
+        errors, means = compared(method, players, islice(loader.stream(0), batches))
     for name, (low, median, high) in errors.items():
         click.echo(f"{name:34} relative error {median:.3f}" + (f" ({low:.3f} to {high:.3f})" if low < high else ""))
     for name, value in means.items():
@@ -100,6 +101,8 @@ def trained(path: Path, device: torch.device) -> tuple[GAT, Players, DataConfig]
     config = TrainConfig.from_dict(header["config"], str(path))
     if not isinstance(config.method, GAT):
         raise click.ClickException(f"{path}: trained by {header['config']['method']['name']}, which has no generator")
+    if header["model"]["classifier"] != "table1":
+        raise click.ClickException(f"{path}: its classifier is not that of Table 1")
     channels = header["model"]["in_channels"]
     classifier = Classifier(header["model"]["num_classes"], channels)
     generator = Generator(config.model.generator_width, channels, config.method.generator_channels(channels))

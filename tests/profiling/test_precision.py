@@ -1,4 +1,4 @@
-"""`bench/precision.py`: what it calls rounding is rounding."""
+"""`bench/precision.py` on a run of the trainer."""
 
 from __future__ import annotations
 
