@@ -22,9 +22,9 @@ import click
 import torch
 from torch import Tensor
 
+from fastgat.batch import Batch
 from fastgat.config import DataConfig, TrainConfig
 from fastgat.data import create_loader, load_dataset
-from fastgat.data.batch import Batch
 from fastgat.engine.checkpoint import load_checkpoint
 from fastgat.engine.device import device_name, pick_device, tf32
 from fastgat.engine.load import checkpoint_path

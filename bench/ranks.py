@@ -25,8 +25,8 @@ import torch
 from torch import Tensor, nn
 from torch.multiprocessing.spawn import spawn
 
+from fastgat.batch import Batch
 from fastgat.config import OptimizerConfig
-from fastgat.data.batch import Batch
 from fastgat.engine import reduction
 from fastgat.engine.allocator import keep_freed_memory
 from fastgat.engine.batch_norm import batch_norm_across

@@ -30,8 +30,8 @@ from torch import Tensor, nn
 from torch.func import stack_module_state
 
 from fastgat import TrainConfig
+from fastgat.batch import Batch
 from fastgat.config import PrecisionConfig
-from fastgat.data.batch import Batch
 from fastgat.engine.allocator import keep_freed_memory
 from fastgat.engine.device import device_name, pick_device
 from fastgat.engine.optimizers import Adam

@@ -18,9 +18,9 @@ import torch
 from torch import Tensor, nn
 
 from fastgat.engine.checkpoint import load_checkpoint
-from fastgat.engine.files import write_atomically
 from fastgat.engine.load import checkpoint_path, trained_classifier
 from fastgat.errors import ConfigError, FastgatError
+from fastgat.files import write_atomically
 from fastgat.models import create_classifier
 from fastgat.options import suggestion
 

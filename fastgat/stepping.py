@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from fastgat.batch import Batch
 from fastgat.config import ModelConfig, OptimizerConfig, PrecisionConfig
-from fastgat.data.batch import Batch
 from fastgat.engine.batch_norm import batch_norm_across
 from fastgat.engine.checkpoint import check_match
 from fastgat.engine.compiled import Stepper, missing_compiler

@@ -18,8 +18,8 @@ import torch
 from filelock import FileLock
 from torch import nn
 
+from fastgat.batch import Batch
 from fastgat.config import OptimizerConfig
-from fastgat.data.batch import Batch
 from fastgat.engine.compiled import Stepper
 from fastgat.engine.state import TrainState
 from fastgat.methods import Method

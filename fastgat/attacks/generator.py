@@ -19,7 +19,8 @@ import torch
 from torch import Tensor, nn
 
 from fastgat.attacks.base import Attack, check_images, check_logits, frozen, loss_gradient
-from fastgat.data.batch import Batch, Loader
+from fastgat.batch import Batch
+from fastgat.data.loader import Loader
 from fastgat.engine.compiled import ON_A_GPU, explained
 from fastgat.engine.optimizers import Adam, trainable_parameters
 from fastgat.engine.random import seed_torch

@@ -10,8 +10,9 @@ from typing import Any
 
 import click
 
-from fastgat.errors import FastgatError, RankError, is_out_of_memory
+from fastgat.errors import ConfigError, FastgatError, RankError, is_out_of_memory
 from fastgat.options import suggestion
+from fastgat.processes import launched
 
 COMMANDS = {
     "train": "Train a classifier.",
@@ -83,10 +84,17 @@ def main() -> None:
         _fail("out of memory: try a smaller --batch-size or network", 1)
 
 
+def _one_of_several() -> bool:
+    try:
+        return launched()
+    except ConfigError:  # which may be the error to tell
+        return False
+
+
 def _fail(message: str, exit_code: int, ctx: click.Context | None = None, *, lost: bool = False) -> None:
     line = " ".join(message.split())
     hint = f" (try `{ctx.command_path} --help`)" if ctx is not None else ""
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+    if _one_of_several():
         from fastgat.engine.ranks import speaks  # imports torch
 
         if speaks(line, lost=lost, usage=exit_code == USAGE):

@@ -16,7 +16,6 @@ from rich.markdown import Markdown
 from fastgat.cli.options import SectionedCommand, overrides, run_options, settings_options
 from fastgat.config import TrainConfig, merge
 from fastgat.engine.allocator import keep_freed_memory
-from fastgat.engine.ranks import launched
 from fastgat.errors import ConfigError, FastgatError
 from fastgat.experiments import EXPERIMENTS, PAPER, Plan, Store
 from fastgat.experiments.images import load_images
@@ -24,6 +23,7 @@ from fastgat.experiments.page import check_page, collect, sections, write_page
 from fastgat.experiments.search import check_grids
 from fastgat.experiments.work import work_together
 from fastgat.options import convert, suggestion
+from fastgat.processes import launched
 from fastgat.reporting.jobs import JobsDisplay
 from fastgat.reporting.transfer import TransferBar
 

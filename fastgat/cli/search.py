@@ -15,7 +15,6 @@ from rich.markdown import Markdown
 from fastgat.cli.options import SectionedCommand, overrides, run_options, settings
 from fastgat.config import TrainConfig, merge
 from fastgat.engine.allocator import keep_freed_memory
-from fastgat.engine.ranks import launched
 from fastgat.errors import ConfigError
 from fastgat.experiments import Plan, Store
 from fastgat.experiments.cell import Cell
@@ -24,6 +23,7 @@ from fastgat.experiments.search import GRIDS, PARAMETERS
 from fastgat.experiments.sweep import Sweep
 from fastgat.experiments.work import work_together
 from fastgat.options import convert, suggestion, value_type
+from fastgat.processes import launched
 from fastgat.reporting.jobs import JobsDisplay
 from fastgat.reporting.transfer import TransferBar
 

@@ -13,8 +13,8 @@ from fastgat.cli.options import SectionedCommand, overrides, run_options
 from fastgat.config import TrainConfig, load_toml, merge
 from fastgat.data.registry import users_images
 from fastgat.engine.allocator import keep_freed_memory
-from fastgat.engine.ranks import is_first, restarted
 from fastgat.engine.resume import after_restart, find_checkpoint
+from fastgat.processes import is_first, restarted
 from fastgat.reporting.progress import ConsoleProgress
 from fastgat.reporting.transfer import TransferBar
 from fastgat.trainer import Trainer

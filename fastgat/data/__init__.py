@@ -1,9 +1,10 @@
 """Data sets, and the loaders that turn them into batches."""
 
+from fastgat.batch import Batch
 from fastgat.data.augmentation import Augmentation
-from fastgat.data.batch import Batch, Loader
 from fastgat.data.encoded import EncodedSet
 from fastgat.data.iterable import IterableLoader
+from fastgat.data.loader import Loader
 from fastgat.data.loaders import LOADERS, choose, create_loader
 from fastgat.data.registry import DATASETS, load_dataset
 from fastgat.data.resident import ResidentLoader

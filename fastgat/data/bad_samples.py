@@ -4,15 +4,12 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterable, Iterator
-from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
+from fastgat.batch import Batch
 from fastgat.errors import DataError
-
-if TYPE_CHECKING:
-    from fastgat.data.batch import Batch
 
 Rows = NDArray[np.int64]
 """Samples, by their numbers in a set."""

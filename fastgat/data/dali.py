@@ -16,10 +16,10 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from fastgat.batch import Batch
 from fastgat.data.ahead import Ahead
 from fastgat.data.augmentation import Placement, Uniforms
 from fastgat.data.bad_samples import BadSamples, Rows
-from fastgat.data.batch import Batch
 from fastgat.data.dali_graph import Graph, Work, check_decodable, missing, reason
 from fastgat.data.decoding import BadSampleError, size_of
 from fastgat.data.encoded import EncodedSet

@@ -13,14 +13,15 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from fastgat.batch import Batch
 from fastgat.data.augmentation import Augmentation, Uniforms
 from fastgat.data.bad_samples import BadSamples, Rows
-from fastgat.data.batch import Batch
 from fastgat.data.decoding import BadSampleError, arrange, decode
 from fastgat.data.encoded import EncodedSet
 from fastgat.data.sampler import Sampled, Sampler
 from fastgat.data.sets import Images, ImageSet
 from fastgat.kernels.image_batch import unit_scaled
+from fastgat.processes import launched
 
 
 class Key(NamedTuple):
@@ -85,7 +86,7 @@ def collate(samples: list[Sample]) -> Samples:
 def leave_signals_to_the_run(worker: int) -> None:
     """Ctrl-C reaches every process of a terminal; it is the run's to end its workers, by SIGTERM. torchrun's SIGTERM
     reaches every process of a rank's group: workers of one of several ranks have a group of their own."""
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+    if launched():
         os.setpgid(0, 0)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)

@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fastgat.batch import Batch
 from fastgat.data.bad_samples import BadSamples
-from fastgat.data.batch import Batch
 from fastgat.errors import ConfigError, DataError
 from fastgat.kernels.image_batch import unit_scaled
 

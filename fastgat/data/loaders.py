@@ -14,17 +14,18 @@ from numpy.typing import NDArray
 
 from fastgat.data.augmentation import Augmentation
 from fastgat.data.bad_samples import BadSamples
-from fastgat.data.batch import Loader
 from fastgat.data.dali import DaliLoader
 from fastgat.data.dali_graph import missing as dali_missing
 from fastgat.data.dataloader import TorchLoader
 from fastgat.data.decoding import BadSampleError, arrange, decode
 from fastgat.data.encoded import EncodedSet
+from fastgat.data.loader import Loader
 from fastgat.data.resident import ResidentLoader
 from fastgat.data.sampler import Sampler
 from fastgat.data.sets import Images, ImageSet
 from fastgat.data.store import Progress
 from fastgat.errors import DataError
+from fastgat.processes import local_world_size
 
 LOADERS = ("auto", "dali", "resident", "torch")
 PLAIN = Augmentation()
@@ -105,18 +106,13 @@ def create_loader(
 def cores() -> int:
     """The cores that this process may use: of several ranks on a machine, its share."""
     found = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return max(1, found // ranks_here())
-
-
-def ranks_here() -> int:
-    """How many ranks torchrun has started on this machine."""
-    return int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    return max(1, found // local_world_size())
 
 
 def check_fits(images: EncodedSet, device: torch.device) -> None:
     """Raises DataError if the decoded images, a set for each rank, would take more than half of the memory that is
     free here or there."""
-    needed = len(images) * int(np.prod(images.shape)) * ranks_here()
+    needed = len(images) * int(np.prod(images.shape)) * local_world_size()
     free = {"this machine": host_memory()}
     if device.type == "cuda":
         free[str(device)] = torch.cuda.mem_get_info(device)[0]

@@ -9,8 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from fastgat.batch import Batch
 from fastgat.data.bad_samples import BadSamples, Rows
-from fastgat.data.batch import Batch
 from fastgat.data.sampler import Sampled, Sampler
 from fastgat.data.sets import ImageSet
 from fastgat.kernels.image_batch import image_batch

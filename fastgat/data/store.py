@@ -15,6 +15,7 @@ from typing import Any
 import pooch
 
 from fastgat.errors import DataError, OutputError
+from fastgat.files import write_atomically
 
 Progress = Callable[[str, int, int], None]
 """Called with what is being done, how much of it is done, and how much there is: bytes of a download, else a count."""
@@ -75,8 +76,9 @@ def verify(path: Path, expected: str, *, again: bool = False) -> None:
             f"{path}: damaged or altered (MD5 {found}, published {expected}); delete it and run `fastgat data fetch`"
         )
     # A cache that cannot be written costs a second at each start, nothing else.
-    with contextlib.suppress(OSError):
-        _write_json(memory, {**remembered, key: fingerprint})
+    with contextlib.suppress(OSError, OutputError):
+        memory.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(memory, json.dumps({**remembered, key: fingerprint}).encode())
 
 
 def download(url: str, expected: str, folder: Path, progress: Progress) -> Path:
@@ -162,10 +164,3 @@ def _read_json(path: Path) -> dict[str, Any]:
     except (OSError, ValueError):
         return {}
     return content if isinstance(content, dict) else {}
-
-
-def _write_json(path: Path, content: dict[str, Any]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_suffix(f".{os.getpid()}")
-    part.write_text(json.dumps(content))
-    part.replace(path)

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import glob
 import hashlib
-import os
+import io
 import re
 import tarfile
 from collections.abc import Iterator
@@ -19,7 +20,8 @@ from fastgat.data.decoding import EXTENSIONS
 from fastgat.data.encoded import EncodedSet
 from fastgat.data.sets import DataSet, hold_out, shuffled
 from fastgat.data.store import Progress, cache_folder
-from fastgat.errors import DataError
+from fastgat.errors import DataError, OutputError
+from fastgat.files import write_atomically
 
 SPLITS = {"train": "train", "validation": "val", "test": "test"}
 BLOCK = 512
@@ -154,14 +156,12 @@ def shard_index(path: Path) -> ShardIndex:
 
 
 def _keep(cached: Path, index: ShardIndex) -> None:
-    try:
+    content = io.BytesIO()
+    np.save(content, np.stack(index))
+    # A cache that cannot be written costs another reading of the headers, nothing else.
+    with contextlib.suppress(OSError, OutputError):
         cached.parent.mkdir(parents=True, exist_ok=True)
-        part = cached.with_suffix(f".{os.getpid()}")
-        with part.open("wb") as file:
-            np.save(file, np.stack(index))
-        part.replace(cached)
-    except OSError:
-        """A cache that cannot be written costs another reading of the headers, nothing else."""
+        write_atomically(cached, content.getvalue())
 
 
 def _samples(path: Path, size: int) -> Iterator[tuple[int, int, int]]:

@@ -8,7 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from fastgat.data.batch import Batch
+from fastgat.batch import Batch
 from fastgat.engine.modes import in_eval_mode
 from fastgat.engine.ranks import ALONE, Ranks
 from fastgat.functional import call, places

@@ -15,9 +15,9 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
-from fastgat.engine.files import write_atomically
 from fastgat.engine.optimizers import buffer_name
 from fastgat.errors import CheckpointError
+from fastgat.files import write_atomically
 
 FORMAT = 3
 READABLE = (1, 2, 3)

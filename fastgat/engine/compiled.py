@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_leaves, tree_map_only
 
-from fastgat.data.batch import Batch
+from fastgat.batch import Batch
 from fastgat.engine.device import fastest_convolutions
 from fastgat.engine.ranks import ALONE, Ranks, is_loss
 from fastgat.engine.state import TrainState

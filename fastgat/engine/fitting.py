@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from fastgat.data.batch import Batch
+from fastgat.batch import Batch
 from fastgat.engine.modes import in_eval_mode
 from fastgat.errors import ConfigError
 from fastgat.methods.base import Method

@@ -7,7 +7,7 @@ import threading
 from types import FrameType
 from typing import Any
 
-from fastgat.engine.ranks import launched
+from fastgat.processes import launched
 
 
 class Interrupts:

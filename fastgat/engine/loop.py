@@ -11,8 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fastgat.batch import Batch
 from fastgat.config import TrainConfig
-from fastgat.data.batch import Batch, Loader
+from fastgat.data.loader import Loader
 from fastgat.engine.accuracy import score
 from fastgat.engine.batch_norm import batch_norm_across
 from fastgat.engine.compiled import Stepper

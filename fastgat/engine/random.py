@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map_only
 
-from fastgat.data.batch import Batch
+from fastgat.batch import Batch
 from fastgat.engine.ranks import ALONE, Ranks
 from fastgat.methods.base import Method
 from fastgat.methods.players import Draws

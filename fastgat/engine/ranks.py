@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import importlib
 import itertools
-import os
 import re
 import signal
 import threading
@@ -25,6 +24,7 @@ from torch.distributed.distributed_c10d import PrefixStore, Store
 from torch.distributed.rendezvous import rendezvous
 
 from fastgat.errors import ConfigError, FastgatError, RankError
+from fastgat.processes import is_first, launched, number
 
 Result = TypeVar("Result")
 PATIENCE_SECONDS = 2.0
@@ -159,28 +159,13 @@ class Ranks:
 ALONE = Ranks()
 
 
-def launched() -> bool:
-    """Whether this process is one of several that torchrun, or somebody in its manner, has started."""
-    return dist.is_initialized() or _number("WORLD_SIZE", 1) > 1
-
-
-def is_first() -> bool:
-    """Whether this process is alone or rank 0, before ranks are connected too."""
-    return not launched() or _number("RANK", 0) == 0
-
-
-def local_rank() -> int | None:
-    """Which of the devices of its machine this process has; None where it is alone."""
-    return _number("LOCAL_RANK", _number("RANK", 0)) if launched() else None
-
-
 def current() -> Ranks:
     """The ranks that are connected in this process."""
     if not dist.is_initialized() or dist.get_world_size() == 1:
         return ALONE
     group = dist.group.WORLD
     assert group is not None
-    return Ranks(dist.get_rank(), dist.get_world_size(), _number("LOCAL_RANK", dist.get_rank()), group.group_name)
+    return Ranks(dist.get_rank(), dist.get_world_size(), number("LOCAL_RANK", dist.get_rank()), group.group_name)
 
 
 @contextmanager
@@ -204,7 +189,7 @@ def joined(device: torch.device) -> Iterator[Ranks]:
     importlib.import_module("torch._dynamo")
     try:
         store, rank, count = next(iter(rendezvous("env://")))
-        _store = PrefixStore(f"fastgat/{_attempt_number()}/{next(_joins)}", store)
+        _store = PrefixStore(f"fastgat/{_attemptnumber()}/{next(_joins)}", store)
         backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
         dist.init_process_group(backend, store=_store, rank=rank, world_size=count)
     except (RuntimeError, ValueError) as error:
@@ -241,13 +226,8 @@ def speaks(message: str, *, lost: bool = False, usage: bool = False) -> bool:
 
 def check_restarts(output: object) -> None:
     """Raises ConfigError where torchrun may start a run again that it will not find again."""
-    if launched() and output is None and _number("TORCHELASTIC_MAX_RESTARTS", 0) > 0:
+    if launched() and output is None and number("TORCHELASTIC_MAX_RESTARTS", 0) > 0:
         raise ConfigError("--max-restarts needs --output, where the restarted run finds its checkpoint")
-
-
-def restarted() -> bool:
-    """Whether torchrun has started this process in the place of one that failed."""
-    return launched() and _number("TORCHELASTIC_RESTART_COUNT", 0) > 0
 
 
 def connection_error(error: BaseException, remark: str = "") -> RankError | None:
@@ -278,16 +258,12 @@ def _of_connection(error: BaseException) -> bool:
     return isinstance(error, dist.DistError) or any(word in str(error) for word in ("gloo/", "NCCL"))
 
 
-def _attempt_number() -> int:
+def _attemptnumber() -> int:
     """Which of torchrun's attempts this is, where that is sure: its store may still hold the addresses of the last.
 
     Nodes count restarts each for itself, so that several may differ.
     """
-    return _number("TORCHELASTIC_RESTART_COUNT", 0) if _number("GROUP_WORLD_SIZE", 1) == 1 else 0
-
-
-def _number(variable: str, default: int) -> int:
-    return int(os.environ.get(variable, default))
+    return number("TORCHELASTIC_RESTART_COUNT", 0) if number("GROUP_WORLD_SIZE", 1) == 1 else 0
 
 
 def _attempt(work: Callable[[], Result]) -> tuple[Result | None, FastgatError | None]:

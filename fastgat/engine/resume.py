@@ -11,9 +11,9 @@ from torch import Tensor
 
 from fastgat.config import TrainConfig, identity
 from fastgat.engine.checkpoint import FORMAT, load_checkpoint
-from fastgat.engine.files import write_atomically
 from fastgat.engine.run_checkpoints import BEST, LAST, SUMMARY
 from fastgat.errors import CheckpointError, ConfigError, DataError
+from fastgat.files import write_atomically
 
 SLIM = f"holds a finished run, of which only the classifier was kept ({BEST})"
 

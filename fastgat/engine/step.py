@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import torch
 
-from fastgat.data.batch import Batch
+from fastgat.batch import Batch
 from fastgat.engine.state import TrainState
 from fastgat.methods.base import Method
 from fastgat.methods.players import Draws

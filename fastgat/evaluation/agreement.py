@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from fastgat.attacks.base import frozen, loss_gradient
-from fastgat.data.batch import Batch
+from fastgat.batch import Batch
 from fastgat.engine.compiled import explained, missing_compiler
 from fastgat.engine.device import autocast_dtype
 from fastgat.errors import CompileError

@@ -14,9 +14,9 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
-from fastgat.data.batch import Batch
-from fastgat.engine.files import write_atomically
+from fastgat.batch import Batch
 from fastgat.errors import OutputError
+from fastgat.files import write_atomically
 
 PLAIN = (bool, int, float, str, bytes, tuple, list, type(None), torch.dtype)
 FORMAT = 3

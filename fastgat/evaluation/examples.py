@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from fastgat.attacks.base import Attack, frozen
-from fastgat.data.batch import Batch
+from fastgat.batch import Batch
 
 
 class Moved(NamedTuple):

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from fastgat.attacks.base import Attack, check_images, check_logits, frozen, right
-from fastgat.data.batch import Batch
+from fastgat.batch import Batch
 from fastgat.errors import ConfigError, FastgatError, NonFiniteError
 from fastgat.evaluation.cache import Cache, batch_fingerprint, model_fingerprint
 

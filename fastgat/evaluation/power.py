@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from fastgat.attacks.base import frozen, loss_gradient, right, wide
 from fastgat.attacks.generator import generated
-from fastgat.data.batch import Batch
+from fastgat.batch import Batch
 from fastgat.evaluation.cache import Cache, batch_fingerprint, model_fingerprint
 from fastgat.evaluation.outcomes import Subject, numbered
 from fastgat.kernels.input_gradient import ascent

@@ -25,7 +25,8 @@ from fastgat.attacks import (
 )
 from fastgat.attacks.autoattack import check_autoattack
 from fastgat.attacks.base import NORMS
-from fastgat.data.batch import Batch, Loader
+from fastgat.batch import Batch
+from fastgat.data.loader import Loader
 from fastgat.engine.device import tf32
 from fastgat.errors import ConfigError
 from fastgat.evaluation import card

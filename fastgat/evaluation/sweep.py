@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from fastgat.attacks.base import Attack, check_images, frozen, loss_gradient, right
-from fastgat.data.batch import Batch
+from fastgat.batch import Batch
 from fastgat.errors import ConfigError
 from fastgat.evaluation.cache import Cache, batch_fingerprint
 from fastgat.evaluation.outcomes import Subject, check_subjects, numbered, outcomes

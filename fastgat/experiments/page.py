@@ -8,7 +8,6 @@ from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
-from fastgat.engine.files import write_atomically
 from fastgat.errors import ConfigError, OutputError
 from fastgat.experiments import paper, search
 from fastgat.experiments.base import Experiment
@@ -17,6 +16,7 @@ from fastgat.experiments.jobs import Measurement, Training
 from fastgat.experiments.markdown import table
 from fastgat.experiments.plan import Plan
 from fastgat.experiments.store import Store
+from fastgat.files import write_atomically
 from fastgat.methods import GAT
 from fastgat.reporting.plots import saved
 

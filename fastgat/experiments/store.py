@@ -8,7 +8,6 @@ locks/NAME           held by the process that is at it; the system lets go of it
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import json
 import platform
 from collections.abc import Iterator, Mapping
@@ -20,11 +19,11 @@ from torch import nn
 
 from fastgat.config import TrainConfig, load_toml
 from fastgat.engine.checkpoint import keep_classifier
-from fastgat.engine.files import write_atomically
 from fastgat.engine.load import load_classifier
 from fastgat.engine.run_checkpoints import BEST, LAST, SUMMARY
 from fastgat.errors import ConfigError, DataError, OutputError
 from fastgat.experiments.cell import Cell, deciding
+from fastgat.files import locked, write_atomically
 from fastgat.reporting.run_folder import read_metrics
 
 DIVERGED = "diverged.json"
@@ -59,18 +58,10 @@ class Store:
         path = self.folder / "locks" / name
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            file = path.open("ab")
         except OSError as error:
             raise OutputError(f"{path}: cannot be locked: {error.strerror}") from None
-        with file:
-            try:
-                fcntl.flock(file, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
-            except BlockingIOError:
-                yield False
-                return
-            except OSError as error:
-                raise OutputError(f"{path}: cannot be locked: {error.strerror}") from None
-            yield True
+        with locked(path, shared=shared) as mine:
+            yield mine
 
     def run_folder(self, cell: Cell) -> Path:
         return self.folder / "cells" / cell.name

@@ -17,7 +17,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from fastgat.data.batch import Batch
+from fastgat.batch import Batch
 from fastgat.methods.base import OnePlayer, epsilon_option
 from fastgat.methods.joints import input_gradient, perturb, sample_loss
 from fastgat.methods.players import Draws, Metrics, Network, Tensors, logits, mean, pull_back

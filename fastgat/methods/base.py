@@ -13,7 +13,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from fastgat.data.batch import Batch
+from fastgat.batch import Batch
 from fastgat.methods.players import Draws, Masks, Metrics, Network, Players, Tensors, Update
 from fastgat.options import Options, option
 

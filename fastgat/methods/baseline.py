@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from fastgat.data.batch import Batch
+from fastgat.batch import Batch
 from fastgat.methods.base import OnePlayer
 from fastgat.methods.joints import sample_loss
 from fastgat.methods.players import Draws, Metrics, Network, Tensors, logits, mean, pull_back

@@ -15,7 +15,7 @@ from typing import ClassVar
 
 import torch
 
-from fastgat.data.batch import Batch
+from fastgat.batch import Batch
 from fastgat.methods.base import Method, epsilon_option
 from fastgat.methods.joints import input_gradient, perturb, sample_loss
 from fastgat.methods.players import Draws, Metrics, Players, Update, logits, mean, pull_back

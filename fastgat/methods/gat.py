@@ -19,7 +19,7 @@ from typing import ClassVar, NamedTuple
 import torch
 from torch import Tensor
 
-from fastgat.data.batch import Batch
+from fastgat.batch import Batch
 from fastgat.errors import ConfigError
 from fastgat.kernels.dual_loss import SampleLoss
 from fastgat.methods.base import Method, alpha_option

@@ -11,7 +11,7 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from fastgat.data.batch import Batch
+from fastgat.batch import Batch
 from fastgat.methods.base import OnePlayer, alpha_option
 from fastgat.methods.joints import perturb, perturbed_loss, sample_loss
 from fastgat.methods.players import Draws, Metrics, Network, Players, Tensors, logits, mix, pull_back

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from fastgat.data.batch import Batch
+from fastgat.batch import Batch
 from fastgat.methods.adversarial import attack_steps_option, inside, step_size_option
 from fastgat.methods.base import OnePlayer, epsilon_option
 from fastgat.methods.joints import input_gradient

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from fastgat import textbook
+from fastgat.batch import Batch
 from fastgat.config import PrecisionConfig, TrainConfig
-from fastgat.data.batch import Batch
 from fastgat.engine.allocator import keep_freed_memory
 from fastgat.engine.compiled import Stepper
 from fastgat.engine.device import autocast_dtype, pick_device, tf32

@@ -14,8 +14,8 @@ from typing import Any
 
 from fastgat.config import TrainConfig
 from fastgat.engine.events import Callback, Compiled, End, EpochEnd, Interval, Start
-from fastgat.engine.files import append_line, write_atomically
 from fastgat.engine.run_checkpoints import SUMMARY
+from fastgat.files import append_line, write_atomically
 from fastgat.reporting.curves import draw_curves
 from fastgat.reporting.environment import environment
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import nn
 
+from fastgat.batch import Batch
 from fastgat.config import TrainConfig
-from fastgat.data.batch import Batch
 from fastgat.engine.device import autocast_dtype
 from fastgat.engine.fitting import check_networks
 from fastgat.engine.interaction import samples_interact

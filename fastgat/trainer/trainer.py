@@ -20,10 +20,9 @@ from fastgat.data.store import Progress
 from fastgat.engine.compiled import Stepper, missing_compiler
 from fastgat.engine.device import pick_device, tf32
 from fastgat.engine.events import Callback, EarlyStopping
-from fastgat.engine.files import sole_use
 from fastgat.engine.loop import Loop
 from fastgat.engine.random import seeded
-from fastgat.engine.ranks import Ranks, check_restarts, joined, local_rank, restarted
+from fastgat.engine.ranks import Ranks, check_restarts, joined
 from fastgat.engine.resume import (
     Checkpoint,
     adopt_best,
@@ -33,7 +32,9 @@ from fastgat.engine.resume import (
     find_checkpoint,
 )
 from fastgat.errors import CompileError, ConfigError, DeviceError, OutputError
+from fastgat.files import sole_use
 from fastgat.methods import Method
+from fastgat.processes import local_rank, restarted
 from fastgat.reporting.run_folder import RunFolder
 from fastgat.reporting.tensorboard import TensorBoard
 from fastgat.trainer.facts import run_facts

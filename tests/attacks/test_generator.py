@@ -11,8 +11,8 @@ from torch import Tensor, nn
 
 from fastgat.attacks import GeneratorTraining, train_generator
 from fastgat.attacks.generator import generated
+from fastgat.batch import Batch
 from fastgat.data import IterableLoader
-from fastgat.data.batch import Batch
 from fastgat.errors import CompileError, ConfigError, NonFiniteError
 from fastgat.models import Generator
 from tests.attacks.victim import Victim

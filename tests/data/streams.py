@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 import torch
 
+from fastgat.batch import Batch
 from fastgat.data import Images, ImageSet, Loader
-from fastgat.data.batch import Batch
 from fastgat.data.folder import Folder
 from fastgat.data.registry import silent
 

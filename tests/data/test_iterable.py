@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch.utils.data import DataLoader, TensorDataset
 
+from fastgat.batch import Batch
 from fastgat.data import IterableLoader
-from fastgat.data.batch import Batch
 from fastgat.errors import ConfigError, DataError
 
 

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 import torch
 
+from fastgat.batch import Batch
 from fastgat.data import Augmentation, create_loader
-from fastgat.data.batch import Batch
 from fastgat.data.dali_graph import missing
 from fastgat.data.folder import Folder
 from fastgat.data.loaders import choose

@@ -14,8 +14,8 @@ import torch
 from torch import Tensor, nn
 from torch.multiprocessing.spawn import spawn
 
+from fastgat.batch import Batch
 from fastgat.config import OptimizerConfig
-from fastgat.data.batch import Batch
 from fastgat.engine.batch_norm import batch_norm_across
 from fastgat.engine.compiled import Stepper
 from fastgat.engine.random import step_draws

@@ -18,8 +18,8 @@ from torch import nn
 from torch._dynamo.testing import CompileCounter
 from torch._inductor import config as inductor
 
+from fastgat.batch import Batch
 from fastgat.config import RunConfig, TrainConfig
-from fastgat.data.batch import Batch
 from fastgat.engine.compiled import ON_A_GPU, OVERLAP, Captured, Stepper, compile_step, explained, missing_compiler
 from fastgat.engine.events import Callback, Compiled
 from fastgat.engine.graph_passes import GraphPasses

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.fx import Graph
 
+from fastgat.batch import Batch
 from fastgat.config import OptimizerConfig
-from fastgat.data.batch import Batch
 from fastgat.data.loaders import create_loader
 from fastgat.data.sets import ImageSet
 from fastgat.engine.compiled import Captured, Stepper, explained

@@ -19,7 +19,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from fastgat.config import OptimizerConfig
-from fastgat.data.batch import Batch
+from fastgat.batch import Batch
 from fastgat.engine.compiled import Stepper
 from fastgat.engine.state import TrainState
 from fastgat.methods import GAT

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from fastgat.data.batch import Batch
+from fastgat.batch import Batch
 from fastgat.evaluation.cache import Cache, batch_fingerprint, model_fingerprint
 
 

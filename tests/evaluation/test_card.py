@@ -9,8 +9,8 @@ import pytest
 from torch import nn
 
 from fastgat.attacks import GeneratorTraining
+from fastgat.batch import Batch
 from fastgat.data import IterableLoader
-from fastgat.data.batch import Batch
 from fastgat.evaluation import EvaluationSettings, card, evaluate
 from tests.attacks.victim import Victim
 from tests.evaluation.masked import Loud, Stairs

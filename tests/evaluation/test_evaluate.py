@@ -14,8 +14,8 @@ from torch.nn import functional
 from torch.utils.data import DataLoader, TensorDataset
 
 from fastgat.attacks import PGD, Attack, GeneratorTraining
+from fastgat.batch import Batch
 from fastgat.data import IterableLoader
-from fastgat.data.batch import Batch
 from fastgat.errors import ConfigError, NonFiniteError
 from fastgat.evaluation import Cache, EvaluationSettings, attack_sweep, evaluate, write_report
 from fastgat.evaluation.outcomes import Subject, clean_outcomes, outcomes

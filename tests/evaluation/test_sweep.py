@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from fastgat.attacks import FastGradient
-from fastgat.data.batch import Batch
+from fastgat.batch import Batch
 from fastgat.errors import ConfigError
 from fastgat.evaluation.sweep import fast_gradient_sweep
 from tests.attacks.victim import Victim, accuracy

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from fastgat import textbook
-from fastgat.data.batch import Batch
+from fastgat.batch import Batch
 from fastgat.methods import TRADES, Adversarial, FGSMRandomStart, Free, Method, NoisyFGSM, PGDTraining
 from fastgat.methods.adversarial import inside
 from fastgat.methods.players import Draws

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from fastgat import textbook
-from fastgat.data.batch import Batch
+from fastgat.batch import Batch
 from fastgat.errors import ConfigError
 from fastgat.methods import (
     GAT,

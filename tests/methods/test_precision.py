@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from fastgat import textbook
-from fastgat.data.batch import Batch
+from fastgat.batch import Batch
 from fastgat.data.digits import DIGITS
 from fastgat.data.loaders import create_loader
 from fastgat.data.registry import silent

@@ -1,20 +1,12 @@
-"""What the step is fed: batches, and the protocol of everything that makes them."""
+"""The protocol of everything that feeds a run with batches."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import NamedTuple, Protocol
+from typing import Protocol
 
-from torch import Tensor
-
+from fastgat.batch import Batch
 from fastgat.data.bad_samples import BadSamples
-
-
-class Batch(NamedTuple):
-    """Images (B, C, H, W), floating point in [0, 1], and labels (B,) int64, on the training device."""
-
-    images: Tensor
-    labels: Tensor
 
 
 class Loader(Protocol):

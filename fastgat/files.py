@@ -1,0 +1,112 @@
+"""Files that are either complete or absent, also when the process is killed or the disk is full; and the file lock."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import os
+import secrets
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO
+
+from fastgat.errors import OutputError
+
+
+def write_atomically(path: Path, content: bytes) -> None:
+    """Replace `path` by `content` in one step; raises OutputError and keeps what was there if that fails."""
+    part = path.with_name(f".{path.name}.{secrets.token_hex(4)}")  # random: PIDs collide across hosts and containers
+    try:
+        with part.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        part.replace(path)
+    except OSError as error:
+        raise OutputError(f"{path}: cannot be written: {error.strerror}") from None
+    finally:
+        with contextlib.suppress(OSError):
+            part.unlink(missing_ok=True)
+
+
+def append_line(path: Path, line: str) -> None:
+    """Append one line to `path`; raises OutputError if that fails."""
+    try:
+        with path.open("a") as file:
+            file.write(line + "\n")
+    except OSError as error:
+        raise OutputError(f"{path}: cannot be written: {error.strerror}") from None
+
+
+@dataclass
+class _Lock:
+    """A lock that this process holds on a file, `holders` times."""
+
+    file: BinaryIO
+    shared: bool
+    holders: int = 0
+
+
+_locks: dict[Path, _Lock] = {}
+
+
+@contextlib.contextmanager
+def locked(path: Path, *, shared: bool = False) -> Iterator[bool]:
+    """Hold the lock of the file `path`, alone or `shared`; yields False at once where somebody else has it.
+
+    The lock ends with the process, however that ends. A file system without locks gives it to everybody. Raises
+    OutputError where the file cannot be written or locked.
+    """
+    # POSIX locks: a forked child does not inherit them, as it would flock's. They are the whole process's, so this
+    # process counts by itself how often it holds one, and keeps the file open until the last holder is done.
+    key = path.resolve()
+    lock = _locks.get(key)
+    if lock is None:
+        lock = _acquire(path, shared)
+        if lock is not None:
+            _locks[key] = lock
+    elif not (shared and lock.shared):
+        lock = None
+    if lock is None:
+        yield False
+        return
+    lock.holders += 1
+    try:
+        yield True
+    finally:
+        lock.holders -= 1
+        if not lock.holders:
+            del _locks[key]
+            lock.file.close()
+
+
+def _acquire(path: Path, shared: bool) -> _Lock | None:
+    """The lock of `path`, newly taken; None where another process has it."""
+    try:
+        file = path.open("a+b")
+    except OSError as error:
+        raise OutputError(f"{path}: cannot be written: {error.strerror}") from None
+    try:
+        fcntl.lockf(file, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
+    except (BlockingIOError, PermissionError):
+        file.close()
+        return None
+    except OSError as error:
+        if error.errno not in (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP):
+            file.close()
+            raise OutputError(f"{path}: cannot be locked: {error.strerror}") from None
+    return _Lock(file, shared)
+
+
+@contextlib.contextmanager
+def sole_use(folder: Path) -> Iterator[None]:
+    """Keep `folder` from every other user of this lock, on any machine that shares it.
+
+    Raises OutputError where another process has it, or where the folder cannot be written.
+    """
+    with locked(folder / ".lock") as mine:
+        if not mine:
+            raise OutputError(f"{folder}: another process is training there (it holds .lock)")
+        yield

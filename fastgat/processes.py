@@ -1,0 +1,46 @@
+"""The environment in which torchrun, or a launcher like it, starts several processes that train together."""
+
+from __future__ import annotations
+
+import os
+
+from fastgat.errors import ConfigError
+
+
+def number(variable: str, default: int) -> int:
+    """A whole number from the environment; raises ConfigError where the variable holds something else."""
+    text = os.environ.get(variable, "")
+    try:
+        return int(text or default)
+    except ValueError:
+        raise ConfigError(f"the environment has {variable}={text!r}, which must be a whole number") from None
+
+
+def world_size() -> int:
+    """How many processes train together; 1 where a launcher has started none."""
+    return number("WORLD_SIZE", 1)
+
+
+def local_world_size() -> int:
+    """How many of them run on this machine."""
+    return number("LOCAL_WORLD_SIZE", 1)
+
+
+def launched() -> bool:
+    """Whether a launcher has started this process as one of several."""
+    return world_size() > 1
+
+
+def is_first() -> bool:
+    """Whether this process is alone or rank 0, known before ranks are connected too."""
+    return not launched() or number("RANK", 0) == 0
+
+
+def local_rank() -> int | None:
+    """The number of this process on its machine, which is also that of its device; None for a process alone."""
+    return number("LOCAL_RANK", number("RANK", 0)) if launched() else None
+
+
+def restarted() -> bool:
+    """Whether torchrun has started this process in the place of one that failed."""
+    return launched() and number("TORCHELASTIC_RESTART_COUNT", 0) > 0
