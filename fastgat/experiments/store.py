@@ -8,7 +8,6 @@ locks/NAME           held by the process that is at it; the system lets go of it
 from __future__ import annotations
 
 import contextlib
-import json
 import platform
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -23,13 +22,14 @@ from fastgat.engine.load import load_classifier
 from fastgat.engine.run_checkpoints import BEST, LAST, SUMMARY
 from fastgat.errors import ConfigError, DataError, OutputError
 from fastgat.experiments.cell import Cell, deciding
-from fastgat.files import locked, write_atomically
+from fastgat.files import locked
 from fastgat.reporting.run_folder import read_metrics
+from fastgat.store import UNKNOWN_CONTENT, read_object
+from fastgat.store import Store as KeyedStore
 
 DIVERGED = "diverged.json"
 FIGURES = {"validation_accuracy", "test_accuracy", "best_epoch", "seconds"}
 """What is wanted of a summary."""
-STRANGE = "not what fastgat writes there; remove it to have it made again"
 
 
 class Store:
@@ -74,10 +74,10 @@ class Store:
         if cell.name in self._summaries:
             return self._summaries[cell.name]
         folder = self.run_folder(cell)
-        summary = _read(folder / SUMMARY)
+        summary = read_object(folder / SUMMARY)
         if summary is not None:
             if not summary.keys() >= FIGURES:
-                raise DataError(f"{folder / SUMMARY}: {STRANGE}")
+                raise DataError(f"{folder / SUMMARY}: {UNKNOWN_CONTENT}")
             path = folder / "config.toml"
             try:
                 held = TrainConfig.from_dict(load_toml(path), str(path))
@@ -90,14 +90,14 @@ class Store:
 
     def diverged(self, cell: Cell) -> str | None:
         """Why the training of a cell came to nothing: a loss became NaN or infinite, which is a result too."""
-        found = _read(self.run_folder(cell) / DIVERGED)
+        found = read_object(self.run_folder(cell) / DIVERGED)
         return None if found is None else str(found.get("reason"))
 
     def finished(self, cell: Cell) -> bool:
         return self.summary(cell) is not None or self.diverged(cell) is not None
 
     def note_divergence(self, cell: Cell, reason: str) -> None:
-        write_atomically(self.run_folder(cell) / DIVERGED, _json({"reason": reason}))
+        KeyedStore(self.run_folder(cell)).save("diverged", {"reason": reason})
 
     def slim(self, cell: Cell) -> bool:
         """Whether a finished cell has been rid of what only going on with it would need."""
@@ -124,7 +124,7 @@ class Store:
     def environment(self, cell: Cell) -> dict[str, Any]:
         """What a cell ran on; nothing where that is not known."""
         with contextlib.suppress(DataError):
-            return _read(self.run_folder(cell) / "environment.json") or {}
+            return read_object(self.run_folder(cell) / "environment.json") or {}
         return {}
 
     def classifier(self, cell: Cell, device: torch.device) -> nn.Module:
@@ -133,43 +133,15 @@ class Store:
 
     def measured(self, name: str) -> dict[str, Any] | None:
         """What was kept under `name`: its key, figures (None where they diverged), environment and seconds."""
-        return _measured(self.folder / "measured" / f"{name}.json")
+        content = KeyedStore(self.folder / "measured").load(name)
+        if content is not None and not {"key", "figures"} <= content.keys():
+            raise DataError(f"{self.folder / 'measured' / name}.json: {UNKNOWN_CONTENT}")
+        return content
 
     def all_measured(self, prefix: str) -> list[dict[str, Any]]:
         """Everything that was kept under names that begin with `prefix`."""
-        paths = sorted((self.folder / "measured").glob(f"{prefix}*.json"))
-        return [found for path in paths if (found := _measured(path)) is not None]
+        names = KeyedStore(self.folder / "measured").names(prefix)
+        return [content for name in names if (content := self.measured(name)) is not None]
 
     def keep(self, name: str, content: Mapping[str, Any]) -> None:
-        path = self.folder / "measured" / f"{name}.json"
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise OutputError(f"{path.parent}: cannot be made: {error.strerror}") from None
-        write_atomically(path, _json(content))
-
-
-def _measured(path: Path) -> dict[str, Any] | None:
-    content = _read(path)
-    if content is not None and not {"key", "figures"} <= content.keys():
-        raise DataError(f"{path}: {STRANGE}")
-    return content
-
-
-def _read(path: Path) -> dict[str, Any] | None:
-    """A JSON object that is written whole or not at all."""
-    try:
-        content = json.loads(path.read_bytes())
-    except FileNotFoundError:
-        return None
-    except OSError as error:
-        raise DataError(f"{path}: cannot be read: {error.strerror}") from None
-    except ValueError:
-        raise DataError(f"{path}: damaged; remove it, or the run's whole folder, to have it made again") from None
-    if not isinstance(content, dict):
-        raise DataError(f"{path}: {STRANGE}")
-    return content
-
-
-def _json(content: Mapping[str, Any]) -> bytes:
-    return (json.dumps(content, indent=2) + "\n").encode()
+        KeyedStore(self.folder / "measured").save(name, content)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -117,6 +118,35 @@ def test_a_signal_ends_parallel_work_at_a_checkpoint(tmp_path: Path) -> None:
         _, header = load_checkpoint(cell / "last.safetensors")
         *_, last = read_metrics(cell / "metrics.jsonl")
         assert header["position"]["step"] == last["step"], "the checkpoint is of the last step, not of one before"
+
+
+OLD = Path(__file__).parents[1] / "experiments" / "fixtures" / "reproduce-0.1.0"
+"""A folder of version 0.1.0, stopped in the middle of GAT's tenth epoch, and what that version made of it."""
+OLD_COMMAND = (
+    *("reproduce", "table2", "figure3", "--quick", "--seeds", 1, "--epochs", 30, "--batch-size", 32),
+    *("--grid", "gat=1", "--classifier", "tests.experiments.tiny:build", "--generator-width", 4),
+    *("--lr", 0.01, "--deterministic"),
+)
+
+
+def test_a_folder_of_an_older_version_goes_on(run: Run, tmp_path: Path) -> None:
+    shutil.copytree(OLD / "folder", tmp_path / "out")
+    done = run(*OLD_COMMAND, "--out", "out")
+    assert done.code == 0, done.err
+    trained = [line.split(":")[0] for line in done.out.splitlines() if "jobs left" in line]
+    assert trained == ["digits-gat-seed0-b19068c9", "digits-dropout-gat-seed0-a271e54b"], "finished cells are kept"
+    rows = read_metrics(tmp_path / "out" / "cells" / trained[0] / "metrics.jsonl")
+    assert [row["epoch"] for row in rows if row["event"] == "epoch"] == list(range(1, 31))
+    weights = safetensors.torch.load_file(tmp_path / "out" / "cells" / trained[0] / "best.safetensors")
+    for name, expected in safetensors.torch.load_file(OLD / "gat.safetensors").items():
+        torch.testing.assert_close(weights[name], expected, rtol=1e-4, atol=1e-5)
+    before, after = (
+        json.loads(path.read_text())["figures"]
+        for path in (OLD / "results.json", tmp_path / "out/results/results.json")
+    )
+    assert after["figure3"] == before["figure3"], "what was measured is not measured again"
+    accuracies = [{row["method"]: row["accuracy"]["0"] for row in each["table2"]["rows"]} for each in (before, after)]
+    assert accuracies[1] == pytest.approx(accuracies[0], abs=0.01)
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,104 @@
+"""A keyed store: values that were computed once, kept as JSON in a folder that processes and machines may share."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from fastgat.errors import DataError, OutputError
+from fastgat.files import write_atomically
+
+Key = Mapping[str, Any]
+"""Settings that decide a value, as JSON has them."""
+UNKNOWN_CONTENT = "not what fastgat writes there; remove it to have it made again"
+
+
+class Store:
+    """JSON objects by name, one small file each: NAME.json.
+
+    Without a folder nothing is kept. With `fresh`, `remember` ignores what was there before this store was made.
+    """
+
+    def __init__(self, folder: Path | None = None, *, fresh: bool = False) -> None:
+        self.folder, self.fresh = folder, fresh
+        self._written: set[str] = set()
+
+    def load(self, name: str) -> dict[str, Any] | None:
+        """The object called `name`, or None where there is none. Raises DataError if its file is damaged."""
+        return None if self.folder is None else read_object(self.folder / f"{name}.json")
+
+    def save(self, name: str, value: Mapping[str, Any]) -> None:
+        """Keep `value` under `name`. Raises OutputError if it cannot be written."""
+        self.save_file(f"{name}.json", as_json(value))
+
+    def save_file(self, filename: str, content: bytes) -> None:
+        """Keep a file of any kind beside the objects, whole or not at all."""
+        if self.folder is not None:
+            make_folder(self.folder)
+            write_atomically(self.folder / filename, content)
+            self._written.add(filename)
+
+    def usable(self, filename: str) -> bool:
+        """Whether `remember` may read this file: with `fresh`, only if this store wrote it."""
+        return self.folder is not None and (not self.fresh or filename in self._written)
+
+    def names(self, prefix: str = "") -> list[str]:
+        """The names that begin with `prefix`, in order."""
+        return [] if self.folder is None else sorted(path.stem for path in self.folder.glob(f"{prefix}*.json"))
+
+    def remember(self, key: Key, compute: Callable[[], Any]) -> Any:
+        """The value of `compute()`, read from disk where it was computed for the same key before.
+
+        A damaged entry, or one of another key, is computed again.
+        """
+        name, text = key_digest(key), key_text(key)
+        if self.usable(f"{name}.json"):
+            with contextlib.suppress(DataError):
+                entry = self.load(name)
+                if entry is not None and entry.get("key") == text and "value" in entry:
+                    return entry["value"]
+        value = compute()
+        self.save(name, {"key": text, "value": value})
+        return value
+
+
+def key_text(key: Key) -> str:
+    """The JSON of `key`, the same for equal keys."""
+    return json.dumps(key, sort_keys=True)
+
+
+def key_digest(key: Key, digits: int = 32) -> str:
+    """A name for `key`: the first hexadecimal digits of the SHA-256 of its text."""
+    return hashlib.sha256(key_text(key).encode()).hexdigest()[:digits]
+
+
+def as_json(value: Mapping[str, Any]) -> bytes:
+    """The content of a JSON file that people can read too."""
+    return (json.dumps(value, indent=2) + "\n").encode()
+
+
+def read_object(path: Path) -> dict[str, Any] | None:
+    """The JSON object in `path`, or None where there is no file. Raises DataError if it holds anything else."""
+    try:
+        content = json.loads(path.read_bytes())
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read: {error.strerror}") from None
+    except (ValueError, RecursionError):
+        raise DataError(f"{path}: damaged; remove it, or the run's whole folder, to have it made again") from None
+    if not isinstance(content, dict):
+        raise DataError(f"{path}: {UNKNOWN_CONTENT}")
+    return content
+
+
+def make_folder(folder: Path) -> None:
+    """Make `folder` and its parents. Raises OutputError if that fails."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OutputError(f"{folder}: cannot be made: {error.strerror}") from None
