@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from fastgat.contract import check_labels, checked_batch, explained
 from fastgat.errors import ConfigError
 from fastgat.functional import call
 from fastgat.kernels.backend import accumulation_dtype
@@ -40,13 +41,17 @@ def gat_loss(
         classifier: images (B, C, H, W) -> logits (B, K).
         generator: input gradients Delta = dF(x)_y/dx, (B, C, H, W) -> perturbations of that shape.
         images: (B, C, H, W), floating point, in [0, 1]; they need no gradient and get none.
-        labels: (B,) int64.
+        labels: (B,), of any integer type.
         alpha, cg: as in the equations.
 
-    Raises ConfigError where the generator's output has not the images' shape.
+    Raises ConfigError where images or labels are not as described, which waits for the device, where the generator's
+    output has not the images' shape, and where the classifier changes its input in place.
     """
+    images, labels = checked_batch(images, labels)
     x = images.detach().requires_grad_()
-    z = classifier(x)
+    with explained(images):
+        z = classifier(x)  # one that works in place fails: x is a leaf
+    check_labels(labels, z.shape[1])
     probability = z.softmax(1).gather(1, labels[:, None]).sum()
     (delta,) = torch.autograd.grad(probability, x, retain_graph=True)
     p = generator(delta.detach())

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from fastgat.batch import Batch
 from fastgat.config import ModelConfig, OptimizerConfig, PrecisionConfig
+from fastgat.contract import check_labels, checked_batch
 from fastgat.engine.batch_norm import batch_norm_across
 from fastgat.engine.checkpoint import check_match
 from fastgat.engine.compiled import Stepper, missing_compiler
@@ -51,6 +52,8 @@ class TrainingStep:
         self._optimizer, self._precision, self._batch_norm = optimizer, precision, batch_norm
         self._compiled, self._cuda_graph, self._seed = compiled, cuda_graph, seed
         self._rate = 1.0
+        self._num_classes: int | None = None
+        self._check_values = True
         self._stepper: Stepper | None = None
         self._made_for: tuple[torch.Size, torch.dtype] | None = None
         self._modes: list[tuple[nn.Module, bool]] = []
@@ -65,8 +68,9 @@ class TrainingStep:
         stays the loop's.
 
         Args:
-            images: (B, C, H, W), floating point, in [0, 1], on the classifier's device.
-            labels: (B,) int64.
+            images: (B, C, H, W), floating point, in [0, 1], on the classifier's device. Their values are looked at in
+                the first step and in the first after each call of `metrics`: that waits for the device.
+            labels: (B,), of any integer type.
             generator_batches: with schedule "paper", k minibatches like this one, of the generator's own.
 
         Raises ConfigError for another shape or dtype than the first batch's, where the networks do not fit it, and
@@ -79,12 +83,13 @@ class TrainingStep:
         kind_of_batch = self._made_for or (images.shape, images.dtype)
         batches = [self._batch(*each, *kind_of_batch) for each in (*generator_batches, (images, labels))]
         with self._surroundings(images.device):
-            stepper = self._stepper or self._build(batches[-1])
+            stepper = self._stepper or self._build(batches)
             stepper.state.check_trainable()
             stepper.state.set_learning_rates(self._rate)
             with self._in_their_modes(), self._across_ranks():
                 stepper(batches, self._draws(batches), kind)
         self.steps += 1
+        self._check_values = False
 
     def metrics(self) -> dict[str, float]:
         """Means over the steps since the last call, by name, empty where there were none; waits for the device.
@@ -96,6 +101,7 @@ class TrainingStep:
         """
         if self._stepper is None:
             return {}
+        self._check_values = True
         sums, steps = self._stepper.state.metrics.read()
         self._stepper.state.check_loss_scale()
         return {name: value / steps for name, value in sums.items()} if steps else {}
@@ -134,10 +140,9 @@ class TrainingStep:
         state.load_state_dict(tensors)
 
     def _batch(self, images: Tensor, labels: Tensor, shape: torch.Size, dtype: torch.dtype) -> Batch:
-        if labels.dtype != torch.int64 or labels.shape != images.shape[:1]:
-            raise ConfigError(f"labels must be int64, one an image, got {labels.dtype} of {tuple(labels.shape)}")
-        if labels.device != images.device:
-            raise ConfigError(f"the labels are on {labels.device}, the images on {images.device}: bring them together")
+        images, labels = checked_batch(images, labels, self._num_classes, values=self._check_values)
+        if not self._check_values and labels.device.type == "cpu":
+            check_labels(labels, self._num_classes)
         if images.shape != shape:
             raise ConfigError(
                 f"the step is made for images of {tuple(shape)}, got {tuple(images.shape)}: leave a smaller last "
@@ -149,10 +154,13 @@ class TrainingStep:
         return Batch(images.contiguous(memory_format=layout), labels)
 
     @torch.no_grad()
-    def _build(self, batch: Batch) -> Stepper:
+    def _build(self, taken: Sequence[Batch]) -> Stepper:
+        batch = taken[-1]
         device, ranks = batch.images.device, current()
         ranks.check_same({"the shape of their batches": tuple(batch.images.shape)})
-        check_networks(self.classifier, self.generator, batch, self.method)
+        self._num_classes = check_networks(self.classifier, self.generator, batch, self.method)
+        for each in taken:
+            check_labels(each.labels, self._num_classes)
         if self.method.needs_generator and self.generator is None:
             channels = batch.images.shape[1]
             seed_torch(self._seed, device)

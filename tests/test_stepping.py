@@ -230,8 +230,8 @@ def test_a_batch_that_is_not_like_the_first() -> None:
         step(images.bfloat16(), labels)
     with pytest.raises(ConfigError, match="takes 0 generator_batches, got 1"):
         step(images, labels, generator_batches=[(images, labels)])
-    with pytest.raises(ConfigError, match="labels must be int64, one an image"):
-        step(images, labels.int())
+    with pytest.raises(ConfigError, match="expected 4 integer labels, one class an image"):
+        step(images, labels.float())
     with pytest.raises(ConfigError, match=r"^the labels are on meta, the images on cpu: bring them together$"):
         step(images, labels.to("meta"))
     step(images * float("nan"), labels)

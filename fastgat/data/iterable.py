@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from fastgat.batch import Batch
+from fastgat.contract import checked_batch
 from fastgat.data.bad_samples import BadSamples
 from fastgat.errors import ConfigError, DataError
 from fastgat.kernels.image_batch import unit_scaled
@@ -18,7 +19,7 @@ from fastgat.kernels.image_batch import unit_scaled
 class IterableLoader:
     """Wraps a sized iterable of (images, labels) pairs; one pass over it is one epoch.
 
-    Images are (B, C, H, W), uint8 or floating point in [0, 1]; labels (B,) of an integer type. Each player iterates it
+    Images are (B, C, H, W), uint8 or floating point in [0, 1]; labels (B,) of any integer type. Each player iterates it
     on its own, so a shuffling loader gives each its own order. Resuming skips the batches already seen, which is exact
     only where the iterable repeats itself.
 
@@ -28,7 +29,7 @@ class IterableLoader:
     def __init__(
         self,
         source: Iterable[Any],
-        num_classes: int,
+        num_classes: int | None,
         *,
         device: torch.device | str = "cpu",
         channels_last: bool = False,
@@ -81,28 +82,12 @@ class IterableLoader:
             images, labels = pair
         except (TypeError, ValueError):
             raise DataError("a custom loader must yield (images, labels) pairs") from None
-        if not isinstance(images, Tensor) or images.dim() != 4 or not _is_pixel_type(images.dtype):
-            raise DataError(f"expected images (B, C, H, W) of uint8 or a floating type, got {_described(images)}")
-        if not isinstance(labels, Tensor) or labels.shape != images.shape[:1] or labels.is_floating_point():
-            raise DataError(f"expected {len(images)} integer labels, got {_described(labels)}")
+        if isinstance(images, Tensor) and images.dtype == torch.uint8:
+            images = unit_scaled(images)
+        if isinstance(images, Tensor) and isinstance(labels, Tensor):
+            labels = labels.to(images.device)
+        images, labels = checked_batch(images, labels, self.num_classes, error=DataError)
         if not len(labels):
             raise DataError("a custom loader has yielded a batch without images")
-        low, high = labels.aminmax()
-        if low < 0 or high >= self.num_classes:
-            raise DataError(f"labels from {low} to {high}, but the classifier has classes 0..{self.num_classes - 1}")
-        if images.dtype == torch.uint8:
-            images = unit_scaled(images)
-        else:
-            low, high = images.aminmax()
-            if not (low >= 0 and high <= 1):
-                raise DataError(f"pixels from {low:.4g} to {high:.4g}; they must lie in [0, 1]")
         images = images.to(self.device, torch.float32, non_blocking=True).contiguous(memory_format=self.layout)
-        return Batch(images, labels.to(self.device, torch.int64, non_blocking=True))
-
-
-def _is_pixel_type(dtype: torch.dtype) -> bool:
-    return dtype.is_floating_point or dtype == torch.uint8
-
-
-def _described(value: Any) -> str:
-    return f"{tuple(value.shape)} of {value.dtype}" if isinstance(value, Tensor) else type(value).__name__
+        return Batch(images, labels.to(self.device, non_blocking=True))

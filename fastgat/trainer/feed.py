@@ -95,7 +95,7 @@ def own_feed(
     classifier: nn.Module, train: Iterable[Any], validation: Iterable[Any], device: torch.device, channels_last: bool
 ) -> Feed:
     """Loaders of one's own; the classifier's output tells how many classes there are, its batches how many channels."""
-    batch = next(IterableLoader(validation, num_classes=2**31, device=device).once(), None)
+    batch = next(IterableLoader(validation, num_classes=None, device=device).once(), None)
     num_classes = check_networks(classifier.to(device), None, batch)
     channels = batch.images.shape[1] if batch else 0
     loaders = [

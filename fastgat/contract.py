@@ -1,0 +1,117 @@
+"""The contract of images, labels and logits, checked alike by loaders, steps, losses, attacks and evaluation."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from fastgat.batch import Batch
+from fastgat.errors import ConfigError, FastgatError, is_out_of_memory
+
+ROUNDING = 1e-5
+"""How far outside [0, 1] rounding may leave a pixel, such as one that was normalised and denormalised in float32."""
+
+
+def checked_batch(
+    images: Any,
+    labels: Any,
+    num_classes: int | None = None,
+    *,
+    values: bool = True,
+    error: type[FastgatError] = ConfigError,
+) -> Batch:
+    """The batch as steps and attacks take it; tensors that need a change are copied, never changed.
+
+    Args:
+        images: (B, C, H, W), floating point, in [0, 1]; pixels that rounding has left just outside are clamped.
+        labels: (B,), of any integer type, on the images' device, from 0 to `num_classes` - 1; they become int64.
+        num_classes: None where it is not known.
+        values: check the values too, which waits for the device.
+        error: the class of the error.
+
+    Raises `error`, saying what was given, where the batch is not as described.
+    """
+    if not isinstance(images, Tensor) or images.dim() != 4 or not images.is_floating_point():
+        raise error(f"expected images (B, C, H, W), floating point in [0, 1], got {_described(images)}")
+    if not isinstance(labels, Tensor) or labels.shape != images.shape[:1] or not _holds_integers(labels):
+        raise error(f"expected {len(images)} integer labels, one class an image, got {_described(labels)}")
+    if labels.device != images.device:
+        raise error(f"the labels are on {labels.device}, the images on {images.device}: bring them together")
+    labels = labels.to(torch.int64)
+    if values and images.numel():
+        check_labels(labels, num_classes, error)
+        images = _within_bounds(images, error)
+    return Batch(images, labels)
+
+
+def check_labels(labels: Tensor, num_classes: int | None, error: type[FastgatError] = ConfigError) -> None:
+    """Raises `error` unless every label (int64) is a class, from 0 to `num_classes` - 1."""
+    low, high = (int(bound) for bound in labels.aminmax())
+    if low < 0 or (num_classes is not None and high >= num_classes):
+        known = "classes count from 0" if num_classes is None else f"the classifier has classes 0..{num_classes - 1}"
+        raise error(f"labels from {low} to {high}, but {known}")
+
+
+def _within_bounds(images: Tensor, error: type[FastgatError]) -> Tensor:
+    low, high = (float(bound) for bound in images.aminmax())
+    if low >= 0 and high <= 1:
+        return images
+    slack = max(ROUNDING, 4 * torch.finfo(images.dtype).eps)
+    if not (low >= -slack and high <= 1 + slack):
+        raise error(
+            f"pixels from {low:.7g} to {high:.7g}; they must lie in [0, 1]: where they are normalised, let the "
+            "network do that (fastgat.models.normalized)"
+        )
+    return images.clamp(0, 1)
+
+
+@torch.no_grad()
+def checked_logits(classifier: nn.Module, images: Tensor, num_classes: int | None = None) -> Tensor:
+    """The classifier's logits (B, K) of a few images, in the mode that it is in.
+
+    Raises ConfigError where it fails on them, changes them in place, returns something else than logits, or tells
+    another number of classes apart than `num_classes`.
+    """
+    given = images.clone()
+    with explained(images):
+        logits = classifier(given)
+    if not torch.equal(given.nan_to_num(), images.nan_to_num()):
+        raise ConfigError("the classifier changes its input in place: have it work on a copy")
+    if not isinstance(logits, Tensor) or logits.dim() != 2 or len(logits) != len(images):
+        got = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
+        raise ConfigError(f"the classifier must return logits (B, K), got {got}")
+    if num_classes is not None and logits.shape[1] != num_classes:
+        raise ConfigError(f"the classifier tells {logits.shape[1]} classes apart, but the data have {num_classes}")
+    if are_probabilities(logits):
+        raise ConfigError("the classifier returns probabilities: take its softmax off, fastgat wants logits")
+    return logits
+
+
+def are_probabilities(outputs: Tensor) -> bool:
+    """Whether the outputs (B, K) of a classifier are those of a softmax: each row is 0 or more and sums to 1."""
+    sums = outputs.double().sum(1)
+    return bool((outputs >= 0).all()) and torch.allclose(sums, torch.ones_like(sums), atol=1e-3)
+
+
+@contextmanager
+def explained(images: Tensor) -> Iterator[None]:
+    """Turn whatever a network raises on `images` into a ConfigError of one line; out of memory stays what it is."""
+    try:
+        yield
+    except Exception as error:
+        if isinstance(error, FastgatError) or is_out_of_memory(error):
+            raise
+        reason = " ".join(str(error).split("\n")[0].split()) or type(error).__name__
+        raise ConfigError(f"the networks do not take images of shape {tuple(images.shape)}: {reason}") from None
+
+
+def _holds_integers(tensor: Tensor) -> bool:
+    return not (tensor.is_floating_point() or tensor.is_complex() or tensor.dtype == torch.bool)
+
+
+def _described(value: Any) -> str:
+    return f"{tuple(value.shape)} of {value.dtype}" if isinstance(value, Tensor) else type(value).__name__
