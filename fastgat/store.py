@@ -85,7 +85,7 @@ def read_object(path: Path) -> dict[str, Any] | None:
     """The JSON object in `path`, or None where there is no file. Raises DataError if it holds anything else."""
     try:
         content = json.loads(path.read_bytes())
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return None
     except OSError as error:
         raise DataError(f"{path}: cannot be read: {error.strerror}") from None

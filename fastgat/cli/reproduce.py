@@ -17,7 +17,7 @@ from fastgat.cli.options import SectionedCommand, overrides, run_options, settin
 from fastgat.config import TrainConfig, merge
 from fastgat.engine.allocator import keep_freed_memory
 from fastgat.errors import ConfigError, FastgatError
-from fastgat.experiments import EXPERIMENTS, PAPER, Plan, Store
+from fastgat.experiments import EXPERIMENTS, PAPER, Plan, RunStore
 from fastgat.experiments.images import load_images
 from fastgat.experiments.page import check_page, collect, sections, write_page
 from fastgat.experiments.search import check_grids
@@ -107,7 +107,7 @@ def reproduce(
     experiments = [EXPERIMENTS[name] for name in _names(what)]
     plan = plan_from(quick, dataset, grids, given)
     folder = out or Path("runs") / f"reproduce-{plan.dataset}"
-    store, console, page = Store(folder), Console(), page or folder / "results.md"
+    store, console, page = RunStore(folder), Console(), page or folder / "results.md"
     check_page(page)
     failure, complete = None, True
     if not collect_only:
@@ -124,6 +124,7 @@ def reproduce(
     if complete and results["figures"]:
         for title, section in sections(experiments, plan, results).items():
             console.print(Markdown(f"## {title}\n\n{section}"))
+        store.write_archive()
         written = write_page(page, experiments, plan, results, _command(sys.argv[1:]))
         click.echo(f"{written[0]}")
     if failure is not None:

@@ -16,7 +16,7 @@ from fastgat.cli.options import SectionedCommand, overrides, run_options, settin
 from fastgat.config import TrainConfig, merge
 from fastgat.engine.allocator import keep_freed_memory
 from fastgat.errors import ConfigError
-from fastgat.experiments import Plan, Store
+from fastgat.experiments import Plan, RunStore
 from fastgat.experiments.cell import Cell
 from fastgat.experiments.images import load_images
 from fastgat.experiments.search import GRIDS, PARAMETERS
@@ -71,7 +71,7 @@ def search(over: tuple[str, ...], seeds: int, jobs: int, as_json: bool, out: Pat
         raise ConfigError(f"not all of {', '.join(choices)} make a difference to the result of a run")
     plan, sweep = Plan(seeds=seeds, base=base), Sweep(variants)
     folder = out or Path("runs") / f"search-{plan.dataset}"
-    store, console = Store(folder), Console(stderr=as_json)
+    store, console = RunStore(folder), Console(stderr=as_json)
     keep_freed_memory()
     with contextlib.closing(TransferBar(console)) as transfer:
         load_images(plan, transfer)  # once, before several processes want it

@@ -9,7 +9,7 @@ from fastgat.experiments.inputs import Inputs
 from fastgat.experiments.larger import Larger
 from fastgat.experiments.plan import Plan
 from fastgat.experiments.robustness import Figure3, Figure4
-from fastgat.experiments.store import Store
+from fastgat.experiments.store import RunStore
 from fastgat.experiments.table2 import Table2
 from fastgat.experiments.timing import Time
 
@@ -19,4 +19,4 @@ EXPERIMENTS: dict[str, Experiment] = {
 PAPER = ("table2", "figure2", "figure3", "figure4", "time")
 """What the paper itself reports: `all` of it."""
 
-__all__ = ["EXPERIMENTS", "PAPER", "Experiment", "Plan", "Store"]
+__all__ = ["EXPERIMENTS", "PAPER", "Experiment", "Plan", "RunStore"]

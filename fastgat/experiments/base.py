@@ -12,7 +12,7 @@ from fastgat.experiments import search
 from fastgat.experiments.cell import Cell
 from fastgat.experiments.jobs import Job, Measurement, Training
 from fastgat.experiments.plan import Plan
-from fastgat.experiments.store import Store
+from fastgat.experiments.store import RunStore
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -32,22 +32,27 @@ class Experiment(ABC):
         return plan
 
     @abstractmethod
-    def cells(self, plan: Plan, store: Store) -> list[Cell]:
+    def cells(self, plan: Plan, store: RunStore) -> list[Cell]:
         """The runs behind its figures, as far as they are known, in the order in which they are wanted; those of the
         search come by themselves. What depends on a choice that has not been made yet comes when it has."""
 
-    def measurements(self, plan: Plan, store: Store) -> list[Measurement]:
+    def measurements(self, plan: Plan, store: RunStore) -> list[Measurement]:
         """What can be computed from the runs that are finished, done or not."""
         return []
 
-    def jobs(self, plan: Plan, store: Store) -> list[Job]:
+    def measured(self, plan: Plan, store: RunStore) -> dict[str, dict[str, Any]]:
+        """What was measured for it, by name; of times also on other machines than this one."""
+        names = (job.name for job in self.measurements(plan, store))
+        return {name: content for name in names if (content := store.measured(name)) is not None}
+
+    def jobs(self, plan: Plan, store: RunStore) -> list[Job]:
         """What can be done now, done or not."""
         plan = self.plan(plan)
         searched = search.cells(plan, store, self.chosen)
         return [*map(Training, [*searched, *self.cells(plan, store)]), *self.measurements(plan, store)]
 
     @abstractmethod
-    def collect(self, plan: Plan, store: Store) -> dict[str, Any] | None:
+    def collect(self, plan: Plan, store: RunStore) -> dict[str, Any] | None:
         """The figures, plain values, as far as they are there; None where there are none yet."""
 
     def remarks(self, plan: Plan) -> list[str]:

@@ -12,8 +12,8 @@ from fastgat.experiments.jobs import Measurement
 from fastgat.experiments.markdown import percent, table
 from fastgat.experiments.plan import Plan
 from fastgat.experiments.spread import Spread
-from fastgat.experiments.store import Store
-from fastgat.experiments.timing import timing, timings
+from fastgat.experiments.store import RunStore
+from fastgat.experiments.timing import measured, timing, timings
 from fastgat.methods import GAT, Method
 
 WIDTHS = (8, 16, 32, 48, 64)
@@ -25,16 +25,21 @@ class Capacity(Experiment):
     title: ClassVar[str] = "Capacity of the generator"
     chosen: ClassVar[tuple[str, ...]] = ("gat",)
 
-    def cells(self, plan: Plan, store: Store) -> list[Cell]:
+    def cells(self, plan: Plan, store: RunStore) -> list[Cell]:
         method = search.chosen(plan, store, "gat")
         return [cell for seed in plan.numbers for cell in _cells(plan, method, seed).values()] if method else []
 
-    def measurements(self, plan: Plan, store: Store) -> list[Measurement]:
+    def measurements(self, plan: Plan, store: RunStore) -> list[Measurement]:
         method = search.chosen(plan, store, "gat")
         cells = _cells(plan, method, plan.base.seed).values() if method else []
         return [timing(plan, cell.config) for cell in cells]
 
-    def collect(self, plan: Plan, store: Store) -> dict[str, Any] | None:
+    def measured(self, plan: Plan, store: RunStore) -> dict[str, dict[str, Any]]:
+        method = search.chosen(plan, store, "gat")
+        cells = _cells(plan, method, plan.base.seed).values() if method else []
+        return {name: each for cell in cells for name, each in measured(store, cell.config).items()}
+
+    def collect(self, plan: Plan, store: RunStore) -> dict[str, Any] | None:
         method = search.chosen(plan, store, "gat")
         if method is None:
             return None

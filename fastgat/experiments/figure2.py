@@ -19,7 +19,7 @@ from fastgat.experiments.images import load_images, loader, test_batches
 from fastgat.experiments.jobs import Measurement, Progress
 from fastgat.experiments.markdown import table
 from fastgat.experiments.plan import Plan
-from fastgat.experiments.store import Store
+from fastgat.experiments.store import RunStore
 from fastgat.methods import Baseline
 
 PRICES = (0.1, 0.3, 1.0, 3.0, 10.0)
@@ -31,13 +31,13 @@ class Figure2(Experiment):
     name: ClassVar[str] = "figure2"
     title: ClassVar[str] = "Figure 2: a generator against fast gradient at equal power"
 
-    def cells(self, plan: Plan, store: Store) -> list[Cell]:
+    def cells(self, plan: Plan, store: RunStore) -> list[Cell]:
         return [_baseline(plan)]
 
-    def measurements(self, plan: Plan, store: Store) -> list[Measurement]:
+    def measurements(self, plan: Plan, store: RunStore) -> list[Measurement]:
         return _measurements(plan) if store.summary(_baseline(plan)) else []
 
-    def collect(self, plan: Plan, store: Store) -> dict[str, Any] | None:
+    def collect(self, plan: Plan, store: RunStore) -> dict[str, Any] | None:
         rows = [figures for each in _measurements(plan) if (figures := each.figures(store)) is not None]
         return {"rows": rows, "samples": plan.samples} if rows else None
 
@@ -97,7 +97,7 @@ def _measurements(plan: Plan) -> list[Measurement]:
 
 
 @tf32(False)
-def _compute(plan: Plan, cg: float, store: Store, progress: Progress) -> dict[str, Any]:
+def _compute(plan: Plan, cg: float, store: RunStore, progress: Progress) -> dict[str, Any]:
     device = pick_device(plan.base.run.device)
     classifier = store.classifier(_baseline(plan), device)
     images, seed = load_images(plan), plan.base.seed

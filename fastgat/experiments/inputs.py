@@ -11,7 +11,7 @@ from fastgat.experiments.cell import Cell
 from fastgat.experiments.markdown import percent, points, table
 from fastgat.experiments.plan import Plan
 from fastgat.experiments.spread import Spread, interval
-from fastgat.experiments.store import Store
+from fastgat.experiments.store import RunStore
 from fastgat.methods import GAT, Method
 
 INPUTS = {
@@ -26,11 +26,11 @@ class Inputs(Experiment):
     title: ClassVar[str] = "What the generator is given"
     chosen: ClassVar[tuple[str, ...]] = ("gat",)
 
-    def cells(self, plan: Plan, store: Store) -> list[Cell]:
+    def cells(self, plan: Plan, store: RunStore) -> list[Cell]:
         method = search.chosen(plan, store, "gat")
         return [_cell(plan, method, name, seed) for seed in plan.numbers for name in INPUTS] if method else []
 
-    def collect(self, plan: Plan, store: Store) -> dict[str, Any] | None:
+    def collect(self, plan: Plan, store: RunStore) -> dict[str, Any] | None:
         method = search.chosen(plan, store, "gat")
         if method is None:
             return None

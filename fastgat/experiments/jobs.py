@@ -11,7 +11,7 @@ from typing import Any, ClassVar
 from fastgat.engine.events import Callback, EpochEnd, Interval, Start
 from fastgat.errors import NonFiniteError
 from fastgat.experiments.cell import Cell, digest
-from fastgat.experiments.store import Store
+from fastgat.experiments.store import RunStore
 from fastgat.reporting.environment import environment
 from fastgat.reporting.jobs import News, Report
 from fastgat.trainer import Trainer
@@ -35,10 +35,10 @@ class Job(ABC):
         """Unlike that of any other job; the name of a file."""
 
     @abstractmethod
-    def done(self, store: Store) -> bool: ...
+    def done(self, store: RunStore) -> bool: ...
 
     @abstractmethod
-    def run(self, store: Store, report: Report, stopped: Stopped) -> str | None:
+    def run(self, store: RunStore, report: Report, stopped: Stopped) -> str | None:
         """Do it, or go on with it. Returns what came of it in a few words, or None where a signal came first."""
 
 
@@ -55,10 +55,10 @@ class Training(Job):
     def name(self) -> str:
         return self.cell.name
 
-    def done(self, store: Store) -> bool:
+    def done(self, store: RunStore) -> bool:
         return store.finished(self.cell) and store.slim(self.cell)
 
-    def run(self, store: Store, report: Report, stopped: Stopped) -> str | None:
+    def run(self, store: RunStore, report: Report, stopped: Stopped) -> str | None:
         if not store.finished(self.cell):
             config = replace(self.cell.config, output=store.run_folder(self.cell), resume="auto")
             try:
@@ -112,20 +112,20 @@ class Measurement(Job):
 
     what: str
     key: Mapping[str, Any]
-    compute: Callable[[Store, Progress], dict[str, Any]]
+    compute: Callable[[RunStore, Progress], dict[str, Any]]
 
     @property
     def name(self) -> str:
         return f"{self.what}-{digest({'format': FORMAT, **self.key})}"
 
-    def done(self, store: Store) -> bool:
+    def done(self, store: RunStore) -> bool:
         return store.measured(self.name) is not None
 
-    def figures(self, store: Store) -> dict[str, Any] | None:
+    def figures(self, store: RunStore) -> dict[str, Any] | None:
         found = store.measured(self.name)
         return None if found is None else found["figures"]
 
-    def run(self, store: Store, report: Report, stopped: Stopped) -> str | None:
+    def run(self, store: RunStore, report: Report, stopped: Stopped) -> str | None:
         def progress(share: float) -> None:
             report(News(self.name, share, ""))
             if stopped():

@@ -12,10 +12,10 @@ from fastgat.errors import ConfigError, OutputError
 from fastgat.experiments import paper, search
 from fastgat.experiments.base import Experiment
 from fastgat.experiments.data_sizes import DATASETS
-from fastgat.experiments.jobs import Measurement, Training
+from fastgat.experiments.jobs import Training
 from fastgat.experiments.markdown import table
 from fastgat.experiments.plan import Plan
-from fastgat.experiments.store import Store
+from fastgat.experiments.store import RunStore
 from fastgat.files import write_atomically
 from fastgat.methods import GAT
 from fastgat.reporting.plots import saved
@@ -43,15 +43,15 @@ def check_page(path: Path) -> None:
         raise ConfigError(f"--page {path} keeps its plots in a folder {folder}, and a file has that name")
 
 
-def collect(experiments: Sequence[Experiment], plan: Plan, store: Store) -> dict[str, Any]:
+def collect(experiments: Sequence[Experiment], plan: Plan, store: RunStore) -> dict[str, Any]:
     """What is there: figures by experiment, and the runs and measurements that they come from."""
     figures = {each.name: found for each in experiments if (found := each.collect(plan, store)) is not None}
     jobs = {job.name: job for each in experiments for job in each.jobs(plan, store)}
     runs = [run for job in jobs.values() if isinstance(job, Training) and (run := _run(store, job)) is not None]
+    contents = {name: content for each in experiments for name, content in each.measured(plan, store).items()}
     measured = [
-        {"name": job.name, "diverged": found.get("diverged"), "seconds": found.get("seconds"), **_machine(found)}
-        for job in jobs.values()
-        if isinstance(job, Measurement) and (found := store.measured(job.name)) is not None
+        {"name": name, "diverged": content.get("diverged"), "seconds": content.get("seconds"), **_machine(content)}
+        for name, content in contents.items()
     ]
     return {"dataset": plan.dataset, "figures": figures, "runs": runs, "measured": measured}
 
@@ -92,7 +92,7 @@ def write_page(
     return [path, numbers, *(picture for own in pictures.values() for picture in own)]
 
 
-def _run(store: Store, job: Training) -> dict[str, Any] | None:
+def _run(store: RunStore, job: Training) -> dict[str, Any] | None:
     """A finished run: what came of it, and on what."""
     cell, summary = job.cell, store.summary(job.cell)
     diverged = store.diverged(cell)

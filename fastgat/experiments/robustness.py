@@ -17,7 +17,7 @@ from fastgat.experiments.jobs import Measurement, Progress
 from fastgat.experiments.markdown import percent, table
 from fastgat.experiments.plan import Plan
 from fastgat.experiments.spread import Spread
-from fastgat.experiments.store import Store
+from fastgat.experiments.store import RunStore
 from fastgat.methods import Baseline
 
 NETWORKS = ("baseline", "fg-linf", "gat")
@@ -37,10 +37,10 @@ class Robustness(Experiment):
     def source(self, plan: Plan) -> Cell | None:
         """The network that perturbations are made on; None for each network itself."""
 
-    def cells(self, plan: Plan, store: Store) -> list[Cell]:
+    def cells(self, plan: Plan, store: RunStore) -> list[Cell]:
         return [cell for seed in plan.numbers for cell in self._networks(plan, store, seed).values()]
 
-    def measurements(self, plan: Plan, store: Store) -> list[Measurement]:
+    def measurements(self, plan: Plan, store: RunStore) -> list[Measurement]:
         """One for each seed whose networks are all trained."""
         found = []
         for seed in plan.numbers:
@@ -49,7 +49,7 @@ class Robustness(Experiment):
                 found.append(self._measurement(plan, cells, seed))
         return found
 
-    def collect(self, plan: Plan, store: Store) -> dict[str, Any] | None:
+    def collect(self, plan: Plan, store: RunStore) -> dict[str, Any] | None:
         found = [figures for each in self.measurements(plan, store) if (figures := each.figures(store)) is not None]
         if not found:
             return None
@@ -80,7 +80,7 @@ class Robustness(Experiment):
 
         return {self.name: plot_robustness(figures, self.title)}
 
-    def _networks(self, plan: Plan, store: Store, seed: int) -> dict[str, Cell]:
+    def _networks(self, plan: Plan, store: RunStore, seed: int) -> dict[str, Cell]:
         """The networks whose method has been chosen, and the source."""
         methods = {name: search.chosen(plan, store, name) for name in NETWORKS}
         cells = {name: plan.cell(method, seed) for name, method in methods.items() if method is not None}
@@ -112,7 +112,7 @@ class Figure4(Robustness):
 
 
 @tf32(False)
-def _compute(plan: Plan, cells: dict[str, Cell], store: Store, progress: Progress) -> dict[str, Any]:
+def _compute(plan: Plan, cells: dict[str, Cell], store: RunStore, progress: Progress) -> dict[str, Any]:
     device = pick_device(plan.base.run.device)
     networks = {name: store.classifier(cell, device) for name, cell in cells.items()}
     source = networks.pop(SOURCE, None)

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 from fastgat.errors import ConfigError
 from fastgat.experiments.cell import Cell
 from fastgat.experiments.plan import Plan
-from fastgat.experiments.store import Store
+from fastgat.experiments.store import RunStore
 from fastgat.methods import METHODS, Method, create_method
 from fastgat.options import constraint
 
@@ -43,20 +43,20 @@ class Choice(NamedTuple):
     curve: list[dict[str, Any]]
 
 
-def cells(plan: Plan, store: Store, methods: tuple[str, ...]) -> list[Cell]:
+def cells(plan: Plan, store: RunStore, methods: tuple[str, ...]) -> list[Cell]:
     """The runs from which `methods` are chosen, those of the first seed first."""
     found = [cell for name in methods for cell in _candidates(plan, store, name)]
     return sorted(found, key=lambda cell: cell.seed)
 
 
-def chosen(plan: Plan, store: Store, name: str) -> Method | None:
+def chosen(plan: Plan, store: RunStore, name: str) -> Method | None:
     """The method called `name` as validation would have it; None as long as that is not known, or if nothing came of
     any of its runs."""
     choice = choose(plan, store, name)
     return None if choice is None else choice.method
 
 
-def choose(plan: Plan, store: Store, name: str) -> Choice | None:
+def choose(plan: Plan, store: RunStore, name: str) -> Choice | None:
     """How the method called `name` is chosen, or None as long as there are runs to be done."""
     values = grid(plan, name)
     if values is None:
@@ -123,7 +123,7 @@ def check_grids(grids: dict[str, tuple[float, ...]]) -> None:
             rule.check(f"{parameter} of {name}", value)
 
 
-def _variants(plan: Plan, store: Store, name: str) -> list[Method] | None:
+def _variants(plan: Plan, store: RunStore, name: str) -> list[Method] | None:
     """The method with each of its values; None where another choice has to come first."""
     options: dict[str, Any] = plan.gat_options() if "cg" in METHODS[name].__dataclass_fields__ else {}
     if name == "dropout-gat":
@@ -136,7 +136,7 @@ def _variants(plan: Plan, store: Store, name: str) -> list[Method] | None:
     return [create_method(name, **{**options, PARAMETERS[name]: value}) for value in values]
 
 
-def _candidates(plan: Plan, store: Store, name: str) -> list[Cell]:
+def _candidates(plan: Plan, store: RunStore, name: str) -> list[Cell]:
     methods = _variants(plan, store, name) if grid(plan, name) is not None else None
     if methods is None or len(methods) == 1:
         return []
@@ -153,7 +153,7 @@ def _cells(plan: Plan, method: Method) -> list[Cell]:
     return [plan.cell(method, seed, epochs=epochs) for seed in seeds(plan)]
 
 
-def _result(store: Store, cells: list[Cell]) -> dict[str, Any]:
+def _result(store: RunStore, cells: list[Cell]) -> dict[str, Any]:
     summaries = [summary for cell in cells if (summary := store.summary(cell)) is not None]
     return {
         "accuracies": [summary["validation_accuracy"] for summary in summaries],

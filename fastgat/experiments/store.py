@@ -1,13 +1,15 @@
-"""What experiments have found so far, in one folder that several processes and machines may share.
+"""The runs and measurements of experiments, in one folder that several processes and machines may share.
 
 cells/NAME/          the run folder of each cell
 measured/NAME.json   what was computed from trained networks, or timed
-locks/NAME           held by the process that is at it; the system lets go of it when that process dies
+locks/NAME           held by the process that works on it; the system releases it when that process dies
+results.json         all of these without weights, written with the page; it is read where cells or measured are missing
 """
 
 from __future__ import annotations
 
 import contextlib
+import json
 import platform
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -21,47 +23,36 @@ from fastgat.engine.checkpoint import keep_classifier
 from fastgat.engine.load import load_classifier
 from fastgat.engine.run_checkpoints import BEST, LAST, SUMMARY
 from fastgat.errors import ConfigError, DataError, OutputError
+from fastgat.experiments.archive import Archive, read_archive, write_archive
 from fastgat.experiments.cell import Cell, deciding
 from fastgat.files import locked
 from fastgat.reporting.run_folder import read_metrics
-from fastgat.store import UNKNOWN_CONTENT, read_object
-from fastgat.store import Store as KeyedStore
+from fastgat.store import UNKNOWN_CONTENT, Store, make_folder, read_object
 
-DIVERGED = "diverged.json"
-FIGURES = {"validation_accuracy", "test_accuracy", "best_epoch", "seconds"}
-"""What is wanted of a summary."""
+NEEDED = {"validation_accuracy", "test_accuracy", "best_epoch", "seconds"}
+"""Keys that every summary has."""
 
 
-class Store:
+class RunStore:
     """The folder of an experiment; making one writes nothing."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
+        self.archive = read_archive(folder)
+        self._measured = Store(folder / "measured")
         self._summaries: dict[str, dict[str, Any]] = {}
 
     @contextlib.contextmanager
     def claim(self, name: str, *, alone: bool = False) -> Iterator[bool]:
-        """Whether `name` is this process's to work on, inside the context; False where another one has it.
+        """Whether this process may work on `name` inside the context; False where another process does.
 
-        With `alone`, also False where anything else is worked on from this machine, which nothing else is meanwhile.
+        With `alone`, also False while anything else is worked on from this machine, and nothing else is begun on it.
         """
-        machine = f"machine-{platform.node() or 'unnamed'}"
-        with self._locked(machine, shared=not alone) as quiet:
-            if not quiet:
-                yield False
-                return
-            with self._locked(name) as mine:
-                yield mine
-
-    @contextlib.contextmanager
-    def _locked(self, name: str, *, shared: bool = False) -> Iterator[bool]:
-        path = self.folder / "locks" / name
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise OutputError(f"{path}: cannot be locked: {error.strerror}") from None
-        with locked(path, shared=shared) as mine:
-            yield mine
+        locks = self.folder / "locks"
+        make_folder(locks)
+        machine = locks / f"machine-{platform.node() or 'unnamed'}"
+        with locked(machine, shared=not alone) as quiet, locked(locks / name) if quiet else _no_lock() as mine:
+            yield quiet and mine
 
     def run_folder(self, cell: Cell) -> Path:
         return self.folder / "cells" / cell.name
@@ -71,33 +62,43 @@ class Store:
 
         Raises DataError where its folder is damaged or holds another run.
         """
-        if cell.name in self._summaries:
-            return self._summaries[cell.name]
+        if cell.name not in self._summaries:
+            summary = self._read_summary(cell)
+            if summary is None:
+                return None
+            self._summaries[cell.name] = summary  # a finished cell does not change
+        return self._summaries[cell.name]
+
+    def _read_summary(self, cell: Cell) -> dict[str, Any] | None:
         folder = self.run_folder(cell)
-        summary = read_object(folder / SUMMARY)
-        if summary is not None:
-            if not summary.keys() >= FIGURES:
-                raise DataError(f"{folder / SUMMARY}: {UNKNOWN_CONTENT}")
-            path = folder / "config.toml"
+        summary, path = read_object(folder / SUMMARY), folder / "config.toml"
+        if summary is None and cell.name in self.archive.cells:
+            archived, path = self.archive.cells[cell.name], self.folder / "results.json"
+            summary, settings = archived["summary"], archived["settings"]
+        elif summary is not None:
             try:
-                held = TrainConfig.from_dict(load_toml(path), str(path))
+                settings = deciding(TrainConfig.from_dict(load_toml(path), str(path)))
             except ConfigError as error:
                 raise DataError(str(error)) from None
-            if deciding(held) != deciding(cell.config):
-                raise DataError(f"{folder}: holds another run than its name says; move it away")
-            self._summaries[cell.name] = summary  # it will not change
+        if summary is None:
+            return None
+        if not summary.keys() >= NEEDED:
+            raise DataError(f"{folder / SUMMARY}: {UNKNOWN_CONTENT}")
+        if _plain(settings) != _plain(deciding(cell.config)):
+            raise DataError(f"{folder}: holds another run than its name says; move it away")
         return summary
 
     def diverged(self, cell: Cell) -> str | None:
         """Why the training of a cell came to nothing: a loss became NaN or infinite, which is a result too."""
-        found = read_object(self.run_folder(cell) / DIVERGED)
-        return None if found is None else str(found.get("reason"))
+        content = Store(self.run_folder(cell)).load("diverged")
+        reason = (content or {}).get("reason") or self.archive.cells.get(cell.name, {}).get("diverged")
+        return str(reason) if content or reason else None
 
     def finished(self, cell: Cell) -> bool:
         return self.summary(cell) is not None or self.diverged(cell) is not None
 
     def note_divergence(self, cell: Cell, reason: str) -> None:
-        KeyedStore(self.run_folder(cell)).save("diverged", {"reason": reason})
+        Store(self.run_folder(cell)).save("diverged", {"reason": reason})
 
     def slim(self, cell: Cell) -> bool:
         """Whether a finished cell has been rid of what only going on with it would need."""
@@ -119,29 +120,60 @@ class Store:
 
     def epochs(self, cell: Cell) -> list[dict[str, Any]]:
         """A row for each epoch of a cell so far."""
-        return [row for row in read_metrics(self.run_folder(cell) / "metrics.jsonl") if row["event"] == "epoch"]
+        rows = read_metrics(self.run_folder(cell) / "metrics.jsonl")
+        return [row for row in rows if row["event"] == "epoch"] or self.archive.epochs.get(cell.name, [])
 
     def environment(self, cell: Cell) -> dict[str, Any]:
         """What a cell ran on; nothing where that is not known."""
         with contextlib.suppress(DataError):
-            return read_object(self.run_folder(cell) / "environment.json") or {}
-        return {}
+            if environment := read_object(self.run_folder(cell) / "environment.json"):
+                return environment
+        return self.archive.cells.get(cell.name, {}).get("environment") or {}
 
     def classifier(self, cell: Cell, device: torch.device) -> nn.Module:
-        """The classifier of a cell at its best validation epoch."""
-        return load_classifier(self.run_folder(cell), device=device)
+        """The classifier of a cell at its best validation epoch. Raises DataError where its weights were not kept."""
+        folder = self.run_folder(cell)
+        if cell.name in self.archive.cells and not (folder / BEST).exists():
+            raise DataError(f"{self.folder}: the weights of {cell.name} were not kept; train it in another --out")
+        return load_classifier(folder, device=device)
 
     def measured(self, name: str) -> dict[str, Any] | None:
         """What was kept under `name`: its key, figures (None where they diverged), environment and seconds."""
-        content = KeyedStore(self.folder / "measured").load(name)
+        content = self._measured.load(name) or self.archive.measured.get(name)
         if content is not None and not {"key", "figures"} <= content.keys():
             raise DataError(f"{self.folder / 'measured' / name}.json: {UNKNOWN_CONTENT}")
         return content
 
-    def all_measured(self, prefix: str) -> list[dict[str, Any]]:
-        """Everything that was kept under names that begin with `prefix`."""
-        names = KeyedStore(self.folder / "measured").names(prefix)
-        return [content for name in names if (content := self.measured(name)) is not None]
+    def all_measured(self, prefix: str) -> dict[str, dict[str, Any]]:
+        """Everything that was kept under names that begin with `prefix`, by name."""
+        names = {*self._measured.names(prefix), *(name for name in self.archive.measured if name.startswith(prefix))}
+        return {name: content for name in sorted(names) if (content := self.measured(name)) is not None}
 
     def keep(self, name: str, content: Mapping[str, Any]) -> None:
-        KeyedStore(self.folder / "measured").save(name, content)
+        self._measured.save(name, content)
+
+    def write_archive(self) -> None:
+        """Write results.json: what it held, every finished cell of this folder, and all that was measured."""
+        cells, measured, epochs = dict(self.archive.cells), self.all_measured(""), dict(self.archive.epochs)
+        for path in sorted((self.folder / "cells").glob("*/config.toml")):
+            with contextlib.suppress(ConfigError):  # a damaged cell stops the experiments that need it
+                cell = Cell(TrainConfig.from_dict(load_toml(path), str(path)))
+                if cell.name == path.parent.name and cell.name not in cells and self.finished(cell):
+                    environment = {key: value for key, value in self.environment(cell).items() if key != "command"}
+                    result = {"summary": self.summary(cell), "diverged": self.diverged(cell)}
+                    cells[cell.name] = {"settings": deciding(cell.config), **result, "environment": environment}
+                    rows = ({key: row[key] for key in row if key != "event"} for row in self.epochs(cell))
+                    epochs[cell.name] = list(rows)
+        if (archive := Archive(cells, measured, epochs)) != self.archive:
+            write_archive(self.folder, archive)
+            self.archive = archive
+
+
+def _plain(settings: Mapping[str, Any]) -> Any:
+    """Settings as they come back from JSON."""
+    return json.loads(json.dumps(settings))
+
+
+@contextlib.contextmanager
+def _no_lock() -> Iterator[bool]:
+    yield False

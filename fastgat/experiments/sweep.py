@@ -12,7 +12,7 @@ from fastgat.experiments.cell import Cell
 from fastgat.experiments.markdown import percent, table
 from fastgat.experiments.plan import Plan
 from fastgat.experiments.spread import Spread
-from fastgat.experiments.store import Store
+from fastgat.experiments.store import RunStore
 
 
 @dataclass(frozen=True)
@@ -24,10 +24,10 @@ class Sweep(Experiment):
 
     variants: tuple[tuple[dict[str, Any], TrainConfig], ...]
 
-    def cells(self, plan: Plan, store: Store) -> list[Cell]:
+    def cells(self, plan: Plan, store: RunStore) -> list[Cell]:
         return [cell for seed in plan.numbers for cell in self._cells(plan, seed)]
 
-    def collect(self, plan: Plan, store: Store) -> dict[str, Any] | None:
+    def collect(self, plan: Plan, store: RunStore) -> dict[str, Any] | None:
         rows: list[dict[str, Any]] = []
         for number, (values, config) in enumerate(self.variants):
             cells = [self._cells(plan, seed)[number] for seed in plan.numbers]

@@ -10,7 +10,7 @@ from fastgat.experiments.cell import Cell
 from fastgat.experiments.markdown import percent, points, table
 from fastgat.experiments.plan import Plan
 from fastgat.experiments.spread import Spread, interval, verdict
-from fastgat.experiments.store import Store
+from fastgat.experiments.store import RunStore
 
 
 class Table2(Experiment):
@@ -18,12 +18,12 @@ class Table2(Experiment):
     title: ClassVar[str] = "Table 2: test accuracy"
     chosen: ClassVar[tuple[str, ...]] = paper.METHODS
 
-    def cells(self, plan: Plan, store: Store) -> list[Cell]:
+    def cells(self, plan: Plan, store: RunStore) -> list[Cell]:
         """Every method that has been chosen, seed by seed."""
         methods = [method for name in self.chosen if (method := search.chosen(plan, store, name)) is not None]
         return [plan.cell(method, seed) for seed in plan.numbers for method in methods]
 
-    def collect(self, plan: Plan, store: Store) -> dict[str, Any] | None:
+    def collect(self, plan: Plan, store: RunStore) -> dict[str, Any] | None:
         """`rows`: a method each, what was chosen and how, and accuracies by seed; `margins` of GAT over others."""
         plan = self.plan(plan)
         rows = [row for name in self.chosen if (row := _row(plan, store, name)) is not None]
@@ -47,7 +47,7 @@ class Table2(Experiment):
         return {f"{self.name}-search": plot_searches(curves)} if curves else {}
 
 
-def _row(plan: Plan, store: Store, name: str) -> dict[str, Any] | None:
+def _row(plan: Plan, store: RunStore, name: str) -> dict[str, Any] | None:
     choice = search.choose(plan, store, name)
     if choice is None:
         return None

@@ -18,7 +18,7 @@ from fastgat.experiments.data_sizes import DATASETS
 from fastgat.experiments.jobs import Measurement, Progress, Timing
 from fastgat.experiments.markdown import table
 from fastgat.experiments.plan import Plan
-from fastgat.experiments.store import Store
+from fastgat.experiments.store import RunStore
 from fastgat.methods import create_method
 from fastgat.profiling import Settings, profile
 from fastgat.reporting.environment import version
@@ -33,13 +33,16 @@ class Time(Experiment):
     title: ClassVar[str] = "Training time"
     images: ClassVar[bool] = False
 
-    def cells(self, plan: Plan, store: Store) -> list[Cell]:
+    def cells(self, plan: Plan, store: RunStore) -> list[Cell]:
         return []
 
-    def measurements(self, plan: Plan, store: Store) -> list[Measurement]:
+    def measurements(self, plan: Plan, store: RunStore) -> list[Measurement]:
         return [timing(plan, config) for config in _configs(plan).values()]
 
-    def collect(self, plan: Plan, store: Store) -> dict[str, Any] | None:
+    def measured(self, plan: Plan, store: RunStore) -> dict[str, dict[str, Any]]:
+        return {name: each for config in _configs(plan).values() for name, each in measured(store, config).items()}
+
+    def collect(self, plan: Plan, store: RunStore) -> dict[str, Any] | None:
         rows = [
             {"method": name, **figures}
             for name, config in _configs(plan).items()
@@ -70,16 +73,22 @@ def timing(plan: Plan, config: TrainConfig) -> Timing:
     return Timing("time", key, partial(_compute, plan, config))
 
 
-def timings(store: Store, config: TrainConfig) -> dict[str, dict[str, Any]]:
+def timings(store: RunStore, config: TrainConfig) -> dict[str, dict[str, Any]]:
     """What this version of fastgat was timed to take for `config`, by machine: of several timings on one, that of the
     most rounds."""
-    wanted, found = (_settings(_bare(config)), version("fastgat-trainer")), dict[str, dict[str, Any]]()
-    for content in sorted(store.all_measured("time-"), key=lambda content: content["key"].get("rounds", 0)):
-        key = content["key"]
-        if (key.get("settings"), key.get("fastgat")) == wanted and content["figures"] is not None:
-            device = f"{key['device']}, torch {key['torch']}"
-            found[device] = {**content["figures"], "device": device}
-    return found
+    shown = sorted(measured(store, config).values(), key=lambda content: content["key"].get("rounds", 0))
+    devices = {f"{content['key']['device']}, torch {content['key']['torch']}": content for content in shown}
+    return {device: {**content["figures"], "device": device} for device, content in devices.items()}
+
+
+def measured(store: RunStore, config: TrainConfig) -> dict[str, dict[str, Any]]:
+    """The timings of `config` by this version of fastgat, on any machine, by name."""
+    wanted = _settings(_bare(config)), version("fastgat-trainer")
+    return {
+        name: content
+        for name, content in store.all_measured("time-").items()
+        if (content["key"].get("settings"), content["key"].get("fastgat")) == wanted and content["figures"] is not None
+    }
 
 
 def _on_device(device: str, rows: list[dict[str, Any]], images: int) -> str:
@@ -133,7 +142,7 @@ def _settings(config: TrainConfig) -> dict[str, Any]:
     return settings | {"compiled": config.run.compile, "cuda_graph": config.run.cuda_graph, "classes": classes}
 
 
-def _compute(plan: Plan, config: TrainConfig, store: Store, progress: Progress) -> dict[str, Any]:
+def _compute(plan: Plan, config: TrainConfig, store: RunStore, progress: Progress) -> dict[str, Any]:
     classes = DATASETS[plan.dataset].classes
     settings = Settings(config, SIZE, classes, rounds=plan.rounds, details=False)
     result = profile(settings, lambda line: progress(0.5))

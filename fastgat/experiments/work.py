@@ -23,14 +23,14 @@ from fastgat.errors import FastgatError, is_out_of_memory
 from fastgat.experiments.base import Experiment
 from fastgat.experiments.jobs import Job
 from fastgat.experiments.plan import Plan
-from fastgat.experiments.store import Store
+from fastgat.experiments.store import RunStore
 from fastgat.reporting.jobs import News, Report
 
 PATIENCE = 2.0
 """Seconds between two looks at what other processes have finished."""
 
 
-def pending(experiments: Sequence[Experiment], plan: Plan, store: Store) -> list[Job]:
+def pending(experiments: Sequence[Experiment], plan: Plan, store: RunStore) -> list[Job]:
     """What can be done now and is not, each job once."""
     jobs = {job.name: job for experiment in experiments for job in experiment.jobs(plan, store)}
     return [job for job in jobs.values() if not job.done(store)]
@@ -39,7 +39,7 @@ def pending(experiments: Sequence[Experiment], plan: Plan, store: Store) -> list
 def work(
     experiments: Sequence[Experiment],
     plan: Plan,
-    store: Store,
+    store: RunStore,
     report: Report,
     *,
     alone: bool = True,
@@ -73,7 +73,9 @@ def work(
     return True
 
 
-def work_together(experiments: Sequence[Experiment], plan: Plan, store: Store, report: Report, processes: int) -> bool:
+def work_together(
+    experiments: Sequence[Experiment], plan: Plan, store: RunStore, report: Report, processes: int
+) -> bool:
     """As `work`, by several processes, each with its share of the cores (or of the GPUs); what wants the machine for
     itself is done by this one, after them. An error of one stops all, at their next checkpoint."""
     if processes > 1 and not _in_parallel(experiments, plan, store, report, processes):
@@ -81,7 +83,9 @@ def work_together(experiments: Sequence[Experiment], plan: Plan, store: Store, r
     return work(experiments, plan, store, report)
 
 
-def _in_parallel(experiments: Sequence[Experiment], plan: Plan, store: Store, report: Report, processes: int) -> bool:
+def _in_parallel(
+    experiments: Sequence[Experiment], plan: Plan, store: RunStore, report: Report, processes: int
+) -> bool:
     complete, failure = True, None
     with Interrupts() as interrupts, _workers(experiments, plan, store, processes) as (workers, stop):
         open_pipes = set(workers)
@@ -111,7 +115,7 @@ Workers = dict[Connection, BaseProcess]
 
 @contextmanager
 def _workers(
-    experiments: Sequence[Experiment], plan: Plan, store: Store, processes: int
+    experiments: Sequence[Experiment], plan: Plan, store: RunStore, processes: int
 ) -> Iterator[tuple[Workers, Callable[[], None]]]:
     """Processes by the pipe on which they tell their news, and what stops them; none outlives the context."""
     context = multiprocessing.get_context("spawn")
@@ -185,7 +189,7 @@ class Teller:
 
 
 def _serve(
-    experiments: Sequence[Experiment], plan: Plan, store: Store, pipe: Connection, number: int, processes: int
+    experiments: Sequence[Experiment], plan: Plan, store: RunStore, pipe: Connection, number: int, processes: int
 ) -> None:
     """A worker: sends its news, and at the end whether it has come to the end, or why not."""
     os.setsid()

@@ -15,6 +15,7 @@ import pytest
 import safetensors.torch
 import torch
 
+from bench.pages import DOCS, KEPT, PAGES, RESULTS, command, kept_runs
 from fastgat.engine.checkpoint import load_checkpoint
 from fastgat.reporting.run_folder import read_metrics
 from tests.cli.conftest import Run
@@ -147,6 +148,28 @@ def test_a_folder_of_an_older_version_goes_on(run: Run, tmp_path: Path) -> None:
     assert after["figure3"] == before["figure3"], "what was measured is not measured again"
     accuracies = [{row["method"]: row["accuracy"]["0"] for row in each["table2"]["rows"]} for each in (before, after)]
     assert accuracies[1] == pytest.approx(accuracies[0], abs=0.01)
+
+
+@pytest.mark.parametrize("name", PAGES)
+def test_a_committed_page_comes_from_what_is_committed(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    monkeypatch.setattr("fastgat.experiments.timing.version", lambda package: "0.1.0")  # that made the timings
+    kept = RESULTS / PAGES[name] / "results.json"
+    before = kept.read_bytes()
+    page = tmp_path / f"{name}.md"
+    done = run(*command(DOCS / page.name), "--out", kept.parent, "--collect-only", "--page", page)
+    assert done.code == 0, done.err
+    assert page.read_text() == (DOCS / page.name).read_text()
+    for path in (DOCS / name).iterdir():
+        assert (tmp_path / name / path.name).exists()
+    numbers = (json.loads((folder / name / "results.json").read_text()) for folder in (tmp_path, DOCS))
+    assert next(numbers) == next(numbers)
+    assert kept.read_bytes() == before
+
+
+def test_the_page_of_the_kept_runs_comes_from_what_is_committed() -> None:
+    assert kept_runs() == (DOCS / KEPT).read_text()
 
 
 @pytest.mark.parametrize(

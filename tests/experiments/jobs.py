@@ -13,7 +13,7 @@ from fastgat.experiments.base import Experiment
 from fastgat.experiments.cell import Cell
 from fastgat.experiments.jobs import Job, Stopped
 from fastgat.experiments.plan import Plan
-from fastgat.experiments.store import Store
+from fastgat.experiments.store import RunStore
 from fastgat.reporting.jobs import News, Report
 
 
@@ -28,10 +28,10 @@ class Note(Job):
     def name(self) -> str:
         return f"note-{self.number}"
 
-    def done(self, store: Store) -> bool:
+    def done(self, store: RunStore) -> bool:
         return store.measured(self.name) is not None
 
-    def run(self, store: Store, report: Report, stopped: Stopped) -> str | None:
+    def run(self, store: RunStore, report: Report, stopped: Stopped) -> str | None:
         report(News(self.name, 0, ""))
         if self.does == "fail":
             raise DataError("the data are gone")
@@ -69,16 +69,16 @@ class Notes(Experiment):
     last: Job | None = None
     odd: Job | None = None
 
-    def cells(self, plan: Plan, store: Store) -> list[Cell]:
+    def cells(self, plan: Plan, store: RunStore) -> list[Cell]:
         return []
 
-    def jobs(self, plan: Plan, store: Store) -> list[Job]:
+    def jobs(self, plan: Plan, store: RunStore) -> list[Job]:
         jobs: list[Job] = [Note(number) for number in range(self.count)]
         if self.last is not None and all(job.done(store) for job in jobs):
             jobs.append(self.last)
         return [self.odd, *jobs] if self.odd is not None else jobs
 
-    def collect(self, plan: Plan, store: Store) -> dict[str, Any] | None:
+    def collect(self, plan: Plan, store: RunStore) -> dict[str, Any] | None:
         return None
 
     def section(self, plan: Plan, figures: dict[str, Any]) -> str:

@@ -8,7 +8,7 @@ import re
 from typing import Any
 
 from fastgat.config import DataConfig, TrainConfig
-from fastgat.experiments import Plan, Store
+from fastgat.experiments import Plan, RunStore
 from fastgat.experiments.cell import Cell
 
 
@@ -16,7 +16,7 @@ def plan(dataset: str = "cifar10", **settings: Any) -> Plan:
     return Plan(base=TrainConfig(epochs=5, data=DataConfig(dataset=dataset)), **settings)
 
 
-def finish(store: Store, cell: Cell, validation: float, test: float = 0.5, best_epoch: int = 1) -> None:
+def finish(store: RunStore, cell: Cell, validation: float, test: float = 0.5, best_epoch: int = 1) -> None:
     """Leave in the store what a training of `cell` would."""
     folder = store.run_folder(cell)
     folder.mkdir(parents=True)
@@ -26,7 +26,7 @@ def finish(store: Store, cell: Cell, validation: float, test: float = 0.5, best_
     (folder / "summary.json").write_text(json.dumps(summary))
 
 
-def diverge(store: Store, cell: Cell) -> None:
+def diverge(store: RunStore, cell: Cell) -> None:
     """Leave what a training that came to nothing would."""
     store.run_folder(cell).mkdir(parents=True)
     store.note_divergence(cell, "the loss became NaN at step 7")

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from fastgat.evaluation.power import SIDES
-from fastgat.experiments import EXPERIMENTS, Store
+from fastgat.experiments import EXPERIMENTS, RunStore
 from fastgat.experiments.robustness import EPSILONS, NETWORKS
 from fastgat.methods import Baseline
 from tests.experiments.made_up import check_tables, diverge, finish, plan, rows
@@ -17,7 +17,7 @@ GRIDS = {"gat": (1.0,), "fg-linf": (0.01,)}
 
 
 def test_figure2_waits_for_its_baseline(tmp_path: Path) -> None:
-    store, asked, figure = Store(tmp_path), plan(), EXPERIMENTS["figure2"]
+    store, asked, figure = RunStore(tmp_path), plan(), EXPERIMENTS["figure2"]
     baseline = asked.cell(Baseline(), 0)
     assert [job.name for job in figure.jobs(asked, store)] == [baseline.name]
     finish(store, baseline, 0.7)
@@ -40,7 +40,7 @@ def test_figure2_waits_for_its_baseline(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["figure3", "figure4"])
 def test_robustness_waits_for_all_networks_of_a_seed(tmp_path: Path, name: str) -> None:
-    store, asked, figure = Store(tmp_path), plan(seeds=2, grids=GRIDS), EXPERIMENTS[name]
+    store, asked, figure = RunStore(tmp_path), plan(seeds=2, grids=GRIDS), EXPERIMENTS[name]
     cells = {job.name: job.cell for job in figure.jobs(asked, store)}  # type: ignore[attr-defined]  # trainings all
     assert len(cells) == (6 if name == "figure3" else 7)
     seeds = [cell.seed for cell in cells.values()]
@@ -67,7 +67,7 @@ def test_robustness_waits_for_all_networks_of_a_seed(tmp_path: Path, name: str) 
 
 
 def test_the_choice_of_images_is_part_of_what_is_measured(tmp_path: Path) -> None:
-    store, figure = Store(tmp_path), EXPERIMENTS["figure3"]
+    store, figure = RunStore(tmp_path), EXPERIMENTS["figure3"]
     names = set()
     for samples, first in ((None, 0), (100, 0), (100, 1)):
         asked = plan(seeds=2 - first, samples=samples, grids=GRIDS)

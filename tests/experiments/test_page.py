@@ -11,7 +11,7 @@ import pytest
 
 from fastgat.config import Augmentation, ModelConfig, OptimizerConfig, PrecisionConfig, RunConfig
 from fastgat.errors import ConfigError
-from fastgat.experiments import EXPERIMENTS, Plan, Store
+from fastgat.experiments import EXPERIMENTS, Plan, RunStore
 from fastgat.experiments.page import check_page, collect, deviations, write_page
 from fastgat.experiments.paper import METHODS
 from fastgat.methods import GAT, Baseline
@@ -89,7 +89,7 @@ def test_the_search_of_what_ran_is_told_and_whether_it_was_the_same_for_all() ->
 
 
 def test_the_page(tmp_path: Path) -> None:
-    store, asked = Store(tmp_path / "store"), plan(seeds=2, grids={"gat": (1.0, 2.0), "fg-linf": (0.01,)})
+    store, asked = RunStore(tmp_path / "store"), plan(seeds=2, grids={"gat": (1.0, 2.0), "fg-linf": (0.01,)})
     for seed in range(2):
         finish(store, asked.cell(Baseline(), seed), 0.7, 0.77)
     finish(store, asked.cell(GAT(cg=1.0), 0), 0.7, 0.8)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from fastgat.experiments import EXPERIMENTS, Store
+from fastgat.experiments import EXPERIMENTS, RunStore
 from fastgat.experiments.plots import pareto
 from fastgat.experiments.sweep import Sweep
 from fastgat.experiments.timing import timing
@@ -20,7 +20,7 @@ GRIDS = {"gat": (1.0,)}
 
 
 def test_inputs(tmp_path: Path) -> None:
-    store, asked, experiment = Store(tmp_path), plan(seeds=2, grids=GRIDS), EXPERIMENTS["inputs"]
+    store, asked, experiment = RunStore(tmp_path), plan(seeds=2, grids=GRIDS), EXPERIMENTS["inputs"]
     gains = {"gradient": 0.0, "normalised": 0.01, "with-image": 0.03}
     for cell in experiment.cells(asked, store):
         method = cell.config.method
@@ -42,7 +42,7 @@ def test_inputs(tmp_path: Path) -> None:
 
 
 def test_capacity(tmp_path: Path) -> None:
-    store, asked, experiment = Store(tmp_path), plan(seeds=1, grids=GRIDS), EXPERIMENTS["capacity"]
+    store, asked, experiment = RunStore(tmp_path), plan(seeds=1, grids=GRIDS), EXPERIMENTS["capacity"]
     cells = experiment.cells(asked, store)
     assert len(cells) == len({cell.name for cell in cells}) == 15
     for number, cell in enumerate(cells[:2]):
@@ -67,7 +67,11 @@ def test_the_front_is_what_no_cheaper_point_reaches() -> None:
 
 
 def test_a_larger_network_is_not_held_against_the_papers(tmp_path: Path) -> None:
-    store, asked, experiment = Store(tmp_path), plan(seeds=1, grids={**GRIDS, "fg-l2": (0.5,)}), EXPERIMENTS["larger"]
+    store, asked, experiment = (
+        RunStore(tmp_path),
+        plan(seeds=1, grids={**GRIDS, "fg-l2": (0.5,)}),
+        EXPERIMENTS["larger"],
+    )
     for job in experiment.jobs(asked, store):
         cell = job.cell  # type: ignore[attr-defined]  # trainings all
         assert cell.config.model.classifier == "timm:resnet18"
@@ -82,7 +86,7 @@ def test_a_larger_network_is_not_held_against_the_papers(tmp_path: Path) -> None
 
 @pytest.mark.parametrize("best", [0, 1])
 def test_a_search_ranks_by_validation(tmp_path: Path, best: int) -> None:
-    store, asked = Store(tmp_path), plan(seeds=2)
+    store, asked = RunStore(tmp_path), plan(seeds=2)
     variants = tuple(({"cg": cg}, replace(asked.base, method=GAT(cg=cg))) for cg in (1.0, 2.0, 3.0))
     sweep = Sweep(variants)
     for seed in range(2):

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from fastgat.errors import ConfigError
-from fastgat.experiments import Store, paper, search
+from fastgat.experiments import RunStore, paper, search
 from fastgat.experiments.plan import Plan
 from fastgat.methods import GAT, METHODS, Dropout, DropoutGAT
 from tests.experiments.made_up import finish, plan
@@ -17,16 +17,16 @@ GRIDS = {"gat": (0.5, 1.0, 2.0), "dropout": (0.1, 0.2), "dropout-gat": (1.0, 3.0
 
 
 @pytest.fixture
-def store(tmp_path: Path) -> Store:
-    return Store(tmp_path)
+def store(tmp_path: Path) -> RunStore:
+    return RunStore(tmp_path)
 
 
-def finish_all(store: Store, asked: Plan, accuracies: dict[float, float], test: float = 0.5) -> None:
+def finish_all(store: RunStore, asked: Plan, accuracies: dict[float, float], test: float = 0.5) -> None:
     for cg, validation in accuracies.items():
         finish(store, asked.cell(GAT(cg=cg), 0), validation, test)
 
 
-def test_the_best_on_validation_is_taken_whatever_the_test_says(store: Store) -> None:
+def test_the_best_on_validation_is_taken_whatever_the_test_says(store: RunStore) -> None:
     asked = plan(grids=GRIDS)
     assert search.choose(asked, store, "gat") is None
     finish(store, asked.cell(GAT(cg=0.5), 0), 0.6, test=0.99)
@@ -40,7 +40,7 @@ def test_the_best_on_validation_is_taken_whatever_the_test_says(store: Store) ->
     assert choice.curve[1] == {"value": 1.0, "accuracies": [0.7], "best_epochs": [4], "diverged": 0}
 
 
-def test_one_that_diverged_is_not_taken(store: Store) -> None:
+def test_one_that_diverged_is_not_taken(store: RunStore) -> None:
     asked = plan(grids=GRIDS, search_seeds=2)
     for cg in GRIDS["gat"]:
         for seed in range(2):
@@ -56,7 +56,7 @@ def test_one_that_diverged_is_not_taken(store: Store) -> None:
     assert choice.curve[0]["diverged"] == 1
 
 
-def test_nothing_to_choose_from(store: Store) -> None:
+def test_nothing_to_choose_from(store: RunStore) -> None:
     asked = plan(grids=GRIDS)
     for cg in GRIDS["gat"]:
         cell = asked.cell(GAT(cg=cg), 0)
@@ -69,7 +69,7 @@ def test_nothing_to_choose_from(store: Store) -> None:
     assert search.chosen(asked, store, "gat") is None
 
 
-def test_a_single_value_is_not_searched(store: Store) -> None:
+def test_a_single_value_is_not_searched(store: RunStore) -> None:
     asked = plan(grids={"gat": (0.7,)})
     assert search.cells(asked, store, ("gat", "baseline")) == []
     choice = search.choose(asked, store, "gat")
@@ -77,7 +77,7 @@ def test_a_single_value_is_not_searched(store: Store) -> None:
     assert (choice.method, choice.curve) == (GAT(cg=0.7), [])
 
 
-def test_dropout_gat_takes_the_rate_chosen_for_dropout(store: Store) -> None:
+def test_dropout_gat_takes_the_rate_chosen_for_dropout(store: RunStore) -> None:
     asked = plan(grids=GRIDS)
     names = [cell.name for cell in search.cells(asked, store, ("dropout-gat",))]
     assert names == [], "dropout comes first"

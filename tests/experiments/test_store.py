@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 import signal
 import subprocess
 import sys
@@ -10,18 +12,19 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 
 from fastgat.errors import DataError, OutputError
-from fastgat.experiments import Store
+from fastgat.experiments import RunStore
 from fastgat.experiments.cell import Cell
 from fastgat.methods import Baseline
-from tests.experiments.made_up import finish, plan
+from tests.experiments.made_up import diverge, finish, plan
 
 HOLDER = """
 import sys, time
 from pathlib import Path
-from fastgat.experiments import Store
-with Store(Path(sys.argv[1])).claim("a job") as mine:
+from fastgat.experiments import RunStore
+with RunStore(Path(sys.argv[1])).claim("a job") as mine:
     print(mine, flush=True)
     time.sleep(60)
 """
@@ -32,7 +35,7 @@ def test_a_claim_holds_until_its_process_dies(tmp_path: Path) -> None:
     assert holder.stdout is not None
     with holder.stdout:
         assert holder.stdout.readline() == "True\n"
-        store = Store(tmp_path)
+        store = RunStore(tmp_path)
         with store.claim("a job") as mine:
             assert not mine
         with store.claim("another job") as mine:
@@ -49,13 +52,13 @@ def test_a_claim_holds_until_its_process_dies(tmp_path: Path) -> None:
 
 def test_a_claim_is_given_back(tmp_path: Path) -> None:
     for _ in range(2):
-        with Store(tmp_path).claim("a job") as mine:
+        with RunStore(tmp_path).claim("a job") as mine:
             assert mine
 
 
 def test_a_folder_that_cannot_be_made(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(OutputError, match="cannot be locked"), Store(tmp_path / "file").claim("a job"):
+    with pytest.raises(OutputError, match="cannot be made"), RunStore(tmp_path / "file").claim("a job"):
         pass
 
 
@@ -64,19 +67,19 @@ def cell() -> Cell:
 
 
 def test_a_cell_is_finished_when_its_summary_is_there(tmp_path: Path) -> None:
-    store = Store(tmp_path)
+    store = RunStore(tmp_path)
     assert store.summary(cell()) is None
     assert not store.finished(cell())
     store.run_folder(cell()).mkdir(parents=True)
     assert not store.finished(cell())
     store.run_folder(cell()).rmdir()
     finish(store, cell(), 0.6)
-    assert Store(tmp_path).finished(cell())
+    assert RunStore(tmp_path).finished(cell())
     assert not store.finished(plan().cell(Baseline(), 1))
 
 
 def test_one_that_diverged_is_finished_too(tmp_path: Path) -> None:
-    store = Store(tmp_path)
+    store = RunStore(tmp_path)
     store.run_folder(cell()).mkdir(parents=True)
     store.note_divergence(cell(), "the loss became NaN")
     assert store.finished(cell())
@@ -85,7 +88,7 @@ def test_one_that_diverged_is_finished_too(tmp_path: Path) -> None:
 
 
 def test_a_folder_with_another_run(tmp_path: Path) -> None:
-    store, other = Store(tmp_path), Cell(replace(cell().config, batch_size=64))
+    store, other = RunStore(tmp_path), Cell(replace(cell().config, batch_size=64))
     finish(store, other, 0.6)
     store.run_folder(other).rename(store.run_folder(cell()))
     with pytest.raises(DataError, match="another run"):
@@ -93,7 +96,7 @@ def test_a_folder_with_another_run(tmp_path: Path) -> None:
 
 
 def test_a_damaged_file(tmp_path: Path) -> None:
-    store = Store(tmp_path)
+    store = RunStore(tmp_path)
     finish(store, cell(), 0.6)
     (store.run_folder(cell()) / "summary.json").write_text('{"validation')
     with pytest.raises(DataError, match="damaged; remove it"):
@@ -101,7 +104,7 @@ def test_a_damaged_file(tmp_path: Path) -> None:
 
 
 def test_a_summary_of_something_else(tmp_path: Path) -> None:
-    store = Store(tmp_path)
+    store = RunStore(tmp_path)
     finish(store, cell(), 0.6)
     (store.run_folder(cell()) / "summary.json").write_text("{}")
     with pytest.raises(DataError, match=r"summary.json: not what fastgat writes there"):
@@ -111,7 +114,7 @@ def test_a_summary_of_something_else(tmp_path: Path) -> None:
 def test_a_full_disk_is_said_where_a_checkpoint_is_made_smaller(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    store = Store(tmp_path)
+    store = RunStore(tmp_path)
     finish(store, cell(), 0.6)
     (store.run_folder(cell()) / "best.safetensors").touch()
 
@@ -123,8 +126,41 @@ def test_a_full_disk_is_said_where_a_checkpoint_is_made_smaller(
         store.make_slim(cell())
 
 
+def test_results_json_stands_in_for_runs_that_were_not_kept(tmp_path: Path) -> None:
+    store = RunStore(tmp_path)
+    finish(store, cell(), 0.6)
+    rows = [{"event": "epoch", "step": 5 * epoch, "epoch": epoch, "validation_loss": 1.5} for epoch in (1, 2)]
+    (store.run_folder(cell()) / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    gone = plan().cell(Baseline(), 1)
+    diverge(store, gone)
+    (store.run_folder(gone) / "config.toml").write_text(gone.config.to_toml())
+    store.keep("figure2-abc", {"key": {"cg": 1}, "figures": {"power": 2.0}})
+    before = [store.summary(cell()), store.environment(cell()), store.diverged(gone), store.all_measured("figure2")]
+    store.write_archive()
+    for folder in ("cells", "measured"):
+        shutil.rmtree(tmp_path / folder)
+    store = RunStore(tmp_path)
+    after = [store.summary(cell()), store.environment(cell()), store.diverged(gone), store.all_measured("figure2")]
+    assert after == before
+    assert [(row["epoch"], row["validation_loss"]) for row in store.epochs(cell())] == [(1, 1.5), (2, 1.5)]
+    assert store.finished(cell())
+    assert store.finished(gone)
+    with pytest.raises(DataError, match="were not kept"):
+        store.classifier(cell(), torch.device("cpu"))
+    written = (tmp_path / "results.json").read_bytes()
+    store.write_archive()
+    assert (tmp_path / "results.json").read_bytes() == written
+
+
+@pytest.mark.parametrize("content", ["{", "{}", "[]", '{"cells": {"a": {}}, "measured": {}, "epochs": []}'])
+def test_a_damaged_results_json(tmp_path: Path, content: str) -> None:
+    (tmp_path / "results.json").write_text(content)
+    with pytest.raises(DataError, match=r"results\.json"):
+        RunStore(tmp_path)
+
+
 def test_what_was_measured_is_kept(tmp_path: Path) -> None:
-    store = Store(tmp_path)
+    store = RunStore(tmp_path)
     store.keep("figure2-abc", {"key": {"cg": 1}, "figures": {"power": 2.0}})
     assert store.measured("figure2-abc") == {"key": {"cg": 1}, "figures": {"power": 2.0}}
     assert store.measured("figure2-other") is None

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from fastgat.experiments import Plan, Store, paper
+from fastgat.experiments import Plan, RunStore, paper
 from fastgat.experiments.table2 import Table2
 from tests.experiments.made_up import finish, plan
 
@@ -20,20 +20,20 @@ def fixed(**settings: Any) -> Plan:
     return plan(grids={name: (value,) for name, value in VALUES.items()}, **settings)
 
 
-def run(store: Store, asked: Plan, name: str, seed: int, validation: float, test: float) -> None:
+def run(store: RunStore, asked: Plan, name: str, seed: int, validation: float, test: float) -> None:
     jobs = {(job.cell.config.method.name, job.cell.seed): job.cell for job in TABLE.jobs(asked, store)}  # type: ignore[attr-defined]
     finish(store, jobs[name, seed], validation, test)
 
 
 def test_every_method_is_trained_seed_by_seed(tmp_path: Path) -> None:
     asked = fixed(seeds=2)
-    names = [job.name for job in TABLE.jobs(asked, Store(tmp_path))]
+    names = [job.name for job in TABLE.jobs(asked, RunStore(tmp_path))]
     assert len(names) == len(set(names)) == 14
     assert ["seed0" in name for name in names] == [True] * 7 + [False] * 7
 
 
 def test_rows_and_verdicts(tmp_path: Path) -> None:
-    store, asked = Store(tmp_path), fixed(seeds=2)
+    store, asked = RunStore(tmp_path), fixed(seeds=2)
     for seed in range(2):
         run(store, asked, "baseline", seed, 0.7, 0.775 + 0.002 * seed)
         run(store, asked, "dropout", seed, 0.7, 0.75)
@@ -52,7 +52,7 @@ def test_rows_and_verdicts(tmp_path: Path) -> None:
 
 
 def test_a_run_that_is_best_at_its_end_is_told(tmp_path: Path) -> None:
-    store, asked = Store(tmp_path), fixed(seeds=1)
+    store, asked = RunStore(tmp_path), fixed(seeds=1)
     cells = {job.cell.config.method.name: job.cell for job in TABLE.jobs(asked, store)}  # type: ignore[attr-defined]
     finish(store, cells["baseline"], 0.7, best_epoch=asked.base.epochs - 1)
     finish(store, cells["gat"], 0.7, best_epoch=asked.base.epochs)
@@ -62,7 +62,7 @@ def test_a_run_that_is_best_at_its_end_is_told(tmp_path: Path) -> None:
 
 
 def test_no_verdict_on_runs_that_are_not_the_papers(tmp_path: Path) -> None:
-    store, asked = Store(tmp_path), fixed(seeds=1)
+    store, asked = RunStore(tmp_path), fixed(seeds=1)
     asked = replace(asked, base=replace(asked.base, data=replace(asked.base.data, train_images=5000)))
     run(store, asked, "baseline", 0, 0.7, 0.775)
     figures = TABLE.collect(asked, store)
@@ -73,7 +73,7 @@ def test_no_verdict_on_runs_that_are_not_the_papers(tmp_path: Path) -> None:
 
 
 def test_margins_are_paired_and_over_the_better_fast_gradient_on_validation(tmp_path: Path) -> None:
-    store, asked = Store(tmp_path), fixed(seeds=3)
+    store, asked = RunStore(tmp_path), fixed(seeds=3)
     for seed, (baseline, gat) in enumerate([(0.50, 0.53), (0.52, 0.54)]):
         run(store, asked, "baseline", seed, 0.5, baseline)
         run(store, asked, "gat", seed, 0.5, gat)
@@ -92,7 +92,7 @@ def test_margins_are_paired_and_over_the_better_fast_gradient_on_validation(tmp_
 
 
 def test_a_margin_without_the_seed_that_chose(tmp_path: Path) -> None:
-    store, asked = Store(tmp_path), fixed(seeds=3)
+    store, asked = RunStore(tmp_path), fixed(seeds=3)
     asked = replace(asked, grids={**asked.grids, "gat": (1.0, 3.0)})
     for job in TABLE.jobs(asked, store):
         method = job.cell.config.method  # type: ignore[attr-defined]
@@ -111,7 +111,7 @@ def test_a_margin_without_the_seed_that_chose(tmp_path: Path) -> None:
 
 
 def test_a_search_in_which_all_diverged_is_shown(tmp_path: Path) -> None:
-    store, asked = Store(tmp_path), replace(fixed(seeds=2), grids={**fixed().grids, "gat": (1.0, 3.0)})
+    store, asked = RunStore(tmp_path), replace(fixed(seeds=2), grids={**fixed().grids, "gat": (1.0, 3.0)})
     for job in TABLE.jobs(asked, store):
         if job.cell.config.method.name == "gat":  # type: ignore[attr-defined]
             store.run_folder(job.cell).mkdir(parents=True)  # type: ignore[attr-defined]

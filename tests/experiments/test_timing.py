@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from fastgat.config import OptimizerConfig, PrecisionConfig, RunConfig
-from fastgat.experiments import EXPERIMENTS, Plan, Store
+from fastgat.experiments import EXPERIMENTS, Plan, RunStore
 from fastgat.experiments.timing import timing, timings
 from fastgat.methods import GAT
 from tests.experiments.made_up import check_tables, plan
@@ -24,13 +24,13 @@ def figures(ms: float, overhead: float = 2.0, rounds: int = 9) -> dict[str, Any]
     return {"speedup": 4.0, "overhead": ratios, "rounds": rounds, "batch_size": 128, **sides}
 
 
-def keep(store: Store, asked: Plan, found: dict[str, Any], config: Any = None) -> None:
+def keep(store: RunStore, asked: Plan, found: dict[str, Any], config: Any = None) -> None:
     job = timing(asked, config or replace(asked.base, method=GAT()))
     store.keep(job.name, {"key": job.key, "figures": found})
 
 
 def test_of_several_timings_the_one_of_most_rounds_is_shown(tmp_path: Path) -> None:
-    store, asked = Store(tmp_path), plan(timed="gat")
+    store, asked = RunStore(tmp_path), plan(timed="gat")
     keep(store, replace(asked, rounds=1), figures(100.0, 9.9, rounds=1))
     keep(store, replace(asked, rounds=9), figures(10.0, 2.0))
     found = TIME.collect(asked, store)
@@ -68,7 +68,7 @@ def test_what_decides_the_time_of_a_step() -> None:
 
 
 def test_an_epoch_is_that_of_the_data(tmp_path: Path) -> None:
-    store, asked = Store(tmp_path), plan("digits", timed="gat")
+    store, asked = RunStore(tmp_path), plan("digits", timed="gat")
     keep(store, asked, figures(10.0))
     found = TIME.collect(asked, store)
     assert found is not None
@@ -76,7 +76,7 @@ def test_an_epoch_is_that_of_the_data(tmp_path: Path) -> None:
 
 
 def test_a_timing_of_another_version_is_made_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    store, asked = Store(tmp_path), plan(timed="gat")
+    store, asked = RunStore(tmp_path), plan(timed="gat")
     keep(store, asked, figures(10.0))
     monkeypatch.setattr("fastgat.experiments.timing.version", lambda package: "99")
     assert TIME.collect(asked, store) is None
@@ -84,7 +84,7 @@ def test_a_timing_of_another_version_is_made_anew(tmp_path: Path, monkeypatch: p
 
 
 def test_timings_of_other_settings_are_left_alone(tmp_path: Path) -> None:
-    store, asked = Store(tmp_path), plan()
+    store, asked = RunStore(tmp_path), plan()
     keep(store, asked, figures(10.0))
     assert len(timings(store, replace(asked.base, method=GAT()))) == 1
     assert timings(store, replace(asked.base, method=GAT(), batch_size=64)) == {}

@@ -15,7 +15,7 @@ import torch
 from fastgat.config import RunConfig
 from fastgat.engine.interrupts import Interrupts
 from fastgat.errors import DataError, FastgatError
-from fastgat.experiments import Store
+from fastgat.experiments import RunStore
 from fastgat.experiments.sweep import Sweep
 from fastgat.experiments.work import Teller, _share, work, work_together
 from fastgat.reporting.jobs import News
@@ -24,11 +24,11 @@ from tests.experiments.made_up import plan
 
 
 @pytest.fixture
-def store(tmp_path: Path) -> Store:
-    return Store(tmp_path)
+def store(tmp_path: Path) -> RunStore:
+    return RunStore(tmp_path)
 
 
-def log(store: Store) -> list[tuple[str, str]]:
+def log(store: RunStore) -> list[tuple[str, str]]:
     return [tuple(line.split()) for line in (store.folder / "log").read_text().splitlines()]  # type: ignore[misc]
 
 
@@ -36,7 +36,7 @@ def ignore(news: News) -> None:
     pass
 
 
-def test_what_depends_on_others_comes_after_them(store: Store) -> None:
+def test_what_depends_on_others_comes_after_them(store: RunStore) -> None:
     heard: list[News] = []
     assert work([Notes(3, last=Note(9))], plan(), store, heard.append)
     assert [name for name, _ in log(store)] == ["note-0", "note-1", "note-2", "note-9"]
@@ -46,11 +46,11 @@ def test_what_depends_on_others_comes_after_them(store: Store) -> None:
     assert len(log(store)) == 4, "a second time, nothing is left to do"
 
 
-def test_it_stops_where_a_job_was_interrupted(store: Store) -> None:
+def test_it_stops_where_a_job_was_interrupted(store: RunStore) -> None:
     assert not work([Notes(0, last=Note(1, "stop"))], plan(), store, ignore)
 
 
-def test_it_waits_for_what_another_process_is_at(store: Store) -> None:
+def test_it_waits_for_what_another_process_is_at(store: RunStore) -> None:
     heard: list[News] = []
     with store.claim("note-0") as mine:
         assert mine
@@ -63,12 +63,12 @@ def test_it_waits_for_what_another_process_is_at(store: Store) -> None:
     assert [news.words for news in heard if not news.job] == ["waiting for another process, for note-0"]
 
 
-def test_a_signal_in_a_job_that_comes_to_its_end_still_ends_the_work(store: Store) -> None:
+def test_a_signal_in_a_job_that_comes_to_its_end_still_ends_the_work(store: RunStore) -> None:
     assert not work([Notes(3, odd=Note(9, "signal"))], plan(), store, ignore)
     assert [name for name, _ in log(store)] == ["note-9"], "nothing is begun after it"
 
 
-def test_a_signal_while_waiting_ends_the_work(store: Store) -> None:
+def test_a_signal_while_waiting_ends_the_work(store: RunStore) -> None:
     def sleep(seconds: float) -> None:
         signal.raise_signal(signal.SIGTERM)
 
@@ -76,7 +76,7 @@ def test_a_signal_while_waiting_ends_the_work(store: Store) -> None:
         assert not work([Notes(1)], plan(), store, ignore, sleep=sleep)
 
 
-def test_what_wants_the_machine_for_itself_waits_for_all_others(store: Store) -> None:
+def test_what_wants_the_machine_for_itself_waits_for_all_others(store: RunStore) -> None:
     """Also for what another command is at."""
     waited: list[float] = []
 
@@ -113,7 +113,7 @@ def test_a_worker_whose_command_is_gone_is_told_so_once() -> None:
 
 @pytest.mark.slow
 @pytest.mark.timeout(120)
-def test_a_second_ctrl_c_waits_for_no_worker(store: Store) -> None:
+def test_a_second_ctrl_c_waits_for_no_worker(store: RunStore) -> None:
     at: list[float] = []
 
     def twice(news: News) -> None:
@@ -133,7 +133,7 @@ def test_a_second_ctrl_c_waits_for_no_worker(store: Store) -> None:
 
 
 @pytest.mark.parametrize("device", ["auto", "cuda"])
-def test_each_process_has_a_gpu_of_its_own(device: str, store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_each_process_has_a_gpu_of_its_own(device: str, store: RunStore, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("fastgat.experiments.work.pick_device", lambda name: torch.device("cuda"))
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     base = replace(plan().base, run=RunConfig(device=device))
@@ -145,7 +145,7 @@ def test_each_process_has_a_gpu_of_its_own(device: str, store: Store, monkeypatc
 
 
 @pytest.mark.slow
-def test_several_processes_do_each_job_once(store: Store) -> None:
+def test_several_processes_do_each_job_once(store: RunStore) -> None:
     heard: list[News] = []
     assert work_together([Notes(40, last=Timing(50))], plan(), store, heard.append, processes=2)
     done = log(store)
@@ -167,7 +167,7 @@ def test_several_processes_do_each_job_once(store: Store) -> None:
 )
 @pytest.mark.timeout(120)
 def test_a_process_that_fails_ends_all_of_them(
-    store: Store, does: str, error: type[Exception], message: str, capfd: pytest.CaptureFixture[str]
+    store: RunStore, does: str, error: type[Exception], message: str, capfd: pytest.CaptureFixture[str]
 ) -> None:
     began = time.monotonic()
     with pytest.raises(error, match=message):
@@ -177,7 +177,7 @@ def test_a_process_that_fails_ends_all_of_them(
 
 @pytest.mark.slow
 @pytest.mark.timeout(120)
-def test_no_worker_outlives_an_error_of_the_command(store: Store) -> None:
+def test_no_worker_outlives_an_error_of_the_command(store: RunStore) -> None:
     def broken(news: News) -> None:
         raise BrokenPipeError
 
