@@ -16,12 +16,14 @@ from numpy.typing import NDArray
 from fastgat.options import Options, option
 
 Uniforms = NDArray[np.float64]
-"""(B, 7), in [0, 1): a sample's draws for its area, aspect ratio, vertical and horizontal place, mirroring, and hole.
-All are drawn whatever is asked for, so that one augmentation does not change the draws of another."""
-AREA, RATIO, VERTICAL, HORIZONTAL, MIRROR, HOLE_VERTICAL, HOLE_HORIZONTAL = range(7)
+"""(B, 7), or (B, 29) with --random-resized-crop, in [0, 1): the draws of each sample. The first seven are for
+shifts, mirroring and holes (two are unused), the others an area and an aspect ratio for ten tries, and a place. One
+augmentation does not change the draws of another."""
+VERTICAL, HORIZONTAL, MIRROR, HOLE_VERTICAL, HOLE_HORIZONTAL, FIRST_TRY = range(2, 8)
+TRIES = 10
 
-STREAM = 1
-"""Tells these draws from others of the same seed."""
+STREAM, CROP_STREAM = 1, 2
+"""Tell these draws from others of the same seed."""
 
 LOG_RATIO = math.log(4 / 3)
 """Random parts are between 3:4 and 4:3 of the output's shape, as is the custom."""
@@ -76,7 +78,11 @@ class Augmentation(Options):
 
     def draw(self, seed: int, player: int, number: int, count: int) -> Uniforms:
         """The draws for batch `number` of a player's stream, `count` samples over all ranks."""
-        return np.random.default_rng((seed, player, number, STREAM)).random((count, 7))
+        drawn = np.random.default_rng((seed, player, number, STREAM)).random((count, FIRST_TRY))
+        if self.random_resized_crop is None:
+            return drawn
+        crops = np.random.default_rng((seed, player, number, CROP_STREAM)).random((count, 2 * TRIES + 2))
+        return np.concatenate([drawn, crops], axis=1)
 
     def place(self, uniforms: Uniforms | None, sizes: NDArray[np.int64], output: tuple[int, int]) -> Placement:
         """Samples of `sizes`, (B, 2) height and width, placed in images of size `output`; without draws, centred."""
@@ -86,7 +92,7 @@ class Augmentation(Options):
         boxes, shifts, holes = largest_boxes(sizes, output), none, none
         vertical, horizontal = uniforms[:, VERTICAL], uniforms[:, HORIZONTAL]
         if self.random_resized_crop is not None:
-            boxes = random_boxes(uniforms, sizes, output, self.random_resized_crop)
+            boxes = random_boxes(uniforms[:, FIRST_TRY:], sizes, output, self.random_resized_crop)
         if self.padded_crop is not None:
             places = 2 * self.padded_crop + 1
             shifts = np.column_stack([vertical * places, horizontal * places]).astype(np.int32) - self.padded_crop
@@ -106,14 +112,23 @@ def largest_boxes(sizes: NDArray[np.int64], output: tuple[int, int]) -> NDArray[
     return boxes.astype(np.int32)
 
 
-def random_boxes(
-    uniforms: Uniforms, sizes: NDArray[np.int64], output: tuple[int, int], least: float
-) -> NDArray[np.int32]:
-    """(B, 4): parts of random area (a share of at least `least`), aspect ratio and place; a side too long is cut."""
-    area = sizes[:, 0] * sizes[:, 1] * (least + (1 - least) * uniforms[:, AREA])
-    ratio = output[1] / output[0] * np.exp(LOG_RATIO * (2 * uniforms[:, RATIO] - 1))
-    height = np.clip(np.rint(np.sqrt(area / ratio)), 1, sizes[:, 0])
-    width = np.clip(np.rint(np.sqrt(area * ratio)), 1, sizes[:, 1])
-    top = uniforms[:, VERTICAL] * (sizes[:, 0] - height + 1)
-    left = uniforms[:, HORIZONTAL] * (sizes[:, 1] - width + 1)
-    return np.column_stack([top, left, height, width]).astype(np.int32)
+def random_boxes(draws: Uniforms, sizes: NDArray[np.int64], output: tuple[int, int], least: float) -> NDArray[np.int32]:
+    """(B, 4): parts of random area (a share of at least `least`), aspect ratio and place, by torchvision's rule.
+
+    `draws` is (B, 22). The first of ten tries that fits into the image is taken; where none does, the largest part in
+    the middle whose aspect ratio is allowed.
+    """
+    rows, columns = sizes[:, :1], sizes[:, 1:]
+    shape = output[1] / output[0]
+    area = rows * columns * (least + (1 - least) * draws[:, : 2 * TRIES : 2])
+    ratio = shape * np.exp(LOG_RATIO * (2 * draws[:, 1 : 2 * TRIES : 2] - 1))
+    narrow, wide = shape * math.exp(-LOG_RATIO), shape * math.exp(LOG_RATIO)
+    # The last column is the fallback, which always fits.
+    height = np.hstack([np.rint(np.sqrt(area / ratio)), np.minimum(rows, np.maximum(np.rint(columns / narrow), 1))])
+    width = np.hstack([np.rint(np.sqrt(area * ratio)), np.minimum(columns, np.maximum(np.rint(rows * wide), 1))])
+    fits = (height >= 1) & (height <= rows) & (width >= 1) & (width <= columns)
+    taken = fits.argmax(axis=1)[:, None]
+    height, width = np.take_along_axis(height, taken, 1), np.take_along_axis(width, taken, 1)
+    spare = np.hstack([rows - height, columns - width])
+    corners = np.where(taken < TRIES, draws[:, 2 * TRIES :] * (spare + 1), spare // 2)
+    return np.hstack([corners, height, width]).astype(np.int32)

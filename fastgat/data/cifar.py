@@ -70,8 +70,11 @@ class Cifar:
         """45,000 / 5,000 / 10,000 images, the validation images chosen by `split_seed`."""
         folder = self.fetch(data_dir, progress)
         train, validation = split(self._read(folder, self.train), VALIDATION, split_seed)
-        (meta,) = (read_pickle((folder / name).read_bytes(), str(folder / name)) for name in self.meta)
-        classes = tuple(name.decode() for name in meta[self.names_key])
+        (meta,) = (folder / name for name in self.meta)
+        try:
+            classes = tuple(name.decode() for name in read_pickle(meta.read_bytes(), str(meta))[self.names_key])
+        except (KeyError, AttributeError, TypeError, UnicodeDecodeError):
+            raise DataError(f"{meta}: expected the names of the classes, {self.names_key}") from None
         return DataSet(self.name, train, validation, self._read(folder, self.test), classes, str(folder))
 
     def _is_mine(self, path: Path) -> bool:
@@ -84,9 +87,12 @@ class Cifar:
         """One file of images. Raises DataError, naming `where`, if it holds anything else."""
         content: dict[str, Any] = read_pickle(raw, where)
         try:
-            flat, labels = content["data"], np.asarray(content[self.label_key], np.int64)
+            flat, labels = content["data"], content[self.label_key]
+            if not all(type(label) is int for label in labels):  # before numpy walks through lists of lists
+                raise TypeError("labels")
+            labels = np.asarray(labels, np.int64)
             images = flat.reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1)
-        except (KeyError, AttributeError, ValueError, TypeError):
+        except (KeyError, AttributeError, ValueError, TypeError, OverflowError):
             raise DataError(f"{where}: expected rows of 3 x 32 x 32 bytes and their {self.label_key}") from None
         return ImageSet(images, labels).checked(where, self.num_classes)
 

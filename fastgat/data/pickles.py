@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import io
 import pickle
+import pickletools
+import re
 from typing import Any
 
 import numpy as np
@@ -47,6 +49,27 @@ _ADMITTED = {
 }
 
 
+_OPERATIONS = re.compile(
+    "PROTO|MARK|STOP|GLOBAL|REDUCE|BUILD|NEWOBJ|NONE|NEWTRUE|NEWFALSE|BININT[12]?|LONG1|BINFLOAT|(SHORT_)?BINSTRING|"
+    "(SHORT_)?BINBYTES|BINUNICODE|EMPTY_TUPLE|TUPLE[123]?|EMPTY_LIST|APPENDS?|EMPTY_DICT|SETITEMS?|(LONG_)?BIN(GET|PUT)"
+)
+_CONTAINERS = 100
+"""Tuples, lists and dictionaries in one file, at most; the published ones have about ten."""
+
+
+def _check_operations(raw: bytes) -> None:
+    """Raises UnpicklingError for a program that could nest deeply, or take memory out of proportion to its length."""
+    containers = 0
+    for operation, argument, _ in pickletools.genops(raw):
+        if not _OPERATIONS.fullmatch(operation.name):
+            raise pickle.UnpicklingError(f"the operation {operation.name}")
+        if operation.name.endswith("PUT") and argument is not None and argument > len(raw):
+            raise pickle.UnpicklingError(f"a memo of {argument} entries")
+        containers += "TUPLE" in operation.name or operation.name in ("EMPTY_LIST", "EMPTY_DICT")
+        if containers > _CONTAINERS:
+            raise pickle.UnpicklingError(f"more than {_CONTAINERS} containers")
+
+
 class _Reader(pickle.Unpickler):
     def find_class(self, module: str, name: str) -> Any:
         if (module, name) not in _ADMITTED:
@@ -60,6 +83,7 @@ def read_pickle(raw: bytes, where: str) -> dict[str, Any]:
     Raises DataError, naming `where`, for anything that a CIFAR file does not contain.
     """
     try:
+        _check_operations(raw)
         content = _Reader(io.BytesIO(raw), encoding="bytes").load()
         return {key.decode(): value.values if isinstance(value, _Array) else value for key, value in content.items()}
     except Exception as error:  # noqa: BLE001  # a damaged pickle can fail in any way, none of which is ours to sort out

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import math
+import random
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -46,10 +49,53 @@ def test_their_distributions() -> None:
         assert abs(counts - count / 9).max() < 0.1 * count / 9
     centres = placed.holes + 3
     assert (centres.min(), centres.max()) == (0, 31)
-    share = placed.boxes[:, 2] * placed.boxes[:, 3] / 32**2
-    assert share.min() < 0.35
-    assert share.min() > 0.25  # 0.3 but for whole pixels and cut sides
-    assert abs(share.mean() - 0.65) < 0.03
+
+
+def torchvision_box(rng: random.Random, height: int, width: int, least: float) -> tuple[int, int, int, int]:
+    """RandomResizedCrop.get_params of torchvision, written down from its description."""
+    for _ in range(10):
+        area = height * width * rng.uniform(least, 1)
+        ratio = math.exp(rng.uniform(math.log(3 / 4), math.log(4 / 3)))
+        w, h = round(math.sqrt(area * ratio)), round(math.sqrt(area / ratio))
+        if 0 < w <= width and 0 < h <= height:
+            return rng.randint(0, height - h), rng.randint(0, width - w), h, w
+    if width / height < 3 / 4:
+        w, h = width, round(width * 4 / 3)
+    elif width / height > 4 / 3:
+        w, h = round(height * 4 / 3), height
+    else:
+        w, h = width, height
+    return (height - h) // 2, (width - w) // 2, h, w
+
+
+@pytest.mark.parametrize(("height", "width", "least"), [(32, 32, 0.25), (32, 32, 0.9), (40, 60, 0.08), (20, 90, 0.9)])
+def test_random_parts_are_distributed_as_those_of_torchvision(height: int, width: int, least: float) -> None:
+    count, rng = 10_000, random.Random(1)
+    crop = Augmentation(random_resized_crop=least)
+    ours = crop.place(crop.draw(0, 0, 0, count), sizes(count, height, width), (32, 32)).boxes
+    theirs = np.array([torchvision_box(rng, height, width, least) for _ in range(count)])
+    for measure in (
+        lambda boxes: boxes[:, 2] * boxes[:, 3],
+        lambda boxes: boxes[:, 3] / boxes[:, 2],
+        lambda boxes: boxes[:, 0],
+        lambda boxes: boxes[:, 1],
+    ):
+        a, b = np.sort(measure(ours)), np.sort(measure(theirs))
+        at = np.union1d(a, b)
+        distance = abs(np.searchsorted(a, at, "right") - np.searchsorted(b, at, "right")).max() / count
+        assert distance < 0.028  # Kolmogorov and Smirnov: one in 1,000 is further apart
+
+
+def test_shifts_are_independent_of_random_parts() -> None:
+    count = 5_000
+    both = Augmentation(padded_crop=4, random_resized_crop=0.25)
+    placed = both.place(both.draw(0, 0, 0, count), sizes(count), (32, 32))
+    for column in placed.boxes.T:
+        for shift in placed.shifts.T:
+            assert abs(np.corrcoef(column, shift)[0, 1]) < 0.06
+    # The draws of shifts are those of runs without random parts.
+    alone = Augmentation(padded_crop=4)
+    np.testing.assert_array_equal(placed.shifts, alone.place(alone.draw(0, 0, 0, count), sizes(count), (32, 32)).shifts)
 
 
 @settings(max_examples=200, deadline=None)
