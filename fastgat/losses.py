@@ -19,6 +19,7 @@ from fastgat.contract import check_labels, checked_batch, explained
 from fastgat.errors import ConfigError
 from fastgat.functional import call
 from fastgat.kernels.backend import accumulation_dtype
+from fastgat.methods import GAT
 
 
 class GATLoss(NamedTuple):
@@ -30,7 +31,13 @@ class GATLoss(NamedTuple):
 
 
 def gat_loss(
-    classifier: nn.Module, generator: nn.Module, images: Tensor, labels: Tensor, alpha: float = 0.5, cg: float = 1.0
+    classifier: nn.Module,
+    generator: nn.Module,
+    images: Tensor,
+    labels: Tensor,
+    alpha: float = 0.5,
+    cg: float = 1.0,
+    delta: str = "fixed",
 ) -> GATLoss:
     """Both losses of one minibatch, both players at the same point (schedule "simultaneous").
 
@@ -43,23 +50,32 @@ def gat_loss(
         images: (B, C, H, W), floating point, in [0, 1]; they need no gradient and get none.
         labels: (B,), of any integer type.
         alpha, cg: as in the equations.
+        delta: "fixed" holds Delta constant in (10); "through" differentiates it by the classifier's parameters too.
 
     Raises ConfigError where images or labels are not as described, which waits for the device, where the generator's
-    output has not the images' shape, and where the classifier changes its input in place.
+    output has not the images' shape, where the classifier changes its input in place, and for another `delta`.
     """
     images, labels = checked_batch(images, labels)
+    method = GAT(alpha=alpha, cg=cg, delta=delta)
     x = images.detach().requires_grad_()
     with explained(images):
         z = classifier(x)  # one that works in place fails: x is a leaf
     check_labels(labels, z.shape[1])
     probability = z.softmax(1).gather(1, labels[:, None]).sum()
-    (delta,) = torch.autograd.grad(probability, x, retain_graph=True)
-    p = generator(delta.detach())
+    through = method.delta == "through"
+    (input_gradient,) = torch.autograd.grad(probability, x, retain_graph=True, create_graph=through)
+    p = generator(input_gradient.detach())
     if p.shape != images.shape:
         raise ConfigError(f"the generator made {tuple(p.shape)} for images of {tuple(images.shape)}")
-    perturbed = functional.cross_entropy(classifier(images + p.detach()), labels)
-    frozen = {name: tensor.detach() for name, tensor in (*classifier.named_parameters(), *classifier.named_buffers())}
-    fooled, _ = call(classifier, {name: tensor.clone() for name, tensor in frozen.items()}, (images + p,))
+    met = _frozen(generator, input_gradient) if through else p.detach()
+    perturbed = functional.cross_entropy(classifier(images + met), labels)
+    fooled = _frozen(classifier, images + p)
     power = p.to(accumulation_dtype(p.dtype)).flatten(1).square().sum(1)
     each = fooled.softmax(1).gather(1, labels[:, None])[:, 0] + cg * power
     return GATLoss(alpha * functional.cross_entropy(z, labels) + (1 - alpha) * perturbed, each.mean())
+
+
+def _frozen(module: nn.Module, inputs: Tensor) -> Tensor:
+    """What the module makes of the inputs; gradients reach these alone, and its buffers stay as they are."""
+    tensors = {name: tensor.detach().clone() for name, tensor in (*module.named_parameters(), *module.named_buffers())}
+    return call(module, tensors, (inputs,))[0]

@@ -270,20 +270,26 @@ def test_mixed_precision_and_channels_last() -> None:
     assert step.classifier.conv1.weight.is_contiguous(memory_format=torch.channels_last)  # type: ignore[union-attr,operator]  # Table 1's
 
 
+@pytest.mark.parametrize("delta", ["fixed", "through"])
 @pytest.mark.parametrize("network", ["table1", "batch norm"])
-def test_losses_give_each_player_its_own_gradients(network: str) -> None:
+def test_losses_give_each_player_its_own_gradients(network: str, delta: str) -> None:
     classifier, generator = players()
     if network == "batch norm":
         classifier = BatchNormNet().double()
     images, labels = minibatch()
-    losses = fastgat.gat_loss(classifier, generator, images, labels, alpha=0.3, cg=0.7)
+    losses = fastgat.gat_loss(classifier, generator, images, labels, alpha=0.3, cg=0.7, delta=delta)
     (losses.classifier + losses.generator).backward()
-    for player, step in ((classifier, textbook.classifier_step), (generator, textbook.generator_step)):
+    for player in (classifier, generator):
         found = {name: parameter.grad for name, parameter in player.named_parameters()}
         copies = copy.deepcopy((classifier, generator))
         own = copies[0] if player is classifier else copies[1]
         optimizer = torch.optim.SGD(own.parameters(), lr=0.0)
-        value = step(*copies, optimizer, (images, labels), 0.3 if player is classifier else 0.7)
+        if player is classifier:
+            value = textbook.classifier_step(
+                *copies, optimizer, (images, labels), 0.3, through_delta=delta == "through"
+            )
+        else:
+            value = textbook.generator_step(*copies, optimizer, (images, labels), 0.7)
         loss = losses.classifier if player is classifier else losses.generator
         torch.testing.assert_close(value, loss.detach())
         for name, parameter in own.named_parameters():
@@ -291,3 +297,5 @@ def test_losses_give_each_player_its_own_gradients(network: str) -> None:
     assert images.grad is None
     with pytest.raises(ConfigError, match="made"):
         fastgat.gat_loss(classifier, nn.Conv2d(3, 1, 1, dtype=DOUBLE), images, labels)
+    with pytest.raises(ConfigError, match="delta: unknown value 'none'"):
+        fastgat.gat_loss(classifier, generator, images, labels, delta="none")

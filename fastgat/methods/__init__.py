@@ -15,6 +15,7 @@ from fastgat.methods.fg_linf import FastGradientLinf
 from fastgat.methods.fgsm_rs import FGSMRandomStart
 from fastgat.methods.free import Free
 from fastgat.methods.gat import GAT
+from fastgat.methods.gradient_penalty import GradientPenalty
 from fastgat.methods.n_fgsm import NoisyFGSM
 from fastgat.methods.pgd import PGDTraining
 from fastgat.methods.random import RandomPerturbation
@@ -25,7 +26,7 @@ METHODS: dict[str, type[Method]] = {
     method.name: method
     for method in (
         *(Baseline, Dropout, RandomPerturbation, FastGradientLinf, FastGradientL2, GAT, DropoutGAT),
-        *(PGDTraining, FGSMRandomStart, NoisyFGSM, Free, TRADES),
+        *(PGDTraining, FGSMRandomStart, NoisyFGSM, Free, TRADES, GradientPenalty),
     )
 }
 
@@ -55,6 +56,7 @@ __all__ = [
     "FastGradientL2",
     "FastGradientLinf",
     "Free",
+    "GradientPenalty",
     "Method",
     "NoisyFGSM",
     "PGDTraining",

@@ -8,6 +8,13 @@ Since J = -log F_y, dF_y/dx = -F_y dJ/dx: one backward pass of J with a unit see
 samples interact inside F (train-mode batch norm) that is not so, and a second pull-back with the seed -F_y is taken.
 The schedules say which minibatch each player sees, and which passes they share. Every pass returns the players with
 the buffers that it left behind.
+
+Delta depends on F's parameters theta. `delta` says whether (10) is differentiated there too. "fixed" holds Delta
+constant. "through" adds, with u = dL_F/dDelta held fixed,
+
+    sum over samples of d(u . Delta)/dtheta,    u . Delta = the slope of F(x)_y along u
+
+which is reverse over forward mode: one pass of x with the tangent u, and its pull-back.
 """
 
 from __future__ import annotations
@@ -34,10 +41,12 @@ from fastgat.methods.joints import (
 from fastgat.methods.players import (
     Draws,
     Metrics,
+    Network,
     Players,
     Tensors,
     Update,
     logits,
+    loss_and_slope,
     mean,
     mix,
     of_probability,
@@ -47,9 +56,10 @@ from fastgat.options import option
 
 
 class Clean(NamedTuple):
-    """The clean half of a step: J(x) and its companions, Delta and its share of zeros, F's gradients summed over
-    samples."""
+    """The clean half of a step: F as it was before it, J(x) and its companions, Delta and its share of zeros, and F's
+    gradients summed over samples (none where Delta is not fixed: they come with the derivative through it)."""
 
+    classifier: Network
     half: SampleLoss
     delta: Tensor
     zeros: Tensor
@@ -57,12 +67,12 @@ class Clean(NamedTuple):
 
 
 class Moved(NamedTuple):
-    """x + p and the power of p = G(Delta), and the pull-back from (dL/dx', dL/dpower) to G's gradients; with J' of each
-    sample, from (dJ'/dx', dL/dpower, J')."""
+    """x + p and the power of p = G(Delta), and the pull-back from (dL/dx', dL/dpower) to G's gradients and dL/dDelta
+    (None where Delta is fixed); with J' of each sample, from (dJ'/dx', dL/dpower, J')."""
 
     perturbed: Tensor
     power: Tensor
-    pull: Callable[[Tensor, Tensor, Tensor | None], Tensors]
+    pull: Callable[[Tensor, Tensor, Tensor | None], tuple[Tensors, Tensor | None]]
 
 
 @dataclass(frozen=True)
@@ -93,6 +103,13 @@ class GAT(Method):
         "what the generator is given: gradient, Delta as in the paper; normalised, Delta / ||Delta||; with-image, "
         "Delta and x, one behind the other in its channels",
         choices=("gradient", "normalised", "with-image"),
+    )
+
+    delta: str = option(
+        "fixed",
+        "how (10) is differentiated by the classifier's parameters: fixed, with Delta held constant; through, with "
+        "Delta as the function of them that it is",
+        choices=("fixed", "through"),
     )
 
     def __post_init__(self) -> None:
@@ -132,6 +149,16 @@ class GAT(Method):
             return torch.cat([delta, images.to(delta.dtype)], 1)
         return delta
 
+    def feed_gradient(self, delta: Tensor, d_feed: Tensor) -> Tensor:
+        """dL/dDelta, (B, C, H, W), from the derivative by `generator_feed`."""
+        d_delta = d_feed[:, : delta.shape[1]].to(delta.dtype)
+        if self.generator_input == "normalised":
+            length = delta.flatten(1).norm(dim=1).view(-1, 1, 1, 1)
+            unit = delta / torch.where(length > 0, length, 1)
+            across = d_delta - unit * (d_delta * unit).flatten(1).sum(1).view(-1, 1, 1, 1)
+            d_delta = torch.where(length > 0, across / length, 0)
+        return d_delta
+
     def step(
         self,
         players: Players,
@@ -156,7 +183,11 @@ class GAT(Method):
         """J(x), F's gradients of it, and Delta, from one forward and one shared backward pass."""
         classifier = players.classifier
         of = logits(classifier, draws.clean)
-        z, pull, buffers = pull_back(classifier, of, classifier.parameters, minibatch.images)
+        # Where Delta is not fixed, the pass that differentiates through it gives F's gradients too.
+        parameters = classifier.parameters if self.delta == "fixed" else {}
+        z, pull, buffers = pull_back(
+            classifier, lambda p, x: of({**classifier.parameters, **p}, x), parameters, minibatch.images
+        )
         half = sample_loss(z, minibatch.labels)
         gradients, loss_gradient = pull(half.gradient)
         if classifier.interacts:
@@ -164,7 +195,7 @@ class GAT(Method):
             delta = input_gradient(probability_gradient, "none")
         else:
             delta = input_gradient(loss_gradient, "probability", loss=half.loss)
-        clean = Clean(half, delta.value, delta.zeros.mean(), gradients)
+        clean = Clean(classifier, half, delta.value, delta.zeros.mean(), gradients)
         return clean, players.after_classifier("clean", buffers)
 
     def generator_gradients(
@@ -188,10 +219,10 @@ class GAT(Method):
         moved, players = self.generate(players, clean.delta, minibatch.images)
         classifier = players.classifier
         of = logits(classifier, draws.perturbed)
-        z, pull, buffers = pull_back(classifier, lambda p: of(p, moved.perturbed), classifier.parameters)
+        z, pull, buffers = pull_back(classifier, of, classifier.parameters, moved.perturbed)
         half, loss = perturbed_loss(z, minibatch.labels, clean.half.loss, self.alpha)
-        (gradients,) = pull(half.gradient)
-        gradients = mix(clean.gradients, gradients, self.alpha, len(loss))
+        gradients, loss_gradient = pull(half.gradient)
+        gradients = self.both_halves(clean, gradients, moved, loss_gradient, minibatch, draws)
         return gradients, self.measured(clean, half, loss, moved), players.after_classifier("perturbed", buffers)
 
     def both_gradients(
@@ -209,9 +240,30 @@ class GAT(Method):
             generator_gradients = self.pull_generator(moved, probability_gradient)
         else:
             generator_gradients = self.pull_generator(moved, loss_gradient, of=half.loss)
-        gradients = mix(clean.gradients, gradients, self.alpha, len(loss))
+        gradients = self.both_halves(clean, gradients, moved, loss_gradient, minibatch, draws)
         metrics = self.measured(clean, half, loss, moved)
         return gradients, generator_gradients, metrics, players.after_classifier("perturbed", buffers)
+
+    def both_halves(
+        self,
+        clean: Clean,
+        perturbed: Tensors,
+        moved: Moved,
+        loss_gradient: Tensor,
+        minibatch: Batch,
+        draws: Draws,
+    ) -> Tensors:
+        """F's gradients of the mean (10), from those of J' summed over samples and dJ'/dx'."""
+        if self.delta == "fixed":
+            return mix(clean.gradients, perturbed, self.alpha, len(loss_gradient))
+        _, d_delta = moved.pull(loss_gradient, torch.zeros_like(moved.power), None)
+        assert d_delta is not None
+        # u . Delta is linear in u, which is small: scaled up, it is in the range of every dtype that F may compute in.
+        size = d_delta.abs().amax().clamp_min(torch.finfo(d_delta.dtype).tiny)
+        (loss, _), pull, _ = loss_and_slope(clean.classifier, minibatch, d_delta / size, draws.clean, probability=True)
+        weight = 1 - self.alpha
+        (gradients,) = pull((torch.full_like(loss, self.alpha), (weight * size).to(loss.dtype)))
+        return mean({name: g + weight * perturbed[name] for name, g in gradients.items()}, len(loss))
 
     def generate(self, players: Players, delta: Tensor, images: Tensor) -> tuple[Moved, Players]:
         """x + G(Delta), its power and its pull-back. Table 1's tanh is part of the joint; another G has its own.
@@ -225,19 +277,26 @@ class GAT(Method):
             generator = generator._replace(autocast=None, scale=None)
         bounded = getattr(generator.module, "ends_in_tanh", False)
         feed = self.generator_feed(delta, images)
+        moves = (feed,) if self.delta == "through" else ()
         z, pull, buffers = pull_back(
-            generator, lambda g: generator(g, feed, *([False] if bounded else [])), generator.parameters
+            generator,
+            lambda g, fed=feed: generator(g, fed, *([False] if bounded else [])),
+            generator.parameters,
+            *moves,
         )
         perturbed, _, power = perturbation(images, z) if bounded else perturb(images, z)
 
-        def pull_moved(d_perturbed: Tensor, d_power: Tensor, loss: Tensor | None) -> Tensors:
-            return pull(perturbation_gradient(images, z, d_perturbed, d_power, loss=loss, bounded=bounded))[0]
+        def pull_moved(d_perturbed: Tensor, d_power: Tensor, loss: Tensor | None) -> tuple[Tensors, Tensor | None]:
+            gradients, *d_feed = pull(
+                perturbation_gradient(images, z, d_perturbed, d_power, loss=loss, bounded=bounded)
+            )
+            return gradients, self.feed_gradient(delta, d_feed[0]) if d_feed else None
 
         return Moved(perturbed, power, pull_moved), players.after_generator(buffers)
 
     def pull_generator(self, moved: Moved, gradient: Tensor, of: Tensor | None = None) -> Tensors:
         """G's gradients of the mean (9) from dF(x + p)_y/dx', or dJ/dx' `of` a loss J; that by the power is c_g."""
-        gradients = moved.pull(gradient, torch.full_like(moved.power, self.cg), of)
+        gradients, _ = moved.pull(gradient, torch.full_like(moved.power, self.cg), of)
         return mean(gradients, len(moved.power))
 
     def generator_loss(self, half: SampleLoss, moved: Moved) -> Tensor:

@@ -31,6 +31,7 @@ from fastgat.methods import (
     FastGradientL2,
     FastGradientLinf,
     Free,
+    GradientPenalty,
     Method,
     RandomPerturbation,
 )
@@ -159,6 +160,7 @@ class Textbook(Side):
                 method.alpha,
                 method.cg,
                 [(each.clean, each.perturbed) for each in draws],
+                through_delta=method.delta == "through",
             )
         else:
             self._step_alone(method, batch, draw)
@@ -184,6 +186,8 @@ class Textbook(Side):
                 )
             case Free():
                 textbook.free_step(*players, self.memory, method.epsilon, method.replays)
+            case GradientPenalty():
+                textbook.gradient_penalty_step(*players, method.penalty)
             case TRADES():
                 noise, epsilon = drawn(draw), method.epsilon
                 textbook.trades_step(*players, noise, epsilon, method.step_size, method.attack_steps, method.beta)

@@ -64,7 +64,7 @@ def _work(side: Side, kind: str) -> dict[str, int]:
     if not isinstance(side, Fastgat):
         with counter:
             side.step()
-    elif side.stepper.compiled and side.state.interacts:  # then the graph leaves out some of what is written
+    elif side.stepper.compiled:  # its graph leaves out what is written and not needed
         _add_graph(counter, side, kind)
     else:
         batches, draws = side.next_inputs()
@@ -74,17 +74,19 @@ def _work(side: Side, kind: str) -> dict[str, int]:
 
 
 def _add_graph(counter: Counter, side: Fastgat, kind: str) -> None:
-    """Add what is in the graph of the step, once it has lost the gradients that nobody uses."""
+    """Add what is in the graph of the step, once it has lost the gradients that nobody uses and products with zeros."""
     from torch._dynamo.backends.common import aot_autograd  # slow
     from torch._functorch._aot_autograd.utils import make_boxed_func
 
     from fastgat.engine.graph_passes.unused_gradients import drop_unused_gradients
+    from fastgat.engine.graph_passes.zero_convolutions import drop_zero_convolutions
 
     def value(node: Node) -> Any:
         return node.meta.get("val")
 
     def add(module: GraphModule, inputs: Sequence[Tensor]) -> Any:
         drop_unused_gradients(module.graph)
+        drop_zero_convolutions(module.graph)
         module.recompile()
         for node in module.graph.nodes:
             if isinstance(node.target, torch._ops.OpOverload):

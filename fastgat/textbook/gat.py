@@ -26,10 +26,12 @@ def probability(classifier: nn.Module, x: Tensor, y: Tensor, masks: tuple[Tensor
     return logits(classifier, x, masks).softmax(1).gather(1, y[:, None])[:, 0]
 
 
-def input_gradient(classifier: nn.Module, x: Tensor, y: Tensor, masks: tuple[Tensor, ...] = ()) -> Tensor:
+def input_gradient(
+    classifier: nn.Module, x: Tensor, y: Tensor, masks: tuple[Tensor, ...] = (), create_graph: bool = False
+) -> Tensor:
     """Delta = dF(x)_y / dx, below (7): of the probability of the true class, not of the loss."""
     x = x.detach().requires_grad_()
-    (delta,) = torch.autograd.grad(probability(classifier, x, y, masks).sum(), x)
+    (delta,) = torch.autograd.grad(probability(classifier, x, y, masks).sum(), x, create_graph=create_graph)
     return delta
 
 
@@ -61,17 +63,22 @@ def classifier_step(
     minibatch: Minibatch,
     alpha: float,
     masks: Masks = ((), ()),
+    through_delta: bool = False,
 ) -> Tensor:
-    """One step of F on L_F = alpha J(x) + (1 - alpha) J(x + G(Delta)) (10), the mean over samples; returns it."""
+    """One step of F on L_F = alpha J(x) + (1 - alpha) J(x + G(Delta)) (10), the mean over samples; returns it.
+
+    Delta depends on F's parameters too. `through_delta` differentiates (10) by them there as well; otherwise Delta
+    counts as a constant.
+    """
     x, y = minibatch
-    delta = input_gradient(classifier, x, y, masks[0])
-    with torch.no_grad():
+    delta = input_gradient(classifier, x, y, masks[0], create_graph=through_delta)
+    with torch.set_grad_enabled(through_delta):
         perturbation = generator(delta)
     clean = functional.cross_entropy(logits(classifier, x, masks[0]), y)
     perturbed = functional.cross_entropy(logits(classifier, x + perturbation, masks[1]), y)
     loss = alpha * clean + (1 - alpha) * perturbed
     optimizer.zero_grad()
-    loss.backward()
+    loss.backward(inputs=[parameter for parameter in classifier.parameters() if parameter.requires_grad])
     optimizer.step()
     return loss.detach()
 
@@ -85,6 +92,7 @@ def algorithm1_step(
     alpha: float = 0.5,
     c_g: float = 1.0,
     masks: Sequence[Masks] | None = None,
+    through_delta: bool = False,
 ) -> tuple[list[Tensor], Tensor]:
     """One round of Algorithm 1: a generator step on each minibatch but the last, a classifier step on the last.
 
@@ -95,5 +103,7 @@ def algorithm1_step(
         generator_step(classifier, generator, generator_optimizer, minibatch, c_g, mask)
         for minibatch, mask in zip(minibatches[:-1], masks[:-1], strict=True)
     ]
-    loss = classifier_step(classifier, generator, classifier_optimizer, minibatches[-1], alpha, masks[-1])
+    loss = classifier_step(
+        classifier, generator, classifier_optimizer, minibatches[-1], alpha, masks[-1], through_delta
+    )
     return generator_losses, loss

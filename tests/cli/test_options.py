@@ -29,6 +29,8 @@ FROZEN = {
     "--generator-interval": 1,
     "--generator-input": {"gat": "gradient", "dropout-gat": "gradient"},
     "--schedule": "simultaneous",
+    "--delta": {"gat": "fixed", "dropout-gat": "fixed"},
+    "--penalty": 0.1,
     "--dropout": 0.2,
     "--epochs": 30,
     "--batch-size": 128,

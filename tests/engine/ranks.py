@@ -42,7 +42,9 @@ class Case:
 
     @property
     def name(self) -> str:
-        options = [str(getattr(self.method, key, "")) for key in ("schedule", "generator_steps", "generator_interval")]
+        options = [
+            str(getattr(self.method, key, "")) for key in ("schedule", "delta", "generator_steps", "generator_interval")
+        ]
         extra = [self.backend] if self.compiled else []
         return "-".join(filter(None, [self.method.name, *options, self.batch_norm or "", *extra]))
 
@@ -54,7 +56,9 @@ CASES = [
     Case(GAT(cg=0.3, schedule="paper", generator_steps=2)),
     Case(GAT(cg=0.3, generator_interval=2), optimizer=OptimizerConfig(clip_grad=0.1, ema=0.9)),
     Case(DropoutGAT(cg=0.3, dropout=0.4, schedule="paper")),
-    *(Case(METHODS[name](), "both") for name in ("baseline", "fg-l2", "free")),
+    Case(GAT(cg=0.3, delta="through")),
+    *(Case(METHODS[name](), "both") for name in ("baseline", "fg-l2", "free", "gradient-penalty")),
+    Case(GAT(cg=0.3, delta="through"), "both"),
     *(Case(GAT(cg=0.3, schedule=schedule), "both") for schedule in SCHEDULES),
     *(Case(GAT(cg=0.3), statistics) for statistics in ("clean", "perturbed", "frozen")),
     Case(GAT(cg=0.3), "both", SmallGenerator, compiled=True, backend="aot_eager"),

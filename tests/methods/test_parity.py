@@ -19,6 +19,7 @@ from fastgat.methods import (
     DropoutGAT,
     FastGradientL2,
     FastGradientLinf,
+    GradientPenalty,
     Method,
     RandomPerturbation,
 )
@@ -58,6 +59,7 @@ ONE_PLAYER: list[tuple[Method, Step]] = [
         lambda f, o, b, d: textbook.fast_gradient_step(f, o, b, 0.03, "linf", 0.6),
     ),
     (FastGradientL2(epsilon=0.9), lambda f, o, b, d: textbook.fast_gradient_step(f, o, b, 0.9, "l2")),
+    (GradientPenalty(penalty=0.4), lambda f, o, b, d: textbook.gradient_penalty_step(f, o, b, 0.4)),
 ]
 
 
@@ -88,12 +90,16 @@ GAT_CASES = [
     DropoutGAT(dropout=0.4, cg=0.3, schedule="paper"),
     DropoutGAT(dropout=0.4, cg=0.3, schedule="paper", generator_steps=2),
     DropoutGAT(dropout=0.4, cg=0.3, schedule="alternating"),
+    GAT(cg=0.3, schedule="paper", delta="through"),
+    GAT(cg=0.3, schedule="paper", alpha=0.7, generator_steps=2, delta="through"),
+    GAT(cg=0.3, schedule="alternating", delta="through"),
+    DropoutGAT(dropout=0.4, cg=0.3, schedule="paper", delta="through"),
 ]
 
 
 def described(method: object) -> str:
     assert isinstance(method, GAT)
-    return f"{method.name}-{method.schedule}-{method.generator_steps}"
+    return f"{method.name}-{method.schedule}-{method.generator_steps}-{method.delta}"
 
 
 @pytest.mark.parametrize("method", GAT_CASES, ids=described)
@@ -102,10 +108,24 @@ def test_gat_is_algorithm_1(method: GAT) -> None:
     check_gat(method, *players(dropout=method.classifier_dropout))
 
 
-@pytest.mark.parametrize("method", [GAT(cg=0.3, schedule="paper"), GAT(cg=0.3, schedule="alternating")], ids=described)
-def test_gat_is_algorithm_1_under_batch_norm(method: GAT) -> None:
+@pytest.mark.parametrize("delta", ["fixed", "through"])
+@pytest.mark.parametrize("schedule", ["paper", "alternating"])
+def test_gat_is_algorithm_1_under_batch_norm(schedule: str, delta: str) -> None:
     """There the two gradients are not proportional, and a second pull-back is taken."""
-    check_gat(method, BatchNormNet().double(), players()[1])
+    check_gat(GAT(cg=0.3, schedule=schedule, delta=delta), BatchNormNet().double(), players()[1])
+
+
+def test_gat_through_delta_is_algorithm_1_under_instance_norm() -> None:
+    """Its samples do not interact, but torch's forward mode of it cannot be differentiated."""
+    classifier = nn.Sequential(
+        nn.Conv2d(3, 6, 3, bias=False),
+        nn.InstanceNorm2d(6),
+        nn.Softplus(),
+        nn.AvgPool2d(6),
+        nn.Flatten(),
+        nn.Linear(6, 10),
+    )
+    check_gat(GAT(cg=0.3, schedule="alternating", delta="through"), classifier.double(), players()[1])
 
 
 def check_gat(method: GAT, classifier: nn.Module, generator: nn.Module) -> None:
@@ -119,7 +139,14 @@ def check_gat(method: GAT, classifier: nn.Module, generator: nn.Module) -> None:
         repeats = 1 if method.schedule == "paper" else 2
         masks = [(draw.clean, draw.perturbed) for draw in draws * repeats]
         generator_losses, loss = textbook.algorithm1_step(
-            classifier, generator, *optimizers, batches * repeats, method.alpha, method.cg, masks
+            classifier,
+            generator,
+            *optimizers,
+            batches * repeats,
+            method.alpha,
+            method.cg,
+            masks,
+            method.delta == "through",
         )
         assert metrics["loss"] == pytest.approx(float(loss), rel=1e-6)
         assert metrics["generator_loss"] == pytest.approx(float(generator_losses[-1]), rel=1e-6)
@@ -129,13 +156,14 @@ def check_gat(method: GAT, classifier: nn.Module, generator: nn.Module) -> None:
     assert largest_difference(generator, start) > 1e-3, "the generator must have moved for this to mean anything"
 
 
+@pytest.mark.parametrize("delta", ["fixed", "through"])
 @pytest.mark.parametrize("network", ["table1", "batch norm"])
-def test_simultaneous_steps_both_players_from_the_same_point(network: str) -> None:
+def test_simultaneous_steps_both_players_from_the_same_point(network: str, delta: str) -> None:
     """Each player's step is the textbook's, taken before the other has moved."""
     classifier, generator = players()
     if network == "batch norm":
         classifier = BatchNormNet().double()
-    method = GAT(cg=0.3, schedule="simultaneous")
+    method = GAT(cg=0.3, schedule="simultaneous", delta=delta)
     engine = Engine(method, classifier, generator)
     optimizers = adam(classifier), adam(generator)
     for _ in range(3):
@@ -143,7 +171,9 @@ def test_simultaneous_steps_both_players_from_the_same_point(network: str) -> No
         engine.step([batch])
         frozen_classifier, frozen_generator = copy.deepcopy(classifier), copy.deepcopy(generator)
         textbook.generator_step(frozen_classifier, generator, optimizers[1], batch, method.cg)
-        textbook.classifier_step(classifier, frozen_generator, optimizers[0], batch, method.alpha)
+        textbook.classifier_step(
+            classifier, frozen_generator, optimizers[0], batch, method.alpha, through_delta=delta == "through"
+        )
         assert engine.state.generator is not None
         assert largest_difference(engine.state.generator, generator) < EXACT
         assert largest_difference(engine.state.classifier, classifier) < EXACT
@@ -177,9 +207,12 @@ def test_statistics_count_passes_in_every_schedule(schedule: str) -> None:
     assert counts == {"clean": clean, "perturbed": perturbed, "both": clean + perturbed}
 
 
-@pytest.mark.parametrize("schedule", ["paper", "alternating", "simultaneous"])
-def test_between_two_updates_of_the_generator_the_classifier_steps_alone(schedule: str) -> None:
-    method = GAT(cg=0.3, schedule=schedule, generator_interval=3)
+@pytest.mark.parametrize(
+    ("schedule", "delta"),
+    [("paper", "fixed"), ("alternating", "fixed"), ("simultaneous", "fixed"), ("simultaneous", "through")],
+)
+def test_between_two_updates_of_the_generator_the_classifier_steps_alone(schedule: str, delta: str) -> None:
+    method = GAT(cg=0.3, schedule=schedule, generator_interval=3, delta=delta)
     classifier, generator = players()
     engine = Engine(method, classifier, generator)
     optimizer, start = adam(classifier), copy.deepcopy(generator)
@@ -190,7 +223,9 @@ def test_between_two_updates_of_the_generator_the_classifier_steps_alone(schedul
     for _ in range(3):
         batch = minibatch()
         metrics = engine.step([batch], kind="resting")
-        textbook.classifier_step(classifier, generator, optimizer, batch, method.alpha)
+        textbook.classifier_step(
+            classifier, generator, optimizer, batch, method.alpha, through_delta=delta == "through"
+        )
         assert metrics.keys() == set(method.metrics)
         assert engine.state.generator is not None
         assert largest_difference(engine.state.generator, start) == 0
@@ -232,7 +267,10 @@ class Fed(nn.Module):
         return self.generator(self.feed(delta, self.images))
 
 
-@pytest.mark.parametrize("schedule", ["paper", "alternating", "simultaneous"])
+@pytest.mark.parametrize(
+    ("schedule", "delta"),
+    [("paper", "fixed"), ("alternating", "fixed"), ("simultaneous", "fixed"), ("alternating", "through")],
+)
 @pytest.mark.parametrize(
     ("name", "feed"),
     [
@@ -240,8 +278,10 @@ class Fed(nn.Module):
         ("with-image", lambda delta, x: torch.cat([delta, x], 1)),
     ],
 )
-def test_what_the_generator_is_given(name: str, feed: Callable[[Tensor, Tensor], Tensor], schedule: str) -> None:
-    method = GAT(cg=0.3, schedule=schedule, generator_input=name)
+def test_what_the_generator_is_given(
+    name: str, feed: Callable[[Tensor, Tensor], Tensor], schedule: str, delta: str
+) -> None:
+    method = GAT(cg=0.3, schedule=schedule, generator_input=name, delta=delta)
     classifier, _ = players()
     generator = Generator(6, in_channels=method.generator_channels(3)).double()
     engine = Engine(method, classifier, generator)
@@ -254,7 +294,7 @@ def test_what_the_generator_is_given(name: str, feed: Callable[[Tensor, Tensor],
         now = copy.deepcopy(fed)
         textbook.generator_step(classifier, fed, optimizers[1], batch, method.cg)
         met = now if schedule == "simultaneous" else fed
-        textbook.classifier_step(classifier, met, optimizers[0], batch, method.alpha)
+        textbook.classifier_step(classifier, met, optimizers[0], batch, method.alpha, through_delta=delta == "through")
         assert engine.state.generator is not None
         assert largest_difference(engine.state.generator, generator) < EXACT
         assert largest_difference(engine.state.classifier, classifier) < EXACT
@@ -292,8 +332,8 @@ def test_a_buffer_that_changes_its_shape_is_an_error() -> None:
 
 
 @pytest.mark.parametrize("compiled", [False, True])
-@pytest.mark.parametrize("layer_twice", [False, True])
-def test_frozen_and_shared_parameters_stay_so(layer_twice: bool, compiled: bool) -> None:
+@pytest.mark.parametrize(("layer_twice", "delta"), [(False, "fixed"), (True, "fixed"), (True, "through")])
+def test_frozen_and_shared_parameters_stay_so(layer_twice: bool, delta: str, compiled: bool) -> None:
     class Tied(nn.Module):
         def __init__(self) -> None:
             super().__init__()
@@ -310,13 +350,16 @@ def test_frozen_and_shared_parameters_stay_so(layer_twice: bool, compiled: bool)
     weight = classifier.first.weight.detach().clone()
     frozen = classifier.first.bias.clone()  # type: ignore[union-attr]  # it has a bias
     generator = players()[1]
-    engine = Engine(GAT(cg=0.3, schedule="paper"), classifier, generator, compiled=compiled)
+    method = GAT(cg=0.3, schedule="paper", delta=delta)
+    engine = Engine(method, classifier, generator, compiled=compiled)
     optimizers = torch.optim.Adam([p for p in classifier.parameters() if p.requires_grad], lr=1e-3), adam(generator)
     for _ in range(3):
         batches = [minibatch(), minibatch()]
         with compiled_by("aot_eager"):
             engine.step(batches)
-        textbook.algorithm1_step(classifier, generator, *optimizers, batches, 0.5, 0.3)
+        textbook.algorithm1_step(
+            classifier, generator, *optimizers, batches, 0.5, 0.3, through_delta=delta == "through"
+        )
     trained = engine.state.classifier
     assert isinstance(trained, Tied)
     assert largest_difference(trained, classifier) < EXACT

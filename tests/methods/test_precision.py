@@ -20,7 +20,7 @@ from fastgat.engine.device import has_fast_bfloat16
 from fastgat.engine.optimizers import Adam
 from fastgat.functional import places
 from fastgat.methods import GAT
-from fastgat.methods.players import Network, Players
+from fastgat.methods.players import Draws, Network, Players
 from fastgat.models import Classifier
 from tests.support import Engine, minibatch, players
 
@@ -84,21 +84,24 @@ def test_a_gat_step_under_autocast_sees_the_same_perturbation(trained: Trained) 
     assert steps[0]["perturbation_norm"] > 0
 
 
-@pytest.mark.parametrize("schedule", ["paper", "alternating"])
-def test_bfloat16_gradients_are_as_good_as_pytorchs_own(trained: Trained, schedule: str) -> None:
+@pytest.mark.parametrize(
+    ("schedule", "delta"), [("paper", "fixed"), ("alternating", "fixed"), ("alternating", "through")]
+)
+def test_bfloat16_gradients_are_as_good_as_pytorchs_own(trained: Trained, schedule: str, delta: str) -> None:
     """Against float64, both players' gradients may be off by twice what the textbook's are under the same autocast."""
     classifier, images, labels = trained
     generator = players(dtype=torch.float32, width=8)[1]
     batch = Batch(images[:16], labels[:16])
     batches = [batch, batch] if schedule == "paper" else [batch]
-    engine = Engine(GAT(cg=0.1, schedule=schedule), classifier, generator, autocast=torch.bfloat16)
+    method = GAT(cg=0.1, schedule=schedule, delta=delta)
+    engine = Engine(method, classifier, generator, autocast=torch.bfloat16)
     engine.step(batches)
     state = engine.state
     assert state.generator_optimizer is not None
     adams = (state.classifier_optimizer, state.generator_optimizer)
     ours = [flat(adam.exp_avg.buffers()) for adam in adams if isinstance(adam, Adam)]
-    exact = textbook_moments(classifier, generator, batch, torch.float64, None)
-    theirs = textbook_moments(classifier, generator, batch, torch.float32, torch.bfloat16)
+    exact = textbook_moments(classifier, generator, batch, torch.float64, None, delta)
+    theirs = textbook_moments(classifier, generator, batch, torch.float32, torch.bfloat16, delta)
     for player, own, torchs, true in zip(("classifier", "generator"), ours, theirs, exact, strict=True):
         errors = [float((moments - true).norm() / true.norm()) for moments in (own, torchs)]
         assert 0 < errors[0] <= 2 * errors[1], f"{player}: {errors[0]:.3g}, PyTorch {errors[1]:.3g}"
@@ -106,14 +109,19 @@ def test_bfloat16_gradients_are_as_good_as_pytorchs_own(trained: Trained, schedu
 
 
 def textbook_moments(
-    classifier: nn.Module, generator: nn.Module, batch: Batch, dtype: torch.dtype, autocast: torch.dtype | None
+    classifier: nn.Module,
+    generator: nn.Module,
+    batch: Batch,
+    dtype: torch.dtype,
+    autocast: torch.dtype | None,
+    delta: str,
 ) -> list[Tensor]:
     """The first moments of both players after one step of Algorithm 1: a tenth of their gradients."""
     f, g = (copy.deepcopy(module).to(dtype) for module in (classifier, generator))
     optimizers = [torch.optim.Adam(module.parameters(), lr=1e-3) for module in (f, g)]
     batches = [Batch(batch.images.to(dtype), batch.labels)] * 2
     with torch.autocast("cpu", autocast, enabled=autocast is not None, cache_enabled=False):
-        textbook.algorithm1_step(f, g, optimizers[0], optimizers[1], batches, c_g=0.1)
+        textbook.algorithm1_step(f, g, optimizers[0], optimizers[1], batches, c_g=0.1, through_delta=delta == "through")
     return [flat(state["exp_avg"] for state in optimizer.state.values()) for optimizer in optimizers]
 
 
@@ -129,7 +137,7 @@ def test_a_perturbation_of_a_confident_classifier_survives_float16() -> None:
         )
         with torch.no_grad():
             moved, _ = GAT().generate(Players(f, g), delta, images)
-            found.append((moved.power, flat(moved.pull(delta, torch.zeros(4), None).values())))
+            found.append((moved.power, flat(moved.pull(delta, torch.zeros(4), None)[0].values())))
     (exact_power, exact), (power, gradients) = found
     assert exact_power.all()
     torch.testing.assert_close(power, exact_power)
@@ -153,6 +161,31 @@ def test_float16_gives_the_generator_its_gradients_however_small_delta_is(schedu
         assert isinstance(engine.state.generator_optimizer, Adam)
         moments.append(flat(engine.state.generator_optimizer.exp_avg.buffers()))
     assert float((moments[1] - moments[0]).norm() / moments[0].norm()) < 0.25
+
+
+def test_float16_differentiates_through_delta_however_small_its_gradient_is() -> None:
+    """What the derivative through Delta gives F is rounded as F is, which turns some ReLUs over, for dJ'/dx' of any
+    size."""
+    classifier, module = players(dtype=torch.float32)
+    batch, loss_gradient = minibatch(dtype=torch.float32), torch.randn(4, 3, 8, 8)
+    method, errors = GAT(alpha=0.0, delta="through"), []
+    for size in (1, 1e-6):
+        found = []
+        for autocast, scale in ((None, None), (torch.float16, torch.tensor(2.0**16))):
+            f, g = (
+                Network(name, network, dict(network.named_parameters()), {}, places(network), autocast, scale)
+                for name, network in (("classifier", classifier), ("generator", module))
+            )
+            with torch.no_grad():
+                clean, both = method.clean_pass(Players(f, g), batch, Draws())
+                moved, _ = method.generate(both, clean.delta, batch.images)
+                nothing = {name: torch.zeros_like(parameter) for name, parameter in f.parameters.items()}
+                gradients = method.both_halves(clean, nothing, moved, size * loss_gradient, batch, Draws())
+                found.append(flat(gradients.values()))
+        exact, rounded = found
+        errors.append(float((rounded - exact).norm() / exact.norm()))
+    assert errors[0] < 0.5
+    assert errors[1] < 1.1 * errors[0]
 
 
 def flat(tensors: Iterable[Tensor]) -> Tensor:

@@ -178,3 +178,45 @@ def test_works_under_batch_norm() -> None:
     delta = textbook.input_gradient(classifier, *minibatch())
     assert delta.isfinite().all()
     textbook.classifier_step(classifier, generator, torch.optim.SGD(classifier.parameters(), lr=0.1), minibatch(), 0.5)
+
+
+def test_through_delta_the_whole_derivative_of_the_classifier_s_loss_is_taken() -> None:
+    """Against finite differences of L_F in which Delta moves along with F; held fixed, it is another gradient.
+
+    Both players are smooth: where ReLUs switch, Delta jumps.
+    """
+    generator = nn.Sequential(
+        nn.Conv2d(3, 6, 3, padding=1), nn.Softplus(), nn.Conv2d(6, 3, 3, padding=1), nn.Tanh()
+    ).double()
+    body = nn.Conv2d(3, 6, 3), nn.Softplus(), nn.Conv2d(6, 8, 3), nn.Softplus(), nn.AvgPool2d(4), nn.Flatten()
+    classifier = nn.Sequential(*body, nn.Linear(8, 10)).double()
+    for parameter in classifier.parameters():
+        parameter.data.mul_(4)  # so that the slope of F(x)_y changes along x
+    x, y = minibatch(size=3)
+    generator[0].weight.data.mul_(30)  # type: ignore[operator,union-attr]  # so that Delta matters
+
+    def loss(network: nn.Module) -> Tensor:
+        delta = textbook.input_gradient(network, x, y)
+        return classifier_loss(network, x, y, generator(delta), 0.3)
+
+    gradients = {}
+    for through in (False, True):
+        copied = copy.deepcopy(classifier)
+        optimizer, before = step_of_sgd(copied)
+        textbook.classifier_step(copied, generator, optimizer, (x, y), 0.3, through_delta=through)
+        gradients[through] = [b - p.detach() for b, p in zip(before, copied.parameters(), strict=True)]
+    direction = [torch.randn_like(parameter) for parameter in classifier.parameters()]
+    size, values = 1e-5, []
+    for sign in (1, -1):
+        copied = copy.deepcopy(classifier)
+        with torch.no_grad():
+            for parameter, along in zip(copied.parameters(), direction, strict=True):
+                parameter.add_(along, alpha=sign * size)
+        values.append(float(loss(copied).detach()))
+    expected = (values[0] - values[1]) / (2 * size)
+    slopes = {
+        through: float(sum((g * d).sum() for g, d in zip(gradient, direction, strict=True)))
+        for through, gradient in gradients.items()
+    }
+    assert slopes[True] == pytest.approx(expected, rel=1e-5)
+    assert slopes[False] != pytest.approx(expected, rel=1e-2)

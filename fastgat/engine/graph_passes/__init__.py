@@ -11,6 +11,7 @@ from torch.fx import Graph
 from fastgat.engine.graph_passes.casts import cast_inputs_at_once
 from fastgat.engine.graph_passes.channels import pad_channels
 from fastgat.engine.graph_passes.unused_gradients import drop_unused_gradients
+from fastgat.engine.graph_passes.zero_convolutions import drop_zero_convolutions
 
 
 class GraphPasses(CustomGraphPass):
@@ -18,6 +19,7 @@ class GraphPasses(CustomGraphPass):
 
     def __call__(self, graph: Graph) -> None:
         drop_unused_gradients(graph)
+        drop_zero_convolutions(graph)
         cast_inputs_at_once(graph)
         pad_channels(graph)
 
