@@ -73,7 +73,7 @@ def main(batch_size: int, rounds: int, output: Path | None) -> None:
         output.write_text(json.dumps(content, indent=2) + "\n")
 
 
-def serve_with(way: str, spec: Spec, there: Connection) -> None:
+def serve_with(way: str, pipe: Connection, spec: Spec) -> None:
     """A side's process, without what is not in `way`."""
     with ExitStack() as stack:
         for name, (module, attribute, nothing) in OFF.items():
@@ -81,7 +81,7 @@ def serve_with(way: str, spec: Spec, there: Connection) -> None:
                 stack.enter_context(mock.patch.object(module, attribute, nothing))
         # Inductor's cache knows graphs by this.
         stack.enter_context(mock.patch.object(GraphPasses, "uuid", return_value=way))
-        serve(spec, there)
+        serve(pipe, spec)
 
 
 if __name__ == "__main__":

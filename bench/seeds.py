@@ -12,8 +12,8 @@ anything is timed. The ways take turns.
 
 from __future__ import annotations
 
+import contextlib
 import json
-import multiprocessing
 import os
 import statistics
 import time
@@ -41,6 +41,7 @@ from fastgat.methods import create_method
 from fastgat.methods.players import Draws, Network, Players, Tensors
 from fastgat.profiling.sides import Fastgat, Spec
 from fastgat.reporting.environment import environment
+from fastgat.worker import WorkerProcess
 
 FLOAT32_ERROR, BFLOAT16_ERROR = 1e-3, 0.05
 WARM_UP = 3
@@ -153,56 +154,32 @@ WAYS: dict[str, Callable[..., Any]] = {
 }
 
 
-class Process:
-    """Some seeds in a process of their own, on some of the cores."""
+def serve(pipe: Connection, way: str, spec: Spec, seeds: Sequence[int], cores: Sequence[int]) -> None:
+    """Some seeds in a process of their own, on some of the cores.
 
-    def __init__(self, way: str, spec: Spec, seeds: Sequence[int], cores: Sequence[int]) -> None:
-        context = multiprocessing.get_context("spawn")
-        self.pipe, there = context.Pipe()
-        self.process = context.Process(target=_serve, args=(way, spec, seeds, cores, there), daemon=True)
-        self.process.start()
-        there.close()
-
-    def answer(self) -> Any:
-        found = self.pipe.recv()
-        if isinstance(found, BaseException):
-            raise found
-        return found
-
-    def __enter__(self) -> Process:
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self.process.terminate()
-        self.process.join()
-
-
-def _serve(way: str, spec: Spec, seeds: Sequence[int], cores: Sequence[int], pipe: Connection) -> None:
-    """Answers first with the moments after one step, then each number by taking as many."""
+    Answers first with the moments after one step, then each number by taking as many.
+    """
     if hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, cores)
     torch.set_num_threads(len(cores))
     keep_freed_memory()
-    try:
-        own = WAYS[way](spec, seeds)
-        own.step()
-        pipe.send([moments.cpu().numpy() for moments in own.moments()])
+    runs = WAYS[way](spec, seeds)
+    runs.step()
+    pipe.send([moments.cpu().numpy() for moments in runs.moments()])
+    with contextlib.suppress(EOFError):
         while True:
             for _ in range(pipe.recv()):
-                own.step()
+                runs.step()
             if torch.cuda.is_available():
                 torch.cuda.synchronize()
             pipe.send(None)
-    except Exception as error:  # noqa: BLE001  # it is raised where the answer is awaited
-        pipe.send(RuntimeError(f"{way}: {type(error).__name__}: {error}"))
 
 
-def start(way: str, spec: Spec, seeds: int, cores: list[int], on_gpu: bool) -> list[Process]:
+def start(way: str, spec: Spec, seeds: int, cores: list[int], on_gpu: bool) -> list[WorkerProcess]:
     """The processes of a way; process p of n has the seeds p, p + n, ..."""
-    if way != "processes":
-        return [Process(way, spec, range(seeds), cores)]
-    count = seeds if on_gpu else min(seeds, len(cores))
-    return [Process(way, spec, range(p, seeds, count), cores if on_gpu else cores[p::count]) for p in range(count)]
+    count = 1 if way != "processes" else seeds if on_gpu else min(seeds, len(cores))
+    shares = [(range(p, seeds, count), cores if on_gpu else cores[p::count]) for p in range(count)]
+    return [WorkerProcess(serve, way, spec, *share, advice="try fewer --seeds") for share in shares]
 
 
 @click.command()
@@ -243,7 +220,7 @@ def main(
         running, expected = {}, None
         for way in ways:
             processes = [stack.enter_context(process) for process in start(way, spec, seeds, cores, on_gpu)]
-            found = [process.answer() for process in processes]
+            found = [process.receive() for process in processes]
             moments = {seed: found[seed % len(found)][seed // len(found)] for seed in range(seeds)}
             expected = expected or moments
             check(way, moments, expected, BFLOAT16_ERROR if amp else FLOAT32_ERROR)
@@ -264,12 +241,12 @@ def main(
         output.write_text(json.dumps({**content, "environment": environment()}, indent=2) + "\n")
 
 
-def take(processes: list[Process], steps: int) -> None:
+def take(processes: list[WorkerProcess], steps: int) -> None:
     """`steps` steps of every seed."""
     for process in processes:
-        process.pipe.send(steps)
+        process.send(steps)
     for process in processes:
-        process.answer()
+        process.receive()
 
 
 def check(way: str, found: dict[int, Any], expected: dict[int, Any], allowed: float) -> None:

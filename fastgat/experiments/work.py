@@ -2,29 +2,26 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import os
 import signal
-import threading
 import time
-import traceback
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import ExitStack
 from dataclasses import replace
 from multiprocessing.connection import Connection, wait
-from multiprocessing.process import BaseProcess
+from typing import Any
 
 import torch
 
 from fastgat.engine.allocator import keep_freed_memory
 from fastgat.engine.device import pick_device
 from fastgat.engine.interrupts import Interrupts
-from fastgat.errors import FastgatError, is_out_of_memory
 from fastgat.experiments.base import Experiment
 from fastgat.experiments.jobs import Job
 from fastgat.experiments.plan import Plan
 from fastgat.experiments.store import RunStore
 from fastgat.reporting.jobs import News, Report
+from fastgat.worker import WorkerProcess
 
 PATIENCE = 2.0
 """Seconds between two looks at what other processes have finished."""
@@ -86,89 +83,38 @@ def work_together(
 def _in_parallel(
     experiments: Sequence[Experiment], plan: Plan, store: RunStore, report: Report, processes: int
 ) -> bool:
-    complete, failure = True, None
-    with Interrupts() as interrupts, _workers(experiments, plan, store, processes) as (workers, stop):
-        open_pipes = set(workers)
-        while open_pipes:
-            for pipe in wait(list(open_pipes), timeout=0.5):
-                assert isinstance(pipe, Connection)
+    advice = "try fewer --jobs, a smaller --batch-size or network"
+    complete, stopping, failure = True, False, None
+    with Interrupts() as interrupts, ExitStack() as stack:
+        workers: dict[Any, WorkerProcess] = {}
+        stack.push(lambda kind, *_: _stop(workers.values()) if kind is not None else None)
+        for number in range(processes):
+            arguments = (experiments, plan, store, number, processes)
+            worker = stack.enter_context(WorkerProcess(_serve, *arguments, advice=advice))
+            workers[worker.pipe] = worker
+        running = set(workers)
+        while running:
+            for pipe in wait(list(running), timeout=0.5):
                 try:
-                    message = pipe.recv()
-                except EOFError:
-                    open_pipes.discard(pipe)
-                    message = _death(workers[pipe])
+                    message = workers[pipe].receive()
+                except Exception as error:  # noqa: BLE001  # raised below, when every process has ended
+                    failure, message = failure or (None if stopping else error), False
                 if isinstance(message, News):
                     report(message)
-                elif isinstance(message, BaseException):
-                    failure = failure or message
                 else:
+                    running.discard(pipe)
                     complete = complete and message
-            if failure or interrupts.received:
-                stop()
+            if (failure or interrupts.received) and not stopping:
+                stopping = True
+                _stop(workers.values())
     if failure is not None:
         raise failure
     return complete and not interrupts.received
 
 
-Workers = dict[Connection, BaseProcess]
-
-
-@contextmanager
-def _workers(
-    experiments: Sequence[Experiment], plan: Plan, store: RunStore, processes: int
-) -> Iterator[tuple[Workers, Callable[[], None]]]:
-    """Processes by the pipe on which they tell their news, and what stops them; none outlives the context."""
-    context = multiprocessing.get_context("spawn")
-    workers: Workers = {}
-    stopping = False
-
-    def stop() -> None:
-        nonlocal stopping
-        if not stopping:
-            stopping = True
-            for worker in workers.values():
-                worker.terminate()  # SIGTERM: training writes its checkpoint first
-
-    try:
-        with _deaf_to_ctrl_c():
-            for number in range(processes):
-                here, there = context.Pipe(duplex=False)
-                arguments = (experiments, plan, store, there, number, processes)
-                workers[here] = context.Process(target=_serve, args=arguments)
-                workers[here].start()
-                there.close()
-        yield workers, stop
-    except BaseException as error:
-        if stopping and isinstance(error, KeyboardInterrupt):  # a second Ctrl-C
-            for worker in workers.values():
-                worker.kill()
-        stop()
-        raise
-    finally:
-        for pipe, worker in workers.items():
-            pipe.close()
-            worker.join()
-
-
-@contextmanager
-def _deaf_to_ctrl_c() -> Iterator[None]:
-    """Processes that are started here never hear of Ctrl-C, which the command passes on."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, before)
-
-
-def _death(worker: BaseProcess) -> FastgatError | bool:
-    """What it means that a worker has gone: an error, unless it had said all or was told to stop."""
-    worker.join()
-    if worker.exitcode in (0, -signal.SIGTERM):
-        return True
-    return FastgatError(f"a process of this command died (exit code {worker.exitcode}; out of memory?)")
+def _stop(workers: Iterable[WorkerProcess]) -> None:
+    for worker in workers:
+        worker.stop()
 
 
 class Teller:
@@ -177,7 +123,7 @@ class Teller:
     def __init__(self, pipe: Connection, interrupts: Interrupts) -> None:
         self.pipe, self.interrupts, self.heard = pipe, interrupts, True
 
-    def __call__(self, message: News | BaseException | bool) -> None:
+    def __call__(self, message: News | bool) -> None:
         if not self.heard:
             return
         try:
@@ -189,24 +135,12 @@ class Teller:
 
 
 def _serve(
-    experiments: Sequence[Experiment], plan: Plan, store: RunStore, pipe: Connection, number: int, processes: int
+    pipe: Connection, experiments: Sequence[Experiment], plan: Plan, store: RunStore, number: int, processes: int
 ) -> None:
-    """A worker: sends its news, and at the end whether it has come to the end, or why not."""
-    os.setsid()
+    """One of several processes: sends its news, and at the end whether it has done all."""
     with Interrupts() as interrupts:
         tell = Teller(pipe, interrupts)
-        try:
-            tell(work(experiments, _share(plan, number, processes), store, tell, alone=False))
-        except FastgatError as error:
-            tell(error)
-        except OSError as error:
-            tell(FastgatError(f"{error.filename or 'output'}: {error.strerror or error}"))
-        except Exception as error:  # noqa: BLE001  # it is raised where the command runs
-            if is_out_of_memory(error):
-                tell(FastgatError("out of memory: try fewer --jobs, a smaller --batch-size or network"))
-            else:
-                traceback.print_exc()
-                tell(RuntimeError(f"{type(error).__name__}: {error}"))
+        tell(work(experiments, _share(plan, number, processes), store, tell, alone=False))
 
 
 def _share(plan: Plan, number: int, processes: int) -> Plan:

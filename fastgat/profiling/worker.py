@@ -1,12 +1,10 @@
-"""One side in a process of its own, so that neither shares memory, allocator or compiler state with the other."""
+"""One side of a comparison in a process of its own: it shares no memory, allocator or compiler state with the other."""
 
 from __future__ import annotations
 
-import multiprocessing
-import signal
+import contextlib
 import sys
 import time
-import traceback
 from collections.abc import Callable
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -15,48 +13,24 @@ from typing import Any, NamedTuple
 import torch
 
 from fastgat.engine.allocator import give_back_freed_memory
-from fastgat.errors import FastgatError, is_out_of_memory
 from fastgat.profiling.ceilings import ceilings
 from fastgat.profiling.phases import phase_times, trace
 from fastgat.profiling.sides import Fastgat, Side, Spec, build
 from fastgat.profiling.work import launches, work
+from fastgat.worker import WorkerProcess
 
 
-class Worker:
-    """A side that answers questions; use it as a context manager.
-
-    `target` is what its process runs: `serve`, or what changes something first, which a process of its own can.
-    """
+class Worker(WorkerProcess):
+    """The process of one side, which answers questions."""
 
     def __init__(self, spec: Spec, target: Callable[..., None] | None = None) -> None:
-        context = multiprocessing.get_context("spawn")
-        self._here, there = context.Pipe()
-        self._process = context.Process(target=target or serve, args=(spec, there), daemon=True)
-        self._process.start()
-        there.close()
+        """`target` runs in the process: `serve`, or a function that changes something there and calls it."""
+        super().__init__(target or serve, spec, advice="try a smaller --batch-size")
 
     def ask(self, question: str, *arguments: Any) -> Any:
-        """The answer of one of QUESTIONS; raises what the side raised."""
-        try:
-            self._here.send((question, arguments))
-            answer = self._here.recv()
-        except (EOFError, ConnectionError):
-            raise FastgatError("a process that was being measured has died (out of memory?)") from None
-        if isinstance(answer, BaseException):
-            raise answer
-        return answer
-
-    def __enter__(self) -> Worker:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
-
-    def close(self) -> None:
-        """End the process."""
-        self._here.close()
-        self._process.join(5)
-        self._process.terminate()
+        """The answer to one of QUESTIONS; raises what the side raised."""
+        self.send((question, arguments))
+        return self.receive()
 
 
 def prepare(side: Side) -> dict[str, Any]:
@@ -150,26 +124,14 @@ def _synchronize(side: Side) -> None:
         torch.cuda.synchronize(side.device)
 
 
-def serve(spec: Spec, there: Connection) -> None:
-    """Build the side at the first question, and answer until nobody is there to ask."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the process that asks
+def serve(pipe: Connection, spec: Spec) -> None:
+    """Build the side at the first question, and answer until nobody asks any more."""
     side = None
-    while True:
-        try:
-            question, arguments = there.recv()
-        except EOFError:
-            return
-        try:
+    with contextlib.suppress(EOFError):
+        while True:
+            question, arguments = pipe.recv()
             if side is None:
                 began = time.perf_counter()
                 side = build(spec)
                 side.build_seconds = time.perf_counter() - began
-            there.send(QUESTIONS[question](side, *arguments))
-        except FastgatError as error:
-            there.send(error)
-        except Exception as error:  # noqa: BLE001  # it is raised where the question was asked
-            if is_out_of_memory(error):
-                there.send(FastgatError("out of memory: try a smaller --batch-size"))
-                continue
-            traceback.print_exc()
-            there.send(RuntimeError(f"{type(error).__name__}: {error}"))
+            pipe.send(QUESTIONS[question](side, *arguments))

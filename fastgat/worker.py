@@ -1,0 +1,104 @@
+"""A process of its own, for work that must not share memory, cores or compiler state with this one."""
+
+from __future__ import annotations
+
+import contextlib
+import multiprocessing
+import os
+import signal
+import threading
+import traceback
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from fastgat.errors import FastgatError, is_out_of_memory
+
+
+class WorkerProcess:
+    """Runs `target(pipe, *arguments)` in a fresh process; use it as a context manager.
+
+    Errors of `target` are raised here, by `receive`; `advice` says what to do if memory runs out. Ctrl-C does not reach
+    the process; it ends with the context, and at once where that ends by Ctrl-C.
+    """
+
+    def __init__(self, target: Callable[..., None], *arguments: Any, advice: str) -> None:
+        context = multiprocessing.get_context("spawn")
+        self.pipe, there = context.Pipe()
+        self.process = context.Process(target=_serve, args=(target, there, arguments, advice))
+        with _ctrl_c_ignored():
+            self.process.start()
+        there.close()
+
+    def send(self, message: Any) -> None:
+        """Send to a process that listens. Raises what `receive` raises where it does not any more."""
+        with contextlib.suppress(ConnectionError):  # the reason is still in the pipe
+            self.pipe.send(message)
+
+    def receive(self) -> Any:
+        """The next message. Raises what `target` raised, and FastgatError if the process has died."""
+        try:
+            message = self.pipe.recv()
+        except (EOFError, ConnectionError):
+            self.process.join()
+            code = self.process.exitcode
+            raise FastgatError(f"a process of this command died (exit code {code}; out of memory?)") from None
+        if isinstance(message, BaseException):
+            raise message
+        return message
+
+    def stop(self) -> None:
+        """Ask the process to end: training writes its checkpoint first."""
+        self.process.terminate()
+
+    def close(self) -> None:
+        """Wait for a process that ends when nobody listens to it; after some seconds, end it."""
+        self.pipe.close()
+        self.process.join(5)
+        self.process.terminate()
+        self.process.join()
+
+    def __enter__(self) -> WorkerProcess:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if kind is not None and issubclass(kind, KeyboardInterrupt):
+            self.process.kill()
+        elif kind is not None:
+            self.stop()
+            self.process.join()
+        self.close()
+
+
+@contextlib.contextmanager
+def _ctrl_c_ignored() -> Iterator[None]:
+    """Processes that are started inside ignore Ctrl-C, from their first moment on."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def _serve(target: Callable[..., None], pipe: Any, arguments: tuple[Any, ...], advice: str) -> None:
+    """What runs in the process."""
+    os.setsid()
+    try:
+        target(pipe, *arguments)
+    except Exception as error:  # noqa: BLE001  # it is raised where the command runs
+        with contextlib.suppress(ConnectionError):
+            pipe.send(_sendable(error, advice))
+
+
+def _sendable(error: Exception, advice: str) -> Exception:
+    """The error as the other process shall raise it."""
+    if isinstance(error, FastgatError):
+        return error
+    if is_out_of_memory(error):
+        return FastgatError(f"out of memory: {advice}")
+    if isinstance(error, OSError):
+        return FastgatError(f"{error.filename or 'output'}: {error.strerror or error}")
+    traceback.print_exc()
+    return RuntimeError(f"{type(error).__name__}: {error}")
