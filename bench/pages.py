@@ -20,10 +20,9 @@ from typing import Any, NamedTuple
 import click
 
 from fastgat.experiments.archive import Row, read_archive
-from fastgat.experiments.markdown import percent, points, table
 from fastgat.experiments.paper import FAST_GRADIENT, METHODS
 from fastgat.experiments.search import PARAMETERS
-from fastgat.experiments.spread import Spread, interval
+from fastgat.experiments.spread import percent, points, table
 from fastgat.files import write_atomically
 from fastgat.methods import create_method
 
@@ -79,7 +78,7 @@ def runs(folder: Path) -> Iterator[Run]:
 def _setting(settings: dict[str, Any]) -> str:
     """What was chosen for a run: the method's parameter, dropout rate, the generator's learning rate."""
     method = create_method(settings["method.name"])
-    names = sorted({PARAMETERS.get(settings["method.name"]), "dropout"} & vars(method).keys())
+    names = sorted({PARAMETERS.get(settings["method.name"], ""), "dropout"} & vars(method).keys())
     values = {name: settings.get(f"method.{name}", getattr(method, name)) for name in names}
     if "optimizer.generator_lr" in settings:
         values["generator's learning rate"] = settings["optimizer.generator_lr"]
@@ -109,9 +108,9 @@ def section(title: str, page: str, found: list[Run]) -> str:
         chosen = of_each_method([run for run in found if run.weights == weights])
         rows, margins = [], []
         for method, group in chosen.items():
-            spreads = [_spread([run.validation.get(column) for run in group]) for column in columns]
-            test = percent(Spread.of([run.test for run in group]))
-            rows.append([method, group[0].setting or "-", str(len(group)), test, *map(percent, spreads)])
+            validation = ([run.validation[column] for run in group if column in run.validation] for column in columns)
+            test = percent(run.test for run in group)
+            rows.append([method, group[0].setting or "-", str(len(group)), test, *map(percent, validation)])
         for method in ("gat", "dropout-gat"):
             for over in ("baseline", "fast gradient"):
                 cells = [_margin(chosen, method, over, column) for column in ("test", *columns)]
@@ -124,11 +123,6 @@ def section(title: str, page: str, found: list[Run]) -> str:
                 ("margin, points", "test, best accuracy", *(f"validation, {h}" for h in heads)), margins
             )
     return text
-
-
-def _spread(values: list[float | None]) -> Spread | None:
-    known = [value for value in values if value is not None]
-    return Spread.of(known) if known else None
 
 
 def _margin(chosen: dict[str, list[Run]], method: str, over: str, column: str) -> str:
@@ -146,7 +140,7 @@ def _margin(chosen: dict[str, list[Run]], method: str, over: str, column: str) -
     theirs = {run.seed: value(run) for run in chosen[best]}
     pairs = [(value(run), theirs.get(run.seed)) for run in chosen[method]]
     differences = [ours - other for ours, other in pairs if ours is not None and other is not None]
-    return points(statistics.mean(differences), interval(differences)) if differences else "-"
+    return points(differences)
 
 
 INTRODUCTION = f"""# What the kept runs say

@@ -9,7 +9,7 @@ import signal
 import threading
 import traceback
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, Self
 
 from fastgat.errors import FastgatError, is_out_of_memory
 
@@ -57,7 +57,7 @@ class WorkerProcess:
         self.process.terminate()
         self.process.join()
 
-    def __enter__(self) -> WorkerProcess:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:

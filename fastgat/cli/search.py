@@ -19,8 +19,7 @@ from fastgat.errors import ConfigError
 from fastgat.experiments import Plan, RunStore
 from fastgat.experiments.cell import Cell
 from fastgat.experiments.images import load_images
-from fastgat.experiments.search import GRIDS, PARAMETERS
-from fastgat.experiments.sweep import Sweep
+from fastgat.experiments.search import GRIDS, PARAMETERS, Search
 from fastgat.experiments.work import work_together
 from fastgat.options import convert, suggestion, value_type
 from fastgat.processes import launched
@@ -69,7 +68,7 @@ def search(over: tuple[str, ...], seeds: int, jobs: int, as_json: bool, out: Pat
     variants = tuple((values, TrainConfig.from_dict(merge(asked, overrides(values)))) for values in combinations)
     if len({Cell(config).name for _, config in variants}) < len(variants):
         raise ConfigError(f"not all of {', '.join(choices)} make a difference to the result of a run")
-    plan, sweep = Plan(seeds=seeds, base=base), Sweep(variants)
+    plan, sweep = Plan(seeds=seeds, base=base), Search(variants)
     folder = out or Path("runs") / f"search-{plan.dataset}"
     store, console = RunStore(folder), Console(stderr=as_json)
     keep_freed_memory()

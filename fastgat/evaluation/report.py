@@ -12,7 +12,7 @@ from fastgat.errors import OutputError
 from fastgat.evaluation.examples import Example
 from fastgat.evaluation.protocol import Evaluation
 from fastgat.files import write_atomically
-from fastgat.reporting.html import render_report
+from fastgat.reporting.page import render_report
 from fastgat.reporting.pictures import Picture, draw_sheet, magnified
 from fastgat.reporting.plots import plot_curves, plot_power, saved
 

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 from fastgat.experiments.base import Experiment
-from fastgat.experiments.capacity import Capacity
 from fastgat.experiments.figure2 import Figure2
-from fastgat.experiments.inputs import Inputs
-from fastgat.experiments.larger import Larger
+from fastgat.experiments.generator import Capacity, Inputs
 from fastgat.experiments.plan import Plan
 from fastgat.experiments.robustness import Figure3, Figure4
 from fastgat.experiments.store import RunStore
-from fastgat.experiments.table2 import Table2
+from fastgat.experiments.table2 import Larger, Table2
 from fastgat.experiments.timing import Time
 
 EXPERIMENTS: dict[str, Experiment] = {

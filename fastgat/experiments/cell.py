@@ -2,15 +2,27 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import re
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, NamedTuple
 
 from fastgat.config import TrainConfig, flatten, identity
-from fastgat.experiments.data_sizes import DATASETS
+from fastgat.store import key_digest
+
+
+class DataSize(NamedTuple):
+    classes: int
+    train_images: int
+    test_images: int
+
+
+DATASETS = {
+    "cifar10": DataSize(10, 45_000, 10_000),
+    "cifar100": DataSize(100, 45_000, 10_000),
+    "digits": DataSize(10, 1_257, 360),
+}
+"""The data sets that experiments know."""
 
 SHOWN = ("cg", "epsilon", "dropout", "schedule", "generator_interval", "generator_steps", "generator_input")
 """Options of a method that a cell's name spells out where they are not the default."""
@@ -42,7 +54,7 @@ class Cell:
             for key in SHOWN
             if f"method.{key}" in settings
         ]
-        words = [self.config.data.dataset, method, *options, f"seed{self.seed}", digest(settings)]
+        words = [self.config.data.dataset, method, *options, f"seed{self.seed}", key_digest(settings, 8)]
         return "-".join(re.sub(r"[^\w.+-]+", "_", word) for word in words)
 
 
@@ -57,7 +69,3 @@ def deciding(config: TrainConfig) -> dict[str, Any]:
         found["run.early_stopping"] = config.run.early_stopping
     always = ("method.name", "data.dataset", "seed", "epochs")
     return {key: value for key, value in sorted(found.items()) if key in always or value != defaults.get(key)}
-
-
-def digest(settings: dict[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:8]

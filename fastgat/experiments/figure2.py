@@ -17,7 +17,6 @@ from fastgat.experiments.base import Experiment
 from fastgat.experiments.cell import Cell
 from fastgat.experiments.images import load_images, loader, test_batches
 from fastgat.experiments.jobs import Measurement, Progress
-from fastgat.experiments.markdown import table
 from fastgat.experiments.plan import Plan
 from fastgat.experiments.store import RunStore
 from fastgat.methods import Baseline
@@ -30,6 +29,7 @@ GENERATOR_BATCH = 64
 class Figure2(Experiment):
     name: ClassVar[str] = "figure2"
     title: ClassVar[str] = "Figure 2: a generator against fast gradient at equal power"
+    sides = SIDES
 
     def cells(self, plan: Plan, store: RunStore) -> list[Cell]:
         return [_baseline(plan)]
@@ -49,24 +49,9 @@ class Figure2(Experiment):
             f"{plan.generator_epochs} at most; the paper does not say how its were trained."
         ]
 
-    def section(self, plan: Plan, figures: dict[str, Any]) -> str:
-        rows = [
-            [
-                f"{row['cg']:g}",
-                f"{row['power'] ** 0.5:.3f}",
-                *(f"{100 * row['accuracy'][side]:.1f}" for side in SIDES),
-                f"{row['epochs']} ({row['best_epoch']})",
-            ]
-            for row in figures["rows"]
-        ]
-        header = ("c_g", "sqrt of the mean power", *(f"{side}, %" for side in SIDES), "epochs (best)")
-        stronger = sum(row["accuracy"]["generator"] < row["accuracy"]["fg-l2 per sample"] for row in figures["rows"])
-        on_average = sum(row["accuracy"]["generator"] < row["accuracy"]["fg-l2 on average"] for row in figures["rows"])
-        return table(header, rows) + (
-            f"\nThe generator leaves less than fast gradient L2 of each sample's own power at {stronger} of "
-            f"{len(rows)} values of c_g, and less than fast gradient L2 of the same mean power at {on_average}. "
-            "The paper finds the generator stronger at low power. Nothing is clamped.\n"
-        )
+    def stronger(self, rows: list[dict[str, Any]], side: str) -> int:
+        """At how many values of c_g the generator leaves less than fast gradient on `side`."""
+        return sum(row["accuracy"]["generator"] < row["accuracy"][side] for row in rows)
 
     def plots(self, figures: dict[str, Any]) -> dict[str, Any]:
         from fastgat.reporting.plots import plot_power

@@ -10,10 +10,11 @@ from typing import Any, ClassVar
 
 from fastgat.engine.events import Callback, EpochEnd, Interval, Start
 from fastgat.errors import NonFiniteError
-from fastgat.experiments.cell import Cell, digest
+from fastgat.experiments.cell import Cell
 from fastgat.experiments.store import RunStore
 from fastgat.reporting.environment import environment
 from fastgat.reporting.jobs import News, Report
+from fastgat.store import key_digest
 from fastgat.trainer import Trainer
 
 Stopped = Callable[[], object]
@@ -116,7 +117,7 @@ class Measurement(Job):
 
     @property
     def name(self) -> str:
-        return f"{self.what}-{digest({'format': FORMAT, **self.key})}"
+        return f"{self.what}-{key_digest({'format': FORMAT, **self.key}, 8)}"
 
     def done(self, store: RunStore) -> bool:
         return store.measured(self.name) is not None

@@ -8,17 +8,19 @@ from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
-from fastgat.errors import ConfigError, OutputError
+from fastgat.errors import ConfigError
 from fastgat.experiments import paper, search
 from fastgat.experiments.base import Experiment
-from fastgat.experiments.data_sizes import DATASETS
+from fastgat.experiments.cell import DATASETS
 from fastgat.experiments.jobs import Training
-from fastgat.experiments.markdown import table
 from fastgat.experiments.plan import Plan
+from fastgat.experiments.spread import FILTERS
 from fastgat.experiments.store import RunStore
 from fastgat.files import write_atomically
 from fastgat.methods import GAT
+from fastgat.reporting.page import render
 from fastgat.reporting.plots import saved
+from fastgat.store import make_folder
 
 RUN_BY_RUN = ("validation_accuracy", "test_accuracy", "best_epoch", "epochs", "seconds", "images_per_second")
 """What results.json tells of each run."""
@@ -71,10 +73,7 @@ def write_page(
 ) -> list[Path]:
     """Write the page at `path`, the plots into a folder called like it, and the figures beside them as JSON."""
     folder = path.with_suffix("")
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise OutputError(f"{folder}: cannot be made: {error.strerror}") from None
+    make_folder(folder)
     pictures: dict[str, list[Path]] = defaultdict(list)
     for each in experiments:
         for name, figure in (
@@ -82,13 +81,11 @@ def write_page(
         ):
             pictures[each.title].append(folder / f"{name}.png")
             write_atomically(folder / f"{name}.png", saved(figure, "png"))
-    text = [f"# The paper's experiments on {plan.dataset}\n", f"```console\n{command}\n```\n"]
-    for title, section in sections(experiments, plan, results).items():
-        text.append(f"## {title}\n\n{section}")
-        text += [f"![{picture.stem}]({folder.name}/{picture.name})\n" for picture in pictures[title]]
+    shown = sections(experiments, plan, results)
+    text = _rendered("page", dataset=plan.dataset, command=command, sections=shown, pictures=pictures)
     numbers = folder / "results.json"
     write_atomically(numbers, (json.dumps({"command": command, **results}, indent=2) + "\n").encode())
-    write_atomically(path, "\n".join(text).encode())
+    write_atomically(path, text.encode())
     return [path, numbers, *(picture for own in pictures.values() for picture in own)]
 
 
@@ -119,24 +116,16 @@ def _machine(content: dict[str, Any]) -> dict[str, str]:
 
 
 def _account(plan: Plan, results: dict[str, Any]) -> str:
-    runs, base = results["runs"], plan.base
-    seeds = f"{plan.numbers.start} to {plan.numbers.stop - 1}" if plan.seeds > 1 else str(base.seed)
-    text = (
-        f"Seeds {seeds}; {base.epochs} epochs of {plan.train_images:,} images, batch {base.batch_size}, learning rates "
-        f"{base.optimizer.lr:g} (classifier) and {base.optimizer.generator_lr:g} (generator), Adam; the checkpoint of "
-        "the best validation epoch is tested.\n\n"
-    )
     seconds: dict[tuple[str, str, str], list[float]] = defaultdict(list)
-    for what, own in (("training", runs), ("figures", results["measured"])):
-        for one in own:
+    for what, each in (("training", results["runs"]), ("figures", results["measured"])):
+        for one in each:
             seconds[what, one["device"], one["versions"]].append(one.get("seconds") or 0.0)
-    rows = [[*key, str(len(own)), f"{sum(own) / 3600:.2f}"] for key, own in seconds.items()]
-    text += table(("", "machine", "versions", "how many", "hours"), rows)
-    if diverged := [one for one in (*runs, *results["measured"]) if one.get("diverged")]:
-        text += "\nDiverged, and so in no figure:\n\n" + "".join(
-            f"- {one['name']}: {one['diverged']}\n" for one in diverged
-        )
-    return text
+    diverged = [one for one in (*results["runs"], *results["measured"]) if one.get("diverged")]
+    return _rendered("account", plan=plan, seconds=seconds, diverged=diverged)
+
+
+def _rendered(name: str, **values: Any) -> str:
+    return render(f"{name}.md.jinja", __package__, FILTERS, **values)
 
 
 def deviations(plan: Plan, experiments: Sequence[Experiment], ran: Collection[str]) -> list[str]:

@@ -9,8 +9,7 @@ from typing import Any
 from fastgat.config import TrainConfig, flatten, identity
 from fastgat.errors import ConfigError
 from fastgat.experiments import paper
-from fastgat.experiments.cell import Cell
-from fastgat.experiments.data_sizes import DATASETS
+from fastgat.experiments.cell import DATASETS, Cell
 from fastgat.methods import GAT, Method
 from fastgat.options import Options, option
 

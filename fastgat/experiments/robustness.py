@@ -10,13 +10,10 @@ from fastgat.engine.device import pick_device, tf32
 from fastgat.evaluation.protocol import CURVES
 from fastgat.evaluation.sweep import fast_gradient_sweep
 from fastgat.experiments import search
-from fastgat.experiments.base import Experiment
 from fastgat.experiments.cell import Cell
 from fastgat.experiments.images import load_images, test_batches
 from fastgat.experiments.jobs import Measurement, Progress
-from fastgat.experiments.markdown import percent, table
 from fastgat.experiments.plan import Plan
-from fastgat.experiments.spread import Spread
 from fastgat.experiments.store import RunStore
 from fastgat.methods import Baseline
 
@@ -28,9 +25,11 @@ SHOWN = (0.0, 0.1, 0.3, 0.5, 1.0, 2.0)
 """The epsilons of the table; the plot has all."""
 
 
-class Robustness(Experiment):
+class Robustness(search.Searching):
     """Base of both figures."""
 
+    template: ClassVar[str] = "robustness"
+    shown = SHOWN
     chosen: ClassVar[tuple[str, ...]] = NETWORKS
 
     @abstractmethod
@@ -64,16 +63,6 @@ class Robustness(Experiment):
         if source is None:
             return []
         return [f"Figure 4's perturbations are made on the baseline of seed {source.seed}."]
-
-    def section(self, plan: Plan, figures: dict[str, Any]) -> str:
-        shown = [figures["epsilons"].index(epsilon) for epsilon in SHOWN]
-        rows = [
-            [name, *(percent(Spread.of(curve[i]), 1) for i in shown)] for name, curve in figures["accuracies"].items()
-        ]
-        n = len(figures["accuracies"][NETWORKS[0]][0])
-        return table(("accuracy, %, at epsilon", *(f"{epsilon:g}" for epsilon in SHOWN)), rows) + (
-            f"\nn = {n} of {plan.seeds}; every image is perturbed and nothing is clamped, as in the paper.\n"
-        )
 
     def plots(self, figures: dict[str, Any]) -> dict[str, Any]:
         from fastgat.experiments.plots import plot_robustness

@@ -1,14 +1,21 @@
-"""Hyperparameters that the paper does not give, chosen by validation accuracy: one for each method, by default from
-equally many values. Test images play no part."""
+"""Hyperparameters that the paper does not give, chosen by validation accuracy; test images play no part.
+
+`fastgat reproduce` chooses one for each method, by default from equally many values; `fastgat search` ranks any
+settings.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from statistics import mean
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
+from fastgat.config import TrainConfig
 from fastgat.errors import ConfigError
+from fastgat.experiments.base import Experiment
 from fastgat.experiments.cell import Cell
+from fastgat.experiments.jobs import Job, Training
 from fastgat.experiments.plan import Plan
 from fastgat.experiments.store import RunStore
 from fastgat.methods import METHODS, Method, create_method
@@ -36,11 +43,69 @@ GRIDS = {
 
 class Choice(NamedTuple):
     """A method with the value that validation has chosen (None where every run diverged), and a row for each value
-    tried: `value`, `accuracies` (one a seed, at each run's best epoch), `best_epochs`, and `diverged` (how many came
-    to nothing)."""
+    tried: `value`, and what `compare` tells."""
 
     method: Method | None
     curve: list[dict[str, Any]]
+
+
+class Searching(Experiment):
+    """Base of experiments whose methods are `chosen` by a search."""
+
+    def jobs(self, plan: Plan, store: RunStore) -> list[Job]:
+        return [*map(Training, cells(self.plan(plan), store, self.chosen)), *super().jobs(plan, store)]
+
+
+@dataclass(frozen=True)
+class Search(Experiment):
+    """A search over any settings of a run: every combination is trained, and the best named.
+
+    Attributes:
+        variants: each combination of values, by the names of their options, with its configuration.
+    """
+
+    name: ClassVar[str] = "search"
+    title: ClassVar[str] = "Search on validation images"
+
+    variants: tuple[tuple[dict[str, Any], TrainConfig], ...]
+
+    def cells(self, plan: Plan, store: RunStore) -> list[Cell]:
+        return [self._cell(plan, config, seed) for seed in plan.numbers for _, config in self.variants]
+
+    def collect(self, plan: Plan, store: RunStore) -> dict[str, Any] | None:
+        rows = [
+            {
+                "values": values,
+                "config": config.to_dict(),
+                **compare(store, [self._cell(plan, config, seed) for seed in plan.numbers]),
+            }
+            for values, config in self.variants
+        ]
+        number = best(rows)
+        if number is None:
+            return {"rows": rows, "best": None} if any(row["diverged"] for row in rows) else None
+        return {"rows": rows, "best": None if rows[number]["diverged"] else number}
+
+    def _cell(self, plan: Plan, config: TrainConfig, seed: int) -> Cell:
+        """On the plan's device, which is this process's own where several share the machine."""
+        return Cell(replace(config, seed=seed, run=replace(config.run, device=plan.base.run.device)))
+
+
+def compare(store: RunStore, tried: Sequence[Cell]) -> dict[str, Any]:
+    """`accuracies` on validation images (one a seed, at each run's best epoch), `best_epochs`, and `diverged`, how many
+    runs came to nothing."""
+    summaries = store.summaries(tried)
+    return {
+        "accuracies": [summary["validation_accuracy"] for summary in summaries],
+        "best_epochs": [summary["best_epoch"] for summary in summaries],
+        "diverged": sum(store.diverged(cell) is not None for cell in tried),
+    }
+
+
+def best(rows: Sequence[dict[str, Any]]) -> int | None:
+    """Which row is best on validation: of the fewest runs that diverged, the highest mean. None without accuracies."""
+    ranked = [i for i, row in enumerate(rows) if row["accuracies"]]
+    return max(ranked, key=lambda i: (-rows[i]["diverged"], mean(rows[i]["accuracies"])), default=None)
 
 
 def cells(plan: Plan, store: RunStore, methods: tuple[str, ...]) -> list[Cell]:
@@ -71,11 +136,9 @@ def choose(plan: Plan, store: RunStore, name: str) -> Choice | None:
         tried = _cells(plan, method)
         if not all(store.finished(cell) for cell in tried):
             return None
-        rows.append({"value": value, **_result(store, tried)})
-    if not any(row["accuracies"] for row in rows):
-        return Choice(None, rows)
-    best = max(range(len(rows)), key=lambda i: (-rows[i]["diverged"], mean(rows[i]["accuracies"] or [0.0])))
-    return Choice(methods[best], rows)
+        rows.append({"value": value, **compare(store, tried)})
+    number = best(rows)
+    return Choice(None if number is None else methods[number], rows)
 
 
 def grid(plan: Plan, name: str) -> tuple[float, ...] | None:
@@ -151,12 +214,3 @@ def seeds(plan: Plan) -> range:
 def _cells(plan: Plan, method: Method) -> list[Cell]:
     epochs = plan.search_epochs or plan.base.epochs
     return [plan.cell(method, seed, epochs=epochs) for seed in seeds(plan)]
-
-
-def _result(store: RunStore, cells: list[Cell]) -> dict[str, Any]:
-    summaries = [summary for cell in cells if (summary := store.summary(cell)) is not None]
-    return {
-        "accuracies": [summary["validation_accuracy"] for summary in summaries],
-        "best_epochs": [summary["best_epoch"] for summary in summaries],
-        "diverged": len(cells) - len(summaries),
-    }

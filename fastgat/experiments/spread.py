@@ -1,11 +1,11 @@
-"""Means, spreads, and whether two of them differ."""
+"""Means, spreads, whether two of them differ, and how they are written."""
 
 from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, NamedTuple
 
 from fastgat.experiments.paper import Accuracy
 
@@ -35,11 +35,56 @@ def verdict(ours: Spread, theirs: Accuracy) -> str:
     return "better" if difference > 0 else "worse"
 
 
-def interval(differences: Sequence[float], confidence: float = 0.95) -> float | None:
-    """Half the width of Student's interval of the mean difference of pairs; None for a single pair."""
+def interval(values: Sequence[float]) -> float | None:
+    """Half the width of Student's 95 % interval of the mean; None for a single value."""
     from scipy.special import stdtrit  # slow
 
-    n = len(differences)
-    if n < 2:
-        return None
-    return float(stdtrit(n - 1, (1 + confidence) / 2)) * statistics.stdev(differences) / math.sqrt(n)
+    n = len(values)
+    return float(stdtrit(n - 1, 0.975)) * statistics.stdev(values) / math.sqrt(n) if n > 1 else None
+
+
+def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """A Markdown table; a | in a cell stands for itself."""
+    lines = ["| " + " | ".join(map(escaped, cells)) + " |" for cells in (header, ["---"] * len(header), *rows)]
+    return "\n".join(lines) + "\n"
+
+
+def escaped(cell: str) -> str:
+    return cell.replace("|", "\\|")
+
+
+def percent(values: Iterable[float] | None, places: int = 2) -> str:
+    """The mean in percent, ± the standard deviation of several values: 80.33 ± 0.44."""
+    if not (values := list(values or ())):
+        return "-"
+    spread = Spread.of(values)
+    shown = f"{100 * spread.mean:.{places}f}"
+    return shown if spread.sd is None else f"{shown} ± {100 * spread.sd:.{places}f}"
+
+
+def accuracy(values: Iterable[float] | None) -> str:
+    """The mean in percent, ± its 95 % interval where there are several values."""
+    if not (values := list(values or ())):
+        return "-"
+    half_width = interval(values)
+    shown = f"{100 * statistics.mean(values):.2f}"
+    return shown if half_width is None else f"{shown} ± {100 * half_width:.2f}"
+
+
+def points(values: float | Iterable[float] | None) -> str:
+    """A difference in percentage points, or the mean of several, ± its 95 % interval: +2.85 ± 0.30."""
+    if values is None or not (values := [values] if isinstance(values, float) else list(values)):
+        return "-"
+    half_width = interval(values)
+    shown = f"{100 * statistics.mean(values):+.2f}"
+    return shown if half_width is None else f"{shown} ± {100 * half_width:.2f}"
+
+
+FILTERS: dict[str, Callable[..., Any]] = {
+    "percent": percent,
+    "accuracy": accuracy,
+    "points": points,
+    "cell": escaped,
+    "mean": statistics.mean,
+}
+"""What the templates of sections write numbers with."""

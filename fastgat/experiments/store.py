@@ -11,7 +11,7 @@ from __future__ import annotations
 import contextlib
 import json
 import platform
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -69,6 +69,10 @@ class RunStore:
             self._summaries[cell.name] = summary  # a finished cell does not change
         return self._summaries[cell.name]
 
+    def summaries(self, cells: Iterable[Cell]) -> list[dict[str, Any]]:
+        """Those of the cells that have been trained to their end."""
+        return [summary for cell in cells if (summary := self.summary(cell)) is not None]
+
     def _read_summary(self, cell: Cell) -> dict[str, Any] | None:
         folder = self.run_folder(cell)
         summary, path = read_object(folder / SUMMARY), folder / "config.toml"
@@ -122,6 +126,10 @@ class RunStore:
         """A row for each epoch of a cell so far."""
         rows = read_metrics(self.run_folder(cell) / "metrics.jsonl")
         return [row for row in rows if row["event"] == "epoch"] or self.archive.epochs.get(cell.name, [])
+
+    def unaveraged(self, cell: Cell) -> dict[str, Any] | None:
+        """What is kept of the same run without the moving average of its weights."""
+        return self.archive.cells.get(cell.name, {}).get("unaveraged")
 
     def environment(self, cell: Cell) -> dict[str, Any]:
         """What a cell ran on; nothing where that is not known."""

@@ -13,10 +13,8 @@ from fastgat.engine.compiled import missing_compiler
 from fastgat.engine.device import device_name, pick_device
 from fastgat.experiments import paper
 from fastgat.experiments.base import Experiment
-from fastgat.experiments.cell import Cell, deciding
-from fastgat.experiments.data_sizes import DATASETS
+from fastgat.experiments.cell import DATASETS, Cell, deciding
 from fastgat.experiments.jobs import Measurement, Progress, Timing
-from fastgat.experiments.markdown import table
 from fastgat.experiments.plan import Plan
 from fastgat.experiments.store import RunStore
 from fastgat.methods import create_method
@@ -52,17 +50,6 @@ class Time(Experiment):
         layout = "channels last" if plan.base.precision.channels_last else "channels first"
         return {"rows": rows, "images": plan.train_images, "fastgat_in": f"{numbers}, {layout}"} if rows else None
 
-    def section(self, plan: Plan, figures: dict[str, Any]) -> str:
-        devices = dict.fromkeys(row["device"] for row in figures["rows"])
-        text = [
-            _on_device(device, [row for row in figures["rows"] if row["device"] == device], figures["images"])
-            for device in devices
-        ]
-        return "\n".join(text) + (
-            f"\nThe textbook is plain PyTorch, eager, in float32, channels first; fastgat in {figures['fastgat_in']}. "
-            "Data and validation are not part of it.\n"
-        )
-
 
 def timing(plan: Plan, config: TrainConfig) -> Timing:
     """The job that times a step of `config` on this machine."""
@@ -89,33 +76,6 @@ def measured(store: RunStore, config: TrainConfig) -> dict[str, dict[str, Any]]:
         for name, content in store.all_measured("time-").items()
         if (content["key"].get("settings"), content["key"].get("fastgat")) == wanted and content["figures"] is not None
     }
-
-
-def _on_device(device: str, rows: list[dict[str, Any]], images: int) -> str:
-    lines = []
-    for row in rows:
-        sides, steps = [row[side] for side in SIDES], images // row["batch_size"]
-        lines.append(
-            [
-                row["method"],
-                *(f"{s['step_ms']:.1f} ({s['step_ms_p20']:.1f} to {s['step_ms_p80']:.1f})" for s in sides),
-                *(f"{steps * s['step_ms'] / 1e3:.1f}" for s in sides),
-                f"{row['speedup']:.2f}",
-            ]
-        )
-    header = ("method", "textbook, ms a step", "fastgat, ms", "textbook, s an epoch", "fastgat, s", "speed-up")
-    rounds = ", ".join(map(str, sorted({row["rounds"] for row in rows})))
-    text = (
-        f"{device}, batch {rows[0]['batch_size']}, an epoch of {images:,} images; medians of {rounds} rounds in turns, "
-        "20 % to 80 % in brackets.\n\n"
-    ) + table(header, lines)
-    ratios = next((row["overhead"] for row in rows if row["method"] == "gat" and "overhead" in row), None)
-    if ratios is None:
-        return text
-    return text + (
-        f"\nGAT over fast gradient L2, in turns within one run: textbook {ratios['textbook']:.2f}, fastgat "
-        f"{ratios['fastgat']:.2f}; the paper: {paper.OVERHEAD}.\n"
-    )
 
 
 def _configs(plan: Plan) -> dict[str, TrainConfig]:

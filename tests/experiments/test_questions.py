@@ -10,7 +10,7 @@ import pytest
 
 from fastgat.experiments import EXPERIMENTS, RunStore
 from fastgat.experiments.plots import pareto
-from fastgat.experiments.sweep import Sweep
+from fastgat.experiments.search import Search
 from fastgat.experiments.timing import timing
 from fastgat.methods import GAT
 from tests.experiments.made_up import check_tables, diverge, finish, plan, rows
@@ -88,7 +88,7 @@ def test_a_larger_network_is_not_held_against_the_papers(tmp_path: Path) -> None
 def test_a_search_ranks_by_validation(tmp_path: Path, best: int) -> None:
     store, asked = RunStore(tmp_path), plan(seeds=2)
     variants = tuple(({"cg": cg}, replace(asked.base, method=GAT(cg=cg))) for cg in (1.0, 2.0, 3.0))
-    sweep = Sweep(variants)
+    sweep = Search(variants)
     for seed in range(2):
         for number in range(2):
             cell = asked.cell(GAT(cg=number + 1.0), seed)

@@ -40,7 +40,7 @@ def test_rows_and_verdicts(tmp_path: Path) -> None:
         run(store, asked, "gat", seed, 0.7, 0.81 + 0.002 * seed)
     figures = TABLE.collect(asked, store)
     assert figures is not None
-    text = TABLE.section(asked, figures)
+    text, by_rule = TABLE.section(asked, figures).split("By each rule")
     rows = {line.split("|")[1].strip(): line for line in text.splitlines() if line.startswith("|")}
     assert "77.60 ± 0.14" in rows["baseline"]
     assert "77.48 ± 0.46" in rows["baseline"]
@@ -49,6 +49,8 @@ def test_rows_and_verdicts(tmp_path: Path) -> None:
     assert "better" in rows["gat"]
     assert "cg 1" in rows["gat"]
     assert "0 of 2" in rows["fg-l2"]
+    assert "| baseline | no average | 2 | 77.60 ± 1.27 | - | - | - |" in by_rule
+    assert "| gat over the baseline | no average | +3.50 ± 0.00 | - | - | - |" in by_rule
 
 
 def test_a_run_that_is_best_at_its_end_is_told(tmp_path: Path) -> None:

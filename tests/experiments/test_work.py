@@ -16,7 +16,7 @@ from fastgat.config import RunConfig
 from fastgat.engine.interrupts import Interrupts
 from fastgat.errors import DataError, FastgatError
 from fastgat.experiments import RunStore
-from fastgat.experiments.sweep import Sweep
+from fastgat.experiments.search import Search
 from fastgat.experiments.work import Teller, _share, work, work_together
 from fastgat.reporting.jobs import News
 from tests.experiments.jobs import Note, Notes, Timing
@@ -137,7 +137,7 @@ def test_each_process_has_a_gpu_of_its_own(device: str, store: RunStore, monkeyp
     monkeypatch.setattr("fastgat.experiments.work.pick_device", lambda name: torch.device("cuda"))
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     base = replace(plan().base, run=RunConfig(device=device))
-    asked, sweep = replace(plan(), base=base), Sweep((({"lr": 0.1}, base),))
+    asked, sweep = replace(plan(), base=base), Search((({"lr": 0.1}, base),))
     for number, own in ((0, "cuda:0"), (1, "cuda:1"), (2, "cuda:0")):
         shared = _share(asked, number, 3)
         assert shared.cell(base.method, 0).config.run.device == own  # type: ignore[arg-type]  # a Method
