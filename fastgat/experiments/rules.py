@@ -17,8 +17,6 @@ COLUMNS = {
     "last_ten": "validation, mean of the last 10 epochs",
 }
 """What is told of each run, in percent."""
-JUDGE = "last_ten"
-"""The column that says which fast gradient is the better one: it alone picks no epoch."""
 AVERAGED, PLAIN = "average", "no average"
 """The weights that are looked at: the moving average of a run that has one, or the trained weights themselves."""
 LAST = 10

@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 from fastgat.experiments import paper, search
 from fastgat.experiments.cell import Cell
 from fastgat.experiments.plan import Plan
-from fastgat.experiments.rules import COLUMNS, JUDGE, by_rule
+from fastgat.experiments.rules import COLUMNS, by_rule
 from fastgat.experiments.spread import Spread, verdict
 from fastgat.experiments.store import RunStore
 
@@ -156,7 +156,7 @@ def _margins_by_rule(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     margins = []
     for weights in dict.fromkeys(weights for row in rows for weights in row["by_rule"]):
         done = {row["method"]: row["by_rule"][weights] for row in rows if weights in row["by_rule"]}
-        rivals = _rivals({name: row.get(JUDGE, {}) for name, row in done.items()})
+        rivals = _rivals({row["method"]: row["validation"] for row in rows if row["method"] in done})
         for method, row in done.items():
             for over, label in rivals.items():
                 if method != over and method != "baseline" and not {method, over} <= {*paper.FAST_GRADIENT}:
