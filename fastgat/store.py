@@ -50,16 +50,16 @@ class Store:
         """The names that begin with `prefix`, in order."""
         return [] if self.folder is None else sorted(path.stem for path in self.folder.glob(f"{prefix}*.json"))
 
-    def remember(self, key: Key, compute: Callable[[], Any]) -> Any:
+    def remember(self, key: Key, compute: Callable[[], Any], valid: Callable[[Any], bool] = lambda value: True) -> Any:
         """The value of `compute()`, read from disk where it was computed for the same key before.
 
-        A damaged entry, or one of another key, is computed again.
+        A damaged entry, one of another key, or one whose value is not `valid`, is computed again.
         """
         name, text = key_digest(key), key_text(key)
         if self.usable(f"{name}.json"):
             with contextlib.suppress(DataError):
                 entry = self.load(name)
-                if entry is not None and entry.get("key") == text and "value" in entry:
+                if entry is not None and entry.get("key") == text and "value" in entry and valid(entry["value"]):
                     return entry["value"]
         value = compute()
         self.save(name, {"key": text, "value": value})

@@ -1,4 +1,4 @@
-"""AutoAttack (Croce and Hein 2020) as torchattacks has it, for a figure to stand beside published ones."""
+"""AutoAttack (Croce and Hein 2020) by torchattacks: a robust accuracy to compare with published ones."""
 
 from __future__ import annotations
 
@@ -36,12 +36,12 @@ class AutoAttack(Attack):
         norm = {"linf": "Linf", "l2": "L2"}[self.norm]
         attack = _torchattacks().AutoAttack(self.model, norm=norm, eps=self.epsilon, n_classes=classes, seed=self.seed)
         with torch.random.fork_rng([images.device] if images.is_cuda else []):
-            found: Tensor = attack(images, labels)
-        return found
+            perturbed: Tensor = attack(images, labels)
+        return perturbed
 
 
 def check_autoattack(classes: int) -> None:
-    """Raises ConfigError where AutoAttack cannot be had for a classifier of so many classes."""
+    """Raises ConfigError where torchattacks is missing, or the classifier has too few classes for it."""
     _torchattacks()
     if classes < 4:
         raise ConfigError(f"AutoAttack needs at least 4 classes, and the network tells {classes} apart")
@@ -50,7 +50,7 @@ def check_autoattack(classes: int) -> None:
 def _torchattacks() -> Any:
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # it uses what newer versions of others deprecate
+            warnings.simplefilter("ignore")  # torchattacks uses deprecated functions of other packages
             return importlib.import_module("torchattacks")
     except ImportError as missing:
         raise ConfigError(

@@ -17,4 +17,4 @@ class FastGradient(Attack):
 
     def perturb(self, images: Tensor, labels: Tensor, numbers: np.ndarray) -> Tensor:
         gradient = loss_gradient(self.model, images, labels)[1]
-        return self.moved(images, ascent(gradient, self.norm, self.epsilon))
+        return self.add(images, ascent(gradient, self.norm, self.epsilon))

@@ -18,8 +18,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from fastgat.attacks.base import Attack, check_images, check_logits, frozen, loss_gradient
+from fastgat.attacks.base import Attack, Isolated, check_network, frozen, loss_gradient
 from fastgat.batch import Batch
+from fastgat.contract import checked_batch
 from fastgat.data.loader import Loader
 from fastgat.engine.compiled import ON_A_GPU, explained
 from fastgat.engine.optimizers import Adam, trainable_parameters
@@ -77,19 +78,19 @@ def train_generator(
     training = training or GeneratorTraining()
     if not train.batches_per_epoch:
         raise ConfigError("a generator needs at least one full batch to train on")
-    first = next(train.stream(0))
-    check_images(*first)
-    with frozen(model), torch.random.fork_rng([first.images.device] if first.images.is_cuda else []):
-        check_logits(model, first.images[:2], first.labels)
-        seed_torch(training.seed, first.images.device)
-        generator = Generator(training.width, first.images.shape[1]).to(first.images)
-        step, validate = _learner(model, generator, training, compiled)
+    images, labels = checked_batch(*next(train.stream(0)))
+    with frozen(model), torch.random.fork_rng([images.device] if images.is_cuda else []):
+        check_network(model, images, labels)
+        seed_torch(training.seed, images.device)
+        generator = Generator(training.width, images.shape[1]).to(images)
+        classifier = Isolated(model)
+        step = _generator_step(classifier, generator, training, compiled)
         best, lowest, losses = copy.deepcopy(generator), math.inf, list[float]()
         stream = train.stream(0)
         for epoch in range(training.epochs):
             for batch in islice(stream, train.batches_per_epoch):
                 step(batch)
-            losses.append(validate(validation))
+            losses.append(_validation_loss(classifier, generator, validation, training.cg))
             if not math.isfinite(losses[-1]):
                 raise NonFiniteError(f"the generator's loss became {losses[-1]} in epoch {epoch + 1}; try a smaller lr")
             progress(epoch + 1, losses[-1])
@@ -100,15 +101,15 @@ def train_generator(
     return Trained(best.eval(), losses.index(lowest) + 1, losses)
 
 
-def _learner(
-    model: nn.Module, generator: nn.Module, training: GeneratorTraining, compiled: bool
-) -> tuple[Callable[[Batch], object], Callable[[Iterable[Batch]], float]]:
-    """A step of the generator, and its mean loss (9) over batches."""
+def _generator_step(
+    classifier: nn.Module, generator: nn.Module, training: GeneratorTraining, compiled: bool
+) -> Callable[[Batch], object]:
+    """A function that updates the generator on a batch."""
     method = GAT(cg=training.cg)
-    adam = Adam(generator, training.lr)
+    optimizer = Adam(generator, training.lr)
     parameters = trainable_parameters(generator)
     players = Players(
-        Network("classifier", model, {}, dict(model.named_buffers()), places(model)),
+        Network("classifier", classifier, {}, dict(classifier.named_buffers()), places(classifier)),
         Network("generator", generator, dict(parameters), dict(generator.named_buffers()), places(generator)),
     )
 
@@ -116,37 +117,39 @@ def _learner(
     def step(batch: Batch) -> None:
         delta, _ = method.input_gradient(players, batch, Draws())
         gradients, _, _ = method.generator_gradients(players, delta, batch, Draws())
-        adam.update(dict(parameters), gradients)
-
-    @torch.no_grad()
-    def validate(batches: Iterable[Batch]) -> float:
-        total, samples = torch.zeros((), dtype=torch.float64), 0
-        for images, labels in batches:
-            p = generated(model, generator, images, labels)
-            probability = model(images + p).softmax(1).gather(1, labels[:, None]).flatten()
-            loss = probability + training.cg * p.flatten(1).square().sum(1)
-            total, samples = total + loss.sum(dtype=torch.float64).cpu(), samples + len(labels)
-        if not samples:
-            raise ConfigError("a generator needs validation images to know when to stop")
-        return float(total) / samples
+        optimizer.update(dict(parameters), gradients)
 
     if not compiled:
-        return step, validate
+        return step
     options = ON_A_GPU if next(generator.parameters()).is_cuda else None
-    whole, made = torch.compile(step, fullgraph=True, dynamic=False, options=options), False
+    compiled_step, ran = torch.compile(step, fullgraph=True, dynamic=False, options=options), False
 
-    def compiled_step(batch: Batch) -> None:
-        nonlocal made
-        # What fails later has been compiled.
-        with nullcontext() if made else explained(CompileError, "the generator's step cannot be compiled: {}"):
-            whole(batch)
-        made = True
+    def first_explained(batch: Batch) -> None:
+        nonlocal ran
+        # Only the first call compiles: what fails later is no CompileError.
+        with nullcontext() if ran else explained(CompileError, "the generator's step cannot be compiled: {}"):
+            compiled_step(batch)
+        ran = True
 
-    return compiled_step, validate
+    return first_explained
+
+
+@torch.no_grad()
+def _validation_loss(classifier: nn.Module, generator: nn.Module, batches: Iterable[Batch], cg: float) -> float:
+    """The mean of L_G (9) over the samples of all batches."""
+    total, samples = torch.zeros((), dtype=torch.float64), 0
+    for images, labels in batches:
+        p = generated(classifier, generator, images, labels)
+        probability = classifier(images + p).softmax(1).gather(1, labels[:, None]).flatten()
+        loss = probability + cg * p.flatten(1).square().sum(1)
+        total, samples = total + loss.sum(dtype=torch.float64).cpu(), samples + len(labels)
+    if not samples:
+        raise ConfigError("a generator needs validation images to know when to stop")
+    return float(total) / samples
 
 
 def generated(model: nn.Module, generator: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
-    """The perturbation p = G(Delta) as the generator gives it, Delta = dF(x)_y/dx = -F_y dJ/dx; (B, C, H, W)."""
+    """The perturbation p = G(Delta), (B, C, H, W), Delta = dF(x)_y/dx = -F_y dJ/dx."""
     with torch.enable_grad():
         logits, gradient = loss_gradient(model, images, labels)
     loss = nn.functional.cross_entropy(logits, labels, reduction="none")
@@ -157,7 +160,7 @@ def generated(model: nn.Module, generator: nn.Module, images: Tensor, labels: Te
 
 @dataclass(frozen=True)
 class GeneratorAttack(Attack):
-    """x' = x + eps p / ||p||, or with linf x + eps sign(p), p = G(Delta): a generator's direction at a given size.
+    """A generator's direction at a given size: x' = x + eps p / ||p||, or with linf x + eps sign(p), p = G(Delta).
 
     Attributes:
         generator: from `train_generator`, or any other, input gradients to perturbations.
@@ -166,6 +169,5 @@ class GeneratorAttack(Attack):
     generator: nn.Module = field(kw_only=True)
 
     def perturb(self, images: Tensor, labels: Tensor, numbers: np.ndarray) -> Tensor:
-        with frozen(self.generator):
-            p = generated(self.model, self.generator, images, labels)
-        return self.moved(images, ascent(p, self.norm, self.epsilon))
+        p = generated(self.model, self.generator, images, labels)
+        return self.add(images, ascent(p, self.norm, self.epsilon))

@@ -1,4 +1,4 @@
-"""Noise: what a perturbation of the same size does that knows nothing."""
+"""Noise: the control experiment, a perturbation of the same size that knows nothing of the model."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fastgat.attacks.base import Attack, length
+from fastgat.attacks.base import Attack, l2_norm
 from fastgat.options import option
 
 
 @dataclass(frozen=True)
 class Noise(Attack):
-    """x' = x + eta, eta of every pixel drawn alike.
+    """x' = x + eta, the pixels of eta independent and identically distributed.
 
     linf: uniform in [-eps, eps], or Gaussian of standard deviation eps / 2, cut off at eps. l2: scaled to the norm eps.
     """
@@ -27,5 +27,5 @@ class Noise(Attack):
         draw = {"gaussian": lambda s: s.normal(0, 0.5, shape).clip(-1, 1), "uniform": lambda s: s.uniform(-1, 1, shape)}
         noise = torch.from_numpy(np.stack([draw[self.distribution](source) for source in sources]))
         if self.norm == "l2":
-            noise = noise / length(noise)
-        return self.moved(images, (self.epsilon * noise).to(images.device, images.dtype))
+            noise = noise / l2_norm(noise)
+        return self.add(images, (self.epsilon * noise).to(images.device, images.dtype))

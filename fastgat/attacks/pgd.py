@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from fastgat.attacks.base import Attack, loss_gradient, right, wide
+from fastgat.attacks.base import Attack, correct, loss_gradient, per_sample
 from fastgat.kernels.input_gradient import ascent
 from fastgat.options import option
 
@@ -29,35 +29,35 @@ class PGD(Attack):
     random_start: bool = option(True, "start at random within the ball, not at x")
 
     def perturb(self, images: Tensor, labels: Tensor, numbers: np.ndarray) -> Tensor:
-        kept = self._climbed(images, labels, numbers, self.first_start)
+        result = self._ascend(images, labels, numbers, self.first_start)
         if self.restarts == 1:
-            return kept
-        loss, standing = self._look(kept, labels)
+            return result
+        loss, resists = self._outcome(result, labels)
         for start in range(self.first_start + 1, self.first_start + self.restarts):
-            left = standing.nonzero().flatten()
+            left = resists.nonzero().flatten()
             if not len(left):
                 break
             x, y = images[left], labels[left]
-            found = self._climbed(x, y, numbers[left.cpu().numpy()], start)
-            fresh, resists = self._look(found, y)
-            better = ~resists | (fresh > loss[left])
-            kept[left] = torch.where(wide(better), found, kept[left])
-            loss[left] = torch.where(better, fresh, loss[left])
-            standing[left] = resists
-        return kept
+            perturbed = self._ascend(x, y, numbers[left.cpu().numpy()], start)
+            new_loss, still_resists = self._outcome(perturbed, y)
+            better = ~still_resists | (new_loss > loss[left])
+            result[left] = torch.where(per_sample(better), perturbed, result[left])
+            loss[left] = torch.where(better, new_loss, loss[left])
+            resists[left] = still_resists
+        return result
 
-    def _climbed(self, images: Tensor, labels: Tensor, numbers: np.ndarray, start: int) -> Tensor:
-        """The end of one start."""
-        inside = self.around(images)
-        x = inside(images + self.drawn(images, numbers, start)) if self.random_start else images.clone()
+    def _ascend(self, images: Tensor, labels: Tensor, numbers: np.ndarray, start: int) -> Tensor:
+        """The last point of one start."""
+        project = self.projection(images)
+        x = project(images + self.random_perturbation(images, numbers, start)) if self.random_start else images.clone()
         size = 2.5 * self.epsilon / self.steps if self.step_size is None else self.step_size
         for _ in range(self.steps):
             gradient = loss_gradient(self.model, x, labels)[1]
-            x = inside(ascent(gradient, self.norm, size).add_(x))
+            x = project(ascent(gradient, self.norm, size).add_(x))
         return x
 
     @torch.no_grad()
-    def _look(self, x: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    def _outcome(self, x: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         """The loss of each sample, and whether the model still gets it right."""
         logits = self.model(x)
-        return functional.cross_entropy(logits, labels, reduction="none"), right(logits, labels)
+        return functional.cross_entropy(logits, labels, reduction="none"), correct(logits, labels)

@@ -1,4 +1,4 @@
-"""Square attack (Andriushchenko et al. 2020): random search with square windows, which asks for no gradient."""
+"""Square attack (Andriushchenko et al. 2020): random search with square windows, without gradients."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fastgat.attacks.base import Attack, length, wide
+from fastgat.attacks.base import Attack, l2_norm, per_sample
 from fastgat.options import option
 
 HALVED_AT = (10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000)
 """After how many of 10,000 queries the share of the image that a window covers is halved."""
-SQUARES = 2**32
-"""Keeps the seeds of windows apart from those of samples."""
+WINDOWS = 2**32
+"""In the place of a sample's number in a seed: no sample has it."""
 
 
 @dataclass(frozen=True)
@@ -36,15 +36,15 @@ class Square(Attack):
             left = standing.nonzero().flatten()
             if not len(left):
                 break
-            found, margin = self._searched(images[left], labels[left], numbers[left.cpu().numpy()], restart)
-            result[left], standing[left] = found, margin > 0
+            best, margin = self._search(images[left], labels[left], numbers[left.cpu().numpy()], restart)
+            result[left], standing[left] = best, margin > 0
         return result
 
-    def _searched(self, images: Tensor, labels: Tensor, numbers: np.ndarray, restart: int) -> tuple[Tensor, Tensor]:
+    def _search(self, images: Tensor, labels: Tensor, numbers: np.ndarray, restart: int) -> tuple[Tensor, Tensor]:
         """The best point of each sample, and its margin."""
-        source = np.random.default_rng((self.seed, restart, SQUARES))
-        propose = self._stamped if self.norm == "linf" else self._shifted
-        best = self.around(images)(images + self._start(images, numbers, restart))
+        source = np.random.default_rng((self.seed, restart, WINDOWS))
+        propose = self._propose_linf if self.norm == "linf" else self._propose_l2
+        best = self.projection(images)(images + self._start(images, numbers, restart))
         margin = self._margin(best, labels)
         for query in range(self.queries):
             seed = int(source.integers(2**63))
@@ -52,26 +52,26 @@ class Square(Attack):
             if not len(left):
                 break
             x, before = images[left], best[left]
-            tried = propose(x, before, self._share(query), np.random.default_rng(seed))
-            found = self._margin(tried, labels[left])
-            better = found < margin[left]
-            best[left] = torch.where(wide(better), tried, before)
-            margin[left] = torch.where(better, found, margin[left])
+            proposal = propose(x, before, self._share(query), np.random.default_rng(seed))
+            new_margin = self._margin(proposal, labels[left])
+            better = new_margin < margin[left]
+            best[left] = torch.where(per_sample(better), proposal, before)
+            margin[left] = torch.where(better, new_margin, margin[left])
         return best, margin
 
     def _margin(self, x: Tensor, labels: Tensor) -> Tensor:
         """z_y - max z_k, k != y: negative where the model errs."""
         logits = self.model(x)
-        own = logits.gather(1, labels[:, None]).flatten()
-        return own - logits.scatter(1, labels[:, None], -torch.inf).amax(1)
+        true = logits.gather(1, labels[:, None]).flatten()
+        return true - logits.scatter(1, labels[:, None], -torch.inf).amax(1)
 
     def _share(self, query: int) -> float:
-        """Of the image that a window of this query covers."""
+        """The share of the image that a window of this query covers."""
         at = query * 10_000 // self.queries
         return self.first_share / 2 ** sum(at > bound for bound in HALVED_AT)
 
     def _start(self, images: Tensor, numbers: np.ndarray, restart: int) -> Tensor:
-        """linf: vertical stripes of +-eps; l2: a grid of five by five bumps, of norm eps."""
+        """The first perturbation. linf: vertical stripes of +-eps; l2: a grid of five by five bumps, of norm eps."""
         channels, height, width = images.shape[1:]
         sources = [np.random.default_rng((self.seed, restart, int(number))) for number in numbers]
         if self.norm == "linf":
@@ -84,38 +84,38 @@ class Square(Attack):
             for column in range(columns):
                 signs = np.stack([_signs(source, (channels, 1, 1)) for source in sources])
                 at = np.s_[:, :, row * side : (row + 1) * side, column * side : (column + 1) * side]
-                bumps[at] = signs * _bump(side, turned=bool((row + column) % 2))
+                bumps[at] = signs * _bump(side, transposed=bool((row + column) % 2))
         start = torch.from_numpy(bumps)
-        return (self.epsilon * start / length(start)).to(images.device, images.dtype)
+        return (self.epsilon * start / l2_norm(start)).to(images.device, images.dtype)
 
-    def _stamped(self, images: Tensor, best: Tensor, share: float, source: np.random.Generator) -> Tensor:
-        """linf: a window of +-eps, one sign a channel."""
+    def _propose_linf(self, images: Tensor, best: Tensor, share: float, source: np.random.Generator) -> Tensor:
+        """The proposal for linf: a window of +-eps, one sign a channel."""
         channels, height, width = images.shape[1:]
         side = min(max(round((share * height * width) ** 0.5), 1), height, width)
         rows, columns = _window(source, side, height, width)
         signs = torch.from_numpy(_signs(source, (channels, 1, 1))).to(images.device, images.dtype)
-        tried = best.clone()
-        tried[:, :, rows, columns] = images[:, :, rows, columns] + self.epsilon * signs
-        return tried.clamp_(0, 1) if self.clamp else tried
+        proposal = best.clone()
+        proposal[:, :, rows, columns] = self.add(images[:, :, rows, columns], self.epsilon * signs)
+        return proposal
 
-    def _shifted(self, images: Tensor, best: Tensor, share: float, source: np.random.Generator) -> Tensor:
-        """l2: a bump in one window, paid for by the perturbation in another."""
+    def _propose_l2(self, images: Tensor, best: Tensor, share: float, source: np.random.Generator) -> Tensor:
+        """The proposal for l2: a bump in one window, which takes its norm from the perturbation in another."""
         channels, height, width = images.shape[1:]
         side = max(round((share * height * width) ** 0.5), 3)
         side = min(side + (side + 1) % 2, height, width)
         here, there = (_window(source, side, height, width) for _ in range(2))
-        bump = _bump(side, turned=bool(source.integers(2))) * _signs(source, (channels, 1, 1))
+        bump = _bump(side, transposed=bool(source.integers(2))) * _signs(source, (channels, 1, 1))
         perturbation = best - images
-        unused = (self.epsilon**2 - length(perturbation) ** 2).clamp(min=0)
-        own = perturbation[:, :, *here]
-        added = torch.from_numpy(bump).to(images.device, images.dtype) + own / _norms(own).clamp(min=1e-12)
+        unused = (self.epsilon**2 - l2_norm(perturbation) ** 2).clamp(min=0)
+        old = perturbation[:, :, *here]
+        added = torch.from_numpy(bump).to(images.device, images.dtype) + old / _norms(old).clamp(min=1e-12)
         both = torch.zeros(height, width, dtype=torch.bool, device=images.device)
         both[here], both[there] = True, True
         available = (unused / channels + _norms(perturbation * both) ** 2).sqrt()
         perturbation[:, :, *there] = 0
         perturbation[:, :, *here] = added / _norms(added).clamp(min=1e-12) * available
-        perturbation *= self.epsilon / length(perturbation).clamp(min=1e-12)
-        return self.moved(images, perturbation)
+        perturbation *= self.epsilon / l2_norm(perturbation).clamp(min=1e-12)
+        return self.add(images, perturbation)
 
 
 def _signs(source: np.random.Generator, shape: tuple[int, ...]) -> np.ndarray:
@@ -132,14 +132,14 @@ def _norms(window: Tensor) -> Tensor:
     return window.flatten(2).norm(dim=2)[:, :, None, None]
 
 
-def _bump(side: int, turned: bool) -> np.ndarray:
+def _bump(side: int, transposed: bool) -> np.ndarray:
     """Two pyramids side by side, one negative, of L2 norm 1 together: equation (2) of Andriushchenko et al."""
     bump = np.concatenate([_pyramid(side // 2, side), -_pyramid(side - side // 2, side)])
-    return (bump.T if turned else bump) / np.linalg.norm(bump)
+    return (bump.T if transposed else bump) / np.linalg.norm(bump)
 
 
 def _pyramid(height: int, width: int) -> np.ndarray:
-    """Sums of 1 / k^2 over the nested rectangles around a middle that a place lies in."""
+    """At each place the sum of 1 / k^2 over the nested rectangles, all around the middle, that hold it."""
     levels = np.cumsum(1.0 / np.arange(max(height, width) // 2 + 1, 0, -1) ** 2)[::-1]
     away = np.maximum.outer(abs(np.arange(height) - height // 2), abs(np.arange(width) - width // 2))
     return levels[away]

@@ -9,12 +9,14 @@ from typing import Any
 import click
 from rich.console import Console
 from rich.markup import escape
-from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, TextColumn, TimeRemainingColumn
+from rich.progress import Progress as Bar
 from rich.table import Table
 
 from fastgat.cli.options import settings_options
 from fastgat.engine.allocator import keep_freed_memory
 from fastgat.evaluation import Cache, EvaluationSettings, RunSettings, evaluate_run, write_report
+from fastgat.evaluation.results import Robustness
 from fastgat.evaluation.run import QUICK
 from fastgat.options import convert
 
@@ -98,18 +100,18 @@ def evaluate(
             cache=None if clean else Cache(folder / "evaluation-cache", fresh=fresh),
             progress=bar,
         )
-    figures = result.figures
-    click.echo(
-        f"{figures['checkpoint']}: {figures['split']} accuracy {figures['accuracy']:.2%}, cross entropy "
-        f"{figures['loss']:.4f}, {figures['samples']:,} images of {figures['dataset']}"
-    )
+    if (c := result.clean) is not None:
+        click.echo(
+            f"{c.checkpoint}: {c.split} accuracy {c.accuracy:.2%}, cross entropy {c.loss:.4f}, {c.samples:,} images of "
+            f"{c.dataset}"
+        )
     written = write_report(folder, result)
-    if clean:
+    if result.robustness is None:
         return
-    _show(console, figures)
+    _show(console, result.robustness)
     page = next(path for path in written if path.suffix == ".html")
     console.print(f"\n{escape(str(page))}", highlight=False, soft_wrap=True)
-    if figures["verdict"] == "FAIL":
+    if result.robustness.verdict == "FAIL":
         click.get_current_context().exit(CARD_FAILED)
 
 
@@ -126,7 +128,7 @@ class EvaluationBar:
             BarColumn(),
             TextColumn("{task.completed}/{task.total}"),
         )
-        self.bar = Progress(
+        self.bar = Bar(
             *columns, TimeRemainingColumn(), console=console, transient=True, disable=not console.is_terminal
         )
         self.task = self.bar.add_task("clean images", total=None)
@@ -146,23 +148,21 @@ class EvaluationBar:
         self.bar.update(self.task, completed=done)
 
 
-def _show(console: Console, figures: dict[str, Any]) -> None:
-    threat = figures["threat_model"]
-    console.print(
-        f"\n{threat['norm']}, epsilon {threat['epsilon']:.4g}, {figures['attacked_samples']:,} images", highlight=False
-    )
+def _show(console: Console, result: Robustness) -> None:
+    s = result.settings
+    console.print(f"\n{s.norm}, epsilon {s.bound:.4g}, {result.attacked_samples:,} images", highlight=False)
     table = Table(box=None, pad_edge=False)
     table.add_column("attack")
     table.add_column("accuracy left", justify="right")
-    rows = [("none", figures["clean_accuracy_of_attacked"])]
-    rows += [(attack["name"], attack["accuracy"]) for attack in figures["attacks"]]
-    for name, accuracy in [*rows, ("worst case, sample by sample", figures["worst_case_accuracy"])]:
+    attacked = [(attack.name, attack.accuracy) for attack in result.attacks]
+    worst = ("worst case, sample by sample", result.worst_case_accuracy)
+    for name, accuracy in [("none", result.clean_accuracy), *attacked, worst]:
         table.add_row(escape(name), f"{accuracy:.1%}")
     console.print(table)
     console.print("\nreport card", highlight=False)
     table = Table(box=None, pad_edge=False, show_header=False)
-    for check in figures["card"]:
-        found = ", ".join(f"{k} {f'{v:.1%}' if isinstance(v, float) else v}" for k, v in check["figures"].items())
-        colour = COLOURS[check["verdict"]]
-        table.add_row(f"[{colour}]{check['verdict']}[/]", check["name"], escape(found))
+    for check in result.card:
+        figures = ", ".join(f"{k} {f'{v:.1%}' if isinstance(v, float) else v}" for k, v in check.figures.items())
+        colour = COLOURS[check.verdict]
+        table.add_row(f"[{colour}]{check.verdict}[/]", check.name, escape(figures))
     console.print(table)

@@ -1,9 +1,11 @@
 """What a trained classifier is worth: curves, attacks, and a report card."""
 
 from fastgat.evaluation.cache import Cache
-from fastgat.evaluation.protocol import Evaluation, EvaluationSettings, evaluate
+from fastgat.evaluation.protocol import evaluate
 from fastgat.evaluation.report import write_report
+from fastgat.evaluation.results import Evaluation
 from fastgat.evaluation.run import RunSettings, evaluate_run
+from fastgat.evaluation.settings import EvaluationSettings
 from fastgat.evaluation.sweep import attack_sweep, fast_gradient_sweep
 
 __all__ = [

@@ -1,6 +1,6 @@
 """The report card: checks that a claim of robustness must survive (Athalye et al. 2018, Carlini et al. 2019).
 
-A network can look robust because its gradients are of no use to an attack. Each check compares two figures that such a
+A network can look robust because its gradients are of no use to an attack. Each check compares two numbers that such a
 network gets the wrong way round, and is PASS, WARN or FAIL.
 """
 
@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -15,16 +16,18 @@ import numpy as np
 from fastgat.evaluation.outcomes import Outcomes
 
 VERDICTS = ("PASS", "WARN", "FAIL")
+LEAST = 20
+"""Fewer samples than this show nothing."""
 
 
-class Check(NamedTuple):
+@dataclass(frozen=True)
+class Check:
     """One line of the card.
 
     Attributes:
         name: what should hold.
-        verdict: PASS, WARN or FAIL.
-        figures: what was found, by name.
-        threshold: from where on it is a WARN and a FAIL, in words.
+        figures: what was measured, by name.
+        threshold: when it is a WARN and when a FAIL, in words.
         meaning: what it says about the network when it does not hold.
     """
 
@@ -36,7 +39,7 @@ class Check(NamedTuple):
 
 
 class Limit(NamedTuple):
-    """From where on a share of samples is a WARN, and a FAIL; up to one sample, and three, are neither."""
+    """The shares of samples above which a check is a WARN, and a FAIL; one sample is no WARN, and three no FAIL."""
 
     warn: float
     fail: float
@@ -51,54 +54,48 @@ class Limit(NamedTuple):
         return f"WARN above {self.warn:.0%}, FAIL above {self.fail:.0%}"
 
 
-CLOSE, AGREE, GONE, DEAD = Limit(0.01, 0.03), Limit(0.05, 0.15), Limit(0.01, 0.05), Limit(0.01, 0.10)
+CLOSE, SIMILAR, GONE, DEAD = Limit(0.01, 0.03), Limit(0.05, 0.15), Limit(0.01, 0.05), Limit(0.01, 0.10)
+Named = tuple[str, Outcomes]
 
 
-LEAST = 20
+def stronger(name: str, strong: Named, weak: Named, meaning: str) -> Check:
+    """The check that `strong` leaves no more accuracy than `weak`."""
+    return _compare(name, strong, weak, CLOSE, f"excess of {strong[0]} over {weak[0]}", meaning)
 
 
-def stronger(name: str, strong: tuple[str, Outcomes], weak: tuple[str, Outcomes], meaning: str) -> Check:
-    """`strong` must leave no more accuracy than `weak`."""
-    (one, left), (other, more) = strong, weak
-    excess = float(left.mean() - more.mean())
-    figures = {one: float(left.mean()), other: float(more.mean())}
-    return Check(name, CLOSE.judge(excess, len(left)), figures, f"excess of {one} over {other}: {CLOSE}", meaning)
+def converged(name: str, less: Named, more: Named, meaning: str) -> Check:
+    """The check that `more` effort gains little over `less`."""
+    return _compare(name, less, more, CLOSE, f"what {more[0]} gains", meaning)
 
 
-def settled(name: str, less: tuple[str, Outcomes], more: tuple[str, Outcomes], meaning: str) -> Check:
-    """`more` effort must find little more than `less`."""
-    (one, before), (other, after) = less, more
-    gain = float(before.mean() - after.mean())
-    figures = {one: float(before.mean()), other: float(after.mean())}
-    return Check(name, CLOSE.judge(gain, len(before)), figures, f"what {other} gains: {CLOSE}", meaning)
+def losses_agree(cross_entropy: Named, other: Named) -> Check:
+    """The check that attacks on the cross entropy leave no more accuracy than attacks on another loss."""
+    name = "Attacks on the cross entropy find what attacks on the logits' differences find"
+    meaning = "the cross entropy saturates (large logits), so that its gradient says nothing"
+    return _compare(name, cross_entropy, other, SIMILAR, f"what {other[0]} finds more", meaning)
 
 
-def losses_agree(ce: Outcomes, other: tuple[str, Outcomes]) -> Check:
-    name, left = other
-    gap = float(ce.mean() - left.mean())
-    return Check(
-        "Attacks on the cross entropy find what attacks on the logits' differences find",
-        AGREE.judge(gap, len(ce)),
-        {"PGD": float(ce.mean()), name: float(left.mean())},
-        f"what {name} finds more: {AGREE}",
-        "the cross entropy saturates (large logits), so that its gradient says nothing",
-    )
+def _compare(name: str, one: Named, other: Named, limit: Limit, difference: str, meaning: str) -> Check:
+    accuracies = {key: float(outcomes.mean()) for key, outcomes in (one, other)}
+    verdict = limit.judge(accuracies[one[0]] - accuracies[other[0]], len(one[1]))
+    return Check(name, verdict, accuracies, f"{difference}: {limit}", meaning)
 
 
 def falls(epsilons: Sequence[float], accuracies: Sequence[float], samples: int) -> Check:
-    """Accuracy must not rise with epsilon."""
-    rise = max((b - a for a, b in itertools.pairwise(accuracies)), default=0.0)
+    """The check that accuracy never rises above the lowest at a smaller epsilon."""
+    lowest = itertools.accumulate(accuracies, min)
+    rise = max(accuracy - before for accuracy, before in zip(accuracies, lowest, strict=True))
     return Check(
         "Accuracy falls as epsilon grows",
         CLOSE.judge(rise, samples),
         {f"epsilon {epsilon:.4g}": accuracy for epsilon, accuracy in zip(epsilons, accuracies, strict=True)},
-        f"largest rise: {CLOSE}",
+        f"largest rise above the lowest accuracy before: {CLOSE}",
         "the attack loses its way in a larger ball, where there is more to find",
     )
 
 
 def vanishes(epsilon: float, left: float, samples: int) -> Check:
-    """At a large epsilon nothing may stand."""
+    """The check that an attack with a large epsilon leaves nothing."""
     return Check(
         "Accuracy reaches 0 at a large epsilon",
         GONE.judge(left, samples),
@@ -109,27 +106,22 @@ def vanishes(epsilon: float, left: float, samples: int) -> Check:
 
 
 def gradients(zero: float, non_finite: float, entries: float, samples: int) -> Check:
-    """Input gradients must be there, and finite."""
-    verdict = "FAIL" if non_finite else DEAD.judge(zero, samples)
-    figures = {"samples with none": zero, "samples with NaN or infinity": non_finite, "entries that are 0": entries}
+    """The check that input gradients are there, and finite."""
     return Check(
         "The input gradient is there and finite",
-        verdict,
-        figures,
+        "FAIL" if non_finite else DEAD.judge(zero, samples),
+        {"samples with none": zero, "samples with NaN or infinity": non_finite, "entries that are 0": entries},
         f"samples whose gradient is 0: {DEAD}; FAIL for any that is not finite",
         "attacks by gradient start from nothing: a staircase in the network, saturated logits, or overflow",
     )
 
 
 def precisions(changed: Mapping[str, float], missing: Mapping[str, str], samples: int) -> Check:
-    """What runs faster must answer as eager float32 does; `missing` says what could not be tried, and why."""
-    worst = max(changed.values(), default=0.0)
-    verdict = CLOSE.judge(worst, samples)
-    if missing and verdict == "PASS":
-        verdict = "WARN"
+    """The check that faster forms answer as eager float32 does; `missing` says which could not be tried, and why."""
+    verdict = CLOSE.judge(max(changed.values(), default=0.0), samples)
     return Check(
         "Compiled and mixed-precision answers are those of eager float32",
-        verdict,
+        "WARN" if missing and verdict == "PASS" else verdict,
         {**{f"answers changed, {name}": share for name, share in changed.items()}, **missing},
         f"answers that differ: {CLOSE}",
         "figures of one form of the network say nothing about another",
@@ -137,7 +129,7 @@ def precisions(changed: Mapping[str, float], missing: Mapping[str, str], samples
 
 
 def enough(clean: Outcomes) -> Check:
-    """Shares of a handful of samples say nothing."""
+    """The check that there are more than a handful of samples."""
     right = int(clean.sum())
     return Check(
         "There are enough samples to judge by",
@@ -149,6 +141,7 @@ def enough(clean: Outcomes) -> Check:
 
 
 def not_checked(name: str, reason: str) -> Check:
+    """A line that could not be checked."""
     return Check(name, "WARN", {"not checked": reason}, "WARN where it is not checked", "nothing is known of it")
 
 
@@ -158,5 +151,5 @@ def overall(checks: Sequence[Check]) -> str:
 
 
 def worst_case(outcomes: Mapping[str, Outcomes]) -> Outcomes:
-    """What stands under every attack: of each sample the minimum."""
+    """Which samples the network gets right under every attack."""
     return np.logical_and.reduce(list(outcomes.values()))

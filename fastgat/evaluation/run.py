@@ -2,43 +2,49 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import math
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
 import torch
 from torch import nn
 
 from fastgat.attacks import GeneratorTraining
 from fastgat.config import DataConfig, TrainConfig
-from fastgat.data import Batch, DataSet, Images, Loader, choose, create_loader, load_dataset
+from fastgat.data import DataSet, Images, Loader, choose, create_loader, load_dataset
 from fastgat.data.bad_samples import POLICIES
-from fastgat.data.registry import moved, users_images
+from fastgat.data.registry import moved, silent, users_images
+from fastgat.data.store import Progress
 from fastgat.engine.accuracy import score
 from fastgat.engine.checkpoint import load_checkpoint
 from fastgat.engine.device import pick_device, tf32
 from fastgat.engine.load import checkpoint_path, trained_classifier
 from fastgat.engine.resume import check_same_classes
 from fastgat.engine.run_checkpoints import BEST
-from fastgat.errors import ConfigError, DataError
+from fastgat.errors import ConfigError, DataError, NonFiniteError
+from fastgat.evaluation.batches import Batches, random_subset
 from fastgat.evaluation.cache import Cache
-from fastgat.evaluation.protocol import Evaluation, EvaluationSettings, Progress, evaluate
+from fastgat.evaluation.protocol import evaluate
+from fastgat.evaluation.results import CleanResult, Evaluation
+from fastgat.evaluation.settings import EvaluationSettings
 from fastgat.options import Options, option
 from fastgat.reporting.environment import environment
 
 QUICK = 100
 """Samples to attack where all of them would take too long."""
 BLOCK = 256
-"""Samples that are read, and whose figures are kept, together."""
+"""Samples that are read, and whose results are kept, together."""
 CURVES = 1000
-"""Samples of curves, which cost little, at least."""
+"""The least number of samples for curves, which cost little."""
+VALIDATION = 256
+"""Samples that decide when a generator's training stops."""
 
 
 @dataclass(frozen=True)
 class RunSettings(Options):
-    """Which network of a run meets which images."""
+    """Which network of a run is evaluated, and on which images."""
 
     checkpoint: str = option("best", "which of the run's checkpoints", choices=("best", "last"))
     split: str = option("test", "which images", choices=("test", "validation"))
@@ -52,7 +58,7 @@ class RunSettings(Options):
     generator_epochs: int = option(4, "passes over them, at most", at_least=1)
 
 
-class Loaded(NamedTuple):
+class LoadedRun(NamedTuple):
     """A run's classifier on its device, and where it came from."""
 
     path: Path
@@ -61,71 +67,65 @@ class Loaded(NamedTuple):
     data: DataConfig
 
 
-class Passes:
-    """The batches of a loader, as often as they are asked for."""
-
-    def __init__(self, loader: Loader) -> None:
-        self.loader = loader
-
-    def __iter__(self) -> Iterator[Batch]:
-        return self.loader.once()
-
-
 class RunData:
     """The images that a run's network is evaluated on."""
 
-    def __init__(self, loaded: Loaded, settings: RunSettings, batch_size: int, device: torch.device) -> None:
+    def __init__(self, loaded: LoadedRun, settings: RunSettings, batch_size: int, device: torch.device) -> None:
         data, self.settings, self.batch_size, self.device = loaded.data, settings, batch_size, device
-        self.name, place = data.dataset, settings.data_dir or data.data_dir
+        self.name, folder = data.dataset, settings.data_dir or data.data_dir
         if users_images(self.name) is not None:
-            self.name, place = moved(self.name, settings.data_dir) if settings.data_dir else self.name, None
-        self.images: DataSet[Images] = load_dataset(self.name, place, data.split_seed, image_size=data.image_size)
+            self.name, folder = moved(self.name, settings.data_dir) if settings.data_dir else self.name, None
+        self.images: DataSet[Images] = load_dataset(self.name, folder, data.split_seed, image_size=data.image_size)
         self.part = {"test": self.images.test, "validation": self.images.validation}[settings.split]
         if not len(self.part):
             raise DataError(f"{self.images.name} has no {settings.split} images; --split validation has some")
         check_same_classes(loaded.path, loaded.header, self.images.classes)
 
-    def loader(self, part: Images, batch_size: int | None = None) -> Loader:
+    def loader(self, images: Images, batch_size: int | None = None) -> Loader:
         return create_loader(
-            choose("auto", part, self.device).name,
-            part,
+            choose("auto", images, self.device).name,
+            images,
             batch_size or self.batch_size,
             device=self.device,
             on_bad_sample=self.settings.on_bad_sample,
         )
 
-    def some(self, count: int | None, seed: int) -> Passes:
-        """A random choice of the images, the same and in the same order for every larger count."""
-        return Passes(self.loader(shuffled(self.part, count, seed)))
+    def subset(self, images: Images, count: int | None, seed: int) -> Batches:
+        return Batches(self.loader(random_subset(images, count, seed)).once)
 
 
-def shuffled(images: Images, count: int | None, seed: int) -> Images:
-    """`count` images, or all, in a random order: folders keep theirs class by class."""
-    order = np.random.default_rng((seed, len(images))).permutation(len(images))
-    return images.take(order[: count or len(order)])
-
-
-def load_run(run: Path, checkpoint: str, device: torch.device) -> Loaded:
+def load_run(run: Path, checkpoint: str, device: torch.device) -> LoadedRun:
     """Raises CheckpointError where there is no such checkpoint, or no classifier in it."""
     path = checkpoint_path(run, checkpoint)
     tensors, header = load_checkpoint(path)
     classifier = trained_classifier(path, tensors, header).to(device)
-    return Loaded(path, classifier, header, TrainConfig.from_dict(header["config"], str(path)).data)
+    return LoadedRun(path, classifier, header, TrainConfig.from_dict(header["config"], str(path)).data)
 
 
-def evaluate_clean(loaded: Loaded, data: RunData) -> dict[str, Any]:
-    """Clean accuracy and cross entropy on the whole split, in float32 and eval mode."""
-    loader = data.loader(data.part)
-    result = score(loaded.classifier, loader.once())
-    return {
-        "checkpoint": loaded.path.name,
-        "dataset": data.name,
-        "split": data.settings.split,
-        "samples": result.samples,
-        "accuracy": result.accuracy,
-        "loss": result.loss,
-        "skipped_samples": len(loader.skipped),
-    }
+def evaluate_clean(loaded: LoadedRun, others: dict[str, LoadedRun], data: RunData) -> CleanResult:
+    """Clean accuracy and cross entropy on the whole split. Raises NonFiniteError where that is NaN or infinite."""
+    settings, loader = data.settings, data.loader(data.part)
+    with tf32(False):
+        accuracy, loss, samples = score(loaded.classifier, loader.once())
+    if not math.isfinite(loss):
+        raise NonFiniteError(
+            f"{loaded.path}: the cross entropy of its {settings.split} images is {loss}: the network returns logits "
+            "that are NaN or infinite, and its answers mean nothing"
+        )
+    return CleanResult(
+        checkpoint=loaded.path.name,
+        dataset=data.name,
+        split=settings.split,
+        samples=samples,
+        accuracy=accuracy,
+        loss=loss,
+        skipped_samples=len(loader.skipped),
+        run=str(loaded.path),
+        other_runs={name: str(other.path) for name, other in others.items()},
+        run_settings={k: str(v) if isinstance(v, Path) else v for k, v in asdict(settings).items()},
+        classes=list(data.images.classes),
+        environment=environment(),
+    )
 
 
 def evaluate_run(
@@ -138,9 +138,9 @@ def evaluate_run(
     cgs: Sequence[float] = (1.0,),
     clean_only: bool = False,
     cache: Cache | None = None,
-    progress: Progress = lambda what, done, total: None,
+    progress: Progress = silent,
 ) -> Evaluation:
-    """What a trained classifier is worth.
+    """Evaluate a trained classifier: clean accuracy, and what attacks leave of it.
 
     Args:
         run: a run folder or a checkpoint.
@@ -151,57 +151,50 @@ def evaluate_run(
     Raises FastgatError if checkpoints, data or settings are not as they must be.
     """
     settings, attacks = settings or RunSettings(), attacks or EvaluationSettings()
-    generators = [GeneratorTraining(cg=cg, epochs=settings.generator_epochs, seed=attacks.seed) for cg in cgs]
+    seed, count = attacks.seed, settings.samples
+    generators = [GeneratorTraining(cg=cg, epochs=settings.generator_epochs, seed=seed) for cg in cgs]
     device = pick_device(settings.device)
     loaded = load_run(run, settings.checkpoint, device)
     data = RunData(loaded, settings, attacks.batch_size or BLOCK, device)
-    others = {label: load_run(path, settings.checkpoint, device) for label, path in _labels(run, sources, networks)}
+    names = _names(run, sources, networks)
+    others = {
+        name: load_run(path, settings.checkpoint, device)
+        for name, path in zip(names[1:], (*sources, *networks), strict=True)
+    }
     for other in others.values():
         check_same_classes(other.path, other.header, data.images.classes)
-    with tf32(False):
-        figures = evaluate_clean(loaded, data)
-    figures |= {
-        "run": str(loaded.path),
-        "other_runs": {label: str(other.path) for label, other in others.items()},
-        "run_settings": {
-            key: str(value) if isinstance(value, Path) else value for key, value in asdict(settings).items()
-        },
-        "classes": list(data.images.classes),
-        "environment": environment(),
-    }
+    clean = evaluate_clean(loaded, others, data)
     if clean_only:
-        return Evaluation(figures, [])
-    labels, modules = list(others), {label: other.classifier for label, other in others.items()}
-    count = settings.samples
-    training = shuffled(data.images.train, settings.generator_images, attacks.seed)
-    result = evaluate(
+        return Evaluation(clean)
+    classifiers = [(name, other.classifier) for name, other in others.items()]
+    training = random_subset(data.images.train, settings.generator_images, seed)
+    attacked = evaluate(
         loaded.classifier,
-        data.some(count, attacks.seed),
+        data.subset(data.part, count, seed),
         attacks,
-        name=_label(run),
-        networks={label: modules[label] for label in labels[len(sources) :]},
-        sources={label: modules[label] for label in labels[: len(sources)]},
-        curve_batches=data.some(None if count is None else max(count, CURVES), attacks.seed),
+        name=names[0],
+        networks=dict(classifiers[len(sources) :]),
+        sources=dict(classifiers[: len(sources)]),
+        curve_batches=data.subset(data.part, None if count is None else max(count, CURVES), seed),
         train=data.loader(training, min(64, len(training))),
-        validation=Passes(data.loader(shuffled(data.images.validation, 256, attacks.seed))),
+        validation=data.subset(data.images.validation, VALIDATION, seed),
         generators=generators,
         cache=cache,
         progress=progress,
     )
-    return result._replace(figures=figures | result.figures)
+    return Evaluation(clean, attacked.robustness, attacked.examples)
 
 
-def _labels(run: Path, sources: Sequence[Path], networks: Sequence[Path]) -> list[tuple[str, Path]]:
-    """A name for each of the other runs: its folder's."""
-    pairs = [(_label(path), path) for path in (*sources, *networks)]
-    names = [_label(run), *(label for label, _ in pairs)]
-    for label in names:
-        if names.count(label) > 1:
-            raise ConfigError(f"two runs are called {label!r}: name their folders differently")
-    return pairs
+def _names(run: Path, sources: Sequence[Path], networks: Sequence[Path]) -> list[str]:
+    """A name for each run: its folder's. Raises ConfigError where two are the same."""
+    names = [_name(path) for path in (run, *sources, *networks)]
+    for name in names:
+        if names.count(name) > 1:
+            raise ConfigError(f"two runs are called {name!r}: name their folders differently")
+    return names
 
 
-def _label(run: Path) -> str:
+def _name(run: Path) -> str:
     place = run.resolve()
     if run.is_dir():
         return place.name

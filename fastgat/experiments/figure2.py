@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from functools import partial
 from typing import Any, ClassVar
 
@@ -9,10 +10,10 @@ from fastgat.attacks import GeneratorTraining, train_generator
 from fastgat.engine.compiled import missing_compiler
 from fastgat.engine.device import pick_device, tf32
 from fastgat.errors import CompileError
+from fastgat.evaluation.batches import Batches, random_subset
 from fastgat.evaluation.cache import Cache
-from fastgat.evaluation.outcomes import Subject
 from fastgat.evaluation.power import SIDES, equal_power
-from fastgat.evaluation.run import Passes, shuffled
+from fastgat.evaluation.subject import Subject
 from fastgat.experiments.base import Experiment
 from fastgat.experiments.cell import Cell
 from fastgat.experiments.images import load_images, loader, test_batches
@@ -86,13 +87,13 @@ def _compute(plan: Plan, cg: float, store: RunStore, progress: Progress) -> dict
     device = pick_device(plan.base.run.device)
     classifier = store.classifier(_baseline(plan), device)
     images, seed = load_images(plan), plan.base.seed
-    train = shuffled(images.train, plan.generator_images, seed)
+    train = random_subset(images.train, plan.generator_images, seed)
     training = GeneratorTraining(cg=cg, width=plan.base.model.generator_width, epochs=plan.generator_epochs, seed=seed)
     train_it = partial(
         train_generator,
         classifier,
         loader(train, device, min(GENERATOR_BATCH, len(train)), seed),
-        Passes(loader(shuffled(images.validation, plan.generator_images, seed), device)),
+        Batches(loader(random_subset(images.validation, plan.generator_images, seed), device).once),
         training,
         progress=lambda epoch, loss: progress(epoch / training.epochs),
     )
@@ -107,4 +108,4 @@ def _compute(plan: Plan, cg: float, store: RunStore, progress: Progress) -> dict
         Subject.of("baseline", classifier), {cg: trained.generator}, test_batches(plan, images, device), Cache()
     )
     losses = trained.validation_losses
-    return {**row, "best_epoch": trained.best_epoch, "epochs": len(losses), "validation_losses": losses}
+    return {**asdict(row), "best_epoch": trained.best_epoch, "epochs": len(losses), "validation_losses": losses}

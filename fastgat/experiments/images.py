@@ -8,7 +8,8 @@ from fastgat.data import Loader, choose, create_loader, load_dataset
 from fastgat.data.registry import silent
 from fastgat.data.sets import DataSet, Images
 from fastgat.data.store import Progress
-from fastgat.evaluation.run import BLOCK, Passes, shuffled
+from fastgat.evaluation.batches import Batches, random_subset
+from fastgat.evaluation.run import BLOCK
 from fastgat.experiments.plan import Plan
 
 
@@ -23,6 +24,6 @@ def loader(images: Images, device: torch.device, batch_size: int = BLOCK, seed: 
     return create_loader(choose("auto", images, device).name, images, batch_size, seed=seed, device=device)
 
 
-def test_batches(plan: Plan, images: DataSet[Images], device: torch.device) -> Passes:
+def test_batches(plan: Plan, images: DataSet[Images], device: torch.device) -> Batches:
     """The plan's choice of test images, the same for every figure."""
-    return Passes(loader(shuffled(images.test, plan.samples, plan.base.seed), device))
+    return Batches(loader(random_subset(images.test, plan.samples, plan.base.seed), device).once)

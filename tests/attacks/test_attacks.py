@@ -61,6 +61,25 @@ def test_the_result_is_an_image_within_the_bound(victim: Victim, make: Make, nor
 
 @attacks
 @norms
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+def test_bounds_hold_exactly_in_every_dtype(make: Make, norm: str, dtype: torch.dtype) -> None:
+    """Whatever a format rounds to: the perturbation, taken in float64, is no larger than epsilon."""
+    generator = torch.Generator().manual_seed(0)
+    linear = nn.Linear(192, 4)
+    with torch.no_grad():
+        linear.weight.copy_(torch.randn(4, 192, generator=generator))
+    x = torch.rand(6, 3, 8, 8, generator=generator).to(dtype)
+    epsilon = {"linf": 8 / 255, "l2": 0.5}[norm]
+    moved = make(nn.Sequential(nn.Flatten(), linear).to(dtype), epsilon=epsilon, norm=norm)(x, torch.arange(6) % 4)
+    assert moved.dtype == dtype
+    assert moved.min() >= 0
+    assert moved.max() <= 1
+    size = sizes(moved.double() - x.double(), norm).max()
+    assert 0.5 * epsilon < size <= epsilon * (1 + 1e-12)
+
+
+@attacks
+@norms
 def test_nothing_moves_without_an_epsilon(victim: Victim, make: Make, norm: str) -> None:
     moved = make(victim.model, epsilon=0, norm=norm)(victim.images[:10], victim.labels[:10])
     torch.testing.assert_close(moved, victim.images[:10], rtol=0, atol=0)
@@ -230,6 +249,45 @@ def test_apgd_t_works_on_two_classes(victim: Victim) -> None:
         assert (Even()(moved).argmax(1) == labels).float().mean() < 0.3
 
 
+class Normalised(nn.Module):
+    """A network that normalises its images, in place or not."""
+
+    def __init__(self, model: nn.Module, in_place: bool) -> None:
+        super().__init__()
+        self.model, self.in_place = model, in_place
+
+    def forward(self, images: Tensor) -> Tensor:
+        images = images.sub_(0.5).div_(0.25) if self.in_place else (images - 0.5) / 0.25
+        logits: Tensor = self.model(images)
+        return logits
+
+
+@attacks
+@norms
+def test_a_network_that_works_in_place_changes_nothing(victim: Victim, make: Make, norm: str) -> None:
+    x, y = victim.images[:10].clone(), victim.labels[:10]
+    attack, other = (make(Normalised(victim.model, in_place), norm=norm) for in_place in (True, False))
+    assert attack(x, y).equal(other(x, y))
+    assert x.equal(victim.images[:10])
+
+
+@attacks
+@pytest.mark.parametrize("dtype", [torch.int32, torch.int16, torch.int8, torch.uint8])
+def test_labels_of_any_integer_type(victim: Victim, make: Make, dtype: torch.dtype) -> None:
+    x, y = victim.images[:4], victim.labels[:4]
+    assert make(victim.model)(x, y.to(dtype)).equal(make(victim.model)(x, y))
+
+
+@attacks
+def test_pixels_that_rounding_left_outside_are_clamped(victim: Victim, make: Make) -> None:
+    x, y = victim.images[:4], victim.labels[:4]
+    off = torch.where(x == x.max(), x + 1.2e-7, x - 3e-8)
+    assert off.min() < 0
+    given = off.clone()
+    assert make(victim.model)(off, y).equal(make(victim.model)(off.clamp(0, 1), y))
+    assert off.equal(given)
+
+
 class Probabilities(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         return images.flatten(1)[:, :5].softmax(1)
@@ -260,7 +318,7 @@ GREY, LABELS = torch.full((4, 3, 8, 8), 0.5), torch.arange(4)
             GREY,
             LABELS + 500,
             ConfigError,
-            "labels from 500 to 503, but the model tells 192 classes apart",
+            r"labels from 500 to 503, but the classifier has classes 0\.\.191",
         ),
         (Probabilities(), GREY, LABELS, ConfigError, "returns probabilities"),
         (Maps(), GREY, LABELS, ConfigError, r"must return logits \(B, K\)"),

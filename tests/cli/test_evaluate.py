@@ -121,6 +121,21 @@ def test_clean(run: Run, runs: Path) -> None:
     assert not (runs / "seed0" / "evaluation-cache").exists()
 
 
+@pytest.mark.parametrize("arguments", [("--clean",), FAST])
+def test_logits_that_are_nan(run: Run, runs: Path, arguments: tuple[object, ...]) -> None:
+    path = runs / "seed0" / "best.safetensors"
+    tensors, header = load_checkpoint(path)
+    for name in tensors:
+        if name.startswith("classifier.conv7"):
+            tensors[name] = tensors[name] * torch.nan
+    save_checkpoint(path, tensors, header)
+    result = run("evaluate", runs / "seed0", *arguments)
+    assert result.code == 1
+    assert "the network returns logits that are NaN or infinite" in result.err
+    assert result.err.count("\n") == 1
+    assert not list((runs / "seed0").glob("evaluation*"))
+
+
 @pytest.mark.parametrize(
     ("arguments", "message", "code"),
     [

@@ -23,7 +23,7 @@ def test_numbers_are_kept(tmp_path: Path) -> None:
     assert Cache().numbers({"x": 1}, lambda: [3]) == [3]
 
 
-@pytest.mark.parametrize("damage", ["", "{", "[]", '{"key": "another", "values": [9]}', '{"values": [9]}'])
+@pytest.mark.parametrize("damage", ["", "{", "[]", '{"key": "another", "value": [9]}', '{"value": [9]}'])
 def test_what_is_damaged_is_computed_anew(tmp_path: Path, damage: str) -> None:
     Cache(tmp_path).numbers({"x": 1}, lambda: [1])
     (file,) = tmp_path.iterdir()

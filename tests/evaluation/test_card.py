@@ -66,7 +66,7 @@ def outcome(right: int, of: int = 1000) -> np.ndarray:
 )
 def test_limits(strong: int, verdict: str) -> None:
     assert card.stronger("", ("a", outcome(strong)), ("b", outcome(500)), "").verdict == verdict
-    assert card.settled("", ("a", outcome(strong)), ("b", outcome(500)), "").verdict == verdict
+    assert card.converged("", ("a", outcome(strong)), ("b", outcome(500)), "").verdict == verdict
 
 
 def test_few_samples_do_not_fail_by_one() -> None:
@@ -84,6 +84,8 @@ def test_gradients_precisions_and_epsilons() -> None:
     assert card.precisions({}, {"compiled": "needs a compiler"}, 100).verdict == "WARN"
     assert card.falls([0, 1, 2], [0.9, 0.5, 0.1], 1000).verdict == "PASS"
     assert card.falls([0, 1, 2], [0.9, 0.5, 0.6], 1000).verdict == "FAIL"
+    assert card.falls([0, 1, 2, 3, 4], [0.9, 0.5, 0.509, 0.518, 0.527], 1000).verdict == "WARN"
+    assert card.falls([0, 1, 2, 3, 4, 5], [0.9, 0.5, 0.51, 0.52, 0.53, 0.54], 1000).verdict == "FAIL"
     assert card.vanishes(0.5, 0.0, 1000).verdict == "PASS"
     assert card.vanishes(0.5, 0.06, 1000).verdict == "FAIL"
 

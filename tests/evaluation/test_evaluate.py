@@ -18,8 +18,10 @@ from fastgat.batch import Batch
 from fastgat.data import IterableLoader
 from fastgat.errors import ConfigError, NonFiniteError
 from fastgat.evaluation import Cache, EvaluationSettings, attack_sweep, evaluate, write_report
-from fastgat.evaluation.outcomes import Subject, clean_outcomes, outcomes
+from fastgat.evaluation.batches import Batches
+from fastgat.evaluation.outcomes import clean_outcomes, outcomes
 from fastgat.evaluation.power import equal_power
+from fastgat.evaluation.subject import Subject
 from tests.attacks.victim import Victim, accuracy
 
 SETTINGS = EvaluationSettings(norm="l2", epsilon=0.6, steps=4, restarts=2, apgd_steps=4, queries=20)
@@ -68,14 +70,14 @@ def test_what_was_done_is_not_done_again(victim: Victim, tmp_path: Path) -> None
             logits: Tensor = self.model(images)
             return logits
 
-    model, given = Counted(), batches(victim, 40, 20)
+    model, given = Counted(), Batches.of(batches(victim, 40, 20))
     attack = PGD(model, epsilon=0.03, steps=5)
     subject = Subject.of("f", model)
     first = outcomes(subject, attack, given, Cache(tmp_path))
     some = len(calls)
     assert outcomes(subject, attack, given, Cache(tmp_path)).tolist() == first.tolist()
     assert len(calls) == some
-    more = batches(victim, 60, 20)  # the first batches are those from before
+    more = Batches.of(batches(victim, 60, 20))  # the first batches are those from before
     assert outcomes(subject, attack, more, Cache(tmp_path))[:40].tolist() == first.tolist()
     assert some < len(calls) < 2 * some
     outcomes(subject, PGD(model, epsilon=0.04, steps=5), given, Cache(tmp_path))
@@ -165,7 +167,7 @@ def test_power_is_equal(victim: Victim) -> None:
     with torch.no_grad():
         p = generator(delta)
         norms = p.flatten(1).norm(dim=1)
-        assert row["power"] == pytest.approx(float(norms.square().mean()), rel=1e-4)
+        assert row.power == pytest.approx(float(norms.square().mean()), rel=1e-4)
         mean = norms.square().mean().sqrt().expand(len(norms))
         l2, linf = delta / delta.flatten(1).norm(dim=1).view(-1, 1, 1, 1), delta.sign() / 3072**0.5
         moves = {"generator": p}
@@ -175,9 +177,9 @@ def test_power_is_equal(victim: Victim) -> None:
                 assert step.flatten(1).norm(dim=1).tolist() == pytest.approx(length.tolist(), rel=1e-3)
                 moves[f"{name} {amount}"] = step
         expected = {name: float((victim.model(x + p).argmax(1) == y).float().mean()) for name, p in moves.items()}
-    assert row["accuracy"] == pytest.approx(expected, abs=0.011)  # one sample may round away
+    assert row.accuracy == pytest.approx(expected, abs=0.011)  # one sample may round away
     assert abs(expected["fg-l2 per sample"] - expected["fg-l2 on average"]) > 0.03  # neither can stand for the other
-    assert row["cg"] == 0.5
+    assert row.cg == 0.5
 
 
 def test_a_report_is_whole(victim: Victim, tmp_path: Path) -> None:
@@ -215,6 +217,32 @@ def test_the_model_comes_back_as_it_was(victim: Victim) -> None:
     assert torch.get_rng_state().equal(state)
 
 
+def test_a_network_in_place_and_short_labels_change_nothing(victim: Victim) -> None:
+    class InPlace(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.model = victim.model
+
+        def forward(self, images: Tensor) -> Tensor:
+            logits: Tensor = self.model(images.mul_(0.5))
+            return logits
+
+    class Halved(InPlace):
+        def forward(self, images: Tensor) -> Tensor:
+            logits: Tensor = self.model(images * 0.5)
+            return logits
+
+    given = batches(victim, 20)
+    short = [Batch(images.clone(), labels.to(torch.uint8)) for images, labels in given]
+    train = IterableLoader(list(zip(victim.images[100:].split(20), victim.labels[100:].split(20), strict=True)), 10)
+    figures = [
+        evaluate(model, some, SETTINGS, train=train, validation=some, generators=[GeneratorTraining(width=4, epochs=1)])
+        for model, some in ((InPlace(), short), (Halved(), given))
+    ]
+    assert figures[0].figures == figures[1].figures
+    assert all(a.images.equal(b.images) for a, b in zip(given, short, strict=True))
+
+
 def test_what_is_wrong_is_said(victim: Victim) -> None:
     class NaN(nn.Module):
         def forward(self, images: Tensor) -> Tensor:
@@ -239,7 +267,7 @@ def test_what_is_wrong_is_said(victim: Victim) -> None:
         (
             NonFiniteError,
             "network returns logits that are NaN",
-            lambda: clean_outcomes(Subject.of("network", Late()), given, Cache()),
+            lambda: clean_outcomes(Subject.of("network", Late()), Batches.of(given), Cache()),
         ),
         (
             ConfigError,
@@ -255,7 +283,7 @@ def test_what_is_wrong_is_said(victim: Victim) -> None:
             "h tells 100 classes apart, but network 10",
             lambda: evaluate(victim.model, given, sources={"h": hundred}),
         ),
-        (ConfigError, "does not take images", lambda: evaluate(nn.Linear(3, 10), given)),
+        (ConfigError, "do not take images", lambda: evaluate(nn.Linear(3, 10), given)),
         (ConfigError, "read several times", lambda: evaluate(victim.model, iter(given))),
         (ConfigError, "no images", lambda: evaluate(victim.model, [])),
         (ConfigError, "not the same each time", lambda: evaluate(victim.model, shuffled)),
@@ -275,5 +303,5 @@ def test_what_is_wrong_is_said(victim: Victim) -> None:
 
 
 def test_clean_outcomes_are_the_clean_answers(victim: Victim) -> None:
-    right = clean_outcomes(Subject.of("f", victim.model), batches(victim, 40, 11), Cache())
+    right = clean_outcomes(Subject.of("f", victim.model), Batches.of(batches(victim, 40, 11)), Cache())
     assert right.tolist() == (victim.model(victim.images[:40]).argmax(1) == victim.labels[:40]).tolist()

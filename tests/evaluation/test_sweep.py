@@ -33,12 +33,11 @@ def batches(victim: Victim, size: int = 64) -> list[Batch]:
 
 
 @pytest.mark.parametrize("norm", ["l2", "linf"])
-@pytest.mark.parametrize("clamp", [False, True])
-def test_a_sweep_is_the_attack_at_every_epsilon(victim: Victim, norm: str, clamp: bool) -> None:
+def test_a_sweep_is_the_attack_at_every_epsilon(victim: Victim, norm: str) -> None:
     epsilons = EPSILONS if norm == "l2" else [epsilon / 20 for epsilon in EPSILONS]
-    (curve,) = fast_gradient_sweep({"f": victim.model}, batches(victim), epsilons, norm, clamp=clamp).values()
+    (curve,) = fast_gradient_sweep({"f": victim.model}, batches(victim), epsilons, norm).values()
     for epsilon, found in zip(epsilons, curve, strict=True):
-        attack = FastGradient(victim.model, epsilon=epsilon, norm=norm, clamp=clamp)
+        attack = FastGradient(victim.model, epsilon=epsilon, norm=norm, clamp=False)
         assert found == pytest.approx(accuracy(victim, attack(victim.images, victim.labels)), abs=0.006)
     assert curve[0] == pytest.approx(accuracy(victim, victim.images))
     assert curve[-1] < 0.2 < curve[0]
@@ -67,7 +66,7 @@ def test_the_gradient_is_taken_once_a_batch(victim: Victim) -> None:
             return logits
 
     fast_gradient_sweep({"f": Counted()}, batches(victim, 100), EPSILONS)
-    assert calls == {"forward": 2 * (1 + len(EPSILONS)) + 2, "backward": 2}  # and one forward each way to look at it
+    assert calls == {"forward": 2 * (1 + len(EPSILONS)) + 1, "backward": 2}  # and one forward to judge the network
 
 
 def test_the_batch_size_does_not_matter(victim: Victim) -> None:

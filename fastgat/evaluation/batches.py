@@ -1,0 +1,88 @@
+"""The images of an evaluation."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from typing import NamedTuple
+
+import numpy as np
+from torch import Tensor
+
+from fastgat.batch import Batch
+from fastgat.contract import checked_batch
+from fastgat.data.sets import Images
+from fastgat.errors import ConfigError
+from fastgat.evaluation.cache import batch_fingerprint
+
+
+class NumberedBatch(NamedTuple):
+    """A batch with its digest, and the number of its first sample."""
+
+    images: Tensor
+    labels: Tensor
+    digest: str
+    first: int
+
+
+class Batches:
+    """Batches that are the same whenever they are read, since outcomes of attacks are compared sample by sample.
+
+    Args:
+        read: begins a new pass, as a loader's `once` does.
+        constant: whether passes cannot differ, so that one digest a batch serves them all.
+
+    Raises ConfigError for images and labels that an attack does not take.
+    """
+
+    def __init__(self, read: Callable[[], Iterable[Batch]], *, constant: bool = False) -> None:
+        self._read, self._constant = read, constant
+        self.digests: list[str] = []
+        self.samples = 0
+        for batch in self:
+            if not self.digests:
+                self.first = batch
+            self.digests.append(batch_fingerprint(batch))
+            self.samples += len(batch.labels)
+
+    @classmethod
+    def of(cls, batches: Iterable[Batch]) -> Batches:
+        """Raises ConfigError where there are none, or where they can be read only once."""
+        if isinstance(batches, list | tuple):
+            checked = [checked_batch(*batch) for batch in batches]
+            made = cls(lambda: checked, constant=True)
+        elif isinstance(batches, cls):
+            made = batches
+        elif iter(batches) is batches:
+            raise ConfigError(
+                "batches are read several times: pass a list, or something else that can be iterated again"
+            )
+        else:
+            made = cls(lambda: batches)
+        if not made.samples:
+            raise ConfigError("there are no images to evaluate on")
+        return made
+
+    def __iter__(self) -> Iterator[Batch]:
+        for images, labels in self._read():
+            yield checked_batch(images, labels)
+
+    def numbered(self) -> Iterator[NumberedBatch]:
+        """One pass. Raises ConfigError where a batch is not what it was in the first pass."""
+        first = passed = 0
+        for passed, batch in enumerate(self, 1):
+            digest = self.digests[passed - 1] if self._constant else batch_fingerprint(batch)
+            if self.digests[passed - 1 : passed] != [digest]:
+                raise ConfigError("batches are not the same each time they are read: pass a list, or do not shuffle")
+            yield NumberedBatch(*batch, digest, first)
+            first += len(batch.labels)
+        if passed < len(self.digests):
+            raise ConfigError(f"batches were {len(self.digests)} when they were first read, and then {passed}")
+
+
+def random_subset(images: Images, count: int | None, seed: int) -> Images:
+    """`count` images, or all, in a random order, since folders list theirs class by class.
+
+    A larger count begins with the same images.
+    """
+    order = np.random.default_rng((seed, len(images))).permutation(len(images))
+    return images.take(order[: count or len(order)])
