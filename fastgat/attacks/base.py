@@ -59,7 +59,7 @@ class Attack(Options, ABC):
         numbers = np.arange(len(images)) if numbers is None else np.asarray(numbers, np.int64)
         size = self.batch_size or BATCH_SIZE["cuda" if images.is_cuda else "cpu"]
         networks = {f.name: value for f in fields(self) if isinstance(value := getattr(self, f.name), nn.Module)}
-        isolated = {name: Isolated(network) for name, network in networks.items()}
+        isolated: dict[str, Any] = {name: Isolated(network) for name, network in networks.items()}
         attack = replace(self, **{**isolated, "model": Isolated(self.model, images.dtype)})
         results = [images[:0]]
         with frozen(*networks.values()):

@@ -31,9 +31,7 @@ class Cache(Store):
         """The numbers that `compute` returned for this key, now or earlier."""
         return self.remember({"format": FORMAT, **key}, lambda: list(compute()), _are_numbers)
 
-    def module(
-        self, key: Key, build: Callable[[], nn.Module], compute: Callable[[], tuple[nn.Module, Any]]
-    ) -> tuple[nn.Module, Any]:
+    def module(self, key: Key, build: Callable[[], nn.Module], compute: Callable[[], tuple[nn.Module, Any]]) -> Any:
         """A trained module with facts about it (plain values), from `compute`, or loaded into `build()`."""
         key = {"format": FORMAT, **key}
         filename, text = f"{key_digest(key)}.safetensors", key_text(key)
