@@ -27,7 +27,7 @@ LEARNT = ("classifier", "generator", "ema")
 class Small(nn.Module):
     def __init__(self) -> None:
         super().__init__()
-        self.conv = nn.Conv2d(3, 4, 3, stride=4)
+        self.conv = nn.Conv2d(3, 4, 3, stride=4, bias=False)  # batch norm would cancel it
         self.norm = nn.BatchNorm2d(4)
         self.drop = nn.Dropout(0.1)
         self.out = nn.Linear(4, 10)
