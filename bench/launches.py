@@ -17,8 +17,8 @@ import torch
 from torch._inductor.utils import run_and_get_code
 
 from fastgat.config import PrecisionConfig, RunConfig, TrainConfig
+from fastgat.engine import assemble
 from fastgat.methods import METHODS, create_method
-from fastgat.profiling import sides
 from fastgat.profiling.sides import Spec, build
 
 CALL = re.compile(r"^[^#]*?(?:(\w+)\.run\(|(extern_kernels\.\w+|torch\.ops\.aten\.\w+))")
@@ -38,8 +38,9 @@ def main(method: str, batch_size: int, amp: bool, channels_last: bool) -> None:
     config = TrainConfig(method=create_method(method), batch_size=batch_size, precision=precision, run=run)
     with (
         # What the null GPU's values could not tell: Table 1's networks fit, and their samples do not interact.
-        mock.patch.object(sides, "check_networks"),
-        mock.patch.object(sides, "samples_interact", return_value=False),
+        mock.patch.object(assemble, "check_networks"),
+        mock.patch.object(assemble, "samples_interact", return_value=False),
+        mock.patch.object(assemble, "try_step"),
     ):
         _, codes = run_and_get_code(build, Spec("fastgat", config))
     counts: collections.Counter[str] = collections.Counter()

@@ -26,15 +26,15 @@ from torch import Tensor, nn
 from torch.multiprocessing.spawn import spawn
 
 from fastgat.batch import Batch
-from fastgat.config import OptimizerConfig
+from fastgat.config import OptimizerConfig, PrecisionConfig
 from fastgat.engine import reduction
 from fastgat.engine.allocator import keep_freed_memory
+from fastgat.engine.assemble import assemble
 from fastgat.engine.batch_norm import batch_norm_across
 from fastgat.engine.compiled import Stepper
 from fastgat.engine.device import device_name, pick_device
 from fastgat.engine.random import step_draws
 from fastgat.engine.ranks import Ranks, joined
-from fastgat.engine.state import TrainState
 from fastgat.methods import METHODS, Method
 from fastgat.models import Classifier, Generator
 from fastgat.reporting.environment import environment
@@ -109,14 +109,10 @@ def stepper(job: Job, ranks: Ranks, device: torch.device) -> tuple[Stepper, list
     classifier = job.classifier().to(device)
     size = ranks.share_of(job.batch_size)
     batch = Batch(torch.rand(size, 3, 32, 32, device=device), torch.randint(10, (size,), device=device))
-    classifier(batch.images)
-    classifier.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch's stub lacks it
     batch = Batch(batch.images.contiguous(memory_format=torch.channels_last), batch.labels)
     generator = Generator().to(device) if method.needs_generator else None
-    if generator is not None:
-        generator.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch's stub lacks it
-    memory = torch.zeros_like(batch.images) if method.remembers else None
-    state = TrainState(classifier, generator, OptimizerConfig(), method.metrics, memory=memory, ranks=ranks)
+    settings: dict[str, Any] = {"optimizer": OptimizerConfig(), "precision": PrecisionConfig(channels_last=True)}
+    state = assemble(method, classifier, generator, batch, **settings, ranks=ranks)
     return Stepper(state, method, compiled=job.compiled), [batch], method
 
 

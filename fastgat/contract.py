@@ -77,9 +77,10 @@ def checked_logits(classifier: nn.Module, images: Tensor, num_classes: int | Non
     another number of classes apart than `num_classes`.
     """
     given = images.clone()
+    untouched = given._version
     with explained(images):
         logits = classifier(given)
-    if not torch.equal(given.nan_to_num(), images.nan_to_num()):
+    if given._version != untouched or not torch.equal(given.nan_to_num(), images.nan_to_num()):
         raise ConfigError("the classifier changes its input in place: have it work on a copy")
     if not isinstance(logits, Tensor) or logits.dim() != 2 or len(logits) != len(images):
         got = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
@@ -98,7 +99,7 @@ def are_probabilities(outputs: Tensor) -> bool:
 
 
 @contextmanager
-def explained(images: Tensor) -> Iterator[None]:
+def explained(images: Tensor, what: str = "take") -> Iterator[None]:
     """Turn whatever a network raises on `images` into a ConfigError of one line; out of memory stays what it is."""
     try:
         yield
@@ -106,7 +107,7 @@ def explained(images: Tensor) -> Iterator[None]:
         if isinstance(error, FastgatError) or is_out_of_memory(error):
             raise
         reason = " ".join(str(error).split("\n")[0].split()) or type(error).__name__
-        raise ConfigError(f"the networks do not take images of shape {tuple(images.shape)}: {reason}") from None
+        raise ConfigError(f"the networks do not {what} images of shape {tuple(images.shape)}: {reason}") from None
 
 
 def _holds_integers(tensor: Tensor) -> bool:

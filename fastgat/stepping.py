@@ -12,12 +12,11 @@ from torch import Tensor, nn
 from fastgat.batch import Batch
 from fastgat.config import ModelConfig, OptimizerConfig, PrecisionConfig
 from fastgat.contract import check_labels, checked_batch
+from fastgat.engine.assemble import assemble, check_networks
 from fastgat.engine.batch_norm import batch_norm_across
 from fastgat.engine.checkpoint import check_match
 from fastgat.engine.compiled import Stepper, missing_compiler
-from fastgat.engine.device import autocast_dtype, tf32
-from fastgat.engine.fitting import check_networks
-from fastgat.engine.interaction import samples_interact
+from fastgat.engine.device import tf32
 from fastgat.engine.random import seed_torch, step_draws
 from fastgat.engine.ranks import current
 from fastgat.engine.state import TrainState
@@ -158,7 +157,7 @@ class TrainingStep:
         batch = taken[-1]
         device, ranks = batch.images.device, current()
         ranks.check_same({"the shape of their batches": tuple(batch.images.shape)})
-        self._num_classes = check_networks(self.classifier, self.generator, batch, self.method)
+        self._num_classes = check_networks(self.classifier, self.generator, batch.images, self.method)
         for each in taken:
             check_labels(each.labels, self._num_classes)
         if self.method.needs_generator and self.generator is None:
@@ -166,24 +165,18 @@ class TrainingStep:
             seed_torch(self._seed, device)
             generator = Generator(channels=channels, in_channels=self.method.generator_channels(channels))
             self.generator = generator.to(device, batch.images.dtype)
-        players = [module for module in (self.classifier, self.generator) if module is not None]
-        self._modes = [(module, module.training) for player in players for module in player.modules()]
-        if self._precision.channels_last:
-            for player in players:
-                player.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch's stub lacks it
-        state = TrainState(
+        state = assemble(
+            self.method,
             self.classifier,
             self.generator,
-            self._optimizer,
-            self.method.metrics,
-            autocast_dtype(self._precision.amp_dtype, device) if self._precision.amp else None,
-            interacts=any(ranks.gather(samples_interact(self.classifier, batch.images))),
+            batch,
+            optimizer=self._optimizer,
+            precision=self._precision,
             statistics=self._batch_norm,
-            memory=torch.zeros_like(batch.images) if self.method.remembers else None,
             ranks=ranks,
         )
-        for player in players:
-            ranks.broadcast([*player.parameters(), *player.buffers()])
+        players = [module for module in (self.classifier, self.generator) if module is not None]
+        self._modes = [(module, module.training) for player in players for module in player.modules()]
         if self._restored is not None:
             self._load(state, self._restored)
         state.set_learning_rates(self._rate)

@@ -20,7 +20,7 @@ from torch.utils._pytree import tree_leaves, tree_map_only
 from fastgat.batch import Batch
 from fastgat.engine.device import fastest_convolutions
 from fastgat.engine.ranks import ALONE, Ranks, is_loss
-from fastgat.engine.state import TrainState
+from fastgat.engine.state import TrainState, unchanged
 from fastgat.engine.step import train_step
 from fastgat.errors import CaptureError, CompileError
 from fastgat.methods.base import Method
@@ -168,19 +168,6 @@ def _end_generators_capture(stream: torch.cuda.Stream) -> None:
         torch.rand(1, device=stream.device)
 
 
-@contextmanager
-def unchanged(state: TrainState) -> Iterator[None]:
-    """Put every tensor of `state`, and torch's random state, back to what they were, in place."""
-    tensors = [*state.parameters(), *state.buffers()]
-    with torch.random.fork_rng([state.device] if state.device.type == "cuda" else []):
-        before = [tensor.detach().clone() for tensor in tensors]
-        try:
-            yield
-        finally:
-            for tensor, value in zip(tensors, before, strict=True):
-                tensor.detach().copy_(value)
-
-
 def missing_compiler(device: torch.device) -> str | None:
     """What compiling for `device` needs and this machine lacks, or None."""
     if device.type == "cuda":
@@ -202,6 +189,7 @@ def explained(kind: type[CompileError], message: str) -> Iterator[None]:
     except torch.OutOfMemoryError:
         raise
     except (torch._dynamo.exc.TorchDynamoException, RuntimeError, subprocess.CalledProcessError) as error:
+        torch._C._autograd._saved_tensors_hooks_enable()  # a trace of torch.func.vjp that fails leaves them disabled
         if is_loss(error):
             raise
         lines = [line.strip() for line in str(error).splitlines() if line.strip() and not BACKEND.match(line)]

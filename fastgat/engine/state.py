@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import math
 import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
-from torch.nn.parameter import is_lazy
 
 from fastgat.config import OptimizerConfig
 from fastgat.engine.ema import Ema
@@ -56,10 +57,6 @@ class TrainState(nn.Module):
         ranks: Ranks = ALONE,
     ) -> None:
         super().__init__()
-        if any(map(is_lazy, classifier.parameters())):
-            raise ConfigError(
-                "the classifier has lazy layers: give them their sizes, or take one step of your own first"
-            )
         players = {"classifier": classifier} | ({"generator": generator} if generator is not None else {})
         for name, player in players.items():
             if not trainable_parameters(player):
@@ -222,11 +219,14 @@ class TrainState(nn.Module):
 
     def _network(self, name: str, module: nn.Module) -> Network:
         classifier = module is self.classifier
+        buffers = dict(module.named_buffers())
+        if not torch.compiler.is_compiling():  # gradient checkpointing runs passes again, which change the module's own
+            buffers = {buffer: tensor.clone() for buffer, tensor in buffers.items()}
         return Network(
             name,
             module,
             dict(trainable_parameters(module)),
-            dict(module.named_buffers()),
+            buffers,
             self._places[name],
             self.autocast,
             self.loss_scale.scale if self.loss_scale is not None else None,
@@ -286,3 +286,16 @@ def _refuse_extra_state(players: dict[str, nn.Module]) -> None:
 def has_batch_norm(module: nn.Module) -> bool:
     """Whether a layer of batch norm is in train mode, so that the samples of a batch influence each other."""
     return any(isinstance(layer, _BatchNorm) and layer.training for layer in module.modules())
+
+
+@contextmanager
+def unchanged(state: TrainState) -> Iterator[None]:
+    """Put every tensor of `state`, and torch's random state, back to what they were, in place."""
+    tensors = [*state.parameters(), *state.buffers()]
+    with torch.random.fork_rng([state.device] if state.device.type == "cuda" else []):
+        before = [tensor.detach().clone() for tensor in tensors]
+        try:
+            yield
+        finally:
+            for tensor, value in zip(tensors, before, strict=True):
+                tensor.detach().copy_(value)

@@ -12,7 +12,7 @@ from typing import Any, Literal, NamedTuple, Protocol, TypeVar
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
-from torch.utils._pytree import tree_map
+from torch.utils._pytree import tree_flatten, tree_leaves, tree_map, tree_unflatten
 
 from fastgat.batch import Batch
 from fastgat.errors import ConfigError
@@ -105,6 +105,9 @@ def logits(classifier: Network, masks: Masks = ()) -> Callable[[Tensors, Tensor]
 
     def function(parameters: Tensors, images: Tensor) -> tuple[Tensor, Tensors]:
         z, buffers = classifier(parameters, images, *([masks] if masks else []))
+        if not isinstance(z, Tensor) or z.dim() != 2:
+            got = tuple(z.shape) if isinstance(z, Tensor) else type(z).__name__
+            raise ConfigError(f"the classifier must return logits (B, K) in train mode too, got {got}")
         return z.to(accumulation_dtype(z.dtype)), buffers
 
     return function
@@ -115,7 +118,10 @@ def pull_back(
 ) -> tuple[Any, Callable[[Any], Any], Left]:
     """The value of `function` at `at`, its pull-back from a seed like the value to the gradients of each of `at`, and
     what the forward pass left beside. `function` runs `player`, whose loss scale the pull-back applies and undoes."""
-    value, pull, aux = torch.func.vjp(function, *at, has_aux=True)  # type: ignore[misc]  # typed as if without aux
+    if torch.compiler.is_compiling():
+        value, pull, left = torch.func.vjp(function, *at, has_aux=True)  # type: ignore[misc]  # typed as if without aux
+    else:
+        value, pull, left = _autograd(function, *at)
     scale = player.scale
 
     def scaled(seed: Any) -> Any:
@@ -124,7 +130,23 @@ def pull_back(
                 return pull(seed)
             return tree_map(lambda g: g / scale, pull(tree_map(lambda s: s * scale, seed)))
 
-    return value, scaled, aux
+    return value, scaled, left
+
+
+def _autograd(function: Callable[..., tuple[Any, Left]], *at: Any) -> tuple[Any, Callable[[Any], Any], Left]:
+    """As torch.func.vjp, which can be compiled, but under which gradient checkpointing, full backward hooks and the old
+    style of autograd.Function do not work."""
+    leaves, structure = tree_flatten(tree_map(lambda tensor: tensor.detach().requires_grad_(), at))
+    with torch.enable_grad():
+        value, left = function(*tree_unflatten(leaves, structure))
+
+    def pull(seed: Any) -> Any:
+        pairs = zip(tree_leaves(value), tree_leaves(seed), strict=True)
+        outputs, seeds = zip(*(pair for pair in pairs if pair[0].requires_grad), strict=True)
+        gradients = torch.autograd.grad(outputs, leaves, seeds, retain_graph=True, materialize_grads=True)
+        return tree_unflatten(gradients, structure)
+
+    return tree_map(Tensor.detach, value), pull, tree_map(Tensor.detach, left)
 
 
 def loss_and_slope(

@@ -16,12 +16,10 @@ from fastgat import textbook
 from fastgat.batch import Batch
 from fastgat.config import PrecisionConfig, TrainConfig
 from fastgat.engine.allocator import keep_freed_memory
+from fastgat.engine.assemble import assemble, check_networks
 from fastgat.engine.compiled import Stepper
 from fastgat.engine.device import autocast_dtype, pick_device, tf32
-from fastgat.engine.fitting import check_networks
-from fastgat.engine.interaction import samples_interact
 from fastgat.engine.optimizers import Adam
-from fastgat.engine.state import TrainState
 from fastgat.errors import ConfigError
 from fastgat.methods import (
     GAT,
@@ -94,7 +92,6 @@ class Side:
             fed = self.method.generator_channels(spec.channels)
             self.generator = self._placed(Generator(spec.config.model.generator_width, spec.channels, fed))
         sets = [self._minibatches() for _ in range(INPUT_SETS)]
-        check_networks(self.classifier, self.generator, sets[0][0][-1], self.method, spec.num_classes)
         self.first_images = sets[0][0][-1].images
         self.inputs: Iterator[tuple[list[Batch], list[Draws]]] = itertools.cycle(sets)
 
@@ -133,6 +130,7 @@ class Textbook(Side):
 
     def __init__(self, spec: Spec) -> None:
         super().__init__(spec)
+        check_networks(self.classifier, self.generator, self.first_images, self.method, spec.num_classes)
         optimizer = spec.config.optimizer
         self.optimizer = torch.optim.Adam(self.classifier.parameters(), lr=optimizer.lr)
         if self.generator is not None:
@@ -207,17 +205,17 @@ class Fastgat(Side):
         if pick_device(spec.config.run.device).type == "cpu":
             keep_freed_memory()
         super().__init__(spec)
-        self.state = TrainState(
+        batches, draws = self.next_inputs()
+        self.state = assemble(
+            self.method,
             self.classifier,
             self.generator,
-            spec.config.optimizer,
-            self.method.metrics,
-            self.autocast,
+            batches[-1],
+            optimizer=spec.config.optimizer,
+            precision=spec.config.precision,
             statistics=spec.config.model.batch_norm,
-            memory=torch.zeros_like(self.first_images) if self.method.remembers else None,
+            num_classes=spec.num_classes,
         )
-        batches, draws = self.next_inputs()
-        self.state.interacts = samples_interact(self.classifier, batches[-1].images)
         run = spec.config.run
         self.stepper = Stepper(self.state, self.method, compiled=run.compile is not False, cuda_graph=run.cuda_graph)
         self.stepper.prepare(batches, draws)

@@ -13,7 +13,7 @@ from fastgat.config import TrainConfig
 from fastgat.data import Images, IterableLoader, Loader, choose, create_loader, load_dataset
 from fastgat.data.sets import ImageSet
 from fastgat.data.store import Progress
-from fastgat.engine.fitting import check_networks
+from fastgat.engine.assemble import check_networks
 from fastgat.engine.ranks import Ranks
 
 
@@ -96,7 +96,7 @@ def own_feed(
 ) -> Feed:
     """Loaders of one's own; the classifier's output tells how many classes there are, its batches how many channels."""
     batch = next(IterableLoader(validation, num_classes=None, device=device).once(), None)
-    num_classes = check_networks(classifier.to(device), None, batch)
+    num_classes = check_networks(classifier.to(device), None, batch.images if batch else None)
     channels = batch.images.shape[1] if batch else 0
     loaders = [
         IterableLoader(source, num_classes, device=device, channels_last=channels_last)

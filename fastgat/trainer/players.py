@@ -7,9 +7,7 @@ from torch import nn
 
 from fastgat.batch import Batch
 from fastgat.config import TrainConfig
-from fastgat.engine.device import autocast_dtype
-from fastgat.engine.fitting import check_networks
-from fastgat.engine.interaction import samples_interact
+from fastgat.engine.assemble import assemble, check_networks
 from fastgat.engine.ranks import Ranks
 from fastgat.engine.state import TrainState
 from fastgat.methods import Method
@@ -41,29 +39,19 @@ def fitting_state(
         generator = Generator(config.model.generator_width, feed.channels, given)
     for module in (classifier, generator):
         if module is not None:
-            _settle(module, device, config.precision.channels_last)
-    state = TrainState(
+            module.to(device)
+    validation = next(feed.validation.once(), None)
+    if validation is not None or ranks.alone:  # a rank may have no image to validate
+        images = validation.images if validation is not None else None
+        check_networks(classifier, generator, images, method, feed.num_classes)
+    return assemble(
+        method,
         classifier,
         generator,
-        config.optimizer,
-        method.metrics,
-        autocast_dtype(config.precision.amp_dtype, device) if config.precision.amp else None,
+        batch,
+        optimizer=config.optimizer,
+        precision=config.precision,
         statistics=config.model.batch_norm,
-        memory=torch.zeros_like(batch.images) if method.remembers else None,
+        num_classes=feed.num_classes,
         ranks=ranks,
     )
-    validation = next(feed.validation.once(), None)
-    for each in (batch, validation):
-        if each is not None or ranks.alone:  # a rank may have no image to validate
-            check_networks(state.classifier, state.generator, each, method, feed.num_classes)
-    state.interacts = samples_interact(state.classifier, batch.images)
-    return state
-
-
-def _settle(module: nn.Module, device: torch.device, channels_last: bool) -> None:
-    """Bring `module` to its device and layout, in train mode as far as nobody froze a part of it on purpose."""
-    module.to(device)
-    if not module.training:  # as pretrained networks come; else layers in eval mode are frozen on purpose
-        module.train()
-    if channels_last:
-        module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch's stub lacks it

@@ -1,0 +1,170 @@
+"""A trainable state: networks that fit the images, tried once in the mode and at the shape of training."""
+
+from __future__ import annotations
+
+from contextlib import suppress
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from fastgat.batch import Batch
+from fastgat.config import OptimizerConfig, PrecisionConfig
+from fastgat.contract import checked_logits, explained
+from fastgat.engine.device import autocast_dtype
+from fastgat.engine.modes import in_eval_mode
+from fastgat.engine.random import seed_torch, step_draws
+from fastgat.engine.ranks import ALONE, Ranks
+from fastgat.engine.state import TrainState, has_batch_norm, unchanged
+from fastgat.errors import ConfigError
+from fastgat.functional import call
+from fastgat.methods.base import Method
+from fastgat.methods.players import Players
+
+
+def assemble(
+    method: Method,
+    classifier: nn.Module,
+    generator: nn.Module | None,
+    batch: Batch,
+    *,
+    optimizer: OptimizerConfig,
+    precision: PrecisionConfig,
+    statistics: str = "both",
+    num_classes: int | None = None,
+    ranks: Ranks = ALONE,
+) -> TrainState:
+    """The state that trains these networks by `method`, on each of the ranks alike, with rank 0's weights.
+
+    Args:
+        classifier, generator: on the device of `batch`; they stay the same objects.
+        batch: one of those to come.
+        statistics: which forward passes change the classifier's buffers: "clean", "perturbed" or "both".
+        num_classes: of the data, where it is known.
+
+    Raises ConfigError, naming the cause, where the networks do not fit the images, or cannot be trained on them, and
+    RankError where ranks have different networks.
+    """
+    players = [module for module in (classifier, generator) if module is not None]
+
+    def probe() -> bool:
+        for module in players:
+            restore_train_mode(module)
+            if precision.channels_last:
+                module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch's stub lacks it
+        check_networks(classifier, generator, batch.images, method, num_classes)
+        return samples_interact(classifier, batch.images)
+
+    def build() -> TrainState:
+        state = TrainState(
+            classifier,
+            generator,
+            optimizer,
+            method.metrics,
+            autocast_dtype(precision.amp_dtype, batch.images.device) if precision.amp else None,
+            interacts=interacts,
+            statistics=statistics,
+            memory=torch.zeros_like(batch.images) if method.remembers else None,
+            ranks=ranks,
+        )
+        try_step(state, method, batch)
+        return state
+
+    interacts = any(ranks.gather(ranks.agree(probe)))
+    state = ranks.agree(build)
+    ranks.check_same({"number format": str(state.autocast), "their networks": state.structure()})
+    ranks.broadcast([*state.parameters(), *state.buffers()])
+    return state
+
+
+def restore_train_mode(network: nn.Module) -> None:
+    """Put a network into train mode of which every layer with parameters is in eval mode, as pretrained ones come.
+
+    Where some of these layers are in train mode, the others were frozen on purpose: all modes stay.
+    """
+    if not any(module.training for module in network.modules() if module._parameters):
+        network.train()
+
+
+@torch.no_grad()
+def check_networks(
+    classifier: nn.Module,
+    generator: nn.Module | None,
+    images: Tensor | None,
+    method: Method | None = None,
+    num_classes: int | None = None,
+) -> int:
+    """The number of classes that the classifier tells apart, learnt from two images in eval mode.
+
+    `method` says what the generator is given; by default something like the images. `images` are those of a batch;
+    None is an empty loader.
+
+    Raises ConfigError where the networks do not fit the images, or each other, or the number of classes, where the
+    classifier changes its input, and where it returns probabilities.
+    """
+    if images is None:
+        raise ConfigError("a loader is empty: it must yield at least one batch")
+    for module in (classifier, generator):
+        if isinstance(module, nn.DataParallel | nn.parallel.DistributedDataParallel):
+            raise ConfigError(f"give the network inside {type(module).__name__} (its .module): torchrun starts ranks")
+        if isinstance(module, torch.jit.ScriptModule):
+            raise ConfigError("a ScriptModule cannot be trained here: give the nn.Module that it was made from")
+    images = images[:2]
+    with in_eval_mode(classifier, generator):
+        logits = checked_logits(classifier, images, num_classes)
+        with explained(images):
+            feed = method.generator_feed(images, images) if method is not None else images
+            perturbation = generator(feed) if generator is not None else images
+    if perturbation.shape != images.shape:
+        shapes = f"{tuple(perturbation.shape)} for {tuple(images.shape)}"
+        raise ConfigError(f"the generator must return perturbations of the images' shape, got {shapes}")
+    return logits.shape[1]
+
+
+@torch.no_grad()
+def samples_interact(classifier: nn.Module, images: Tensor) -> bool:
+    """Whether the output for one image depends on the other images of its batch, as in train-mode batch norm.
+
+    Where no layer of batch norm says so already, the second of two images is exchanged. Nothing of the classifier
+    changes.
+
+    Args:
+        images: (B, C, H, W) in [0, 1], B at least 1.
+    """
+    if has_batch_norm(classifier):
+        return True
+    first = images[:1]
+    other = (first < 0.5).to(first.dtype)  # as far from the first as an image can be, also where that is grey
+    outputs = []
+    with torch.random.fork_rng([images.device] if images.is_cuda else []):
+        for pair in (torch.cat([first, first]), torch.cat([first, other])):
+            seed_torch(0, images.device)  # the same dropout masks for both pairs
+            tensors = {name: t.clone() for name, t in (*classifier.named_parameters(), *classifier.named_buffers())}
+            with explained(images, "train on"):
+                outputs.append(call(classifier, tensors, (pair,))[0])
+    alone, beside = outputs
+    if not isinstance(alone, Tensor):
+        return False  # a tuple in train mode: `try_step` says so
+    return not torch.allclose(alone[0], beside[0], rtol=1e-4, atol=1e-6)
+
+
+@torch.no_grad()
+def try_step(state: TrainState, method: Method, batch: Batch) -> None:
+    """Compute one step's gradients, as written, and forget them: raises ConfigError where the networks fail in it."""
+    players = state.players()
+    if not state.ranks.alone:  # a single value is enough for batch norm over all ranks, which is not at work here
+        batch = Batch(*(torch.cat([tensor, tensor]) for tensor in batch))
+        if players.memory is not None:
+            players = players._replace(memory=torch.cat([players.memory, players.memory]))
+    batches = [batch] * (1 + method.generator_minibatches)
+    device = batch.images.device
+
+    def forget(players: Players, **gradients: Any) -> Players:
+        return players
+
+    with unchanged(state), suppress(torch.OutOfMemoryError):  # the compiled step may need less memory
+        draws = step_draws(method, state.classifier, batches, 0, 0)
+        with explained(batch.images, "train on"):
+            method.step(players, batches, draws, forget)
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
