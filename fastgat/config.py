@@ -130,6 +130,12 @@ class TrainConfig(Options):
     epochs: int = option(30, "passes over the classifier's training images", at_least=1)
     batch_size: int = option(128, "images in a minibatch", at_least=1)
     seed: int = option(0, "seed of initialisation, data order and random draws", at_least=0, at_most=2**63 - 1)
+    select: str = option(
+        "accuracy",
+        "which epoch best.safetensors, evaluate and export mean: accuracy (best validation accuracy), loss (lowest "
+        "validation loss) or last; all three are kept",
+        choices=("accuracy", "loss", "last"),
+    )
     output: Path | None = option(None, "run folder  [default: runs/TIME-DATASET-METHOD-seedSEED]")
     resume: str | None = option(None, "continue: auto (the run in --output, if any), a run folder, or a checkpoint")
     data: DataConfig = field(default_factory=DataConfig)
@@ -146,6 +152,8 @@ class TrainConfig(Options):
         for name, kind in {"method": Method, **TABLES}.items():
             if not isinstance(getattr(self, name), kind):
                 raise ConfigError(f"{name} must be a {kind.__name__}, got {getattr(self, name)!r}")
+        if self.select == "last" and self.run.early_stopping is not None:
+            raise ConfigError("early_stopping waits for a better epoch: select must be accuracy or loss, not last")
         if self.resume == "auto" and self.output is None:
             raise ConfigError("resume 'auto' continues the run in --output: name that folder")
 

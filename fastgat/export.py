@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from fastgat.engine.checkpoint import load_checkpoint
-from fastgat.engine.load import checkpoint_path, trained_classifier
+from fastgat.engine.load import CHECKPOINTS, checkpoint_path, trained_classifier
 from fastgat.errors import ConfigError, FastgatError
 from fastgat.files import write_atomically
 from fastgat.models import create_classifier
@@ -52,7 +52,7 @@ def export(
             "torch-export", a program that torch.export.load reads; "onnx". The programs take images (B, C, H, W) in
             [0, 1], float32, for any B, and return logits (B, K).
         output: the file; by default classifier.SUFFIX in the run folder.
-        checkpoint: "best" or "last".
+        checkpoint: one of `fastgat.engine.load.CHECKPOINTS`.
         image_size: pixels a side of the images, for a program; by default those of the run.
         classifier: a module to load into, needed where the run trained one that fastgat cannot build by name.
 
@@ -61,8 +61,8 @@ def export(
     """
     if format not in SUFFIXES:
         raise ConfigError(f"unknown format {format!r}{suggestion(format, SUFFIXES)}")
-    if checkpoint not in ("best", "last"):
-        raise ConfigError(f"unknown checkpoint {checkpoint!r}; known: best, last")
+    if checkpoint not in CHECKPOINTS:
+        raise ConfigError(f"unknown checkpoint {checkpoint!r}; known: {', '.join(CHECKPOINTS)}")
     source = checkpoint_path(run, checkpoint)
     tensors, header = load_checkpoint(source)
     own = classifier is not None

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import click
 
+from fastgat.engine.load import CHECKPOINTS
 from fastgat.export import SUFFIXES
 from fastgat.export import export as write
 
@@ -13,7 +14,7 @@ from fastgat.export import export as write
 @click.command()
 @click.argument("run", type=Path)
 @click.option("--format", "format_", type=click.Choice(list(SUFFIXES)), default="safetensors", show_default=True)
-@click.option("--checkpoint", type=click.Choice(["best", "last"]), default="best", show_default=True)
+@click.option("--checkpoint", type=click.Choice(list(CHECKPOINTS)), default="best", show_default=True)
 @click.option(
     "--image-size", type=click.IntRange(1), metavar="N", help="pixels a side, for programs  [default: the run's]"
 )

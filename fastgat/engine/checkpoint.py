@@ -36,13 +36,19 @@ def save_checkpoint(path: Path, tensors: dict[str, Tensor], header: dict[str, An
     write_atomically(path, safetensors.torch.save(copies, {HEADER: text, CHECKSUM: _checksum(copies, text)}))
 
 
-def keep_classifier(path: Path) -> None:
-    """Leave of a checkpoint the classifier alone, its average where there is one: what it takes to evaluate it, not to
-    continue."""
-    tensors, header = load_checkpoint(path)
+def classifier_alone(tensors: dict[str, Tensor], *, averaged: bool = True) -> dict[str, Tensor]:
+    """Of a checkpoint's tensors the classifier's, its moving average where there is one and `averaged`."""
     kept = {name: tensor for name, tensor in tensors.items() if name.startswith((CLASSIFIER, TRANSIENT))}
+    if not averaged:
+        return kept
     averages = {name: EMA + buffer_name(name.removeprefix(CLASSIFIER)) for name in kept}
-    save_checkpoint(path, {name: tensors.get(averages[name], tensor) for name, tensor in kept.items()}, header)
+    return {name: tensors.get(averages[name], tensor) for name, tensor in kept.items()}
+
+
+def keep_classifier(path: Path) -> None:
+    """Leave of a checkpoint the classifier alone: what it takes to evaluate it, not to continue."""
+    tensors, header = load_checkpoint(path)
+    save_checkpoint(path, classifier_alone(tensors), header)
 
 
 def load_checkpoint(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:

@@ -68,14 +68,15 @@ class Interval:
 class EpochEnd:
     """An epoch is done and validated; `metrics` are its means. Epochs count from 1.
 
-    `data_wait` is the share of its `seconds` in which the step had to wait for its data.
+    `validation` has `validation_accuracy` and `validation_loss`, of the moving average where there is one; then the
+    same with `_unaveraged` behind, of the classifier itself. `data_wait` is the share of its `seconds` in which the
+    step had to wait for its data.
     """
 
     step: int
     epoch: int
     metrics: dict[str, float]
-    validation_accuracy: float
-    validation_loss: float
+    validation: dict[str, float]
     best_epoch: int
     images_per_second: float
     seconds: float
@@ -83,14 +84,21 @@ class EpochEnd:
     stop: Callable[[str], None] = field(repr=False)
     skipped: Skipped = Skipped()
 
+    @property
+    def validation_accuracy(self) -> float:
+        return self.validation["validation_accuracy"]
+
+    @property
+    def validation_loss(self) -> float:
+        return self.validation["validation_loss"]
+
     def row(self) -> dict[str, Any]:
         """The epoch as one flat dictionary of plain values."""
         return {
             "epoch": self.epoch,
             "step": self.step,
             **self.metrics,
-            "validation_accuracy": self.validation_accuracy,
-            "validation_loss": self.validation_loss,
+            **self.validation,
             "images_per_second": self.images_per_second,
             "seconds": self.seconds,
             "data_wait": self.data_wait,
@@ -124,7 +132,7 @@ class Callback:
 
 
 class EarlyStopping(Callback):
-    """Ends training when `patience` epochs have brought no better validation accuracy."""
+    """Ends training when `patience` epochs have brought none that the run's rule prefers."""
 
     def __init__(self, patience: int) -> None:
         self.patience = patience
@@ -137,4 +145,4 @@ class EarlyStopping(Callback):
 
     def _check(self, event: Start | EpochEnd) -> None:
         if event.best_epoch is not None and event.epoch - event.best_epoch >= self.patience:
-            event.stop(f"no better validation accuracy for {self.patience} epochs")
+            event.stop(f"no better epoch on the validation images for {self.patience} epochs")

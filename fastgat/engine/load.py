@@ -10,19 +10,23 @@ from torch import Tensor, nn
 
 from fastgat.engine.checkpoint import classifier_tensors, load_checkpoint
 from fastgat.engine.run_checkpoints import BEST, LAST
+from fastgat.engine.selection import Candidate
 from fastgat.errors import CheckpointError
 from fastgat.models import create_classifier
 
+CHECKPOINTS = {"best": BEST, "last": LAST, "accuracy": Candidate("accuracy").file, "loss": Candidate("loss").file}
+"""The files of a run folder by what they are called: as `--select` chose, or by the rule that chose them."""
+
 
 def checkpoint_path(run: Path | str, checkpoint: str = "best") -> Path:
-    """The file of a run's `best` or `last` checkpoint; `run` may name a checkpoint itself.
+    """The file of one of a run's CHECKPOINTS; `run` may name a checkpoint itself.
 
     Raises CheckpointError if there is none.
     """
     path = Path(run)
     try:
         if path.is_dir():
-            path /= {"best": BEST, "last": LAST}[checkpoint]
+            path /= CHECKPOINTS[checkpoint]
         found = path.is_file()
     except OSError as error:
         raise CheckpointError(f"{path}: {error.strerror}") from None
@@ -42,7 +46,8 @@ def load_classifier(
 
     Args:
         run: a run folder or a checkpoint file.
-        checkpoint: "best" (by validation accuracy) or "last".
+        checkpoint: "best" (as the run's `select` has it), "accuracy", "loss" (the epoch of best validation accuracy, of
+            lowest validation loss) or "last".
         classifier: a module to load into, needed where the run trained one that fastgat cannot build by name.
 
     Where the run was trained with `--classifier package.module:factory`, that factory is imported and called.

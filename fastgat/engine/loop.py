@@ -24,6 +24,7 @@ from fastgat.engine.position import Position
 from fastgat.engine.random import step_draws
 from fastgat.engine.ranks import Ranks, connection_error
 from fastgat.engine.run_checkpoints import BEST, LAST, RunCheckpoints
+from fastgat.engine.selection import RULES, Candidate, candidates, mean_of_last, suffix, validation_key
 from fastgat.engine.state import TrainState
 from fastgat.errors import CaptureError, CompileError, DataError, NonFiniteError
 from fastgat.methods.base import Method
@@ -223,32 +224,29 @@ class Loop:
         epoch = at.step // self.steps_per_epoch
         began = time.perf_counter()
         try:
-            validation = score(
-                state.classifier,
-                self.validation_loader.once(),
-                state.evaluation_parameters(),
-                state.autocast,
-                self.ranks,
-            )
+            validation = self._validated(averaged=True)
+            if state.ema is not None:
+                validation |= self._validated(averaged=False)
         except DataError as error:
             self.checkpoints.save(LAST, at)
             raise self.checkpoints.with_what_is_kept(error, at) from None
-        if not abs(validation.loss) < float("inf"):
+        if not abs(validation["validation_loss"]) < float("inf"):
             raise NonFiniteError(f"the validation loss of the classifier became NaN or infinite after step {at.step}")
         metrics, seconds = at.epoch_means(), at.epoch_seconds
         rate, waited = at.epoch_images / seconds, at.epoch_waited / seconds
         at.start_epoch()
         at.seconds += seconds + time.perf_counter() - began
-        is_best = validation.accuracy > at.best_accuracy
+        better = [each for each in candidates(state.ema is not None) if self._is_better(each, validation)]
+        is_best = Candidate(self.config.select).better(validation, at.row(at.best_epoch))
         if is_best:
-            at.best_epoch, at.best_accuracy = epoch, validation.accuracy
+            at.best_epoch, at.best_accuracy = epoch, validation["validation_accuracy"]
+        at.kept |= {candidate.file: epoch for candidate in better}
         assert at.best_epoch is not None
         event = EpochEnd(
             step=at.step,
             epoch=epoch,
             metrics=metrics,
-            validation_accuracy=validation.accuracy,
-            validation_loss=validation.loss,
+            validation=validation,
             best_epoch=at.best_epoch,
             images_per_second=rate,
             seconds=seconds,
@@ -257,10 +255,23 @@ class Loop:
             stop=self._request_stop,
         )
         at.epochs.append(event.row())
+        for candidate in better:
+            self.checkpoints.keep_classifier(candidate.file, at, averaged=candidate.averaged)
         if is_best:
             self.checkpoints.save(BEST, at)
         self.checkpoints.save(LAST, at)
         self._tell(lambda callback: callback.on_epoch(event))
+
+    def _validated(self, *, averaged: bool) -> dict[str, float]:
+        """Validation accuracy and loss of the classifier, or of its moving average, as an epoch's row has them."""
+        state = self.state
+        parameters = state.evaluation_parameters() if averaged else None
+        result = score(state.classifier, self.validation_loader.once(), parameters, state.autocast, self.ranks)
+        return {validation_key(measure, averaged): getattr(result, measure) for measure in ("accuracy", "loss")}
+
+    def _is_better(self, candidate: Candidate, validation: dict[str, float]) -> bool:
+        at = self.position
+        return candidate.better(validation, at.row(at.kept.get(candidate.file)))
 
     def _skipped(self) -> Skipped:
         """The samples that could not be read, since the run began."""
@@ -277,28 +288,56 @@ class Loop:
         self._tell(lambda callback: callback.on_interval(event))
 
     def _summary(self) -> dict[str, Any]:
-        """The contents of summary.json; the test accuracy is that of the best epoch's classifier."""
+        """The contents of summary.json; the test images are looked at here and nowhere else."""
         at = self.position
-        test = None
-        if self.test_loader is not None and at.best_epoch is not None:
-            best = self.checkpoints.best_classifier()
-            try:
-                batches, state = self.test_loader.once(), self.state
-                test = score(state.classifier, batches, best, state.autocast, self.ranks).accuracy
-            except DataError as error:
-                raise self.checkpoints.with_what_is_kept(error, at) from None
+        averaged = (True, False) if self.state.ema is not None else (True,)
+        try:
+            tests = {each: self._tested(averaged=each) for each in averaged} if self.test_loader is not None else {}
+        except DataError as error:
+            raise self.checkpoints.with_what_is_kept(error, at) from None
         return {
             "method": self.method.name,
             "dataset": self.config.data.dataset,
             "seed": self.config.seed,
             "epochs": len(at.epochs),
+            "select": self.config.select,
             "best_epoch": at.best_epoch,
             "validation_accuracy": at.best_accuracy if at.best_epoch is not None else None,
-            "test_accuracy": test,
+            "test_accuracy": tests[True][self.config.select] if tests else None,
+            **{"test_accuracies" + suffix(each): tests.get(each) for each in averaged},
+            **{"last_validation_accuracy" + suffix(each): mean_of_last(at.epochs, each) for each in averaged},
             "images_per_second": at.mean_rate(),
             "seconds": at.seconds,
             "skipped_samples": self._skipped().count,
         }
+
+    def _tested(self, *, averaged: bool) -> dict[str, float | None]:
+        """Test accuracy of the epoch that each rule chooses; None where its classifier was not kept."""
+        at, state = self.position, self.state
+        assert self.test_loader is not None
+        by_epoch: dict[int, float] = {}
+        accuracies: dict[str, float | None] = {}
+        for rule in RULES:
+            candidate = Candidate(rule, averaged)
+            best = None
+            for row in at.epochs:
+                best = row if candidate.better(row, best) else best
+            epoch = best["epoch"] if best is not None else None
+            if rule == "last":
+                tensors = state.evaluation_parameters() if averaged else {}
+            elif epoch is not None and at.kept.get(candidate.file) == epoch:
+                tensors = self.checkpoints.classifier_in(candidate.file)
+            elif averaged and rule == self.config.select and epoch is not None and at.best_epoch == epoch:
+                tensors = self.checkpoints.classifier_in(BEST)  # of a run that began before the others were kept
+            else:
+                accuracies[rule] = None
+                continue
+            assert epoch is not None
+            if epoch not in by_epoch:
+                batches = self.test_loader.once()
+                by_epoch[epoch] = score(state.classifier, batches, tensors, state.autocast, self.ranks).accuracy
+            accuracies[rule] = by_epoch[epoch]
+        return accuracies
 
     def _start(self) -> Start:
         at = self.position

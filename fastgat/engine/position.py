@@ -15,6 +15,8 @@ class Position:
         epoch_seconds, epoch_waited: of the training in this epoch; of these, waiting for data.
         epoch_images, epoch_steps, epoch_sums: what this epoch's steps have learnt from, and the sums of their metrics.
         epochs: a row for each epoch done.
+        best_epoch, best_accuracy: the epoch that the run's rule has chosen so far, and its validation accuracy.
+        kept: of each file of `fastgat.engine.selection.candidates`, the epoch whose classifier it holds.
         skipped: why samples could not be read, one reason each.
     """
 
@@ -30,6 +32,11 @@ class Position:
     epoch_sums: dict[str, float] = field(default_factory=dict)
     epochs: list[dict[str, Any]] = field(default_factory=list)
     skipped: list[str] = field(default_factory=list)
+    kept: dict[str, int] = field(default_factory=dict)
+
+    def row(self, epoch: int | None) -> dict[str, Any] | None:
+        """The row of an epoch, counted from 1."""
+        return self.epochs[epoch - 1] if epoch is not None else None
 
     def add(self, sums: dict[str, float], steps: int) -> dict[str, float]:
         """Add an interval's sums of metrics over `steps` steps to the epoch's; returns the interval's means.

@@ -77,10 +77,11 @@ def check_same_run(checkpoint: Checkpoint, config: TrainConfig) -> None:
 
 
 def adopt_best(checkpoint: Checkpoint, output: Path) -> None:
-    """Bring the run's best checkpoint along to another folder, where there is one."""
-    best = checkpoint.path.parent / BEST
-    if output.resolve() != checkpoint.path.parent.resolve() and _exists(best):
-        write_atomically(output / BEST, best.read_bytes())
+    """Bring along to another folder what the run has kept of its best epochs."""
+    before = checkpoint.path.parent
+    if output.resolve() != before.resolve():
+        for best in before.glob("best*.safetensors"):
+            write_atomically(output / best.name, best.read_bytes())
 
 
 def _is_slim(folder: Path) -> bool:

@@ -1,4 +1,8 @@
-"""The two checkpoints of a run folder, the last and the best: each of one moment, the same on all ranks."""
+"""The checkpoints of a run folder, each of one moment and the same on all ranks.
+
+The last and the best are whole, so that a run can go on from them. Beside them are the classifiers of the epochs that
+other rules choose.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +11,13 @@ from typing import Any
 
 from torch import Tensor
 
-from fastgat.engine.checkpoint import check_match, classifier_tensors, load_checkpoint, save_checkpoint
+from fastgat.engine.checkpoint import (
+    check_match,
+    classifier_alone,
+    classifier_tensors,
+    load_checkpoint,
+    save_checkpoint,
+)
 from fastgat.engine.position import Position
 from fastgat.engine.random import random_state, restore_random_state
 from fastgat.engine.state import TrainState
@@ -40,6 +50,12 @@ class RunCheckpoints:
         tensors = {**self.state.whole(), **random_tensors}
         ranks.from_first(lambda: save_checkpoint(self.folder / name, tensors, header))
 
+    def keep_classifier(self, name: str, at: Position, *, averaged: bool) -> None:
+        """Write the classifier of this moment alone, its moving average if `averaged` and there is one."""
+        tensors = classifier_alone(self.state.whole(), averaged=averaged)
+        header = {**self.header, "position": vars(at)}
+        self.state.ranks.from_first(lambda: save_checkpoint(self.folder / name, tensors, header))
+
     def restore(self, tensors: dict[str, Tensor], header: dict[str, Any], steps_per_epoch: int) -> Position:
         """Bring state and random generators to where a checkpoint was; returns where that is.
 
@@ -64,23 +80,29 @@ class RunCheckpoints:
         if self.state.ranks.first:
             for part in self.folder.glob(".*.safetensors.*"):  # left behind by a kill within a write
                 part.unlink(missing_ok=True)
-        if at.best_epoch is not None and not self.state.ranks.from_first(lambda: self._holds_best(at)):
-            # Killed between the writing of a better one and of the last: its epoch will be done again. Or continued
-            # from another folder that had lost it.
+        # A file may be of another epoch where the run was killed between the writing of a better one and of the last:
+        # that epoch will be done again. Or the run goes on from another folder that had lost it.
+        holds = self.state.ranks.from_first(lambda: {name: self._holds(name, at) for name in (BEST, *at.kept)})
+        if not holds[BEST]:
             at.best_epoch, at.best_accuracy = None, -1.0
+        at.kept = {name: epoch for name, epoch in at.kept.items() if holds[name]}
         self.save(LAST, at)
 
-    def _holds_best(self, at: Position) -> bool:
-        if not (self.folder / BEST).exists():
+    def _holds(self, name: str, at: Position) -> bool:
+        """Whether a file is there and of the epoch that it should be of."""
+        if not (self.folder / name).exists():
             return False
-        _, header = load_checkpoint(self.folder / BEST)
-        return bool(header["position"]["best_epoch"] == at.best_epoch)
+        _, header = load_checkpoint(self.folder / name)
+        then = header["position"]
+        if name == BEST:
+            return bool(then["best_epoch"] == at.best_epoch)
+        return bool(then["kept"].get(name) == at.kept[name])
 
-    def best_classifier(self) -> dict[str, Tensor]:
-        """The classifier's tensors in the best epoch, on the state's device."""
-        tensors, _ = self.state.ranks.from_first(lambda: load_checkpoint(self.folder / BEST))
-        best = classifier_tensors(tensors, self.state.classifier)
-        return {name: tensor.to(self.state.device) for name, tensor in best.items()}
+    def classifier_in(self, name: str) -> dict[str, Tensor]:
+        """The classifier's tensors in a file of the run, on the state's device."""
+        tensors, _ = self.state.ranks.from_first(lambda: load_checkpoint(self.folder / name))
+        found = classifier_tensors(tensors, self.state.classifier)
+        return {name: tensor.to(self.state.device) for name, tensor in found.items()}
 
     def with_what_is_kept(self, error: DataError, at: Position | None = None) -> DataError:
         """The error, and what it has not cost: the run up to `at`, which is saved, or up to the last checkpoint."""

@@ -20,7 +20,7 @@ from fastgat.data.store import Progress
 from fastgat.engine.accuracy import score
 from fastgat.engine.checkpoint import load_checkpoint
 from fastgat.engine.device import pick_device, tf32
-from fastgat.engine.load import checkpoint_path, trained_classifier
+from fastgat.engine.load import CHECKPOINTS, checkpoint_path, trained_classifier
 from fastgat.engine.resume import check_same_classes
 from fastgat.engine.run_checkpoints import BEST
 from fastgat.errors import ConfigError, DataError, NonFiniteError
@@ -46,7 +46,12 @@ VALIDATION = 256
 class RunSettings(Options):
     """Which network of a run is evaluated, and on which images."""
 
-    checkpoint: str = option("best", "which of the run's checkpoints", choices=("best", "last"))
+    checkpoint: str = option(
+        "best",
+        "which of the run's checkpoints: best, as its --select has it; accuracy or loss, the epoch of best validation "
+        "accuracy or lowest validation loss; last",
+        choices=tuple(CHECKPOINTS),
+    )
     split: str = option("test", "which images", choices=("test", "validation"))
     data_dir: Path | None = option(
         None, "folder of the data set, or the PATH or PATTERN of folder: or webdataset:  [default: as in training]"

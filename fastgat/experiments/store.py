@@ -22,6 +22,7 @@ from fastgat.config import TrainConfig, load_toml
 from fastgat.engine.checkpoint import keep_classifier
 from fastgat.engine.load import load_classifier
 from fastgat.engine.run_checkpoints import BEST, LAST, SUMMARY
+from fastgat.engine.selection import candidates
 from fastgat.errors import ConfigError, DataError, OutputError
 from fastgat.experiments.archive import Archive, read_archive, write_archive
 from fastgat.experiments.cell import Cell, deciding
@@ -116,7 +117,8 @@ class RunStore:
                 (folder / BEST).unlink(missing_ok=True)
             elif (folder / BEST).exists():
                 keep_classifier(folder / BEST)
-            (folder / LAST).unlink(missing_ok=True)
+            for name in (LAST, *(candidate.file for candidate in candidates(has_average=True))):
+                (folder / name).unlink(missing_ok=True)
         except OutputError:  # a checkpoint cannot be written, and says so
             raise
         except OSError as error:

@@ -101,6 +101,9 @@ class ConsoleProgress(Callback):
                 f"best epoch {summary['best_epoch']}: validation accuracy {summary['validation_accuracy']:.2%}"
                 + (f", test accuracy {test:.2%}" if test is not None else "")
             )
+        if summary.get("test_accuracies"):
+            by_rule = (f"{rule} {value:.2%}" for rule, value in summary["test_accuracies"].items() if value is not None)
+            self._print(f"test accuracy by the rule that picks the epoch: {', '.join(by_rule)}")
         self._print(f"the run is in {self.output}: curves.png, metrics.jsonl, best.safetensors")
 
     def close(self) -> None:

@@ -35,6 +35,7 @@ FROZEN = {
     "--epochs": 30,
     "--batch-size": 128,
     "--seed": 0,
+    "--select": "accuracy",
     "--output": None,
     "--resume": None,
     "--dataset": "auto",

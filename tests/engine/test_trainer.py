@@ -32,6 +32,8 @@ def test_the_run_folder(tmp_path: Path) -> None:
         "curves.png",
         "last.safetensors",
         "best.safetensors",
+        "best-accuracy.safetensors",
+        "best-loss.safetensors",
         ".lock",
     }
     summary = json.loads((history.output / "summary.json").read_text())
@@ -41,9 +43,12 @@ def test_the_run_folder(tmp_path: Path) -> None:
         "dataset",
         "seed",
         "epochs",
+        "select",
         "best_epoch",
         "validation_accuracy",
         "test_accuracy",
+        "test_accuracies",
+        "last_validation_accuracy",
         "images_per_second",
         "seconds",
         "skipped_samples",

@@ -22,7 +22,8 @@ def start(step: int = 0) -> Start:
 
 
 METRICS = {"loss": 1.25, "accuracy": 0.5, "perturbation_norm": 0.123, "zero_gradients": 0.0}
-EPOCH = EpochEnd(10, 1, METRICS, 0.625, 1.5, 1, 2345.6, 12.34, 0.0123, stop)
+VALIDATION = {"validation_accuracy": 0.625, "validation_loss": 1.5}
+EPOCH = EpochEnd(10, 1, METRICS, VALIDATION, 1, 2345.6, 12.34, 0.0123, stop)
 SUMMARY = {"epochs": 3, "images_per_second": 1000.0, "best_epoch": 2, "validation_accuracy": 0.7, "test_accuracy": 0.68}
 
 
