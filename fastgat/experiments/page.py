@@ -64,7 +64,7 @@ def sections(experiments: Sequence[Experiment], plan: Plan, results: dict[str, A
     shown = {each.title: each.section(plan, found[each.name]) for each in experiments if each.name in found}
     shown["How it was run"] = _account(plan, results)
     ran = {run["method"] for run in results["runs"]}
-    shown["What differs from the paper"] = "".join(f"- {line}\n" for line in deviations(plan, experiments, ran))
+    shown["What differs from the paper"] = "".join(f"{line}\n" for line in deviations(plan, experiments, ran))
     return shown
 
 
@@ -131,36 +131,17 @@ def _rendered(name: str, **values: Any) -> str:
 def deviations(plan: Plan, experiments: Sequence[Experiment], ran: Collection[str]) -> list[str]:
     """What the paper did otherwise, and what it does not say and was decided here; of searches, those of methods that
     `ran`."""
-    lines = []
-    if plan.dataset not in paper.TABLE2:
-        lines.append(f"{plan.dataset} is not a data set of the paper.")
-    elif plan.train_images < paper.TRAIN_IMAGES:
-        lines.append(
-            f"{plan.train_images:,} of the {paper.TRAIN_IMAGES:,} training images: accuracies are lower, and "
-            "overfitting sets in earlier."
-        )
-    if plan.seeds != paper.INITIALISATIONS:
-        lines.append(f"{plan.seeds} initialisation(s); the paper has {paper.INITIALISATIONS}.")
-    shared = plan.gat_options() or {"schedule": GAT.schedule, "generator_steps": 1, "generator_interval": 1}
-    if shared["schedule"] != "paper":
-        lines.append(
-            f"Schedule `{shared['schedule']}`: one minibatch for both players; Algorithm 1 takes one for each step "
-            "(`--schedule paper`)."
-        )
-    if shared["generator_steps"] != 1:
-        lines.append(f"{shared['generator_steps']} generator steps for each of the classifier; the paper takes one.")
-    if shared["generator_interval"] != 1:
-        lines.append(f"The generator learns at every {shared['generator_interval']}th step only.")
-    for key, value in plan.deviating().items():
-        if key not in SILENT:
-            lines.append(
-                WORDS.get(key, "`{key}` is {value}, which the paper does not have.").format(key=key, value=value)
-            )
-    lines.append(f"The paper gives neither batch size nor epochs: here {plan.base.batch_size} and {plan.base.epochs}.")
-    lines.append("Dropout acts behind the two strided convolutions; the paper does not say where.")
     taken = {name for each in experiments for name in each.chosen if name in ran}
-    lines += search.remarks(plan, [name for name in paper.METHODS if name in taken])
-    lines += [line for each in experiments for line in each.remarks(plan)]
-    if plan.samples is not None and plan.samples < DATASETS[plan.dataset].test_images:
-        lines.append(f"The figures are on {plan.samples:,} test images, chosen at random.")
-    return list(dict.fromkeys(lines))
+    grids = {name: search.grid(plan, name) for name in paper.METHODS if name in taken}
+    text = _rendered(
+        "deviations",
+        plan=plan,
+        paper=paper,
+        gat=plan.base.method if isinstance(plan.base.method, GAT) else GAT(),
+        size=DATASETS[plan.dataset],
+        tried={name: len(values) for name, values in grids.items() if values is not None},
+        remarks=[line for each in experiments for line in each.remarks(plan)],
+        words=WORDS,
+        silent=SILENT,
+    )
+    return list(dict.fromkeys(text.splitlines()))

@@ -148,31 +148,6 @@ def grid(plan: Plan, name: str) -> tuple[float, ...] | None:
     return tuple(plan.grids.get(name, GRIDS[name]))
 
 
-def remarks(plan: Plan, methods: Sequence[str]) -> list[str]:
-    """How the hyperparameters of `methods` come about, a line each."""
-    tried = {name: len(values) for name in methods if (values := grid(plan, name)) is not None}
-    searched = {name: count for name, count in tried.items() if count > 1}
-    fixed = [name for name in tried if name not in searched]
-    lines = []
-    if searched:
-        counts = ", ".join(f"{name} from {count} values" for name, count in searched.items())
-        lines.append(
-            "The paper does not give c_g, epsilon, dropout rate or noise power. Where they are searched, validation "
-            f"accuracy chooses ({counts}), {plan.search_seeds} run(s) of "
-            f"{plan.search_epochs or plan.base.epochs} epochs for each value; "
-            "a run of the search that has a row's settings and seed is that row's too."
-        )
-    if fixed:
-        lines.append(f"Of {', '.join(fixed)} the value is given, not searched.")
-    if searched and len(set(tried.values())) > 1:
-        lines.append("The search has not cost the same for every method: one with more values has an advantage.")
-    if "dropout-gat" in methods:
-        twice = {"dropout", "dropout-gat"} <= searched.keys()
-        more = ", and so has two choices where others have one" if twice else ""
-        lines.append(f"Dropout + GAT takes dropout's rate{more}.")
-    return lines
-
-
 def check_grids(grids: dict[str, tuple[float, ...]]) -> None:
     """Raises ConfigError unless each is of a method that is searched, and has values that it can take."""
     for name, values in grids.items():
