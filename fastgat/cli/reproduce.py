@@ -29,7 +29,7 @@ from fastgat.reporting.transfer import TransferBar
 
 RUNS = {
     *("epochs", "batch_size", "seed", "data_dir", "train_images", "split_seed", "loader"),
-    *("schedule", "generator_steps", "generator_interval"),
+    *("schedule", "generator_steps", "generator_interval", "delta"),
     *("classifier", "generator_width", "batch_norm"),
     *("lr", "generator_lr", "lr_schedule", "clip_grad", "ema", "early_stopping"),
     *("amp", "amp_dtype", "tf32", "channels_last", "device", "compile", "cuda_graph", "deterministic"),

@@ -24,7 +24,10 @@ DATASETS = {
 }
 """The data sets that experiments know."""
 
-SHOWN = ("cg", "epsilon", "dropout", "schedule", "generator_interval", "generator_steps", "generator_input")
+SHOWN = (
+    *("cg", "epsilon", "penalty", "dropout"),
+    *("schedule", "generator_interval", "generator_steps", "generator_input", "delta"),
+)
 """Options of a method that a cell's name spells out where they are not the default."""
 
 

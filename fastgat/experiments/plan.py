@@ -87,7 +87,7 @@ class Plan(Options):
         assert isinstance(method, Method)
         if not isinstance(method, GAT):
             return {}
-        return {name: getattr(method, name) for name in ("schedule", "generator_steps", "generator_interval")}
+        return {name: getattr(method, name) for name in ("schedule", "generator_steps", "generator_interval", "delta")}
 
 
 OPEN = ("seed", "epochs", "batch_size", "data.dataset", "data.split_seed", "data.train_images")

@@ -28,6 +28,7 @@ PARAMETERS = {
     "fg-l2": "epsilon",
     "gat": "cg",
     "dropout-gat": "cg",
+    "gradient-penalty": "penalty",
 }
 """The option that is searched, by method; dropout + GAT takes the rate that was chosen for dropout."""
 GRIDS = {
@@ -37,6 +38,7 @@ GRIDS = {
     "fg-l2": (0.06, 0.12, 0.25, 0.5, 1.0),
     "gat": (0.3, 0.7, 1.7, 4.0, 10.0),
     "dropout-gat": (0.3, 0.7, 1.7, 4.0, 10.0),
+    "gradient-penalty": (0.01, 0.03, 0.1, 0.3, 1.0),
 }
 """Five values each, evenly spaced on a logarithmic scale."""
 

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import time
-from typing import TYPE_CHECKING
 
 import torch
 from torch.nn import functional
 
-if TYPE_CHECKING:
-    from fastgat.profiling.sides import Side
+from fastgat.profiling.sides import Side
 
 REPEATS = 5
 

@@ -6,15 +6,12 @@ import contextlib
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import torch
 
 from fastgat.engine.step import train_step
 from fastgat.phases import PHASES, listening
-
-if TYPE_CHECKING:
-    from fastgat.profiling.sides import Fastgat
+from fastgat.profiling.sides import Fastgat
 
 STEPS, SECONDS = 5, 10.0
 """Steps that are looked at, and of which phases are timed for about so long at most: of slow steps fewer will do."""

@@ -225,7 +225,9 @@ class Fastgat(Side):
     @cached_property
     def feeder(self) -> Feeder:
         """The loader of `fed_step`."""
-        return Feeder(self)
+        spec = self.spec
+        shape = (spec.image_size, spec.image_size, spec.channels)
+        return Feeder(spec.config, shape, spec.num_classes, self.device)
 
     def step(self) -> None:
         kind = self.method.kind(self.number)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import collections
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -16,9 +16,7 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
 
 from fastgat.engine.step import train_step
-
-if TYPE_CHECKING:
-    from fastgat.profiling.sides import Fastgat, Side
+from fastgat.profiling.sides import Fastgat, Side
 
 
 class Counter(TorchDispatchMode):
@@ -58,8 +56,6 @@ def work(side: Side, kind: str | None = None) -> dict[str, int]:
 
 
 def _work(side: Side, kind: str) -> dict[str, int]:
-    from fastgat.profiling.sides import Fastgat
-
     counter = Counter()
     if not isinstance(side, Fastgat):
         with counter:

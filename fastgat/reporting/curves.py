@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-import io
-import logging
 import math
 from typing import Any
+
+from fastgat.reporting.plots import new_figure, saved
 
 
 def draw_curves(epochs: list[dict[str, Any]]) -> bytes:
     """A PNG of the rows that metrics.jsonl has for epochs; what a method does not measure is not drawn."""
-    # Its first use on a machine announces a font cache, as a warning.
-    logging.getLogger("matplotlib.font_manager").setLevel(logging.ERROR)
-    from matplotlib.figure import Figure
-
     panels: dict[str, dict[str, tuple[str, float]]] = {
         "accuracy, %": {
             "training": ("accuracy", 100),
@@ -25,7 +21,7 @@ def draw_curves(epochs: list[dict[str, Any]]) -> bytes:
     }
     measured = {key for row in epochs for key in row}
     panels = {title: lines for title, lines in panels.items() if any(key in measured for key, _ in lines.values())}
-    figure = Figure(figsize=(4.2 * len(panels), 3.2), layout="constrained")
+    figure = new_figure(4.2 * len(panels), 3.2)
     x = [row["epoch"] for row in epochs]
     for axes, (title, lines) in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels.items(), strict=True):
         for label, (key, scale) in lines.items():
@@ -38,6 +34,4 @@ def draw_curves(epochs: list[dict[str, Any]]) -> bytes:
         if any(lines):
             # Not where it hides least, which matplotlib warns takes long on a slow machine.
             axes.legend(loc="lower right" if "accuracy" in title else "upper right")
-    image = io.BytesIO()
-    figure.savefig(image, format="png", dpi=120)
-    return image.getvalue()
+    return saved(figure, "png")

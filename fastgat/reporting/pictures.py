@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from fastgat.reporting.plots import literal
+from fastgat.reporting.plots import literal, new_figure
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -25,12 +24,8 @@ class Picture(NamedTuple):
 
 def draw_sheet(rows: Sequence[tuple[str, Sequence[Picture]]]) -> Figure:
     """Rows of pictures, each with its name at the left."""
-    # Its first use on a machine announces a font cache, as a warning.
-    logging.getLogger("matplotlib.font_manager").setLevel(logging.ERROR)
-    from matplotlib.figure import Figure
-
     columns = max(len(pictures) for _, pictures in rows)
-    figure = Figure(figsize=(1.5 * columns + 1.6, 1.62 * len(rows)), layout="constrained")
+    figure = new_figure(1.5 * columns + 1.6, 1.62 * len(rows))
     for axes_row, (name, pictures) in zip(figure.subplots(len(rows), columns, squeeze=False), rows, strict=True):
         for axes in axes_row:
             axes.set_axis_off()
