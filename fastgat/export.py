@@ -42,7 +42,7 @@ def export(
     *,
     checkpoint: str = "best",
     image_size: int | None = None,
-    classifier: nn.Module | None = None,
+    classifier: nn.Module | str | None = None,
 ) -> Path:
     """Write the classifier of a run in another format; returns where.
 
@@ -54,7 +54,7 @@ def export(
         output: the file; by default classifier.SUFFIX in the run folder.
         checkpoint: one of `fastgat.engine.load.CHECKPOINTS`.
         image_size: pixels a side of the images, for a program; by default those of the run.
-        classifier: a module to load into, needed where the run trained one that fastgat cannot build by name.
+        classifier: a module to load into, or "package.module:factory", as for `load_classifier`.
 
     Raises FastgatError if the run cannot be read, the classifier cannot be exported, or what was exported gives other
     logits; nothing is written then.
@@ -65,8 +65,7 @@ def export(
         raise ConfigError(f"unknown checkpoint {checkpoint!r}; known: {', '.join(CHECKPOINTS)}")
     source = checkpoint_path(run, checkpoint)
     tensors, header = load_checkpoint(source)
-    own = classifier is not None
-    classifier = trained_classifier(source, tensors, header, classifier=classifier)
+    module = trained_classifier(source, tensors, header, classifier=classifier)
     side = image_size or header["config"]["data"].get("image_size") or SIDE
     seeded = torch.Generator().manual_seed(0)
     batches = [torch.rand(size, header["model"]["in_channels"], side, side, generator=seeded) for size in BATCHES]
@@ -75,9 +74,9 @@ def export(
         raise ConfigError(f"{target} is a folder: name the file to write")
     with tempfile.TemporaryDirectory() as folder:
         made = Path(folder) / target.name
-        model = header["model"] | ({"classifier": None} if own else {})
-        reread = EXPORTERS[format](classifier, model, batches[-1], made)
-        check(classifier, reread, batches, format)
+        model = header["model"] | ({"classifier": None} if isinstance(classifier, nn.Module) else {})
+        reread = EXPORTERS[format](module, model, batches[-1], made)
+        check(module, reread, batches, format)
         write_atomically(target, made.read_bytes())
     return target
 

@@ -42,6 +42,13 @@ OF_CLEAN = ("checkpoint", "split", "data_dir", "device", "on_bad_sample", "batch
     "--network", "networks", type=Path, multiple=True, metavar="RUN", help="another run, whose curves stand beside"
 )
 @click.option(
+    "--classifier",
+    "classifiers",
+    multiple=True,
+    metavar="NAME",
+    help="package.module:factory of a run's classifier, to be imported; may be repeated",
+)
+@click.option(
     "--cg",
     "cgs",
     multiple=True,
@@ -58,6 +65,7 @@ def evaluate(
     full: bool,
     sources: tuple[Path, ...],
     networks: tuple[Path, ...],
+    classifiers: tuple[str, ...],
     cgs: tuple[str, ...],
     no_generator: bool,
     output: Path | None,
@@ -95,6 +103,7 @@ def evaluate(
             attacks,
             sources=sources,
             networks=networks,
+            classifiers=classifiers,
             cgs=prices,
             clean_only=clean,
             cache=None if clean else Cache(folder / "evaluation-cache", fresh=fresh),

@@ -18,11 +18,14 @@ from fastgat.export import export as write
 @click.option(
     "--image-size", type=click.IntRange(1), metavar="N", help="pixels a side, for programs  [default: the run's]"
 )
+@click.option("--classifier", metavar="NAME", help="package.module:factory of the run's classifier, to be imported")
 @click.option("--output", type=Path, metavar="FILE", help="the file  [default: classifier.* in the run folder]")
-def export(run: Path, format_: str, checkpoint: str, image_size: int, output: Path | None) -> None:
+def export(
+    run: Path, format_: str, checkpoint: str, image_size: int, classifier: str | None, output: Path | None
+) -> None:
     """Write the classifier of RUN, a run folder or a checkpoint, for other programs.
 
     safetensors holds its weights; torch-export and onnx hold a program that takes images (B, C, H, W) in [0, 1],
     float32, and returns logits. Each is read back and must give the classifier's own logits before it is written.
     """
-    click.echo(write(run, format_, output, checkpoint=checkpoint, image_size=image_size))
+    click.echo(write(run, format_, output, checkpoint=checkpoint, image_size=image_size, classifier=classifier))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,8 @@ from fastgat.config import TrainConfig, load_toml, merge
 from fastgat.data.registry import users_images
 from fastgat.engine.allocator import keep_freed_memory
 from fastgat.engine.resume import after_restart, find_checkpoint
+from fastgat.errors import ConfigError
+from fastgat.models import is_factory
 from fastgat.processes import is_first, restarted
 from fastgat.reporting.progress import ConsoleProgress
 from fastgat.reporting.transfer import TransferBar
@@ -35,6 +38,12 @@ def train(file: Path | None, print_config: bool, dry_run: bool, **given: Any) ->
     if print_config:
         click.echo(config.to_toml(), nl=False)
         return
+    name = config.model.classifier
+    if is_factory(name) and given["classifier"] != name:
+        raise ConfigError(
+            f"{file or config.resume}: asks to import and call {name!r}, which may run any code; if you trust it, say "
+            f"so: --classifier {shlex.quote(name)}"
+        )
     keep_freed_memory()
     console = Console(quiet=not is_first())
     with contextlib.closing(TransferBar(console)) as transfer, contextlib.closing(ConsoleProgress(console)) as display:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shlex
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +14,7 @@ from fastgat.engine.checkpoint import classifier_tensors, load_checkpoint
 from fastgat.engine.run_checkpoints import BEST, LAST
 from fastgat.engine.selection import Candidate
 from fastgat.errors import CheckpointError
-from fastgat.models import create_classifier
+from fastgat.models import create_classifier, is_factory
 
 CHECKPOINTS = {"best": BEST, "last": LAST, "accuracy": Candidate("accuracy").file, "loss": Candidate("loss").file}
 """The files of a run folder by what they are called: as `--select` chose, or by the rule that chose them."""
@@ -40,7 +42,7 @@ def load_classifier(
     *,
     checkpoint: str = "best",
     device: torch.device | str = "cpu",
-    classifier: nn.Module | None = None,
+    classifier: nn.Module | str | None = None,
 ) -> nn.Module:
     """The classifier that a run trained, in eval mode: images (B, C, H, W) in [0, 1] -> logits (B, K).
 
@@ -48,9 +50,8 @@ def load_classifier(
         run: a run folder or a checkpoint file.
         checkpoint: "best" (as the run's `select` has it), "accuracy", "loss" (the epoch of best validation accuracy, of
             lowest validation loss) or "last".
-        classifier: a module to load into, needed where the run trained one that fastgat cannot build by name.
-
-    Where the run was trained with `--classifier package.module:factory`, that factory is imported and called.
+        classifier: a module to load into, or "package.module:factory". Needed where the run was not trained with a
+            built-in name: code that a checkpoint names is imported only where the caller names it too.
 
     Raises CheckpointError if the file is missing, damaged, or of another model.
     """
@@ -59,10 +60,20 @@ def load_classifier(
 
 
 def trained_classifier(
-    path: Path, tensors: dict[str, Tensor], header: dict[str, Any], *, classifier: nn.Module | None = None
+    path: Path,
+    tensors: dict[str, Tensor],
+    header: dict[str, Any],
+    *,
+    classifier: nn.Module | str | Collection[str] | None = None,
 ) -> nn.Module:
-    """The classifier in a checkpoint that has been read from `path`, in eval mode; as `load_classifier`."""
-    module = classifier if classifier is not None else _rebuilt(path, header)
+    """The classifier in a checkpoint that was read from `path`, in eval mode; as `load_classifier`.
+
+    `classifier` may also be several names, where several checkpoints share them.
+    """
+    if isinstance(classifier, nn.Module):
+        module = classifier
+    else:
+        module = _build(path, header["model"], [classifier] if isinstance(classifier, str) else list(classifier or ()))
     try:
         found = classifier_tensors(tensors, module)
     except CheckpointError as error:
@@ -74,9 +85,19 @@ def trained_classifier(
     return module.eval()
 
 
-def _rebuilt(path: Path, header: dict[str, Any]) -> nn.Module:
-    """A classifier of the kind that the checkpoint's header names."""
-    model = header["model"]
-    if model["classifier"] is None:
-        raise CheckpointError(f"{path}: the run trained a classifier of its own; pass one like it as `classifier`")
-    return create_classifier(model["classifier"], model["num_classes"], model["in_channels"], model["dropout"])
+def _build(path: Path, model: dict[str, Any], named: list[str]) -> nn.Module:
+    """The classifier that the header's `model` asks for; a factory only if it is `named` by the user."""
+    name = model["classifier"]
+    if name is None:
+        if len(named) != 1:
+            raise CheckpointError(
+                f"{path}: the run trained a classifier of its own; pass one like it as `classifier`, or name the "
+                "factory that makes it: --classifier package.module:factory"
+            )
+        (name,) = named
+    elif is_factory(name) and name not in named:
+        raise CheckpointError(
+            f"{path}: asks to import and call {name!r}, which may run any code; if you trust it, say so: "
+            f"--classifier {shlex.quote(name)}, in Python classifier={name!r}"
+        )
+    return create_classifier(name, model["num_classes"], model["in_channels"], model["dropout"])

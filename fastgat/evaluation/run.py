@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -99,11 +99,11 @@ class RunData:
         return Batches(self.loader(random_subset(images, count, seed)).once)
 
 
-def load_run(run: Path, checkpoint: str, device: torch.device) -> LoadedRun:
-    """Raises CheckpointError where there is no such checkpoint, or no classifier in it."""
+def load_run(run: Path, checkpoint: str, device: torch.device, classifiers: Collection[str] = ()) -> LoadedRun:
+    """Raises CheckpointError where there is no such checkpoint, no classifier in it, or a factory that is not named."""
     path = checkpoint_path(run, checkpoint)
     tensors, header = load_checkpoint(path)
-    classifier = trained_classifier(path, tensors, header).to(device)
+    classifier = trained_classifier(path, tensors, header, classifier=classifiers).to(device)
     return LoadedRun(path, classifier, header, TrainConfig.from_dict(header["config"], str(path)).data)
 
 
@@ -140,6 +140,7 @@ def evaluate_run(
     *,
     sources: Sequence[Path] = (),
     networks: Sequence[Path] = (),
+    classifiers: Collection[str] = (),
     cgs: Sequence[float] = (1.0,),
     clean_only: bool = False,
     cache: Cache | None = None,
@@ -150,6 +151,7 @@ def evaluate_run(
     Args:
         run: a run folder or a checkpoint.
         sources, networks: other runs, as in `evaluate`.
+        classifiers: factories ("package.module:factory") that these runs may name and that may be imported.
         cgs: c_g of each generator that is trained against the classifier.
         clean_only: its accuracy on clean images, and nothing else.
 
@@ -159,11 +161,11 @@ def evaluate_run(
     seed, count = attacks.seed, settings.samples
     generators = [GeneratorTraining(cg=cg, epochs=settings.generator_epochs, seed=seed) for cg in cgs]
     device = pick_device(settings.device)
-    loaded = load_run(run, settings.checkpoint, device)
+    loaded = load_run(run, settings.checkpoint, device, classifiers)
     data = RunData(loaded, settings, attacks.batch_size or BLOCK, device)
     names = _names(run, sources, networks)
     others = {
-        name: load_run(path, settings.checkpoint, device)
+        name: load_run(path, settings.checkpoint, device, classifiers)
         for name, path in zip(names[1:], (*sources, *networks), strict=True)
     }
     for other in others.values():
@@ -171,15 +173,15 @@ def evaluate_run(
     clean = evaluate_clean(loaded, others, data)
     if clean_only:
         return Evaluation(clean)
-    classifiers = [(name, other.classifier) for name, other in others.items()]
+    modules = [(name, other.classifier) for name, other in others.items()]
     training = random_subset(data.images.train, settings.generator_images, seed)
     attacked = evaluate(
         loaded.classifier,
         data.subset(data.part, count, seed),
         attacks,
         name=names[0],
-        networks=dict(classifiers[len(sources) :]),
-        sources=dict(classifiers[: len(sources)]),
+        networks=dict(modules[len(sources) :]),
+        sources=dict(modules[: len(sources)]),
         curve_batches=data.subset(data.part, None if count is None else max(count, CURVES), seed),
         train=data.loader(training, min(64, len(training))),
         validation=data.subset(data.images.validation, VALIDATION, seed),

@@ -145,7 +145,7 @@ class RunStore:
         folder = self.run_folder(cell)
         if cell.name in self.archive.cells and not (folder / BEST).exists():
             raise DataError(f"{self.folder}: the weights of {cell.name} were not kept; train it in another --out")
-        return load_classifier(folder, device=device)
+        return load_classifier(folder, device=device, classifier=cell.config.model.classifier)
 
     def measured(self, name: str) -> dict[str, Any] | None:
         """What was kept under `name`: its key, figures (None where they diverged), environment and seconds."""

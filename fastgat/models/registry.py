@@ -25,6 +25,11 @@ def classifier_names() -> list[str]:
     return list(_CLASSIFIERS)
 
 
+def is_factory(name: str) -> bool:
+    """Whether `name` is that of a factory (`package.module:factory`): code to import, not one of the built-in names."""
+    return ":" in name and not name.startswith("timm:")
+
+
 def create_classifier(name: str, num_classes: int, in_channels: int = 3, dropout: float = 0.0) -> nn.Module:
     """The classifier called `name`, freshly initialised: images (B, C, H, W) in [0, 1] -> logits (B, K).
 
@@ -37,7 +42,7 @@ def create_classifier(name: str, num_classes: int, in_channels: int = 3, dropout
     """
     if name in _CLASSIFIERS:
         return _CLASSIFIERS[name](num_classes=num_classes, in_channels=in_channels, dropout=dropout)
-    if ":" in name and not name.startswith("timm:"):
+    if is_factory(name):
         return _made(name, {"num_classes": num_classes, "in_channels": in_channels, "dropout": dropout})
     timm_name = name.removeprefix("timm:")
     timm = _timm(required_by=name)

@@ -171,3 +171,48 @@ def test_a_traceback_is_never_shown(tmp_path: Path) -> None:
     assert result.returncode == 1
     assert "Traceback" not in result.stderr
     assert result.stderr.count("\n") == 1
+
+
+STRANGER = """
+from pathlib import Path
+from tests.support import SmallClassifier
+Path("imported").touch()
+build = SmallClassifier
+"""
+
+
+def test_code_that_a_file_names_runs_only_where_the_user_names_it_too(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from fastgat import load_classifier
+    from fastgat.errors import CheckpointError
+
+    def ran() -> bool:
+        """Whether the factory's module was imported since the last call."""
+        sys.modules.pop("stranger", None)
+        marker = Path("imported")
+        return marker.exists() and not marker.unlink()  # type: ignore[func-returns-value]  # None
+
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    Path("stranger.py").write_text(STRANGER)
+    named = ("--classifier", "stranger:build")
+    assert run(*BASE, *named, "--batch-size", 256, "--output", "out").code == 0
+    assert ran()
+    evaluate, resume = ("evaluate", "out", "--clean"), ("train", "--resume", "auto", "--output", "out", "--epochs", 1)
+    commands = (
+        (evaluate, 1),
+        (("export", "out"), 1),
+        (resume, 2),
+        (("train", "--config", "out/config.toml", "--output", "new", "--dry-run"), 2),
+    )
+    for command, code in commands:
+        check(run, command, "asks to import and call 'stranger:build'", code)
+        check(run, (*command, "--classifier", "stranger:other") if code == 1 else command, "stranger:build", code)
+        assert not ran()
+        assert run(*command, *named).code == 0
+        assert ran()
+    with pytest.raises(CheckpointError, match="classifier='stranger:build'"):
+        load_classifier("out")
+    assert not ran()
+    load_classifier("out", classifier="stranger:build")
+    assert ran()
