@@ -144,7 +144,7 @@ def test_a_disk_that_fills_up(run: Run, monkeypatch: pytest.MonkeyPatch, tmp_pat
 
     monkeypatch.setattr(run_checkpoints, "save_checkpoint", full)
     arguments = (*BASE, "--batch-size", 256, "--output", "out")
-    check(run, arguments, "best.safetensors: cannot be written: No space left", code=1)
+    check(run, arguments, "best-accuracy.safetensors: cannot be written: No space left", code=1)
     assert sorted(path.name for path in (tmp_path / "out").iterdir() if "safetensors" in path.name) == [
         "last.safetensors"
     ]
