@@ -23,11 +23,11 @@ class WorkerProcess:
 
     def __init__(self, target: Callable[..., None], *arguments: Any, advice: str) -> None:
         context = multiprocessing.get_context("spawn")
-        self.pipe, there = context.Pipe()
-        self.process = context.Process(target=_serve, args=(target, there, arguments, advice))
+        self.pipe, theirs = context.Pipe()
+        self.process = context.Process(target=_serve, args=(target, theirs, arguments, advice))
         with _ctrl_c_ignored():
             self.process.start()
-        there.close()
+        theirs.close()
 
     def send(self, message: Any) -> None:
         """Send to a process that listens. Raises what `receive` raises where it does not any more."""

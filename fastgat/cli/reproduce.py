@@ -138,9 +138,9 @@ def reproduce(
 def plan_from(quick: bool, dataset: str | None, grids: tuple[str, ...], given: dict[str, Any]) -> Plan:
     """The plan that the options describe: they go over those of --quick, and these over the defaults."""
     runs = merge(DEFAULTS, QUICK_RUNS) if quick else DEFAULTS
-    asked = overrides(given)
+    settings = overrides(given)
     if dataset is not None:
-        asked = merge(asked, {"data": {"dataset": dataset}})
+        settings = merge(settings, {"data": {"dataset": dataset}})
     given_grids = [_grid(text) for text in grids]
     for method, _ in given_grids:
         if sum(method == other for other, _ in given_grids) > 1:
@@ -148,7 +148,7 @@ def plan_from(quick: bool, dataset: str | None, grids: tuple[str, ...], given: d
     chosen = {**(QUICK_GRIDS if quick else {}), **dict(given_grids)}
     check_grids(chosen)
     extent = {f.name: given[f.name] for f in fields(Plan) if given.get(f.name) is not None}
-    base = TrainConfig.from_dict(merge(runs, asked))
+    base = TrainConfig.from_dict(merge(runs, settings))
     return Plan(**{**(QUICK if quick else {}), **extent}, base=base, grids=chosen)
 
 

@@ -54,8 +54,8 @@ def search(over: tuple[str, ...], seeds: int, jobs: int, as_json: bool, out: Pat
     """
     if launched():
         raise click.UsageError("a search trains each run in one process: start it by itself, not by torchrun")
-    asked = merge({"data": {"dataset": "cifar10"}}, overrides(given))
-    base = TrainConfig.from_dict(asked)
+    common = merge({"data": {"dataset": "cifar10"}}, overrides(given))
+    base = TrainConfig.from_dict(common)
     given_over = [_values(text) for text in over]
     choices = dict(given_over) or _own(base.to_dict()["method"]["name"])
     if given_over and len(choices) < len(given_over):
@@ -65,7 +65,7 @@ def search(over: tuple[str, ...], seeds: int, jobs: int, as_json: bool, out: Pat
             flag = "--" + name.replace("_", "-")
             raise ConfigError(f"{flag} is what the search is over: its values are those of --over {name}=X,...")
     combinations = [dict(zip(choices, values, strict=True)) for values in itertools.product(*choices.values())]
-    variants = tuple((values, TrainConfig.from_dict(merge(asked, overrides(values)))) for values in combinations)
+    variants = tuple((values, TrainConfig.from_dict(merge(common, overrides(values)))) for values in combinations)
     if len({Cell(config).name for _, config in variants}) < len(variants):
         raise ConfigError(f"not all of {', '.join(choices)} make a difference to the result of a run")
     plan, sweep = Plan(seeds=seeds, base=base), Search(variants)
@@ -97,10 +97,10 @@ def _values(text: str) -> tuple[str, list[Any]]:
     if name not in known:
         raise ConfigError(f"--over: no option {name!r}{suggestion(name, known)}")
     plain, _ = value_type(known[name].owner, name)
-    found = [_value(name, value, plain) for value in values.split(",")]
-    if len(set(found)) != len(found):
+    converted = [_value(name, value, plain) for value in values.split(",")]
+    if len(set(converted)) != len(converted):
         raise ConfigError(f"--over: a value of {name} stands there twice: {values}")
-    return name, found
+    return name, converted
 
 
 def _value(name: str, text: str, plain: type) -> Any:

@@ -64,11 +64,11 @@ class Cell:
 def deciding(config: TrainConfig) -> dict[str, Any]:
     """The settings that decide the result of a whole run and are not the defaults of its method, flat."""
     defaults = dict(flatten(TrainConfig(method=type(config.method)()).to_dict()))
-    found = identity(config) | {"epochs": config.epochs}
+    settings = identity(config) | {"epochs": config.epochs}
     size = DATASETS.get(config.data.dataset)
-    if size is not None and (found.get("data.train_images") or 0) >= size.train_images:
-        found["data.train_images"] = None  # all there are
+    if size is not None and (settings.get("data.train_images") or 0) >= size.train_images:
+        settings["data.train_images"] = None  # all there are
     if config.run.early_stopping is not None:
-        found["run.early_stopping"] = config.run.early_stopping
+        settings["run.early_stopping"] = config.run.early_stopping
     always = ("method.name", "data.dataset", "seed", "epochs")
-    return {key: value for key, value in sorted(found.items()) if key in always or value != defaults.get(key)}
+    return {key: value for key, value in sorted(settings.items()) if key in always or value != defaults.get(key)}

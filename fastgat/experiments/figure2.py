@@ -17,7 +17,7 @@ from fastgat.evaluation.subject import Subject
 from fastgat.experiments.base import Experiment
 from fastgat.experiments.cell import Cell
 from fastgat.experiments.images import load_images, loader, test_batches
-from fastgat.experiments.jobs import Measurement, Progress
+from fastgat.experiments.jobs import Advance, Measurement
 from fastgat.experiments.plan import Plan
 from fastgat.experiments.store import RunStore
 from fastgat.methods import Baseline
@@ -83,7 +83,7 @@ def _measurements(plan: Plan) -> list[Measurement]:
 
 
 @tf32(False)
-def _compute(plan: Plan, cg: float, store: RunStore, progress: Progress) -> dict[str, Any]:
+def _compute(plan: Plan, cg: float, store: RunStore, advance: Advance) -> dict[str, Any]:
     device = pick_device(plan.base.run.device)
     classifier = store.classifier(_baseline(plan), device)
     images, seed = load_images(plan), plan.base.seed
@@ -95,13 +95,13 @@ def _compute(plan: Plan, cg: float, store: RunStore, progress: Progress) -> dict
         loader(train, device, min(GENERATOR_BATCH, len(train)), seed),
         Batches(loader(random_subset(images.validation, plan.generator_images, seed), device).once),
         training,
-        progress=lambda epoch, loss: progress(epoch / training.epochs),
+        progress=lambda epoch, loss: advance(epoch / training.epochs),
     )
-    asked = plan.base.run.compile
+    compile_ = plan.base.run.compile
     try:
-        trained = train_it(compiled=asked is not False and missing_compiler(device) is None)
+        trained = train_it(compiled=compile_ is not False and missing_compiler(device) is None)
     except CompileError:
-        if asked:
+        if compile_:
             raise
         trained = train_it(compiled=False)  # as its classifier was, whose training has said so
     (row,) = equal_power(

@@ -19,10 +19,10 @@ from fastgat.trainer import Trainer
 
 Stopped = Callable[[], object]
 """Whether a signal has come."""
-Progress = Callable[[float], None]
-"""Told the share that is done."""
+Advance = Callable[[float], None]
+"""Called with the share that is done."""
 FORMAT = 1
-"""Of what is measured, and of how: another number makes everything anew."""
+"""Bump to invalidate stored measurements."""
 
 
 class Job(ABC):
@@ -113,7 +113,7 @@ class Measurement(Job):
 
     what: str
     key: Mapping[str, Any]
-    compute: Callable[[RunStore, Progress], dict[str, Any]]
+    compute: Callable[[RunStore, Advance], dict[str, Any]]
 
     @property
     def name(self) -> str:
@@ -123,19 +123,19 @@ class Measurement(Job):
         return store.measured(self.name) is not None
 
     def figures(self, store: RunStore) -> dict[str, Any] | None:
-        found = store.measured(self.name)
-        return None if found is None else found["figures"]
+        content = store.measured(self.name)
+        return None if content is None else content["figures"]
 
     def run(self, store: RunStore, report: Report, stopped: Stopped) -> str | None:
-        def progress(share: float) -> None:
+        def advance(share: float) -> None:
             report(News(self.name, share, ""))
             if stopped():
                 raise _Stop
 
         began, reason, figures = time.perf_counter(), None, None
         try:
-            progress(0)
-            figures = self.compute(store, progress)
+            advance(0)
+            figures = self.compute(store, advance)
         except NonFiniteError as error:
             reason = str(error)
         except _Stop:

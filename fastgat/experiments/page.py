@@ -47,7 +47,8 @@ def check_page(path: Path) -> None:
 
 def collect(experiments: Sequence[Experiment], plan: Plan, store: RunStore) -> dict[str, Any]:
     """What is there: figures by experiment, and the runs and measurements that they come from."""
-    figures = {each.name: found for each in experiments if (found := each.collect(plan, store)) is not None}
+    collected = {each.name: each.collect(plan, store) for each in experiments}
+    figures = {name: numbers for name, numbers in collected.items() if numbers is not None}
     jobs = {job.name: job for each in experiments for job in each.jobs(plan, store)}
     runs = [run for job in jobs.values() if isinstance(job, Training) and (run := _run(store, job)) is not None]
     contents = {name: content for each in experiments for name, content in each.measured(plan, store).items()}
@@ -60,12 +61,12 @@ def collect(experiments: Sequence[Experiment], plan: Plan, store: RunStore) -> d
 
 def sections(experiments: Sequence[Experiment], plan: Plan, results: dict[str, Any]) -> dict[str, str]:
     """Each experiment's section, by title, as Markdown; then how it was made, and what differs from the paper."""
-    found = results["figures"]
-    shown = {each.title: each.section(plan, found[each.name]) for each in experiments if each.name in found}
-    shown["How it was run"] = _account(plan, results)
+    figures = results["figures"]
+    text = {each.title: each.section(plan, figures[each.name]) for each in experiments if each.name in figures}
+    text["How it was run"] = _account(plan, results)
     ran = {run["method"] for run in results["runs"]}
-    shown["What differs from the paper"] = "".join(f"{line}\n" for line in deviations(plan, experiments, ran))
-    return shown
+    text["What differs from the paper"] = "".join(f"{line}\n" for line in deviations(plan, experiments, ran))
+    return text
 
 
 def write_page(
@@ -81,12 +82,12 @@ def write_page(
         ):
             pictures[each.title].append(folder / f"{name}.png")
             write_atomically(folder / f"{name}.png", saved(figure, "png"))
-    shown = sections(experiments, plan, results)
-    text = _rendered("page", dataset=plan.dataset, command=command, sections=shown, pictures=pictures)
+    text = sections(experiments, plan, results)
+    page = _rendered("page", dataset=plan.dataset, command=command, sections=text, pictures=pictures)
     numbers = folder / "results.json"
     write_atomically(numbers, (json.dumps({"command": command, **results}, indent=2) + "\n").encode())
-    write_atomically(path, text.encode())
-    return [path, numbers, *(picture for own in pictures.values() for picture in own)]
+    write_atomically(path, page.encode())
+    return [path, numbers, *(picture for each in pictures.values() for picture in each)]
 
 
 def _run(store: RunStore, job: Training) -> dict[str, Any] | None:
@@ -96,9 +97,9 @@ def _run(store: RunStore, job: Training) -> dict[str, Any] | None:
     if summary is None and diverged is None:
         return None
     environment = store.environment(cell)
-    found = {key: summary[key] for key in RUN_BY_RUN if key in summary} if summary else {"diverged": diverged}
+    outcome = {key: summary[key] for key in RUN_BY_RUN if key in summary} if summary else {"diverged": diverged}
     method = cell.config.to_dict()["method"]["name"]
-    return {"name": cell.name, "method": method, "seed": cell.seed, **found, **_machine({"environment": environment})}
+    return {"name": cell.name, "method": method, "seed": cell.seed, **outcome, **_machine({"environment": environment})}
 
 
 def _machine(content: dict[str, Any]) -> dict[str, str]:

@@ -61,16 +61,16 @@ class Plan(Options):
     @property
     def train_images(self) -> int:
         """How many images train."""
-        there = DATASETS[self.dataset].train_images
-        return min(there, self.base.data.train_images or there)
+        available = DATASETS[self.dataset].train_images
+        return min(available, self.base.data.train_images or available)
 
     def deviating(self) -> dict[str, Any]:
         """The settings of training that the paper has otherwise, and their values here."""
         defaults = dict(flatten(TrainConfig().to_dict()))
-        found = identity(self.base) | {"run.early_stopping": self.base.run.early_stopping}
+        settings = identity(self.base) | {"run.early_stopping": self.base.run.early_stopping}
         return {
             key: value
-            for key, value in found.items()
+            for key, value in settings.items()
             if not key.startswith("method.") and key not in OPEN and value != defaults.get(key)
         }
 
@@ -84,7 +84,6 @@ class Plan(Options):
     def gat_options(self) -> dict[str, Any]:
         """The options of the base's method that every GAT of the experiments shares."""
         method = self.base.method
-        assert isinstance(method, Method)
         if not isinstance(method, GAT):
             return {}
         return {name: getattr(method, name) for name in ("schedule", "generator_steps", "generator_interval", "delta")}

@@ -12,7 +12,7 @@ from fastgat.evaluation.sweep import fast_gradient_sweep
 from fastgat.experiments import search
 from fastgat.experiments.cell import Cell
 from fastgat.experiments.images import load_images, test_batches
-from fastgat.experiments.jobs import Measurement, Progress
+from fastgat.experiments.jobs import Advance, Measurement
 from fastgat.experiments.plan import Plan
 from fastgat.experiments.store import RunStore
 from fastgat.methods import Baseline
@@ -41,19 +41,19 @@ class Robustness(search.Searching):
 
     def measurements(self, plan: Plan, store: RunStore) -> list[Measurement]:
         """One for each seed whose networks are all trained."""
-        found = []
-        for seed in plan.numbers:
-            cells = self._networks(plan, store, seed)
-            if set(NETWORKS) <= cells.keys() and all(map(store.summary, cells.values())):
-                found.append(self._measurement(plan, cells, seed))
-        return found
+        cells = {seed: self._networks(plan, store, seed) for seed in plan.numbers}
+        return [
+            self._measurement(plan, networks, seed)
+            for seed, networks in cells.items()
+            if set(NETWORKS) <= networks.keys() and all(map(store.summary, networks.values()))
+        ]
 
     def collect(self, plan: Plan, store: RunStore) -> dict[str, Any] | None:
-        found = [figures for each in self.measurements(plan, store) if (figures := each.figures(store)) is not None]
-        if not found:
+        rows = [figures for each in self.measurements(plan, store) if (figures := each.figures(store)) is not None]
+        if not rows:
             return None
         curves = {
-            name: [[figures["accuracies"][name][i] for figures in found] for i in range(len(EPSILONS))]
+            name: [[figures["accuracies"][name][i] for figures in rows] for i in range(len(EPSILONS))]
             for name in NETWORKS
         }
         return {"norm": NORM, "epsilons": list(EPSILONS), "accuracies": curves, "samples": plan.samples}
@@ -101,16 +101,16 @@ class Figure4(Robustness):
 
 
 @tf32(False)
-def _compute(plan: Plan, cells: dict[str, Cell], store: RunStore, progress: Progress) -> dict[str, Any]:
+def _compute(plan: Plan, cells: dict[str, Cell], store: RunStore, advance: Advance) -> dict[str, Any]:
     device = pick_device(plan.base.run.device)
     networks = {name: store.classifier(cell, device) for name, cell in cells.items()}
     source = networks.pop(SOURCE, None)
     images, done = load_images(plan), 0
 
-    def advance(samples: int) -> None:
+    def progress(samples: int) -> None:
         nonlocal done
         done += samples
-        progress(done / min(plan.samples or len(images.test), len(images.test)))
+        advance(done / min(plan.samples or len(images.test), len(images.test)))
 
     curves = fast_gradient_sweep(
         networks,
@@ -118,6 +118,6 @@ def _compute(plan: Plan, cells: dict[str, Cell], store: RunStore, progress: Prog
         EPSILONS,
         NORM,
         sources=None if source is None else {SOURCE: source},
-        progress=advance,
+        progress=progress,
     )
     return {"accuracies": {network: accuracies for (network, _), accuracies in curves.items()}}

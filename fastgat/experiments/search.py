@@ -112,8 +112,8 @@ def best(rows: Sequence[dict[str, Any]]) -> int | None:
 
 def cells(plan: Plan, store: RunStore, methods: tuple[str, ...]) -> list[Cell]:
     """The runs from which `methods` are chosen, those of the first seed first."""
-    found = [cell for name in methods for cell in _candidates(plan, store, name)]
-    return sorted(found, key=lambda cell: cell.seed)
+    candidates = [cell for name in methods for cell in _candidates(plan, store, name)]
+    return sorted(candidates, key=lambda cell: cell.seed)
 
 
 def chosen(plan: Plan, store: RunStore, name: str) -> Method | None:

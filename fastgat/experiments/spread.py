@@ -58,8 +58,8 @@ def percent(values: Iterable[float] | None, places: int = 2) -> str:
     if not (values := list(values or ())):
         return "-"
     spread = Spread.of(values)
-    shown = f"{100 * spread.mean:.{places}f}"
-    return shown if spread.sd is None else f"{shown} ± {100 * spread.sd:.{places}f}"
+    text = f"{100 * spread.mean:.{places}f}"
+    return text if spread.sd is None else f"{text} ± {100 * spread.sd:.{places}f}"
 
 
 def accuracy(values: Iterable[float] | None) -> str:
@@ -67,8 +67,8 @@ def accuracy(values: Iterable[float] | None) -> str:
     if not (values := list(values or ())):
         return "-"
     half_width = interval(values)
-    shown = f"{100 * statistics.mean(values):.2f}"
-    return shown if half_width is None else f"{shown} ± {100 * half_width:.2f}"
+    text = f"{100 * statistics.mean(values):.2f}"
+    return text if half_width is None else f"{text} ± {100 * half_width:.2f}"
 
 
 def points(values: float | Iterable[float] | None) -> str:
@@ -76,8 +76,8 @@ def points(values: float | Iterable[float] | None) -> str:
     if values is None or not (values := [values] if isinstance(values, float) else list(values)):
         return "-"
     half_width = interval(values)
-    shown = f"{100 * statistics.mean(values):+.2f}"
-    return shown if half_width is None else f"{shown} ± {100 * half_width:.2f}"
+    text = f"{100 * statistics.mean(values):+.2f}"
+    return text if half_width is None else f"{text} ± {100 * half_width:.2f}"
 
 
 FILTERS: dict[str, Callable[..., Any]] = {

@@ -169,11 +169,11 @@ def _margins_by_rule(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 def _rivals(validation: dict[str, BySeed]) -> dict[str, str]:
     """The baseline and the better fast gradient on validation, as far as they are there, with what they are called."""
-    there = {name: list(values.values()) for name, values in validation.items() if values}
-    fast = [name for name in paper.FAST_GRADIENT if name in there]
-    rivals = {"baseline": "the baseline"} if "baseline" in there else {}
+    done = {name: list(values.values()) for name, values in validation.items() if values}
+    fast = [name for name in paper.FAST_GRADIENT if name in done]
+    rivals = {"baseline": "the baseline"} if "baseline" in done else {}
     if fast:
-        better = max(fast, key=lambda name: Spread.of(there[name]).mean)
+        better = max(fast, key=lambda name: Spread.of(done[name]).mean)
         rivals[better] = f"fast gradient ({better})"
     return rivals
 

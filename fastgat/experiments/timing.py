@@ -14,7 +14,7 @@ from fastgat.engine.device import device_name, pick_device
 from fastgat.experiments import paper
 from fastgat.experiments.base import Experiment
 from fastgat.experiments.cell import DATASETS, Cell, deciding
-from fastgat.experiments.jobs import Measurement, Progress, Timing
+from fastgat.experiments.jobs import Advance, Measurement, Timing
 from fastgat.experiments.plan import Plan
 from fastgat.experiments.store import RunStore
 from fastgat.methods import create_method
@@ -63,8 +63,8 @@ def timing(plan: Plan, config: TrainConfig) -> Timing:
 def timings(store: RunStore, config: TrainConfig) -> dict[str, dict[str, Any]]:
     """What this version of fastgat was timed to take for `config`, by machine: of several timings on one, that of the
     most rounds."""
-    shown = sorted(measured(store, config).values(), key=lambda content: content["key"].get("rounds", 0))
-    devices = {f"{content['key']['device']}, torch {content['key']['torch']}": content for content in shown}
+    by_rounds = sorted(measured(store, config).values(), key=lambda content: content["key"].get("rounds", 0))
+    devices = {f"{content['key']['device']}, torch {content['key']['torch']}": content for content in by_rounds}
     return {device: {**content["figures"], "device": device} for device, content in devices.items()}
 
 
@@ -102,11 +102,11 @@ def _settings(config: TrainConfig) -> dict[str, Any]:
     return settings | {"compiled": config.run.compile, "cuda_graph": config.run.cuda_graph, "classes": classes}
 
 
-def _compute(plan: Plan, config: TrainConfig, store: RunStore, progress: Progress) -> dict[str, Any]:
+def _compute(plan: Plan, config: TrainConfig, store: RunStore, advance: Advance) -> dict[str, Any]:
     classes = DATASETS[plan.dataset].classes
     settings = Settings(config, SIZE, classes, rounds=plan.rounds, details=False)
-    result = profile(settings, lambda line: progress(0.5))
-    kept = ("speedup", "overhead", "fast_gradient", "rounds")
+    result = profile(settings, lambda line: advance(0.5))
+    ratios = ("speedup", "overhead", "fast_gradient", "rounds")
     figures = ("step_ms", "peak", "flops", "floor")
     sides = {side: {k: v for k, v in result[side].items() if k.startswith(figures)} for side in SIDES}
-    return {**{key: result[key] for key in kept if key in result}, **sides, "batch_size": config.batch_size}
+    return {**{key: result[key] for key in ratios if key in result}, **sides, "batch_size": config.batch_size}

@@ -46,7 +46,7 @@ def work(
 
     Returns when everything is done, by whomever. Without `alone`, jobs that want the machine for themselves are left.
     """
-    said: set[str] = set()
+    announced: set[str] = set()
     with Interrupts() as interrupts:
         while left := [job for job in pending(experiments, plan, store) if alone or not job.alone]:
             for job in left:
@@ -61,9 +61,9 @@ def work(
                     break
             else:
                 names = {job.name for job in left}
-                if names != said:
+                if names != announced:
                     report(News("", 0, f"waiting for another process, for {', '.join(sorted(names))}"))
-                    said = names
+                    announced = names
                 sleep(PATIENCE)
             if interrupts.received:
                 return False
@@ -154,7 +154,7 @@ def _share(plan: Plan, number: int, processes: int) -> Plan:
         return plan
     if hasattr(os, "sched_setaffinity"):
         cores = sorted(os.sched_getaffinity(0))
-        own = cores[number::processes] or [cores[number % len(cores)]]
-        os.sched_setaffinity(0, own)
-        torch.set_num_threads(len(own))
+        share = cores[number::processes] or [cores[number % len(cores)]]
+        os.sched_setaffinity(0, share)
+        torch.set_num_threads(len(share))
     return plan

@@ -32,8 +32,6 @@ FED_SECONDS = 10.0
 FED_ROUNDS = 3
 """How often they are timed."""
 
-Progress = Callable[[str], None]
-
 
 @dataclass(frozen=True)
 class Settings:
@@ -56,7 +54,7 @@ class Settings:
     details: bool = True
 
 
-def profile(settings: Settings, progress: Progress = lambda line: None) -> dict[str, Any]:
+def profile(settings: Settings, announce: Callable[[str], None] = lambda line: None) -> dict[str, Any]:
     """Figures of one training step on this machine, as `fastgat profile --json` prints them.
 
     Raises FastgatError where the sides do not compute the same thing: there is no speed-up of a wrong result.
@@ -77,7 +75,7 @@ def profile(settings: Settings, progress: Progress = lambda line: None) -> dict[
         workers = {name: stack.enter_context(Worker(spec)) for name, spec in specs.items()}
         first = {}
         for name, worker in workers.items():
-            progress(f"{name}: networks, compilation and first step")
+            announce(f"{name}: networks, compilation and first step")
             first[name] = worker.ask("prepare")
         check_parity(first["fastgat"]["moments"], first["textbook"]["moments"], ours)
         turn, blocks = ours.method.turn, dict.fromkeys(workers, ours.method.turn)
@@ -85,15 +83,15 @@ def profile(settings: Settings, progress: Progress = lambda line: None) -> dict[
             blocks = {name: turn * turns_at_once(turn * worker.ask("steps", turn)) for name, worker in workers.items()}
         times: dict[str, list[float]] = {name: [] for name in workers}
         for number in range(settings.rounds):
-            progress(f"round {number + 1} of {settings.rounds}")
+            announce(f"round {number + 1} of {settings.rounds}")
             for name, worker in workers.items():
                 times[name].append(worker.ask("steps", blocks[name]))
         worker, phases = workers["fastgat"], None
         if settings.details:
-            progress("the step with its loader")
+            announce("the step with its loader")
             count = fed_count(statistics.median(times["fastgat"]), blocks["fastgat"])
             fed = [worker.ask("fed_steps", count) for _ in range(FED_ROUNDS)]
-        progress("what limits it")
+        announce("what limits it")
         sides = {
             name: _side(workers[name], times[name], first[name], settings.config.batch_size)
             for name in ("textbook", "fastgat")

@@ -51,8 +51,8 @@ def work(side: Side, kind: str | None = None) -> dict[str, int]:
     if kind is not None:
         return _work(side, kind)
     kinds = [side.method.kind(step) for step in range(side.method.turn)]
-    found = {each: _work(side, each) for each in dict.fromkeys(kinds)}
-    return {name: round(sum(found[each][name] for each in kinds) / len(kinds)) for name in ("flops", "bytes")}
+    amounts = {each: _work(side, each) for each in dict.fromkeys(kinds)}
+    return {name: round(sum(amounts[each][name] for each in kinds) / len(kinds)) for name in ("flops", "bytes")}
 
 
 def _work(side: Side, kind: str) -> dict[str, int]:

@@ -27,7 +27,7 @@ def environment() -> dict[str, Any]:
     gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
     return {
         "packages": {
-            **{name: found for name in PACKAGES if (found := version(name))},
+            **{name: number for name in PACKAGES if (number := version(name))},
             "torch": torch.__version__,  # with the build that it is, which the package's metadata may leave out
         },
         "python": platform.python_version(),

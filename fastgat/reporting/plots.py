@@ -29,9 +29,9 @@ def plot_curves(curves: Sequence[dict[str, Any]]) -> Figure:
     norms = [norm for norm in TITLES if any(curve["norm"] == norm for curve in curves)]
     for axes, norm in zip(figure.subplots(1, len(norms), squeeze=False)[0], norms, strict=True):
         scale = 255 if norm == "linf" else 1
-        own = [curve for curve in curves if curve["norm"] == norm]
-        end = max(max(curve["epsilons"]) for curve in own if curve["attack"] == "fast gradient")
-        for curve in own:
+        drawn = [curve for curve in curves if curve["norm"] == norm]
+        end = max(max(curve["epsilons"]) for curve in drawn if curve["attack"] == "fast gradient")
+        for curve in drawn:
             points = [
                 (scale * epsilon, 100 * accuracy)
                 for epsilon, accuracy in zip(curve["epsilons"], curve["accuracies"], strict=True)
