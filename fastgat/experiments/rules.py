@@ -1,12 +1,12 @@
-"""The rules that pick an epoch of a run, and what a finished run says by each."""
+"""What a finished run says by each rule that picks an epoch, with and without the moving average of its weights."""
 
 from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Mapping
-from statistics import mean
 from typing import Any
 
+from fastgat.engine.selection import RULES, mean_of_last, suffix
 from fastgat.experiments.cell import Cell
 from fastgat.experiments.store import RunStore
 
@@ -16,32 +16,26 @@ COLUMNS = {
     "last": "test, last epoch",
     "last_ten": "validation, mean of the last 10 epochs",
 }
-"""What is told of each run, in percent."""
-AVERAGED, PLAIN = "average", "no average"
-"""The weights that are looked at: the moving average of a run that has one, or the trained weights themselves."""
-LAST = 10
+"""A column for each rule, and one that picks no epoch."""
 
 
 def by_rule(store: RunStore, cells: Mapping[str, Cell]) -> dict[str, dict[str, dict[str, float]]]:
     """The columns of the cells, by weights, column and key of `cells`; what a run does not tell is left out."""
     table: dict[str, dict[str, dict[str, float]]] = defaultdict(lambda: defaultdict(dict))
     for key, cell in cells.items():
-        for weights, values in _of_run(store, cell).items():
-            for column, value in values.items():
-                table[weights][column][key] = value
+        has_average = cell.config.optimizer.ema is not None
+        for averaged in (True, False) if has_average else (True,):
+            for column, value in _columns(store, cell, averaged).items():
+                if value is not None:
+                    table["average" if has_average and averaged else "no average"][column][key] = value
     return {weights: dict(columns) for weights, columns in table.items()}
 
 
-def _of_run(store: RunStore, cell: Cell) -> dict[str, dict[str, float]]:
-    summary, rows = store.summary(cell), store.epochs(cell)[-LAST:]
-    assert summary is not None
-    averaged = cell.config.optimizer.ema is not None
-    told = {AVERAGED if averaged else PLAIN: {"accuracy": summary["test_accuracy"], **_last_ten(rows, "")}}
-    if averaged and (plain := store.unaveraged(cell)):
-        told[PLAIN] = {"accuracy": plain["test_accuracy"], **_last_ten(rows, "_unaveraged")}
-    return told
-
-
-def _last_ten(rows: list[dict[str, Any]], suffix: str) -> dict[str, float]:
-    values = [row[f"validation_accuracy{suffix}"] for row in rows if f"validation_accuracy{suffix}" in row]
-    return {"last_ten": mean(values)} if values else {}
+def _columns(store: RunStore, cell: Cell, averaged: bool) -> dict[str, float | None]:
+    summary: dict[str, Any] = store.summary(cell) or {}
+    tests = summary.get("test_accuracies" + suffix(averaged))
+    if tests is None:  # older versions tested the best epoch only, and no other weights than these
+        of_best = summary if averaged else store.unaveraged(cell)
+        tests = {"accuracy": of_best["test_accuracy"]} if of_best else {}
+    mean = summary.get("last_validation_accuracy" + suffix(averaged)) or mean_of_last(store.epochs(cell), averaged)
+    return {**{rule: tests.get(rule) for rule in RULES}, "last_ten": mean}

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from fastgat.config import OptimizerConfig
 from fastgat.experiments import Plan, RunStore, paper
 from fastgat.experiments.table2 import Table2
-from tests.experiments.made_up import finish, plan
+from tests.experiments.made_up import check_tables, finish, plan
 
 VALUES = {"dropout": 0.2, "random": 0.5, "fg-linf": 0.03, "fg-l2": 0.5, "gat": 1.0, "dropout-gat": 1.0}
 TABLE = Table2()
@@ -51,6 +53,36 @@ def test_rows_and_verdicts(tmp_path: Path) -> None:
     assert "0 of 2" in rows["fg-l2"]
     assert "| baseline | no average | 2 | 77.60 ± 1.27 | - | - | - |" in by_rule
     assert "| gat over the baseline | no average | +3.50 ± 0.00 | - | - | - |" in by_rule
+
+
+def test_every_rule_with_and_without_the_average(tmp_path: Path) -> None:
+    """Of a run that tells all, and of one by an older version, whose rows of epochs are all there is."""
+    store, asked = RunStore(tmp_path), fixed(seeds=2)
+    asked = replace(asked, base=replace(asked.base, optimizer=OptimizerConfig(ema=0.9)))
+    for seed in range(2):
+        for name, gain in (("baseline", 0.0), ("gat", 0.01 + 0.02 * seed)):
+            run(store, asked, name, seed, 0.7, 0.8 + gain)
+            folder = next((tmp_path / "cells").glob(f"cifar10-{name}*seed{seed}*"))
+            summary = json.loads((folder / "summary.json").read_text())
+            for suffix, less in (("", 0.0), ("_unaveraged", 0.1)):
+                tests = {"accuracy": 0.8 + gain - less, "loss": 0.7 + gain - less, "last": 0.6 + gain - less}
+                if seed == 1:
+                    tests["loss"] = None
+                summary |= {f"test_accuracies{suffix}": tests, f"last_validation_accuracy{suffix}": 0.5 + gain - less}
+            (folder / "summary.json").write_text(json.dumps(summary))
+    run(store, asked, "dropout", 0, 0.7, 0.75)
+    rows = [{"event": "epoch", "step": n, "epoch": n, "validation_accuracy": n / 100} for n in range(1, 13)]
+    folder = next((tmp_path / "cells").glob("cifar10-dropout*"))
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    figures = TABLE.collect(asked, RunStore(tmp_path))
+    assert figures is not None
+    text = TABLE.section(asked, figures)
+    check_tables(text)
+    assert "| baseline | average | 2 | 80.00 ± 0.00 | 70.00 | 60.00 ± 0.00 | 50.00 ± 0.00 |" in text
+    assert "| gat | no average | 2 | 72.00 ± 12.71 | 61.00 | 52.00 ± 12.71 | 42.00 ± 12.71 |" in text
+    assert "| dropout | average | 1 | 75.00 | - | - | 7.50 |" in text
+    over = "+2.00 ± 12.71"
+    assert f"| gat over the baseline | no average | {over} | +1.00 | {over} | {over} |" in text
 
 
 def test_a_run_that_is_best_at_its_end_is_told(tmp_path: Path) -> None:
