@@ -26,10 +26,6 @@ COMMANDS = {
 }
 
 
-USAGE = 2
-"""The exit code of options that make no sense."""
-
-
 class LazyGroup(click.Group):
     """Imports a command's module when that command is called: torch takes seconds, `--help` should not."""
 
@@ -95,10 +91,11 @@ def _fail(message: str, exit_code: int, ctx: click.Context | None = None, *, los
     line = " ".join(message.split())
     hint = f" (try `{ctx.command_path} --help`)" if ctx is not None else ""
     if _one_of_several():
-        from fastgat.engine.ranks import speaks  # imports torch
+        from fastgat.engine.ranks import account  # imports torch
 
-        if speaks(line, lost=lost, usage=exit_code == USAGE):
-            click.echo(f"fastgat: error: {line}{hint}", err=True)
+        told = account(line, lost=lost)
+        if told is not None:
+            click.echo(f"fastgat: error: {told}{hint}", err=True)
         sys.stdout.flush()
         os._exit(exit_code)  # what is under way to other ranks must not be waited for
     click.echo(f"fastgat: error: {line}{hint}", err=True)

@@ -19,7 +19,7 @@ from torch.utils._pytree import tree_leaves, tree_map_only
 
 from fastgat.batch import Batch
 from fastgat.engine.device import fastest_convolutions
-from fastgat.engine.ranks import ALONE, Ranks, is_loss
+from fastgat.engine.ranks import ALONE, Ranks, is_of_connection
 from fastgat.engine.state import TrainState, unchanged
 from fastgat.engine.step import train_step
 from fastgat.errors import CaptureError, CompileError
@@ -190,7 +190,7 @@ def explained(kind: type[CompileError], message: str) -> Iterator[None]:
         raise
     except (torch._dynamo.exc.TorchDynamoException, RuntimeError, subprocess.CalledProcessError) as error:
         torch._C._autograd._saved_tensors_hooks_enable()  # a trace of torch.func.vjp that fails leaves them disabled
-        if is_loss(error):
+        if is_of_connection(error):
             raise
         lines = [line.strip() for line in str(error).splitlines() if line.strip() and not BACKEND.match(line)]
         raise kind(message.format(lines[0] if lines else type(error).__name__)) from error

@@ -8,12 +8,10 @@ from __future__ import annotations
 
 import importlib
 import itertools
-import re
 import signal
 import threading
-import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
@@ -24,19 +22,9 @@ from torch.distributed.distributed_c10d import PrefixStore, Store
 from torch.distributed.rendezvous import rendezvous
 
 from fastgat.errors import ConfigError, FastgatError, RankError
-from fastgat.processes import is_first, launched, number
+from fastgat.processes import launched, number
 
 Result = TypeVar("Result")
-PATIENCE_SECONDS = 2.0
-"""How long a rank that has lost another waits for that one's own account of what happened."""
-SILENCE_SECONDS = 10.0
-"""How long a rank stays that leaves it to rank 0 to say what is wrong, which may still be starting."""
-GONE = re.compile(
-    r"connection (was likely )?(closed|reset|refused|abort)|broken pipe|remote p(eer|rocess)|timed? ?out|unreachable"
-    r"|no route to host",
-    re.IGNORECASE,
-)
-"""What gloo, NCCL and torch's store say of a rank that answers no more; other failures are this rank's own."""
 NCCLS = "Last error:"
 """The line that torch puts before NCCL's own words."""
 _joins = itertools.count()
@@ -189,7 +177,7 @@ def joined(device: torch.device) -> Iterator[Ranks]:
     importlib.import_module("torch._dynamo")
     try:
         store, rank, count = next(iter(rendezvous("env://")))
-        _store = PrefixStore(f"fastgat/{_attemptnumber()}/{next(_joins)}", store)
+        _store = PrefixStore(f"fastgat/{_attempt_number()}/{next(_joins)}", store)
         backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
         dist.init_process_group(backend, store=_store, rank=rank, world_size=count)
     except (RuntimeError, ValueError) as error:
@@ -199,29 +187,21 @@ def joined(device: torch.device) -> Iterator[Ranks]:
     dist.destroy_process_group()  # not after an error, which may not be that of all: NCCL would wait for the others
 
 
-def speaks(message: str, *, lost: bool = False, usage: bool = False) -> bool:
-    """Whether this rank is the one to tell people about an error, so that they are told once.
+def account(message: str, *, lost: bool = False) -> str | None:
+    """What this rank tells people about an error; None where another rank has told them.
 
-    Of ranks with the same message it is the first; one that has only lost another speaks where no one has said why.
-    Before ranks are connected only errors of `usage` are sure to be those of all. One that is to be silent stays for a
-    while: when it ends, torchrun ends the others, which may not have spoken yet.
+    Of ranks with the same message the first one speaks. A rank that has only `lost` another says so where no rank has
+    said anything. Before ranks are connected each speaks for itself: torchrun ends the rest when the first one ends.
     """
     if not launched():
-        return True
+        return message
     if _store is None:
-        speaks = is_first() or not usage
-        time.sleep(0 if speaks else SILENCE_SECONDS)
-        return speaks
-    try:
-        if lost:
-            time.sleep(PATIENCE_SECONDS)
-            return _store.add("fastgat/errors", 1) == 1
-        _store.add("fastgat/errors", 1)
-        speaks = _store.add(f"fastgat/error/{message}", 1) == 1
-    except RuntimeError:  # the store went with the rank that held it
-        return True
-    time.sleep(0 if speaks else PATIENCE_SECONDS)
-    return speaks
+        return f"rank {number('RANK', 0)}: {message}"
+    with suppress(RuntimeError):  # the store went with the rank that held it
+        told = _store.add("fastgat/errors", 1)
+        if (told if lost else _store.add(f"fastgat/error/{message}", 1)) > 1:
+            return None
+    return message
 
 
 def check_restarts(output: object) -> None:
@@ -231,34 +211,27 @@ def check_restarts(output: object) -> None:
 
 
 def connection_error(error: BaseException, remark: str = "") -> RankError | None:
-    """What torch has said of the connection between ranks, in one line; None where the error is another one.
+    """What torch says of the connection between ranks, in one line; None where the error is another one.
 
-    A rank that has lost another ignores SIGTERM, by which torchrun ends the rest: they are to say this first.
+    From here on this rank ignores SIGTERM, by which torchrun ends the rest: it is to say this first.
     """
-    if not _of_connection(error):
+    if not is_of_connection(error):
         return None
-    if not is_loss(error):
-        said = [line.strip() for line in str(error).splitlines() if line.strip()]
-        after = said.index(NCCLS) + 1 if NCCLS in said[:-1] else 0
-        return RankError(f"ranks cannot talk to each other: {said[after] if said else type(error).__name__}{remark}")
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    return RankError(f"another rank has gone{remark}", lost=True)
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
+    first = lines.index(NCCLS) + 1 if NCCLS in lines[:-1] else 0
+    return RankError(f"another rank has gone, or cannot be reached ({lines[first]}){remark}", lost=True)
 
 
-def is_loss(error: BaseException) -> bool:
-    """Whether torch says, in its own words, that another rank cannot be reached any more."""
-    gone = isinstance(error, dist.DistNetworkError) or GONE.search(str(error)) is not None
-    return gone and _of_connection(error)
-
-
-def _of_connection(error: BaseException) -> bool:
+def is_of_connection(error: BaseException) -> bool:
+    """Whether torch tells of the connection between ranks: gloo and NCCL raise plain RuntimeErrors too."""
     if isinstance(error, FastgatError):
         return False
     return isinstance(error, dist.DistError) or any(word in str(error) for word in ("gloo/", "NCCL"))
 
 
-def _attemptnumber() -> int:
+def _attempt_number() -> int:
     """Which of torchrun's attempts this is, where that is sure: its store may still hold the addresses of the last.
 
     Nodes count restarts each for itself, so that several may differ.
