@@ -34,7 +34,7 @@ from fastgat.batch import Batch
 from fastgat.config import PrecisionConfig
 from fastgat.engine.allocator import keep_freed_memory
 from fastgat.engine.device import device_name, pick_device
-from fastgat.engine.optimizers import Adam
+from fastgat.engine.optimizer import Adam
 from fastgat.errors import FastgatError
 from fastgat.functional import places
 from fastgat.methods import create_method

@@ -23,7 +23,7 @@ from fastgat.batch import Batch
 from fastgat.contract import checked_batch
 from fastgat.data.loader import Loader
 from fastgat.engine.compiled import ON_A_GPU, explained
-from fastgat.engine.optimizers import Adam, trainable_parameters
+from fastgat.engine.optimizer import Adam, trainable_parameters
 from fastgat.engine.random import seed_torch
 from fastgat.errors import CompileError, ConfigError, NonFiniteError
 from fastgat.functional import places

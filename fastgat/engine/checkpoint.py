@@ -15,7 +15,7 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
-from fastgat.engine.optimizers import buffer_name
+from fastgat.engine.optimizer import buffer_name
 from fastgat.errors import CheckpointError
 from fastgat.files import write_atomically
 

@@ -19,7 +19,7 @@ from fastgat.engine.batch_norm import batch_norm_across
 from fastgat.engine.compiled import Stepper
 from fastgat.engine.events import Callback, Compiled, Compiling, End, EpochEnd, Interval, Skipped, Start
 from fastgat.engine.interrupts import Interrupts
-from fastgat.engine.learning_rate import learning_rate_factor
+from fastgat.engine.optimizer import learning_rate_factor
 from fastgat.engine.position import Position
 from fastgat.engine.random import step_draws
 from fastgat.engine.ranks import Ranks, connection_error

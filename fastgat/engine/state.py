@@ -13,10 +13,9 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from fastgat.config import OptimizerConfig
-from fastgat.engine.ema import Ema
 from fastgat.engine.loss_scale import SMALLEST, LossScale, all_finite
 from fastgat.engine.metrics import RunningMetrics
-from fastgat.engine.optimizers import Adam, buffer_name, create_optimizer, trainable_parameters
+from fastgat.engine.optimizer import Adam, Ema, buffer_name, create_optimizer, trainable_parameters
 from fastgat.engine.ranks import ALONE, Ranks
 from fastgat.engine.reduction import GradientMean, everywhere
 from fastgat.errors import ConfigError, NonFiniteError
@@ -147,6 +146,8 @@ class TrainState(nn.Module):
             if network is not None:
                 for name, buffer in network.module.named_buffers():
                     buffer.copy_(network.buffers[name])
+        if self.ema is not None:
+            self.ema.update_statistics(players.classifier.buffers)
 
     def set_learning_rates(self, factor: float) -> None:
         """Scale both players' learning rates for the next step."""
@@ -158,10 +159,8 @@ class TrainState(nn.Module):
             self.generator_optimizer.learning_rate.fill_(self.optimizer.generator_lr * factor)
 
     def evaluation_parameters(self) -> Tensors:
-        """The classifier's parameters to judge it by: the moving average where there is one."""
-        if self.ema is not None:
-            return self.ema.parameters_by_name(self.classifier)
-        return dict(trainable_parameters(self.classifier))
+        """The classifier's tensors to judge it by, in place of its own: the moving average where there is one."""
+        return self.ema.averages() if self.ema is not None else {}
 
     def check_loss_scale(self) -> None:
         """Raises NonFiniteError where float16 gradients overflow whatever they are scaled by; waits for the device."""
@@ -194,9 +193,12 @@ class TrainState(nn.Module):
         return {**whole, "memory": whole["memory"][self.ranks.part(len(whole["memory"]))]}
 
     def completed(self, tensors: Tensors) -> Tensors:
-        """A state_dict with this state's own transient tensors where it has none, as those of earlier versions."""
-        own = {name: tensor for name, tensor in self.state_dict().items() if name.startswith("transient.")}
-        return {**own, **tensors}
+        """A state_dict with what those of earlier versions lack: transient tensors, averages of running statistics."""
+        missing = {name: tensor for name, tensor in self.state_dict().items() if name.startswith("transient.")}
+        for name in self.ema.statistic_names if self.ema is not None else ():
+            if f"classifier.{name}" in tensors:
+                missing[f"ema.shadow.{buffer_name(name)}"] = tensors[f"classifier.{name}"]
+        return {**missing, **tensors}
 
     def fingerprint(self) -> int:
         """A checksum of what the players have learnt; it is the same on every rank."""

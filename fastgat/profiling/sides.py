@@ -19,7 +19,7 @@ from fastgat.engine.allocator import keep_freed_memory
 from fastgat.engine.assemble import assemble, check_networks
 from fastgat.engine.compiled import Stepper
 from fastgat.engine.device import autocast_dtype, pick_device, tf32
-from fastgat.engine.optimizers import Adam
+from fastgat.engine.optimizer import Adam
 from fastgat.errors import ConfigError
 from fastgat.methods import (
     GAT,

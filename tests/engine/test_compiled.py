@@ -23,7 +23,7 @@ from fastgat.config import RunConfig, TrainConfig
 from fastgat.engine.compiled import ON_A_GPU, OVERLAP, Captured, Stepper, compile_step, explained, missing_compiler
 from fastgat.engine.events import Callback, Compiled
 from fastgat.engine.graph_passes import GraphPasses
-from fastgat.engine.optimizers import Adam
+from fastgat.engine.optimizer import Adam
 from fastgat.engine.random import seed_step
 from fastgat.engine.ranks import ALONE
 from fastgat.errors import CaptureError, CompileError

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from fastgat.engine.learning_rate import learning_rate_factor
+from fastgat.engine.optimizer import learning_rate_factor
 
 
 @pytest.mark.filterwarnings("ignore:Detected call of `lr_scheduler:UserWarning")

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from fastgat.engine.loss_scale import GROWTH_INTERVAL, SMALLEST
-from fastgat.engine.optimizers import Adam
+from fastgat.engine.optimizer import Adam
 from fastgat.errors import NonFiniteError
 from fastgat.methods import GAT, FastGradientL2, Free, Method
 from tests.support import BatchNormNet, Engine, minibatch, players

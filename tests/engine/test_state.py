@@ -9,13 +9,13 @@ import torch
 from torch import nn
 
 from fastgat.config import OptimizerConfig
-from fastgat.engine.ema import Ema
 from fastgat.engine.metrics import RunningMetrics
+from fastgat.engine.optimizer import Ema
 from fastgat.engine.position import Position
 from fastgat.engine.state import TrainState
 from fastgat.errors import ConfigError, NonFiniteError
 from fastgat.methods import GAT
-from tests.support import Engine, minibatch, players
+from tests.support import BatchNormNet, Engine, minibatch, players
 
 
 def test_moving_average_follows_its_formula() -> None:
@@ -28,7 +28,23 @@ def test_moving_average_follows_its_formula() -> None:
             ema.update(dict(module.named_parameters()))
             decay = min(0.5, (1 + number) / (10 + number))
             expected = decay * expected + (1 - decay) * module.weight
-    torch.testing.assert_close(ema.parameters_by_name(module)["weight"], expected)
+    torch.testing.assert_close(ema.averages()["weight"], expected)
+
+
+def test_the_average_has_running_statistics_of_its_own() -> None:
+    """Those of the live network are not what the averaged one sees."""
+    engine = Engine(GAT(), BatchNormNet().double(), players()[1], ema=0.5)
+    norm, expected = engine.state.classifier.norm, {"mean": torch.zeros(()), "var": torch.ones(())}
+    assert isinstance(norm, nn.BatchNorm2d)
+    for number in range(4):
+        engine.step([minibatch()])
+        decay = min(0.5, (1 + number) / (10 + number))
+        for name in expected:
+            expected[name] = decay * expected[name] + (1 - decay) * norm.get_buffer(f"running_{name}")
+    averages = engine.state.evaluation_parameters()
+    for name, value in expected.items():
+        torch.testing.assert_close(averages[f"norm.running_{name}"], value)
+    assert not averages["norm.running_mean"].equal(norm.get_buffer("running_mean"))
 
 
 def test_gradients_are_clipped_to_their_global_norm() -> None:

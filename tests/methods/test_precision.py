@@ -17,7 +17,7 @@ from fastgat.data.digits import DIGITS
 from fastgat.data.loaders import create_loader
 from fastgat.data.registry import silent
 from fastgat.engine.device import has_fast_bfloat16
-from fastgat.engine.optimizers import Adam
+from fastgat.engine.optimizer import Adam
 from fastgat.functional import places
 from fastgat.methods import GAT
 from fastgat.methods.players import Draws, Network, Players

@@ -1,0 +1,280 @@
+"""What changes the parameters: the classifier's optimisers by name, learning-rate schedules, and a moving average.
+
+An optimiser is a module that holds every tensor it changes: its `state_dict()` is its checkpoint, and a compiled step
+finds its state at fixed addresses. torch's own keep theirs in dictionaries, and break the graph.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.graph import increment_version
+from torch.nn.modules.batchnorm import _NormBase
+
+from fastgat.config import OptimizerConfig
+
+WARM_UP, START, END = 0.3, 1 / 25, 1 / 250_000
+"""Of the schedule one-cycle: the share of steps that rise, and the factors at the start and at the end."""
+
+
+def trainable_parameters(module: nn.Module) -> dict[str, nn.Parameter]:
+    """The parameters that a step updates, by name; a shared one appears once."""
+    return {name: parameter for name, parameter in module.named_parameters() if parameter.requires_grad}
+
+
+def buffer_name(name: str) -> str:
+    """A dotted name as one that a buffer may have."""
+    return name.replace(".", "/")
+
+
+class PerParameter(nn.Module):
+    """Zeros like each trainable parameter of `player`, as buffers."""
+
+    def __init__(self, player: nn.Module) -> None:
+        super().__init__()
+        for name, parameter in trainable_parameters(player).items():
+            self.register_buffer(buffer_name(name), torch.zeros_like(parameter, requires_grad=False))
+
+    def of(self, parameters: dict[str, Tensor]) -> list[Tensor]:
+        return [self.get_buffer(buffer_name(name)) for name in parameters]
+
+
+class Optimizer(nn.Module):
+    """Base of the optimisers, each for the trainable parameters of one `player`; `update` is what they add.
+
+    Attributes:
+        learning_rate: of the next update, a 0-d buffer of the parameters' dtype, or of float32 where that is wider.
+    """
+
+    learning_rate: Tensor
+
+    def __init__(self, player: nn.Module, learning_rate: float) -> None:
+        super().__init__()
+        some = next(iter(trainable_parameters(player).values()))
+        dtype = torch.promote_types(some.dtype, torch.float32)
+        self.register_buffer("learning_rate", torch.tensor(learning_rate, dtype=dtype, device=some.device))
+
+    def update(self, parameters: dict[str, Tensor], gradients: dict[str, Tensor]) -> None:
+        """One step, in place; `gradients` are those of `parameters`, by name."""
+        raise NotImplementedError
+
+
+class Adam(Optimizer):
+    """Adam (Kingma and Ba 2015), with weight decay as a part of the gradient: torch's arithmetic, on all parameters at
+    once. On a CPU that is torch's fused kernel where it can take them; otherwise, as on a GPU, it is written out, for
+    Inductor to fuse with what comes before it.
+
+    Attributes:
+        updates: how many there have been, a 0-d buffer.
+    """
+
+    decoupled: ClassVar[bool] = False
+    betas = (0.9, 0.999)
+    epsilon = 1e-8
+    updates: Tensor
+
+    def __init__(self, player: nn.Module, learning_rate: float, weight_decay: float = 0.0) -> None:
+        super().__init__(player, learning_rate)
+        self.weight_decay = weight_decay
+        # An integer: Inductor forgets to write back a 0-d float64 that a compiled step on a CPU has changed.
+        self.register_buffer("updates", torch.zeros((), dtype=torch.int64, device=self.learning_rate.device))
+        self.exp_avg, self.exp_avg_sq = PerParameter(player), PerParameter(player)
+
+    def update(self, parameters: dict[str, Tensor], gradients: dict[str, Tensor]) -> None:
+        weights, g = list(parameters.values()), [gradients[name] for name in parameters]
+        m, v = self.exp_avg.of(parameters), self.exp_avg_sq.of(parameters)
+        self.updates.add_(1)
+        if self._can_fuse(weights, g, m, v):
+            decay = self.weight_decay, self.decoupled
+            adam_(weights, g, m, v, self.updates, self.learning_rate, list(self.betas), self.epsilon, *decay)
+            return
+        if self.weight_decay and self.decoupled:
+            torch._foreach_mul_(weights, 1 - self.learning_rate * self.weight_decay)
+        elif self.weight_decay:
+            g = list(torch._foreach_add(g, weights, alpha=self.weight_decay))
+        corrections = [1 - beta ** self.updates.double() for beta in self.betas]
+        rate = (self.learning_rate / corrections[0]).to(g[0].dtype)
+        spread = corrections[1].sqrt().to(g[0].dtype)
+        torch._foreach_lerp_(m, g, 1 - self.betas[0])
+        torch._foreach_mul_(v, self.betas[1])
+        torch._foreach_addcmul_(v, g, g, 1 - self.betas[1])
+        divisors = torch._foreach_div(torch._foreach_sqrt(v), spread)
+        torch._foreach_add_(divisors, self.epsilon)
+        torch._foreach_sub_(weights, torch._foreach_mul(torch._foreach_div(m, divisors), rate))
+
+    @staticmethod
+    def _can_fuse(weights: list[Tensor], gradients: list[Tensor], m: list[Tensor], v: list[Tensor]) -> bool:
+        """Whether torch's fused kernel takes them: on a CPU, all of a weight's dtype, its moments with its strides."""
+        return all(
+            weight.device.type == "cpu"
+            and weight.dtype == gradient.dtype == first.dtype == second.dtype
+            and weight.stride() == first.stride() == second.stride()
+            for weight, gradient, first, second in zip(weights, gradients, m, v, strict=True)
+        )
+
+
+class AdamW(Adam):
+    """Adam with weight decay of its own (Loshchilov and Hutter 2019)."""
+
+    decoupled: ClassVar[bool] = True
+
+
+class SGD(Optimizer):
+    """Stochastic gradient descent with momentum, Nesterov's too (Sutskever et al. 2013): torch's arithmetic.
+
+    v <- mu v + g + decay w,      w <- w - lr v      or, with Nesterov,  w <- w - lr (g + decay w + mu v)
+    """
+
+    def __init__(
+        self, player: nn.Module, learning_rate: float, momentum: float, weight_decay: float, *, nesterov: bool
+    ) -> None:
+        super().__init__(player, learning_rate)
+        self.momentum, self.weight_decay, self.nesterov = momentum, weight_decay, nesterov
+        self.velocity = PerParameter(player)
+
+    def update(self, parameters: dict[str, Tensor], gradients: dict[str, Tensor]) -> None:
+        weights, g = list(parameters.values()), [gradients[name] for name in parameters]
+        v = self.velocity.of(parameters)
+        if self.weight_decay:
+            g = list(torch._foreach_add(g, weights, alpha=self.weight_decay))
+        torch._foreach_mul_(v, self.momentum)
+        torch._foreach_add_(v, g)
+        moves = torch._foreach_add(g, v, alpha=self.momentum) if self.nesterov else v
+        torch._foreach_sub_(weights, torch._foreach_mul(moves, self.learning_rate))
+
+
+def create_optimizer(player: nn.Module, config: OptimizerConfig) -> Optimizer:
+    """The classifier's optimiser, as the configuration has it; the generator's is always Adam, as in the paper."""
+    decay = config.weight_decay
+    if config.optimizer == "sgd":
+        return SGD(player, config.lr, config.momentum, decay or 0.0, nesterov=config.nesterov)
+    if config.optimizer == "adamw":
+        return AdamW(player, config.lr, 0.01 if decay is None else decay)
+    assert config.optimizer == "adam"
+    return Adam(player, config.lr, decay or 0.0)
+
+
+class Ema(nn.Module):
+    """An exponential moving average of a network's parameters, and of the running statistics of its normalisation.
+
+    shadow <- d shadow + (1 - d) value after each step, with d = min(decay, (1 + n) / (10 + n)) at update n.
+    """
+
+    updates: Tensor
+
+    def __init__(self, module: nn.Module, decay: float) -> None:
+        super().__init__()
+        self.decay = decay
+        self.shadow = nn.Module()
+        parameters, statistics = trainable_parameters(module), running_statistics(module)
+        for name, value in {**parameters, **statistics}.items():
+            self.shadow.register_buffer(buffer_name(name), value.detach().clone())
+        self.parameter_names, self.statistic_names = tuple(parameters), tuple(statistics)
+        device = next(iter(parameters.values())).device
+        self.register_buffer("updates", torch.zeros((), dtype=torch.int64, device=device))
+
+    def update(self, parameters: dict[str, Tensor]) -> None:
+        """Follow these parameters, which have just been updated."""
+        decay = ((1 + self.updates) / (10 + self.updates)).clamp(max=self.decay)
+        self._follow(parameters, decay)
+        self.updates.add_(1)
+
+    def update_statistics(self, buffers: dict[str, Tensor]) -> None:
+        """Follow the running statistics among these buffers, which a step has left; after its `update`."""
+        decay = (self.updates / (9 + self.updates)).clamp(max=self.decay)
+        self._follow({name: buffers[name] for name in self.statistic_names}, decay)
+
+    def _follow(self, tensors: dict[str, Tensor], decay: Tensor) -> None:
+        for name, tensor in tensors.items():
+            shadow = self.shadow.get_buffer(buffer_name(name))
+            shadow.lerp_(tensor, (1 - decay).to(shadow.dtype))
+
+    def averages(self) -> dict[str, Tensor]:
+        """The averages by the names that their tensors have in the network."""
+        names = (*self.parameter_names, *self.statistic_names)
+        return {name: self.shadow.get_buffer(buffer_name(name)) for name in names}
+
+
+def running_statistics(module: nn.Module) -> dict[str, Tensor]:
+    """The running means and variances of a network's layers of normalisation, by name."""
+    layers = [(prefix, layer) for prefix, layer in module.named_modules() if isinstance(layer, _NormBase)]
+    names = {f"{prefix}.{name}".lstrip(".") for prefix, _ in layers for name in ("running_mean", "running_var")}
+    return {name: buffer for name, buffer in module.named_buffers() if name in names}
+
+
+def learning_rate_factor(schedule: str, step: int, total: int) -> float:
+    """The factor on the base learning rate for step `step` of `total`.
+
+    constant    1
+    cosine      from 1 to 0 (Loshchilov and Hutter 2017, without restarts)
+    one-cycle   from 1/25 up to 1 over 30 % of the steps, then down to 1/250000, both along a cosine (Smith 2018)
+    """
+    if schedule == "constant":
+        return 1.0
+    if schedule == "cosine":
+        return _cosine(1.0, 0.0, step / total)
+    assert schedule == "one-cycle"
+    peak = WARM_UP * total - 1
+    if step <= peak:
+        return _cosine(START, 1.0, step / peak)
+    return _cosine(1.0, END, (step - peak) / (total - 1 - peak)) if total > 1 else 1.0
+
+
+def _cosine(start: float, end: float, progress: float) -> float:
+    return end + (start - end) * (1 + math.cos(math.pi * progress)) / 2
+
+
+def _adam(
+    weights: list[Tensor],
+    gradients: list[Tensor],
+    m: list[Tensor],
+    v: list[Tensor],
+    updates: Tensor,
+    learning_rate: Tensor,
+    betas: list[float],
+    epsilon: float,
+    weight_decay: float,
+    decoupled: bool,
+) -> None:
+    """Adam's update, in place, of `weights` and of their moments `m` and `v`, by torch's fused kernel for CPUs."""
+    kernel = torch._fused_adamw_ if decoupled else torch._fused_adam_
+    # The kernel walks through memory: a gradient must lie as its weight does.
+    gradients = [
+        gradient if gradient.stride() == weight.stride() else torch.empty_like(weight).copy_(gradient)
+        for weight, gradient in zip(weights, gradients, strict=True)
+    ]
+    kernel(
+        weights,
+        gradients,
+        m,
+        v,
+        [],
+        [updates.float()] * len(weights),
+        lr=learning_rate,
+        beta1=betas[0],
+        beta2=betas[1],
+        weight_decay=weight_decay,
+        eps=epsilon,
+        amsgrad=False,
+        maximize=False,
+        grad_scale=None,
+        found_inf=None,
+    )
+    increment_version([*weights, *m, *v])  # which autograd checks before a backward pass that saved the old values
+
+
+# One operator, which Inductor leaves alone: written out, the update is one loop for each parameter, a third of the time
+# that a step of the paper's networks needs to be compiled. `torch.library.custom_op` costs 0.25 ms a call.
+if not hasattr(torch.ops.fastgat, "adam_"):  # already defined where this module is reloaded
+    torch.library.define(
+        "fastgat::adam_",
+        "(Tensor(a!)[] weights, Tensor[] gradients, Tensor(b!)[] m, Tensor(c!)[] v, Tensor updates, "
+        "Tensor learning_rate, float[] betas, float epsilon, float weight_decay, bool decoupled) -> ()",
+    )
+    torch.library.impl("fastgat::adam_", "CPU", _adam)
+    torch.library.register_fake("fastgat::adam_", lambda *_: None)
+
+adam_ = torch.ops.fastgat.adam_
