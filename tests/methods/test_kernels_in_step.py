@@ -13,6 +13,7 @@ from fastgat.methods import (
     FastGradientL2,
     FastGradientLinf,
     Free,
+    GradientPenalty,
     Method,
     PGDTraining,
     RandomPerturbation,
@@ -23,6 +24,8 @@ from tests.support import Engine, minibatch, players
 METHODS: Sequence[Method] = [
     GAT(cg=0.3, schedule="paper"),
     GAT(cg=0.3, schedule="simultaneous"),
+    GAT(cg=0.3, delta="through"),
+    GradientPenalty(),
     FastGradientL2(),
     FastGradientLinf(),
     RandomPerturbation(),
@@ -33,7 +36,11 @@ METHODS: Sequence[Method] = [
 
 @pytest.mark.interpret
 @pytest.mark.skipif(torch.cuda.is_available(), reason="kernels are compiled where there is a GPU, not interpreted")
-@pytest.mark.parametrize("method", METHODS, ids=lambda method: f"{method.name} {getattr(method, 'schedule', '')}")
+@pytest.mark.parametrize(
+    "method",
+    METHODS,
+    ids=lambda method: f"{method.name} {getattr(method, 'schedule', '')} {getattr(method, 'delta', '')}",
+)
 def test_kernels_change_nothing(method: Method) -> None:
     pytest.importorskip("triton")
     classifier, generator = players(dtype=torch.float32)
