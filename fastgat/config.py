@@ -15,6 +15,7 @@ import tomli_w
 
 from fastgat.data import LOADERS, Augmentation
 from fastgat.data.bad_samples import POLICIES
+from fastgat.data.decoding import MAX_PIXELS
 from fastgat.errors import ConfigError
 from fastgat.methods import GAT, Method, create_method
 from fastgat.options import Options, option, suggestion
@@ -33,7 +34,16 @@ class DataConfig(Options):
     image_size: int | None = option(
         None, "pixels a side that the images of folder: and webdataset: are scaled to  [default: 32]", at_least=1
     )
+    max_pixels: int = option(
+        MAX_PIXELS,
+        "pixels of the largest image that is decoded; a larger one cannot be read",
+        at_least=1,
+        at_most=178_956_970,  # what Pillow decodes
+    )
     split_seed: int = option(0, "seed of the split into train and validation", at_least=0, at_most=2**63 - 1)
+    changed_data: bool = option(
+        False, "continue although images have come or gone: those that are still there stay in their split"
+    )
     train_images: int | None = option(None, "use only the first N images of the training split", at_least=1)
     loader: str = option(
         "auto",
@@ -200,7 +210,9 @@ def load_toml(path: Path) -> dict[str, Any]:
 
 def identity(config: TrainConfig) -> dict[str, Any]:
     """The settings that decide what a run computes, flat; the others may change when it is continued."""
-    feeding = {f"data.{name}" for name in ("data_dir", "loader", "workers", "on_bad_sample")}
+    feeding = {
+        f"data.{name}" for name in ("data_dir", "loader", "workers", "on_bad_sample", "max_pixels", "changed_data")
+    }
     free = {"output", "resume", *feeding, *(f"run.{f.name}" for f in fields(RunConfig))}
     if config.optimizer.lr_schedule == "constant":  # the others stretch over all epochs
         free.add("epochs")

@@ -7,6 +7,7 @@ import errno
 import fcntl
 import os
 import secrets
+import stat
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,6 +30,23 @@ def write_atomically(path: Path, content: bytes) -> None:
     finally:
         with contextlib.suppress(OSError):
             part.unlink(missing_ok=True)
+
+
+def read_file(path: Path, most: int = 2**40, offset: int = 0, length: int | None = None) -> bytes:
+    """The content of a regular file, or `length` bytes of it from `offset` on.
+
+    Raises OSError where it cannot be read, is no regular file (a pipe or a device may never end), or where more than
+    `most` bytes are to be read.
+    """
+    with open(os.open(path, os.O_RDONLY | os.O_NONBLOCK), "rb") as file:  # noqa: PTH123  # a descriptor, not a path
+        status = os.fstat(file.fileno())
+        if not stat.S_ISREG(status.st_mode):
+            raise OSError(errno.EINVAL, "not a regular file")
+        length = status.st_size - offset if length is None else length
+        if length > most:
+            raise OSError(errno.EFBIG, f"too large: {length:,} bytes")
+        file.seek(offset)
+        return file.read(length)
 
 
 def append_line(path: Path, line: str) -> None:

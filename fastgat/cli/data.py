@@ -12,6 +12,7 @@ from fastgat.data import DATASETS
 from fastgat.data.folder import Folder
 from fastgat.data.loaders import unreadable
 from fastgat.data.registry import Source, silent, users_images
+from fastgat.data.sets import some_of
 from fastgat.data.webdataset import WebDataset
 from fastgat.errors import ConfigError, DataError
 from fastgat.options import suggestion
@@ -56,8 +57,8 @@ def verify(names: tuple[str, ...], data_dir: Path | None) -> None:
     """
     bad = 0
     for name in names or DATASETS:
-        if own := users_images(name):
-            bad += _decode(name, own)
+        if images := users_images(name):
+            bad += _decode(name, images)
             continue
         source = _source(name)
         if source.find(data_dir) is None:
@@ -69,16 +70,18 @@ def verify(names: tuple[str, ...], data_dir: Path | None) -> None:
         raise DataError(f"{bad} images cannot be read")
 
 
-def _decode(name: str, own: Folder | WebDataset) -> int:
+def _decode(name: str, source: Folder | WebDataset) -> int:
     """Read every image of a user; the number of those that cannot be."""
     with contextlib.closing(TransferBar(Console(stderr=True))) as transfer:
-        images = own.load(0, transfer)
-        total, flaws = 0, []
-        for part in (images.train, images.validation, images.test):
-            flaws += sorted(unreadable(part, transfer))
-            total += len(part)
+        images = source.load(0, transfer)
+        parts = (images.train, images.validation, images.test)
+        total, flaws = sum(map(len, parts)), [flaw for part in parts for flaw in sorted(unreadable(part, transfer))]
     for flaw in flaws:
         click.echo(flaw)
+    click.echo(f"{name}: {images.contents()}; from {images.source}")
+    click.echo(f"classes     {some_of(images.classes)}")
+    if images.passed_over:
+        click.echo(f"passed over {images.passed_over}")
     click.echo(f"{name}: {total - len(flaws):,} of {total:,} images in {len(images.classes)} classes can be decoded")
     return len(flaws)
 

@@ -25,7 +25,7 @@ COLOURS = {"PASS": "green", "WARN": "yellow", "FAIL": "red"}
 FULL = {"samples": None, "generator_images": 10_000, "generator_epochs": 20}
 """What --full asks for in place of the defaults."""
 
-OF_CLEAN = ("checkpoint", "split", "data_dir", "device", "on_bad_sample", "batch_size")
+OF_CLEAN = ("checkpoint", "split", "data_dir", "device", "on_bad_sample", "changed_data", "batch_size")
 """Settings that clean accuracy has too."""
 
 

@@ -32,7 +32,7 @@ OWN = ("output", "resume", "seed", "device")
 
 @click.command(cls=SectionedCommand)
 @click.option("--dataset", metavar="NAME", help="cifar10, cifar100 or digits  [default: cifar10]")
-@run_options(without=("output", "resume", "dataset", "image_size", "on_bad_sample"))
+@run_options(without=("output", "resume", "dataset", "image_size", "max_pixels", "changed_data", "on_bad_sample"))
 @click.option(
     "--over",
     multiple=True,

@@ -21,7 +21,7 @@ from fastgat.data.ahead import Ahead
 from fastgat.data.augmentation import Placement, Uniforms
 from fastgat.data.bad_samples import BadSamples, Rows
 from fastgat.data.dali_graph import Graph, Work, check_decodable, missing, reason
-from fastgat.data.decoding import BadSampleError, size_of
+from fastgat.data.decoding import FLIPS, BadSampleError, decode, read_header, stored_boxes
 from fastgat.data.encoded import EncodedSet
 from fastgat.data.sampler import Sampled, Sampler
 from fastgat.data.sets import Images, ImageSet
@@ -29,10 +29,11 @@ from fastgat.errors import DataError
 
 
 class Read(NamedTuple):
-    """The images of a batch, encoded or as pixels, and their sizes, (B, 2) height and width."""
+    """The images of a batch, encoded or as pixels, their sizes, (B, 2) height and width, and orientations."""
 
     images: Any
     sizes: NDArray[np.int64]
+    orientations: NDArray[np.int64]
 
 
 class DaliLoader(Sampled):
@@ -121,8 +122,13 @@ class DaliLoader(Sampled):
             return work
         augmentation, drawn = self.sampler.augmentation, None if uniforms is None else uniforms[places]
         placement = augmentation.place(drawn, read.sizes[places], self.graph.output)
+        boxes = placement.boxes
+        if self.graph.in_files:
+            orientations = read.orientations[places]
+            boxes = stored_boxes(boxes, read.sizes[places], orientations)
+            work |= {"transposed": orientations >= 5, "stored_flips": FLIPS[orientations].astype(np.int32)}
         if self.graph.in_files or augmentation.random_resized_crop is not None:
-            starts, shapes = placement.boxes[:, :2], placement.boxes[:, 2:]
+            starts, shapes = boxes[:, :2], boxes[:, 2:]
             work |= {"starts": starts, "shapes": shapes, "scaled": (shapes != self.graph.output).any(1)}
         return work if drawn is None else work | self._moves(placement)
 
@@ -143,18 +149,20 @@ class DaliLoader(Sampled):
     def _read(self, rows: Rows) -> Read:
         """Pixels, or the files of `rows`: nothing for a bad one, which is taken note of."""
         if isinstance(self.images, ImageSet):
-            return Read(self.pixels[rows], np.array([self.graph.output]).repeat(len(rows), 0))
+            return Read(self.pixels[rows], np.array([self.graph.output]).repeat(len(rows), 0), np.ones(len(rows), int))
         images: list[Any] = []
-        sizes = np.zeros((len(rows), 2), np.int64)
+        sizes, orientations = np.ones((len(rows), 2), np.int64), np.ones(len(rows), np.int64)
         for place, row in enumerate(rows):
             try:
                 raw = self.images.read(row)
-                sizes[place] = size_of(raw)
+                sizes[place], orientations[place], mode = read_header(raw, self.images.max_pixels)
+                if mode == "CMYK":  # which DALI takes for something else where Adobe's marker is missing
+                    raw, orientations[place] = _portable(decode(raw, self.images.max_pixels)), 1
                 images.append(np.frombuffer(raw, np.uint8))
             except BadSampleError as error:
                 self.bad.report(row, self.images.name(row), error)
                 images.append(None)
-        return Read(images, sizes)
+        return Read(images, sizes, orientations)
 
     def _find_bad(self, rows: Rows, error: RuntimeError) -> None:
         """Find out which samples of a batch DALI could not decode; raises DataError if that is not what went wrong."""
@@ -162,12 +170,17 @@ class DaliLoader(Sampled):
         if isinstance(self.images, EncodedSet):
             for row in self.bad.good(rows):
                 try:
-                    check_decodable(self.images.read(row))
+                    check_decodable(self.images.read(row), self.images.max_pixels)
                 except BadSampleError as flaw:
                     self.bad.report(row, self.images.name(row), flaw)
             suspects = f", in one of {', '.join(self.images.name(row) for row in rows)}"
         if len(self.bad) == known:
             raise DataError(f"DALI: {reason(error)}{suspects}") from None
+
+
+def _portable(pixels: NDArray[np.uint8]) -> bytes:
+    """Pixels (H, W, 3) as a file that DALI decodes: a portable pixmap."""
+    return b"P6 %d %d 255\n" % (pixels.shape[1], pixels.shape[0]) + pixels.tobytes()
 
 
 def _not_empty(numbered: Iterable[tuple[int, Work]], numbers: deque[int]) -> Iterator[Work]:

@@ -24,8 +24,10 @@ Work = dict[str, Any]
 
     images              encoded (bytes,), or pixels (H, W, C) or (C, H, W) uint8
     labels              int64
-    starts, shapes      (2,) int32: the part of an image that is wanted, and
+    starts, shapes      (2,) int32: the part of an image, as it is stored, that is wanted, and
     scaled              bool: whether it has another size than the output
+    transposed          bool: whether an encoded image is stored with rows for columns, and
+    stored_flips        (2,) int32: whether it is upside down, and mirrored
     shifts, flips       (2,) int32 and int32, and
     holes, hole_sizes   (2,) float32, as in a Placement; each where that is asked for
 """
@@ -87,7 +89,7 @@ class Graph:
         fn, images, labels = dali.fn, given["images"], given["labels"]
         if self.in_files:
             decoder = "mixed" if device == "gpu" else "cpu"
-            part = {"axis_names": "HW", "device": decoder, "output_type": dali.types.RGB}
+            part = {"axis_names": "HW", "device": decoder, "output_type": dali.types.RGB, "adjust_orientation": False}
             images = fn.decoders.image_slice(images, given["starts"], given["shapes"], **part)
         elif device == "gpu":
             images = images.gpu()
@@ -95,6 +97,8 @@ class Graph:
             if not self.in_files:
                 images = fn.slice(images, given["starts"], given["shapes"], axis_names="HW")
             images = _scaled(dali, images, given["scaled"], self.output)
+        if self.in_files:
+            images = _upright(dali, images, given["transposed"], given["stored_flips"])
         if "shifts" in given:
             pad = {"axis_names": "HW", "out_of_bounds_policy": "pad", "fill_values": 0}
             images = fn.slice(images, given["shifts"], list(self.output), **pad)
@@ -114,6 +118,15 @@ def _scaled(dali: Any, images: Any, scaled: Any, output: tuple[int, int]) -> Any
     else:
         result = images
     return result
+
+
+def _upright(dali: Any, images: Any, transposed: Any, flips: Any) -> Any:
+    """Square images as they are to be seen, whichever way they are stored."""
+    if transposed:  # noqa: SIM108  # DALI reads this as an operation on each sample
+        result = dali.fn.transpose(images, perm=[1, 0, 2], transpose_layout=False)
+    else:
+        result = images
+    return dali.fn.flip(result, vertical=flips[0], horizontal=flips[1])
 
 
 def _dense(values: Any) -> Any:
@@ -137,9 +150,9 @@ def missing() -> str | None:
     return None
 
 
-def check_decodable(raw: bytes) -> None:
+def check_decodable(raw: bytes, max_pixels: int) -> None:
     """Raises BadSampleError if Pillow, which knows why, or DALI cannot decode an image."""
-    decode(raw)
+    decode(raw, max_pixels)
     dali = load_dali()
 
     @dali.pipeline_def(batch_size=1, num_threads=1, device_id=None)

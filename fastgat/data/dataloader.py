@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader, Dataset
 from fastgat.batch import Batch
 from fastgat.data.augmentation import Augmentation, Uniforms
 from fastgat.data.bad_samples import BadSamples, Rows
-from fastgat.data.decoding import BadSampleError, arrange, decode
+from fastgat.data.decoding import BadSampleError, arrange
 from fastgat.data.encoded import EncodedSet
 from fastgat.data.sampler import Sampled, Sampler
 from fastgat.data.sets import Images, ImageSet
@@ -60,10 +60,7 @@ class Arranged(Dataset[Sample]):
         output = self.images.shape[:2]
         label = int(self.images.labels[key.row])
         try:
-            if isinstance(self.images, ImageSet):
-                image = self.images.images[key.row]
-            else:
-                image = decode(self.images.read(key.row))
+            image = self.images.images[key.row] if isinstance(self.images, ImageSet) else self.images.decoded(key.row)
         except BadSampleError as error:
             height, width, channels = self.images.shape
             return Sample(key.row, torch.zeros(channels, height, width, dtype=torch.uint8), label, str(error))

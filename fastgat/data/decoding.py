@@ -1,27 +1,55 @@
-"""Encoded images, one at a time on the CPU, by Pillow: what is wrong with them, their sizes and their pixels."""
+"""Encoded images, one at a time on the CPU, by Pillow: what is wrong with them, their headers and their pixels."""
 
 from __future__ import annotations
 
 import io
+import warnings
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageOps
+from PIL import Image
 
 from fastgat.data.augmentation import Placement
 
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp")
 FORMATS = ("JPEG", "PNG", "WEBP")
+MAX_PIXELS = 64_000_000
+"""Pixels of the largest image that is decoded, where nothing else is asked for."""
+MAX_BYTES = 2**30
+"""Of an encoded image."""
 ORIENTATION = 0x0112
-"""The EXIF tag that says which way a camera was held; from 5 on, the image lies on its side."""
+"""The EXIF tag that says which way a camera was held."""
+LATE = (b"eXIf", b"XML:com.adobe.xmp", b"Raw profile type exif")
+"""Chunks of a PNG that may tell the orientation, and may follow the pixels."""
+FLIPS = np.array([(0, 0), (0, 0), (0, 1), (1, 1), (1, 0), (0, 0), (0, 1), (1, 1), (1, 0)], bool)
+"""What makes an image of each orientation upright: whether it is flipped top to bottom, and left to right. From
+orientation 5 on it is transposed before. (No image has orientation 0.)"""
+
+# What is wrong with an image is said in one line; the limit of its size is an option.
+warnings.filterwarnings("ignore", module=r"PIL\.")
 
 
 class BadSampleError(Exception):
     """A sample that cannot be read; the message says what is wrong with it, but not which one it is."""
 
 
+class Header(NamedTuple):
+    """What is read of an image once, and what every decoder goes by.
+
+    Attributes:
+        size: height and width of the upright image.
+        orientation: which way it is stored, 1 to 8 as EXIF counts.
+        mode: Pillow's name of its colour space.
+    """
+
+    size: tuple[int, int]
+    orientation: int
+    mode: str
+
+
 def flaw(raw: bytes) -> str | None:
-    """What shows, without decoding, that `raw` is no whole JPEG, PNG or WebP image; None where nothing does."""
+    """Why these bytes cannot be a complete image, judged by their markers; None if nothing is wrong."""
     if not raw:
         return "is empty"
     if raw.startswith(b"\xff\xd8\xff"):
@@ -35,47 +63,73 @@ def flaw(raw: bytes) -> str | None:
     return None if whole else "is truncated"
 
 
-def size_of(raw: bytes) -> tuple[int, int]:
-    """Height and width of an image as it is to be seen, from its header.
-
-    Raises BadSampleError for a header that is damaged, or (of a PNG) a checksum that is not right.
-    """
-    with _opened(raw) as image:
+def read_header(raw: bytes, max_pixels: int = MAX_PIXELS) -> Header:
+    """The header of an image. Raises BadSampleError where it is damaged, or (of a PNG) a checksum is not right."""
+    with _opened(raw, max_pixels) as image:
         try:
-            late = image.format == "PNG" and b"eXIf" in raw  # a chunk that may follow the pixels
+            late = image.format == "PNG" and any(word in raw for word in LATE)
             if late:
                 image.load()
-            width, height = image.size
-            on_its_side = "exif" in image.info and image.getexif().get(ORIENTATION, 1) >= 5
+            (width, height), orientation, mode = image.size, _orientation(image), image.mode
             if not late:
                 image.verify()
         except Exception as error:  # noqa: BLE001  # a damaged image can fail in any way
             raise BadSampleError(f"is damaged ({error})") from None
-    return (width, height) if on_its_side else (height, width)
+        return Header((width, height) if orientation >= 5 else (height, width), orientation, mode)
 
 
-def decode(raw: bytes) -> NDArray[np.uint8]:
+def decode(raw: bytes, max_pixels: int = MAX_PIXELS) -> NDArray[np.uint8]:
     """(H, W, 3) RGB, upright. Raises BadSampleError."""
-    with _opened(raw) as image:
+    with _opened(raw, max_pixels) as image:
         try:
             image.load()
-            upright = ImageOps.exif_transpose(image) if "exif" in image.info else image
-            if upright.mode.startswith("I;16"):  # Pillow would cut these off at 255
-                upright = Image.fromarray((np.asarray(upright) / 257).round().astype(np.uint8))
-            return np.asarray(upright.convert("RGB"))
+            if image.mode.startswith("I;16"):  # Pillow would cut these off at 255
+                pixels = (np.asarray(image) / 257).round().astype(np.uint8)[..., None].repeat(3, axis=2)
+            else:  # by way of RGBA, since Pillow warns of palettes with transparency
+                opaque = image.mode != "P" or "transparency" not in image.info
+                pixels = np.asarray((image if opaque else image.convert("RGBA")).convert("RGB"))
+            return upright(pixels, _orientation(image))
         except Exception as error:  # noqa: BLE001  # a damaged image can fail in any way
             raise BadSampleError(f"cannot be decoded ({error})") from None
 
 
-def _opened(raw: bytes) -> Image.Image:
+def _opened(raw: bytes, max_pixels: int) -> Image.Image:
     if reason := flaw(raw):
         raise BadSampleError(reason)
     try:
-        return Image.open(io.BytesIO(raw), formats=FORMATS)
+        image = Image.open(io.BytesIO(raw), formats=FORMATS)
     except Image.DecompressionBombError as error:
         raise BadSampleError(f"is too large ({error})") from None
     except Exception:  # noqa: BLE001  # a damaged image can fail in any way
         raise BadSampleError("is damaged, or not a JPEG, PNG or WebP image") from None
+    if image.width * image.height > max_pixels:
+        raise BadSampleError(
+            f"is too large: {image.width:,} x {image.height:,} pixels; --max-pixels {max_pixels} at most"
+        )
+    return image
+
+
+def _orientation(image: Image.Image) -> int:
+    """1 to 8, from EXIF or, where that does not say, XMP; anything else counts as upright."""
+    value = Image.Image.getexif(image).get(ORIENTATION)  # a PNG's own decodes it first
+    return value if isinstance(value, int) and 1 <= value <= 8 else 1
+
+
+def upright(pixels: NDArray[np.uint8], orientation: int) -> NDArray[np.uint8]:
+    """Stored pixels (H, W, C), turned as `orientation` says."""
+    turned = pixels.transpose(1, 0, 2) if orientation >= 5 else pixels
+    vertical, horizontal = FLIPS[orientation]
+    return turned[:: -1 if vertical else 1, :: -1 if horizontal else 1]
+
+
+def stored_boxes(
+    boxes: NDArray[np.int32], sizes: NDArray[np.int64], orientations: NDArray[np.int64]
+) -> NDArray[np.int32]:
+    """Boxes (B, 4) in upright images of `sizes` (B, 2), as boxes in the pixels that are stored."""
+    corners, lengths = boxes[:, :2], boxes[:, 2:]
+    corners = np.where(FLIPS[orientations], sizes - corners - lengths, corners)
+    across = (orientations >= 5)[:, None]
+    return np.hstack([np.where(across, each[:, ::-1], each) for each in (corners, lengths)]).astype(np.int32)
 
 
 def arrange(

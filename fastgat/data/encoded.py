@@ -8,11 +8,15 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from fastgat.data.decoding import BadSampleError
+from fastgat.data.decoding import MAX_PIXELS, BadSampleError, decode
 
 
 class Files(Protocol):
     """Where encoded images lie, by number."""
+
+    def key(self, number: int) -> str:
+        """The name of that image within its data set, which stays when the data set moves."""
+        ...
 
     def name(self, number: int) -> str:
         """What a person looks for to find that image."""
@@ -25,12 +29,16 @@ class Files(Protocol):
 
 @dataclass(frozen=True, eq=False)
 class EncodedSet:
-    """N images in files, and their labels (N,) int64; scaled to `size` x `size` x 3 when they are decoded."""
+    """N images in files, and their labels (N,) int64; scaled to `size` x `size` x 3 when they are decoded.
+
+    An image of more than `max_pixels` pixels is a bad sample.
+    """
 
     files: Files
     numbers: NDArray[np.int64]
     labels: NDArray[np.int64]
     size: int
+    max_pixels: int = MAX_PIXELS
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -47,6 +55,9 @@ class EncodedSet:
         """The first `count` images, or all of them."""
         return self if count is None else self.take(np.arange(min(count, len(self))))
 
+    def keys(self) -> list[str]:
+        return [self.files.key(number) for number in self.numbers.tolist()]
+
     def name(self, row: int) -> str:
         return self.files.name(int(self.numbers[row]))
 
@@ -56,3 +67,7 @@ class EncodedSet:
             return self.files.read(int(self.numbers[row]))
         except OSError as error:
             raise BadSampleError(error.strerror or "cannot be read") from None
+
+    def decoded(self, row: int) -> NDArray[np.uint8]:
+        """(H, W, 3) RGB, upright; raises BadSampleError."""
+        return decode(self.read(row), self.max_pixels)

@@ -17,7 +17,7 @@ from fastgat.data.bad_samples import BadSamples
 from fastgat.data.dali import DaliLoader
 from fastgat.data.dali_graph import missing as dali_missing
 from fastgat.data.dataloader import TorchLoader
-from fastgat.data.decoding import BadSampleError, arrange, decode
+from fastgat.data.decoding import BadSampleError, arrange
 from fastgat.data.encoded import EncodedSet
 from fastgat.data.loader import Loader
 from fastgat.data.resident import ResidentLoader
@@ -159,7 +159,7 @@ def _decode_each(
 
     def one(row: int) -> None:
         try:
-            use(row, decode(images.read(row)))
+            use(row, images.decoded(row))
         except BadSampleError as error:
             bad.report(row, images.name(row), error)
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Protocol
 
 from fastgat.data.cifar import CIFAR10, CIFAR100
+from fastgat.data.decoding import MAX_PIXELS
 from fastgat.data.digits import DIGITS
 from fastgat.data.folder import Folder
 from fastgat.data.sets import DataSet, Images, ImageSet
@@ -56,6 +57,8 @@ def load_dataset(
     split_seed: int = 0,
     progress: Progress = silent,
     image_size: int | None = None,
+    max_pixels: int = MAX_PIXELS,
+    rule: str = "name",
 ) -> DataSet[Images]:
     """The data set called `name`; `auto` is CIFAR-10 where it is on disk or can be downloaded, otherwise digits.
 
@@ -64,14 +67,16 @@ def load_dataset(
         data_dir: the folder of a data set of DATASETS.
         split_seed: of the split into train and validation.
         image_size: what the images of folder: and webdataset: are scaled to, pixels a side (default 32).
+        max_pixels: of the largest of those images that is decoded.
+        rule: how some of those are held out: by "name", or by "position", as runs of earlier versions did.
 
     Raises ConfigError for an unknown name, a size that the data set does not have, or a `data_dir` for images that are
     named by where they are, DataError for data that are missing or not what they should be.
     """
-    if found := users_images(name, image_size):
+    if images := users_images(name, image_size, max_pixels):
         if data_dir is not None:
             raise ConfigError(f"{name!r} says itself where the images are: leave out --data-dir")
-        return found.load(split_seed, progress)
+        return images.load(split_seed, progress, rule)
     if name != "auto" and name not in DATASETS:
         known = ["auto", *DATASETS, "folder:PATH", "webdataset:PATTERN"]
         raise ConfigError(f"unknown data set {name!r}{suggestion(name, known)}")
@@ -84,12 +89,12 @@ def load_dataset(
     return data
 
 
-def moved(name: str, place: Path) -> str:
+def relocated_name(name: str, place: Path) -> str:
     """The name of a user's images that lie at another place: the PATH or PATTERN `place`."""
     return f"{name.partition(':')[0]}:{place}"
 
 
-def users_images(name: str, image_size: int | None = None) -> Folder | WebDataset | None:
+def users_images(name: str, image_size: int | None = None, max_pixels: int = MAX_PIXELS) -> Folder | WebDataset | None:
     """What folder:PATH or webdataset:PATTERN stands for; None for another name."""
     kind, _, where = name.partition(":")
     if kind not in ("folder", "webdataset"):
@@ -98,7 +103,7 @@ def users_images(name: str, image_size: int | None = None) -> Folder | WebDatase
         example = "folder:PATH" if kind == "folder" else "webdataset:PATTERN"
         raise ConfigError(f"{name!r} does not say where the images are: {example}")
     size, place = image_size or IMAGE_SIZE, os.path.abspath(os.path.expanduser(where))  # noqa: PTH100, PTH111  # a pattern
-    return Folder(Path(place), size) if kind == "folder" else WebDataset(place, size)
+    return Folder(Path(place), size, max_pixels) if kind == "folder" else WebDataset(place, size, max_pixels)
 
 
 def _auto(data_dir: Path | None, split_seed: int, progress: Progress) -> DataSet[ImageSet]:

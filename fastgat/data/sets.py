@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import hashlib
+import unicodedata
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Generic, NamedTuple, TypeVar
 
 import numpy as np
@@ -13,6 +16,10 @@ from fastgat.errors import DataError
 
 HELD_OUT = 0.1
 """The share of the images that validates where a data set does not say which."""
+SHOWN = 8
+"""Classes, or kinds of files, that are named."""
+PARTS = {"train": ("train", "training"), "val": ("val", "valid", "validation"), "test": ("test", "testing")}
+"""What the splits of a data set are called, in any case."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -60,7 +67,7 @@ Set = TypeVar("Set", bound=Images, covariant=True)
 class DataSet(NamedTuple, Generic[Set]):
     """The splits of one data set, with the names of its classes, where it came from, and why it was chosen.
 
-    Where nobody has set test images aside, `test` is empty.
+    Where nobody has set test images aside, `test` is empty. `passed_over` says what was not taken for an image.
     """
 
     name: str
@@ -70,6 +77,15 @@ class DataSet(NamedTuple, Generic[Set]):
     classes: tuple[str, ...]
     source: str
     reason: str = "asked for"
+    passed_over: str = ""
+
+    def contents(self) -> str:
+        """How many images there are of which size, and what for, for people."""
+        parts = [part for part in (self.train, self.validation, self.test) if len(part)]
+        sizes = " / ".join(f"{len(part):,}" for part in parts)
+        splits = ", ".join(("train", "validate", "test")[: len(parts)])
+        height, width, _ = self.train.shape
+        return f"{sizes} images of {height} x {width} to {splits}"
 
 
 def split(images: ImageSet, held_out: int, seed: int) -> tuple[ImageSet, ImageSet]:
@@ -78,27 +94,94 @@ def split(images: ImageSet, held_out: int, seed: int) -> tuple[ImageSet, ImageSe
     return images.take(np.sort(order[held_out:])), images.take(np.sort(order[:held_out]))
 
 
-def hold_out(images: EncodedSet, seed: int) -> tuple[EncodedSet, EncodedSet, EncodedSet]:
-    """Nine tenths of the images in random order, the rest, and none: a seeded choice, class by class.
+def some_of(classes: Sequence[str]) -> str:
+    """How many classes there are, and the first of them, for people."""
+    return f"{len(classes):,}: {', '.join(classes[:SHOWN])}{', ...' if len(classes) > SHOWN else ''}"
 
-    Every class keeps an image to train on. Raises DataError where there is none to hold out.
+
+def assemble(
+    name: str,
+    parts: Mapping[str, EncodedSet],
+    classes: tuple[str, ...],
+    source: str,
+    seed: int,
+    rule: str,
+    passed_over: PassedOver,
+) -> DataSet[EncodedSet]:
+    """The data set of a user's images: `parts` has train, maybe val and test.
+
+    Without val, a tenth of train is held out by `rule`: "name", or "position", as runs of earlier versions did.
     """
+    train, none = parts["train"], parts["train"].first(0)
+    if "val" in parts:
+        order = np.random.default_rng(seed).permutation(len(train))  # so that the first of them are of all classes
+        train, validation = train.take(order), parts["val"]
+    else:
+        train, validation = (hold_out if rule == "name" else hold_out_by_position)(train, seed)
+        source += ", a tenth of the training images held out to validate"
+    test = parts.get("test", none)
+    return DataSet(name, train, validation, test, classes, source, passed_over=str(passed_over))
+
+
+def hold_out(images: EncodedSet, seed: int) -> tuple[EncodedSet, EncodedSet]:
+    """About nine tenths of the images, in random order, and the rest: a seeded choice by each image's name alone.
+
+    So another image more or less moves none. Two exceptions: every class keeps an image to train on, and one image at
+    least is held out. Raises DataError where there is none to hold out.
+    """
+    shares = np.array([_share(key, seed) for key in images.keys()])  # noqa: SIM118  # not a dictionary's
+    order = np.argsort(shares, kind="stable")
+    last = np.zeros(int(images.labels.max()) + 1, np.int64)
+    last[images.labels[order]] = order  # of each class the image with the largest share
+    held = shares < HELD_OUT
+    held[last[images.labels]] = False
+    if not held.any():
+        rest = order[~np.isin(order, last[images.labels])]
+        if not len(rest):
+            raise _too_few(images)
+        held[rest[0]] = True
+    return images.take(order[~held[order]]), images.take(np.flatnonzero(held))
+
+
+def _share(key: str, seed: int) -> float:
+    """A number in [0, 1), a hash of the image's name, whichever Unicode form a file system gives it."""
+    text = f"{seed}:{unicodedata.normalize('NFC', key)}".encode("utf-8", "surrogatepass")
+    return int.from_bytes(hashlib.blake2b(text, digest_size=6).digest()) / 2**48
+
+
+def hold_out_by_position(images: EncodedSet, seed: int) -> tuple[EncodedSet, EncodedSet]:
+    """The split of earlier versions: a seeded choice of positions, class by class, which other images redraw."""
     order = np.random.default_rng(seed).permutation(len(images))
     by_class = order[np.argsort(images.labels[order], kind="stable")]
-    classes, first, counts = np.unique(images.labels[by_class], return_index=True, return_counts=True)
+    _, first, counts = np.unique(images.labels[by_class], return_index=True, return_counts=True)
     held = np.minimum(np.rint(counts * HELD_OUT).astype(int), counts - 1)
     if not held.any():
         held[counts.argmax()] = min(1, counts.max() - 1)
     if not held.any():
-        raise DataError(f"{len(images)} images of {len(classes)} classes are too few to hold any out for validation")
+        raise _too_few(images)
     rows = np.concatenate([by_class[at : at + count] for at, count in zip(first, held, strict=True)])
-    train = order[~np.isin(order, rows)]
-    return images.take(train), images.take(np.sort(rows)), images.take(order[:0])
+    return images.take(order[~np.isin(order, rows)]), images.take(np.sort(rows))
 
 
-def shuffled(images: EncodedSet, seed: int) -> EncodedSet:
-    """The same images in random order, so that the first of them are of all classes."""
-    return images.take(np.random.default_rng(seed).permutation(len(images)))
+def _too_few(images: EncodedSet) -> DataError:
+    classes = len(np.unique(images.labels))
+    return DataError(f"{len(images)} images of {classes} classes are too few to hold any out for validation")
+
+
+@dataclass
+class PassedOver:
+    """What lies beside the images of a data set and was not taken: counts by kind, with the first of each."""
+
+    kinds: dict[str, tuple[int, str]] = field(default_factory=dict)
+
+    def add(self, kind: str, example: str, count: int = 1) -> None:
+        before, first = self.kinds.get(kind, (0, example))
+        self.kinds[kind] = (before + count, first)
+
+    def __str__(self) -> str:
+        kinds = sorted(self.kinds.items(), key=lambda item: -item[1][0])
+        shown = [f"{count:,} {kind} (such as {example})" for kind, (count, example) in kinds[:SHOWN]]
+        return ", ".join(shown) + (f", and {len(kinds) - SHOWN} other kinds" if len(kinds) > SHOWN else "")
 
 
 def _described(array: NDArray[np.generic]) -> str:

@@ -6,7 +6,11 @@ import contextlib
 import glob
 import hashlib
 import io
+import itertools
+import json
+import os
 import re
+import stat
 import tarfile
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -16,50 +20,52 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from fastgat.data.decoding import EXTENSIONS
+from fastgat.data.decoding import EXTENSIONS, MAX_BYTES, MAX_PIXELS
 from fastgat.data.encoded import EncodedSet
-from fastgat.data.sets import DataSet, hold_out, shuffled
+from fastgat.data.sets import PARTS, DataSet, PassedOver, assemble
 from fastgat.data.store import Progress, cache_folder
-from fastgat.errors import DataError, OutputError
-from fastgat.files import write_atomically
+from fastgat.errors import DataError
+from fastgat.files import read_file, write_atomically
 
-SPLITS = {"train": "train", "validation": "val", "test": "test"}
 BLOCK = 512
 LABELS = 10**6
 """More classes than any classifier has."""
+LABEL, LABEL_BYTES = ".cls", 64
+SHARDS = 100_000
+"""More shards than any data set has."""
+HEADER_BYTES = 2**20
+"""The longest header, such as one with a long name, that is read of a shard; and the longest padding at its end."""
 
 
 class ShardIndex(NamedTuple):
-    """Where the images of one shard lie, in bytes, and their labels; (N,) int64 each."""
+    """The images of a shard: names, places in bytes, and labels; and what else the shard holds."""
 
-    offsets: NDArray[np.int64]
-    lengths: NDArray[np.int64]
-    labels: NDArray[np.int64]
+    names: list[str]
+    offsets: list[int]
+    lengths: list[int]
+    labels: list[int]
+    passed_over: dict[str, tuple[int, str]]
 
 
 @dataclass(frozen=True, eq=False)
 class Shards:
-    """Images inside tar files."""
+    """Images inside the tar files of the split `part`."""
 
+    part: str
     paths: list[Path]
     shard: NDArray[np.int32]
-    offsets: NDArray[np.int64]
-    lengths: NDArray[np.int64]
+    names: list[str]
+    offsets: list[int]
+    lengths: list[int]
+
+    def key(self, number: int) -> str:
+        return f"{self.part}{self.names[number]}"
 
     def name(self, number: int) -> str:
-        path = self.paths[self.shard[number]]
-        try:
-            with path.open("rb", buffering=0) as file:
-                file.seek(int(self.offsets[number]) - BLOCK)
-                member = tarfile.TarInfo.frombuf(file.read(BLOCK), "utf-8", "surrogateescape").name
-        except (OSError, tarfile.TarError):
-            member = f"the image at byte {self.offsets[number]}"
-        return f"{path}: {member}"
+        return f"{self.paths[self.shard[number]]}: {self.names[number]}"
 
     def read(self, number: int) -> bytes:
-        with self.paths[self.shard[number]].open("rb", buffering=0) as file:
-            file.seek(int(self.offsets[number]))
-            return file.read(int(self.lengths[number]))
+        return read_file(self.paths[self.shard[number]], MAX_BYTES, self.offsets[number], self.lengths[number])
 
 
 @dataclass(frozen=True)
@@ -67,68 +73,95 @@ class WebDataset:
     """The shards that `pattern` names, their images scaled to `size`.
 
     A pattern may have wildcards and ranges, as in `data/{split}-{000..031}.tar`; `{split}` stands for train, val and
-    (if there are any) test. Without it a tenth of the images, chosen by the split's seed, validates, and there is no
-    test set.
+    test, or another of the names in PARTS. Without val a tenth of the training images is held out.
     """
 
     pattern: str
     size: int
+    max_pixels: int = MAX_PIXELS
 
     @property
     def name(self) -> str:
         return f"webdataset:{self.pattern}"
 
-    def load(self, split_seed: int, progress: Progress) -> DataSet[EncodedSet]:
+    def load(self, split_seed: int, progress: Progress, rule: str = "name") -> DataSet[EncodedSet]:
         """Raises DataError, naming the shard, for anything that is not as described."""
-        if "{split}" not in self.pattern:
-            everything = self._read(self.pattern, progress)
-            classes = _classes(everything, self.pattern)
-            return DataSet(self.name, *hold_out(everything, split_seed), classes, self.pattern)
-        parts = {}
-        for part, word in SPLITS.items():
-            pattern = self.pattern.replace("{split}", word)
-            if part != "test" or any(path.exists() for path in expand(pattern)):
-                parts[part] = self._read(pattern, progress)
+        passed_over = PassedOver()
+        parts = {
+            part: self._read(paths, f"{part}/" if "{split}" in self.pattern else "", progress, passed_over)
+            for part, paths in self._shards().items()
+        }
         classes = _classes(parts["train"], self.pattern)
-        for part in ("validation", "test"):
-            if part in parts and (highest := int(parts[part].labels.max())) >= len(classes):
-                row = int(parts[part].labels.argmax())
-                name = parts[part].name(row)
+        for images in parts.values():
+            if (highest := int(images.labels.max())) >= len(classes):
+                name = images.name(int(images.labels.argmax()))
                 raise DataError(f"{name}: label {highest}, but the training shards have 0..{len(classes) - 1}")
-        train = shuffled(parts["train"], split_seed)
-        test = parts.get("test", train.first(0))
-        return DataSet(self.name, train, parts["validation"], test, classes, self.pattern)
+        return assemble(self.name, parts, classes, self.pattern, split_seed, rule, passed_over)
 
-    def _read(self, pattern: str, progress: Progress) -> EncodedSet:
-        paths = expand(pattern)
+    def _shards(self) -> dict[str, list[Path]]:
+        """The shards of each split; all of them train where the pattern has no `{split}`."""
+        if "{split}" not in self.pattern:
+            return {"train": expand(self.pattern)}
+        shards: dict[str, list[Path]] = {}
+        for part, words in PARTS.items():
+            named = [expand(self.pattern.replace("{split}", word)) for word in words]
+            named = [paths for paths in named if any(path.exists() for path in paths)]
+            if len(named) > 1:
+                raise DataError(f"{self.pattern}: {named[0][0]} and {named[1][0]} both look like {part}: which is it?")
+            if named:
+                shards[part] = named[0]
+        if "train" not in shards or len(shards) == 1:
+            missing = self.pattern.replace("{split}", "val" if "train" in shards else "train")
+            raise DataError(f"{missing}: no such shard")
+        return shards
+
+    def _read(self, paths: list[Path], part: str, progress: Progress, passed_over: PassedOver) -> EncodedSet:
         if not paths:
-            raise DataError(f"{pattern}: no such shard")
-        indices = []
+            raise DataError(f"{self.pattern}: no such shard")
+        names: list[str] = []
+        offsets: list[int] = []
+        lengths: list[int] = []
+        labels: list[int] = []
+        counts = []
         for done, path in enumerate(paths):
             progress("indexing shards", done, len(paths))
-            indices.append(shard_index(path))
+            index = shard_index(path)
+            names += index.names
+            offsets += index.offsets
+            lengths += index.lengths
+            labels += index.labels
+            counts.append(len(index.names))
+            for kind, (count, example) in index.passed_over.items():
+                passed_over.add(kind, f"{path.name}: {example}", count)
         progress("indexing shards", len(paths), len(paths))
-        shard = np.repeat(np.arange(len(paths), dtype=np.int32), [len(index.labels) for index in indices])
-        offsets, lengths, labels = (np.concatenate(columns) for columns in zip(*indices, strict=True))
-        files = Shards(paths, shard, offsets, lengths)
-        return EncodedSet(files, np.arange(len(labels)), labels, self.size)
+        files = Shards(part, paths, np.repeat(np.arange(len(paths), dtype=np.int32), counts), names, offsets, lengths)
+        return EncodedSet(files, np.arange(len(labels)), np.array(labels, np.int64), self.size, self.max_pixels)
 
 
 def expand(pattern: str) -> list[Path]:
-    """The files that a pattern names: ranges as {000..031} and choices as {a,b} first, then wildcards."""
-    if Path(pattern).exists():  # brackets and all
+    """The files that a pattern names: ranges as {000..031} and choices as {a,b} first, then wildcards.
+
+    Raises DataError for a pattern that names more than any data set has.
+    """
+    if len(pattern) > os.pathconf("/", "PC_PATH_MAX"):
+        raise DataError(f"{pattern[:40]}...: a pattern of {len(pattern):,} characters, longer than a path can be")
+    if os.path.exists(pattern):  # noqa: PTH110  # brackets and all; a Path raises for names that are too long
         return [Path(pattern)]
-    braces = re.search(r"\{([^{}]*)\}", pattern)
-    if braces is None:
-        found = sorted(glob.glob(pattern)) if glob.has_magic(pattern) else [pattern]  # noqa: PTH207
-        return [Path(path) for path in found]
-    ends = re.fullmatch(r"(\d+)\.\.(\d+)", braces[1])
-    if ends:
-        width = len(ends[1])
-        words = [str(number).zfill(width) for number in range(int(ends[1]), int(ends[2]) + 1)]
-    else:
-        words = braces[1].split(",")
-    return [path for word in words for path in expand(pattern[: braces.start()] + word + pattern[braces.end() :])]
+    paths: list[str] = []
+    waiting = [pattern]
+    while waiting:
+        each = waiting.pop()
+        braces = re.search(r"\{([^{}]*)\}", each)
+        if braces is None:
+            paths.append(each)
+            continue
+        ends = re.fullmatch(r"(\d{1,18})\.\.(\d{1,18})", braces[1])
+        words = range(int(ends[1]), int(ends[2]) + 1) if ends else braces[1].split(",")
+        if len(words) + len(waiting) + len(paths) > SHARDS:
+            raise DataError(f"{pattern}: names more than {SHARDS:,} shards")
+        width = len(ends[1]) if ends else 0
+        waiting += [each[: braces.start()] + str(word).zfill(width) + each[braces.end() :] for word in reversed(words)]
+    return [Path(path) for each in paths for path in (sorted(glob.glob(each)) if glob.has_magic(each) else [each])]  # noqa: PTH207
 
 
 def shard_index(path: Path) -> ShardIndex:
@@ -137,84 +170,125 @@ def shard_index(path: Path) -> ShardIndex:
     Raises DataError if it is not a tar file of images with labels.
     """
     try:
-        stat = path.stat()
+        status = path.stat()
     except OSError as error:
         raise DataError(f"{path}: {error.strerror}") from None
-    key = f"{path.resolve()} {stat.st_size} {stat.st_mtime_ns}"
-    cached = cache_folder() / "shards" / f"{hashlib.sha256(key.encode()).hexdigest()[:32]}.npy"
+    if not stat.S_ISREG(status.st_mode):
+        raise DataError(f"{path}: not a regular file")
+    key = f"{path.resolve()} {status.st_size} {status.st_mtime_ns}".encode("utf-8", "surrogatepass")
+    cached = cache_folder() / "shards" / f"{hashlib.sha256(key).hexdigest()[:32]}.json"
     try:
-        kept = np.load(cached)
-        if kept.dtype != np.int64 or kept.shape[1:] == (0,):
-            raise ValueError("not an index")
-        return ShardIndex(*kept)
-    except (OSError, ValueError, TypeError, EOFError):
-        index = ShardIndex(*np.array(list(_samples(path, stat.st_size)), np.int64).reshape(-1, 3).T)
-    if not len(index.labels):
-        raise DataError(f"{path}: no image in this shard")
-    _keep(cached, index)
+        index = ShardIndex(*json.loads(read_file(cached)))
+        if index.names and len(index.names) == len(index.offsets) == len(index.lengths) == len(index.labels):
+            return index
+    except (OSError, ValueError, TypeError):
+        """Not there, or damaged: it is made again."""
+    index = _read_samples(path, status.st_size)
+    if not index.names:
+        others = PassedOver(index.passed_over)
+        raise DataError(f"{path}: no image in this shard" + (f"; it holds {others}" if others.kinds else ""))
+    # A cache that cannot be written costs another reading of the headers, nothing else.
+    with contextlib.suppress(OSError):
+        cached.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(cached, json.dumps(index).encode())
     return index
 
 
-def _keep(cached: Path, index: ShardIndex) -> None:
-    content = io.BytesIO()
-    np.save(content, np.stack(index))
-    # A cache that cannot be written costs another reading of the headers, nothing else.
-    with contextlib.suppress(OSError, OutputError):
-        cached.parent.mkdir(parents=True, exist_ok=True)
-        write_atomically(cached, content.getvalue())
+class _Headers(io.FileIO):
+    """A tar file of which no more than HEADER_BYTES are read at a time, whatever a header says of its length."""
+
+    def read(self, size: int | None = -1) -> bytes:
+        if size is None or not 0 <= size <= HEADER_BYTES:
+            raise tarfile.ReadError(f"a header of {size:,} bytes")
+        return super().read(size) or b""
 
 
-def _samples(path: Path, size: int) -> Iterator[tuple[int, int, int]]:
-    """Offset, length and label of each image of a shard, whose files follow one another sample by sample."""
-    key, image, label, end = None, None, None, 0
+def _members(path: Path, size: int) -> Iterator[tarfile.TarInfo]:
+    """What a tar file of `size` bytes holds. Raises DataError where it is damaged, truncated, or not one tar file."""
+    end = 0
     try:
-        with tarfile.open(path, "r:") as tar:
-            for member in tar:
-                stored = member.size if member.isreg() else 0
-                end = member.offset_data + -(-stored // BLOCK) * BLOCK
+        with _Headers(path) as file, tarfile.open(fileobj=file, mode="r:") as tar:
+            while (member := tar.next()) is not None:
+                tar.members.clear()  # type: ignore[attr-defined]  # of which it keeps every one
+                if member.size < 0 or member.offset_data < end:
+                    raise tarfile.ReadError(f"{member.name} has a size of {member.size}")
+                end = member.offset_data + (-(-member.size // BLOCK) * BLOCK if member.isreg() else 0)
                 if end > size:
                     raise DataError(f"{path}: truncated within {member.name}")
-                folder, _, file = member.name.rpartition("/")
-                if not member.isreg() or file.startswith("."):
-                    continue
-                stem, _, extension = file.partition(".")
-                if key is not None and key != (folder, stem):
-                    yield from _complete(path, key, image, label)
-                    image, label = None, None
-                key = (folder, stem)
-                if f".{extension.lower()}" in EXTENSIONS:
-                    if image is not None:
-                        raise DataError(f"{path}: {member.name} is a second image of its sample")
-                    image = (member.offset_data, member.size)
-                elif extension.lower() == "cls":
-                    label = _label(path, member.name, tar.extractfile(member).read())  # type: ignore[union-attr]  # a regular file
-    except (tarfile.TarError, EOFError, OSError) as error:
+                yield member
+        tail = read_file(path, offset=end, length=HEADER_BYTES + 1)
+    except DataError:
+        raise
+    except (tarfile.TarError, EOFError, OSError, ValueError, RecursionError) as error:
         raise DataError(f"{path}: not a whole, uncompressed tar file ({error})") from None
-    with path.open("rb") as whole:
-        whole.seek(end)
-        if whole.read(BLOCK) != bytes(BLOCK):  # which tarfile takes for an end
-            raise DataError(f"{path}: truncated, or never closed: a tar file's end mark is missing")
-    if key is not None:
-        yield from _complete(path, key, image, label)
+    if tail[: 2 * BLOCK] != bytes(2 * BLOCK) or size % BLOCK:  # tarfile takes any end for one
+        raise DataError(f"{path}: truncated, or never closed: a tar file's end mark is missing")
+    if len(tail) > HEADER_BYTES or tail.strip(b"\0"):
+        raise DataError(f"{path}: {size - end:,} bytes stand behind its end mark: it is not one tar file")
 
 
-def _complete(
-    path: Path, key: tuple[str, str], image: tuple[int, int] | None, label: int | None
-) -> Iterator[tuple[int, int, int]]:
-    """A sample as the index has it; nothing for files that are none."""
-    if image is None and label is None:
-        return
-    name = "/".join(part for part in key if part)
-    if image is None:
-        raise DataError(f"{path}: sample {name} has no .jpg, .png or .webp")
-    if label is None:
-        raise DataError(f"{path}: sample {name} has no label ({name}.cls)")
-    yield *image, label
+def _read_samples(path: Path, size: int) -> ShardIndex:
+    """The images of a shard, whose files follow one another sample by sample."""
+    passed_over = PassedOver()
+    index = ShardIndex([], [], [], [], passed_over.kinds)
+    for key, files in itertools.groupby(_files(path, size, passed_over), lambda file: _key(file[0])):
+        image = label = None
+        for file in files:
+            if file[0].lower().endswith(LABEL):
+                label = _label(path, *file)
+            elif image is not None:
+                raise DataError(f"{path}: {file[0]} is a second image of its sample")
+            else:
+                image = file
+        if image is None or label is None:
+            raise _incomplete(path, size, key, EXTENSIONS if image is None else (LABEL,))
+        for column, value in zip(index, (*image, label), strict=False):
+            column.append(value)  # type: ignore[union-attr]  # the four lists
+    return index
 
 
-def _label(path: Path, name: str, raw: bytes) -> int:
+def _key(name: str) -> str:
+    """The name of a sample, which ends at the first dot of its files' names."""
+    folder, slash, file = name.rpartition("/")
+    return folder + slash + file.partition(".")[0]
+
+
+def _files(path: Path, size: int, passed_over: PassedOver) -> Iterator[tuple[str, int, int]]:
+    """Name, offset and length of each image and label of a shard; hard links are followed."""
+    places: dict[str, tuple[int, int]] = {}
+    for member in _members(path, size):
+        name, file = member.name, member.name.rpartition("/")[2]
+        if member.isdir():
+            continue
+        if file.startswith(".") or name[len(_key(name)) :].lower() not in (*EXTENSIONS, LABEL):
+            dotted = file.lower().endswith((*EXTENSIONS, LABEL))
+            other = "with a second dot in their names" if dotted else Path(file).suffix.lower() or "without extension"
+            passed_over.add("hidden" if file.startswith(".") else other, name)
+        elif member.isreg() or (member.islnk() and member.linkname in places):
+            places[name] = (member.offset_data, member.size) if member.isreg() else places[member.linkname]
+            yield name, *places[name]
+        else:
+            raise DataError(
+                f"{path}: {name} is a link to what does not stand before it, or no file: pack the shard with "
+                "`tar --dereference --hard-dereference`"
+            )
+
+
+def _incomplete(path: Path, size: int, key: str, missing: tuple[str, ...]) -> DataError:
+    """The error of a sample that lacks its label, or all of the `missing` kinds of images."""
+    if any(member.name in [key + extension for extension in missing] for member in _members(path, size)):
+        return DataError(
+            f"{path}: image and label of sample {key} do not stand side by side: pack the shard with `tar --sort=name`"
+        )
+    return DataError(
+        f"{path}: sample {key} has no " + (f"label ({key}.cls)" if missing == (LABEL,) else ".jpg, .png or .webp")
+    )
+
+
+def _label(path: Path, name: str, offset: int, length: int) -> int:
+    raw = read_file(path, offset=offset, length=min(length, LABEL_BYTES))
     try:
-        label = int(raw)
+        label = int(raw) if length <= LABEL_BYTES else -1
     except ValueError:
         label = -1
     if not 0 <= label < LABELS:

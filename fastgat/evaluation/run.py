@@ -15,7 +15,8 @@ from fastgat.attacks import GeneratorTraining
 from fastgat.config import DataConfig, TrainConfig
 from fastgat.data import DataSet, Images, Loader, choose, create_loader, load_dataset
 from fastgat.data.bad_samples import POLICIES
-from fastgat.data.registry import moved, silent, users_images
+from fastgat.data.identity import Identity, split_rule
+from fastgat.data.registry import relocated_name, silent, users_images
 from fastgat.data.store import Progress
 from fastgat.engine.accuracy import score
 from fastgat.engine.checkpoint import load_checkpoint
@@ -58,6 +59,7 @@ class RunSettings(Options):
     )
     device: str = option("auto", "cpu, cuda, cuda:N, or auto")
     on_bad_sample: str = option("error", "what becomes of an image that cannot be read", choices=POLICIES)
+    changed_data: bool = option(False, "evaluate although images have come or gone since training")
     samples: int | None = option(QUICK, "images to attack", at_least=1)
     generator_images: int = option(1000, "images to train a fresh generator on, at most", at_least=64)
     generator_epochs: int = option(4, "passes over them, at most", at_least=1)
@@ -79,12 +81,19 @@ class RunData:
         data, self.settings, self.batch_size, self.device = loaded.data, settings, batch_size, device
         self.name, folder = data.dataset, settings.data_dir or data.data_dir
         if users_images(self.name) is not None:
-            self.name, folder = moved(self.name, settings.data_dir) if settings.data_dir else self.name, None
-        self.images: DataSet[Images] = load_dataset(self.name, folder, data.split_seed, image_size=data.image_size)
+            folder = None
+            if settings.data_dir:
+                self.name = relocated_name(self.name, settings.data_dir)
+        rule = split_rule(loaded.header)
+        self.images: DataSet[Images] = load_dataset(
+            self.name, folder, data.split_seed, image_size=data.image_size, max_pixels=data.max_pixels, rule=rule
+        )
         self.part = {"test": self.images.test, "validation": self.images.validation}[settings.split]
         if not len(self.part):
             raise DataError(f"{self.images.name} has no {settings.split} images; --split validation has some")
         check_same_classes(loaded.path, loaded.header, self.images.classes)
+        if identity := Identity.of(self.images, rule):
+            identity.check(loaded.path, loaded.header, changed=settings.changed_data)
 
     def loader(self, images: Images, batch_size: int | None = None) -> Loader:
         return create_loader(

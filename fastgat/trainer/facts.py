@@ -6,6 +6,7 @@ import torch
 from torch import nn
 
 from fastgat.config import TrainConfig
+from fastgat.data.sets import some_of
 from fastgat.engine.device import device_name, has_fast_bfloat16
 from fastgat.engine.state import TrainState
 from fastgat.methods import Method
@@ -25,11 +26,14 @@ def run_facts(
     facts = {
         "data set": feed.description,
         "chosen": feed.reason,
+        "classes": some_of(feed.classes),
         "loader": feed.loader + _augmentation(config),
         "method": _method(config, method, own_classifier),
         "networks": _networks(config, method, state, own_classifier),
         "device": _device(config, state),
     }
+    if feed.passed_over:
+        facts["passed over"] = feed.passed_over
     if not state.ranks.alone:
         share = state.ranks.share_of(config.batch_size)
         facts["ranks"] = f"{state.ranks.count}, with {share} images of each batch each"

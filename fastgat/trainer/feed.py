@@ -11,6 +11,7 @@ from torch import nn
 
 from fastgat.config import TrainConfig
 from fastgat.data import Images, IterableLoader, Loader, choose, create_loader, load_dataset
+from fastgat.data.identity import Identity
 from fastgat.data.sets import ImageSet
 from fastgat.data.store import Progress
 from fastgat.engine.assemble import check_networks
@@ -24,7 +25,9 @@ class Feed(NamedTuple):
         name: of the data set, as `--dataset` takes it; "custom" for loaders of one's own.
         description, reason: what it is, and why this one, for people.
         loader: what feeds the step, and why.
+        passed_over: what was not taken for an image, for people.
         fingerprint: the same on ranks that have the same data.
+        identity: by which a run that goes on tells whether its images have changed.
     """
 
     name: str
@@ -37,19 +40,29 @@ class Feed(NamedTuple):
     channels: int
     loader: str
     fingerprint: int
+    passed_over: str = ""
+    identity: Identity | None = None
 
     @property
     def num_classes(self) -> int:
         return len(self.classes)
 
 
-def dataset_feed(config: TrainConfig, batch_size: int, device: torch.device, ranks: Ranks, progress: Progress) -> Feed:
-    """Loaders of the configured data set; `batch_size` is this rank's share. Raises DataError, ConfigError."""
+def dataset_feed(
+    config: TrainConfig, batch_size: int, device: torch.device, ranks: Ranks, progress: Progress, rule: str
+) -> Feed:
+    """Loaders of the configured data set; `batch_size` is this rank's share, `rule` how images are held out.
+
+    Raises DataError, ConfigError.
+    """
     data = config.data
-    images = load_dataset(data.dataset, data.data_dir, data.split_seed, progress, data.image_size)
+    images = load_dataset(
+        data.dataset, data.data_dir, data.split_seed, progress, data.image_size, data.max_pixels, rule
+    )
+    identity = Identity.of(images, rule)
     choice = choose(data.loader, images.train, device)
-    parts = [images.train.first(data.train_images), images.validation]
-    parts += [images.test] if len(images.test) else []
+    images = images._replace(train=images.train.first(data.train_images))
+    parts = [images.train, images.validation, *([images.test] if len(images.test) else [])]
 
     def loader(part: Images) -> Loader:
         return create_loader(
@@ -68,20 +81,19 @@ def dataset_feed(config: TrainConfig, batch_size: int, device: torch.device, ran
         )
 
     train, validation, *test = map(loader, parts)
-    sizes = " / ".join(f"{len(part):,}" for part in parts)
-    splits = "train, validate, test" if test else "train, validate"
-    height, width, channels = images.train.shape
     return Feed(
         images.name,
-        f"{images.name}: {sizes} images of {height} x {width} to {splits}; from {images.source}",
+        f"{images.name}: {images.contents()}; from {images.source}",
         images.reason,
         train,
         validation,
         test[0] if test else None,
         images.classes,
-        channels,
+        images.train.shape[2],
         f"{choice.name}: {choice.reason}",
         zlib.crc32(b"".join(map(_sample, parts))),
+        images.passed_over,
+        identity,
     )
 
 

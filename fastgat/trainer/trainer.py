@@ -15,6 +15,7 @@ import torch
 from torch import nn
 
 from fastgat.config import TrainConfig, flatten, identity
+from fastgat.data.identity import Identity, split_rule
 from fastgat.data.registry import silent
 from fastgat.data.store import Progress
 from fastgat.engine.compiled import Stepper, missing_compiler
@@ -95,6 +96,7 @@ class Trainer:
         self.callbacks, self.progress = tuple(callbacks), progress
         self._checkpoint: Checkpoint | None = None
         self._held: Path | None = None
+        self._identity: Identity | None = None
 
     def fit(self) -> History:
         """Train to the end, or until a signal, and write the run folder; as one of several ranks under torchrun.
@@ -137,6 +139,7 @@ class Trainer:
         )
         feed = ranks.local_first(lambda: self._feed(share, device, ranks))
         ranks.check_same({"their data": feed.fingerprint, "batches an epoch": feed.train.batches_per_epoch})
+        self._identity = feed.identity
         if not feed.train.batches_per_epoch:
             raise ConfigError(
                 f"no full batch in an epoch: batch_size {self.config.batch_size} is larger than the training set"
@@ -151,7 +154,7 @@ class Trainer:
         ranks.broadcast([*state.parameters(), *state.buffers()])
         config = replace(
             self.config,
-            data=replace(self.config.data, dataset=feed.name),
+            data=replace(self.config.data, dataset=feed.name, changed_data=False),
             output=ranks.from_first(lambda: self._output(feed.name, checkpoint.path.parent if checkpoint else None)),
             resume=None,
         )
@@ -166,7 +169,11 @@ class Trainer:
             feed.validation,
             feed.test,
             folder=config.output,
-            header={"config": config.to_dict(), "model": self._model(feed)},
+            header={
+                "config": config.to_dict(),
+                "model": self._model(feed),
+                "data": feed.identity.record() if feed.identity else None,
+            },
             facts=run_facts(self.config, self.method, feed, state, own_classifier=self.classifier is not None)
             | ({"step": why_not} if why_not else {}),
             callbacks=[RunFolder(config.output, config), *self._options(config.output), *self.callbacks],
@@ -175,10 +182,11 @@ class Trainer:
             ranks.agree(lambda: self._restore(loop, checkpoint, config, feed))
         return loop
 
-    @staticmethod
-    def _restore(loop: Loop, checkpoint: Checkpoint, config: TrainConfig, feed: Feed) -> None:
+    def _restore(self, loop: Loop, checkpoint: Checkpoint, config: TrainConfig, feed: Feed) -> None:
         check_same_run(checkpoint, config)
         check_same_classes(checkpoint.path, checkpoint.header, feed.classes)
+        if feed.identity is not None:
+            feed.identity.check(checkpoint.path, checkpoint.header, changed=self.config.data.changed_data)
         loop.restore(checkpoint.tensors, checkpoint.header)
 
     def _hold(self, folder: Path | None, held: ExitStack) -> None:
@@ -195,6 +203,8 @@ class Trainer:
         self._hold(folder, held)
         if self._checkpoint is not None:
             adopt_best(self._checkpoint, folder)
+        if self._identity is not None:
+            self._identity.save(folder)
 
     def _compiled(self, device: torch.device) -> tuple[bool, str | None]:
         """Whether to compile the step; where not, and nobody asked for that, why."""
@@ -224,7 +234,8 @@ class Trainer:
             assert self.classifier is not None
             channels_last = config.precision.channels_last
             return own_feed(self.classifier, self.train_loader, self.validation_loader, device, channels_last)
-        return dataset_feed(config, share, device, ranks, self.progress)
+        rule = split_rule(None if self._checkpoint is None else self._checkpoint.header)
+        return dataset_feed(config, share, device, ranks, self.progress, rule)
 
     def _model(self, feed: Feed) -> dict[str, Any]:
         """What `load_classifier` needs to build the classifier again."""

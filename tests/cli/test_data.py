@@ -61,13 +61,13 @@ def test_train_on_shards_without_test_images(run: Run, tmp_path: Path) -> None:
         make_shard(tmp_path / f"s-{number}.tar", members(20, 20 * number))
     result = run("train", "--dataset", "webdataset:s-{0..1}.tar", *SMALL, "--output", "out")
     assert result.code == 0, result.err
-    assert f"37 / 3 images of 32 x 32 to train, validate; from {tmp_path}/s-{{0..1}}.tar" in result.out
+    assert f"36 / 4 images of 32 x 32 to train, validate; from {tmp_path}/s-{{0..1}}.tar, a tenth" in result.out
     failed = run("evaluate", "out", "--clean")
     assert (failed.code, failed.err) == (
         1,
         f"fastgat: error: webdataset:{tmp_path}/s-{{0..1}}.tar has no test images; --split validation has some\n",
     )
-    assert "3 images of webdataset:" in run("evaluate", "out", "--clean", "--split", "validation").out
+    assert "4 images of webdataset:" in run("evaluate", "out", "--clean", "--split", "validation").out
 
 
 def test_a_skipped_image_is_told(run: Run, tmp_path: Path) -> None:
@@ -96,6 +96,58 @@ def test_other_classes_than_in_training_are_noticed(run: Run, tmp_path: Path) ->
         assert "class 1 was bees in training, but is cats in the data" in result.err
 
 
+def test_a_run_tells_that_its_images_have_changed(run: Run, tmp_path: Path) -> None:
+    make_folder(tmp_path / "images", 12, size=(8, 8))
+    arguments = ("train", "--dataset", "folder:images", *SMALL, "--output", "out")
+    assert run(*arguments).code == 0
+    evaluate = ("evaluate", "out", "--clean", "--split", "validation", "--checkpoint", "last")
+    before = run(*evaluate).out
+    (tmp_path / "images" / "bees" / "011.webp").rename(tmp_path / "images" / "bees" / "zzz.webp")
+    resume = (*arguments, "--resume", "auto", "--epochs", 2)
+    for again in (evaluate, resume):
+        result = run(*again)
+        assert result.code == 1
+        assert result.err == (
+            "fastgat: error: out/last.safetensors: its images have changed since it was made: 1 gone, such as "
+            "bees/011.webp (class bees) and 1 added, such as bees/zzz.webp (class bees); --changed-data goes on, and "
+            "leaves every image that is still there in its split\n"
+        )
+    assert run(*evaluate, "--changed-data").out == before  # neither is a validation image
+    assert run(*resume, "--changed-data").code == 0
+    assert run(*evaluate).code == 0  # the run now knows its new images
+    Path("out/images.json.gz").unlink()
+    (tmp_path / "images" / "bees" / "zzz.webp").unlink()
+    assert "they were 36, and are 35; --changed-data" in run(*evaluate).err
+    assert "changed_data = false" in Path("out/config.toml").read_text()
+
+
+def test_a_run_of_an_earlier_version_keeps_its_split(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    make_folder(tmp_path / "images", 12, size=(8, 8))
+    arguments = ("train", "--dataset", "folder:images", *SMALL, "--output", "out")
+    with monkeypatch.context() as earlier:
+        earlier.setattr("fastgat.trainer.trainer.split_rule", lambda header: "position")
+        assert run(*arguments).code == 0
+    tensors, header = load_checkpoint(Path("out/last.safetensors"))
+    del header["data"], header["config"]["data"]["changed_data"]
+    save_checkpoint(Path("out/last.safetensors"), tensors, header)
+    result = run(*arguments, "--resume", "auto", "--epochs", 2)
+    assert "33 / 3 images of 32 x 32 to train, validate" in result.out, result.err
+    assert load_checkpoint(Path("out/last.safetensors"))[1]["data"]["split"] == "position"
+    (tmp_path / "images" / "bees" / "000.jpg").unlink()
+    result = run(*arguments, "--resume", "auto", "--epochs", 3, "--changed-data")
+    assert "1 gone, such as bees/000.jpg (class bees); this run, begun by an earlier version, cannot" in result.err
+
+
+@pytest.mark.parametrize("record", [{"split": "neither"}, [1], "name"])
+def test_a_record_of_the_data_that_is_none(run: Run, tmp_path: Path, record: object) -> None:
+    make_folder(tmp_path / "images", 8, size=(8, 8))
+    assert run("train", "--dataset", "folder:images", *SMALL, "--output", "out").code == 0
+    tensors, header = load_checkpoint(Path("out/last.safetensors"))
+    save_checkpoint(Path("out/last.safetensors"), tensors, {**header, "data": record})
+    for again in (("evaluate", "out", "--checkpoint", "last"), ("train", "--resume", "out", "--epochs", 2)):
+        assert "the checkpoint's record of its data is not one of this version" in run(*again).err
+
+
 def test_the_default_run_folder_is_one_folder(run: Run, tmp_path: Path) -> None:
     make_folder(tmp_path / "my images", 10)
     assert run("train", "--dataset", "folder:my images", *SMALL).code == 0
@@ -108,12 +160,20 @@ def test_verify_reads_every_image(run: Run, tmp_path: Path) -> None:
     make_folder(tmp_path / "images", 5)
     result = run("data", "verify", "folder:images")
     assert result.code == 0
-    assert result.out == "folder:images: 15 of 15 images in 3 classes can be decoded\n"
+    listed = [
+        f"folder:images: 11 / 4 images of 32 x 32 to train, validate; from {tmp_path}/images, "
+        "a tenth of the training images held out to validate",
+        "classes     3: ants, bees, cats",
+    ]
+    assert result.out.splitlines() == [*listed, "folder:images: 15 of 15 images in 3 classes can be decoded"]
+    (tmp_path / "images" / "bees" / "notes.txt").touch()
     (tmp_path / "images" / "bees" / "001.png").write_bytes(b"no image")
     result = run("data", "verify", "folder:images")
     assert result.code == 1
     assert result.out.splitlines() == [
         f"{tmp_path}/images/bees/001.png: is not a JPEG, PNG or WebP image",
+        *listed,
+        "passed over 1 .txt (such as bees/notes.txt)",
         "folder:images: 14 of 15 images in 3 classes can be decoded",
     ]
     assert result.err == "fastgat: error: 1 images cannot be read\n"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import numpy as np
@@ -9,11 +10,13 @@ import pytest
 
 from fastgat.data import create_loader
 from fastgat.data.dali import DaliLoader
+from fastgat.data.dali_graph import missing
 from fastgat.data.folder import Folder
 from fastgat.data.registry import silent
+from fastgat.data.sets import PassedOver
 from fastgat.errors import DataError
-from tests.data.pictures import make_folder
-from tests.data.streams import assert_same, folder, labels, names, take
+from tests.data.pictures import encoded, make_folder, picture
+from tests.data.streams import NAMES, assert_same, folder, labels, names, take
 
 
 def damage(path: Path) -> Path:
@@ -25,7 +28,7 @@ def damage(path: Path) -> Path:
 def test_a_damaged_image_is_an_error_that_names_it(tmp_path: Path, name: str) -> None:
     path = damage(make_folder(tmp_path) / "bees" / "003.jpg")
     with pytest.raises(DataError, match=r"bees/003\.jpg: is truncated; --on-bad-sample skip goes on"):
-        take(create_loader(name, folder(tmp_path), 4, workers=0), 6)
+        take(create_loader(name, folder(tmp_path), 4, workers=0), 12)
     assert path.exists()
 
 
@@ -36,6 +39,27 @@ def test_a_file_that_vanishes_is_an_error_that_names_it(tmp_path: Path, name: st
     (tmp_path / "cats" / "001.png").unlink()
     with pytest.raises(DataError, match=r"cats/001\.png: No such file"):
         take(loader, 6)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_pipes_devices_and_images_that_are_too_large_are_bad_samples(tmp_path: Path, name: str) -> None:
+    if name == "dali" and missing():
+        pytest.skip(str(missing()))
+    make_folder(tmp_path, each=4, size=(16, 16))
+    os.mkfifo(tmp_path / "ants" / "pipe.jpg")
+    (tmp_path / "ants" / "device.jpg").symlink_to("/dev/zero")
+    (tmp_path / "ants" / "large.png").write_bytes(encoded(picture(0, 0, 16, 17), "png"))
+    with (tmp_path / "ants" / "huge.png").open("wb") as file:
+        file.truncate(2**33)
+    images, _ = Folder(tmp_path, 16, max_pixels=256)._read("", silent, PassedOver(), "name")
+    loader = create_loader(name, images, 4, workers=0, on_bad_sample="skip")
+    assert sum(len(batch.labels) for batch in loader.once()) == 12
+    assert sorted(reason.removeprefix(f"{tmp_path}/ants/") for reason in loader.skipped.reasons.values()) == [
+        "device.jpg: not a regular file",
+        "huge.png: too large: 8,589,934,592 bytes",
+        "large.png: is too large: 17 x 16 pixels; --max-pixels 256 at most",
+        "pipe.jpg: not a regular file",
+    ]
 
 
 BROKEN = {
@@ -81,7 +105,7 @@ def test_evaluation_goes_on_past_a_batch_of_nothing_but_bad_samples(tmp_path: Pa
     make_folder(tmp_path, each=4, size=(16, 16), classes=["a", "b"])
     for file in (tmp_path / "a").glob("*"):
         file.write_bytes(b"")
-    images = Folder(tmp_path, 16)._read(tmp_path, silent)[0]
+    images = Folder(tmp_path, 16)._read("", silent, PassedOver(), "name")[0]
     loader = create_loader(name, images, 2, workers=0, on_bad_sample="skip")
     assert labels(list(loader.once())) == [1, 1, 1, 1]
     for file in (tmp_path / "b").glob("*"):

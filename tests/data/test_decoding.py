@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 import torch
 from fastgat.kernels.image_batch import image_batch
-from PIL import Image
+from PIL import Image, ImageFile
 
 from fastgat.data import Augmentation
 from fastgat.data.augmentation import Placement
-from fastgat.data.decoding import BadSampleError, arrange, decode, flaw, size_of
+from fastgat.data.decoding import BadSampleError, arrange, decode, flaw, read_header
 from tests.data.pictures import KINDS, encoded, picture
 
 PIXELS = picture(0, 1, 30, 44)
@@ -23,7 +23,7 @@ PIXELS = picture(0, 1, 30, 44)
 def test_whole_images_have_no_flaw_and_cut_ones_do(kind: str) -> None:
     raw = encoded(PIXELS, kind)
     assert flaw(raw) is None
-    assert size_of(raw) == (30, 44)
+    assert read_header(raw).size == (30, 44)
     assert decode(raw).shape == (30, 44, 3)
     for part in (raw[:-20], raw[: len(raw) // 2], raw[:30]):
         assert flaw(part) == "is truncated"
@@ -34,7 +34,7 @@ def test_whole_images_have_no_flaw_and_cut_ones_do(kind: str) -> None:
 @pytest.mark.parametrize(("raw", "message"), [(b"", "is empty"), (b"GIF89a" * 9, "is not a JPEG, PNG or WebP image")])
 def test_what_is_no_image(raw: bytes, message: str) -> None:
     assert flaw(raw) == message
-    for read in (size_of, decode):
+    for read in (read_header, decode):
         with pytest.raises(BadSampleError, match=message):
             read(raw)
 
@@ -60,14 +60,21 @@ def test_an_orientation_that_follows_the_pixels_is_seen() -> None:
     chunk = len(content).to_bytes(4, "big") + b"eXIf" + content
     chunk += zlib.crc32(b"eXIf" + content).to_bytes(4, "big")
     raw = raw[:-12] + chunk + raw[-12:]
-    assert size_of(raw) == (44, 30)
+    assert read_header(raw).size == (44, 30)
     assert decode(raw).shape == (44, 30, 3)
 
 
-def test_an_image_that_is_too_large_is_called_so(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 600)
+@pytest.mark.parametrize("kind", KINDS)
+def test_an_image_that_is_too_large_is_not_decoded(monkeypatch: pytest.MonkeyPatch, kind: str) -> None:
+    raw = encoded(PIXELS, kind)
+    assert decode(raw, max_pixels=30 * 44).shape == (30, 44, 3)
+    monkeypatch.setattr(ImageFile.ImageFile, "load", lambda image: pytest.fail("decoded"))
+    for read in (read_header, decode):
+        with pytest.raises(BadSampleError, match="is too large: 44 x 30 pixels; --max-pixels 1319 at most"):
+            read(raw, max_pixels=1319)
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 600)  # of Pillow, which has its own
     with pytest.raises(BadSampleError, match="is too large"):
-        size_of(encoded(PIXELS, "png"))
+        decode(raw)
 
 
 def test_sixteen_bits_are_scaled_down() -> None:

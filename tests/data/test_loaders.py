@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import gc
+import io
+import warnings
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image, ImageOps
 
 from fastgat.batch import Batch
 from fastgat.data import Augmentation, create_loader
 from fastgat.data.dali_graph import missing
+from fastgat.data.decoding import decode, read_header
 from fastgat.data.folder import Folder
 from fastgat.data.loaders import choose
 from fastgat.data.registry import silent
@@ -103,6 +108,9 @@ def test_a_stream_does_not_read_what_came_before(tmp_path: Path) -> None:
         def name(self, number: int) -> str:
             return images.files.name(number)
 
+        def key(self, number: int) -> str:
+            return images.files.key(number)
+
         def read(self, number: int) -> bytes:
             read.append(number)
             return images.files.read(number)
@@ -165,19 +173,68 @@ def test_images_of_the_right_size_are_the_same_to_the_bit(tmp_path: Path, kind: 
     assert_same(streams[0], streams[2])
 
 
-@pytest.mark.usefixtures("needs_dali")
-def test_a_photograph_that_lies_on_its_side_is_turned_by_both(tmp_path: Path) -> None:
-    from PIL import Image
+PIXELS = picture(0, 0, 24, 40)
+XMP = b'<x:xmpmeta xmlns:x="adobe:ns:meta/"><rdf:Description tiff:Orientation="%d"/></x:xmpmeta>'
 
-    for name in "ab":
-        (tmp_path / name).mkdir()
-        for i in range(3):
-            exif = Image.Exif()
-            exif[0x0112] = 6
-            Image.fromarray(picture(i, 0, 24, 40)).save(tmp_path / name / f"{i}.jpg", exif=exif, quality=95)
-    images = folder(tmp_path, 24)
-    these, those = (next(iter(create_loader(name, images, 4, workers=0).stream(0))) for name in ("dali", "torch"))
-    torch.testing.assert_close(these.images, those.images, rtol=0, atol=1.1 / 255)
+
+def saved(kind: str, orientation: object = None, xmp: int | None = None, mode: str = "RGB", **options: Any) -> bytes:
+    exif, file = Image.Exif(), io.BytesIO()
+    exif[0x010F] = "a camera"
+    if orientation is not None:
+        exif[0x0112] = orientation
+    options |= {"xmp": XMP % xmp} if xmp else {}
+    with warnings.catch_warnings():  # of two numbers where one should be
+        warnings.simplefilter("ignore")
+        Image.fromarray(PIXELS).convert(mode).save(file, kind, quality=95, exif=exif, lossless=True, **options)
+    return file.getvalue()
+
+
+def without_adobe(raw: bytes) -> bytes:
+    """A CMYK JPEG without the marker that says how its values are meant."""
+    at = raw.index(b"\xff\xee")
+    return raw[:at] + raw[at + 2 + int.from_bytes(raw[at + 2 : at + 4], "big") :]
+
+
+ODD = {
+    **{f"{kind}, EXIF {i}": saved(kind, i) for kind in ("JPEG", "PNG", "WEBP") for i in (*range(1, 9), 0, 9, 65535)},
+    **{f"XMP {i}": saved("JPEG", xmp=i) for i in range(1, 10)},
+    "EXIF 6 and XMP 3": saved("JPEG", 6, xmp=3),
+    "an orientation of two numbers": saved("JPEG", (6, 6)),
+    "CMYK": saved("JPEG", mode="CMYK"),
+    "CMYK without Adobe's marker": without_adobe(saved("JPEG", mode="CMYK")),
+    "CMYK on its side": without_adobe(saved("JPEG", 6, mode="CMYK")),
+    **{mode: saved("PNG", 6, mode=mode) for mode in ("L", "LA", "P", "RGBA", "1")},
+    "a palette with transparency": saved("PNG", mode="P", transparency=bytes(range(256))),
+}
+
+
+@pytest.mark.usefixtures("needs_dali")
+@pytest.mark.filterwarnings("ignore:Metadata Warning")
+@pytest.mark.parametrize("augmentation", [Augmentation(), SCALING], ids=["plain", "augmented"])
+def test_loaders_agree_on_orientation_and_colour_space(tmp_path: Path, augmentation: Augmentation) -> None:
+    for number, raw in enumerate(ODD.values()):
+        (tmp_path / "val" / "ab"[number % 2]).mkdir(parents=True, exist_ok=True)
+        (tmp_path / "val" / "ab"[number % 2] / f"{number:03}.img.jpg").write_bytes(raw)
+    (tmp_path / "train").symlink_to(tmp_path / "val")
+    images = Folder(tmp_path, 24).load(0, silent).train
+    loaders = [
+        create_loader(name, images, len(ODD), augmentation=augmentation, workers=0) for name in ("dali", "torch")
+    ]
+    these, those = (next(loader.stream(0)) for loader in loaders)
+    for row, difference in zip(loaders[0].sampler.rows(0, 0), (these.images - those.images).abs(), strict=True):  # type: ignore[attr-defined]
+        name = list(ODD)[int(Path(images.name(row)).name[:3])]  # type: ignore[union-attr]  # in files
+        assert difference.mean() < (0.5 if augmentation.active else 0.05) / 255, name
+        assert difference.max() < (12 if augmentation.active else 1.1) / 255, name
+
+
+@pytest.mark.filterwarnings("ignore:Metadata Warning")
+@pytest.mark.filterwarnings("ignore:Palette images")  # Pillow's own way
+def test_orientations_are_those_of_pillow() -> None:
+    for name, raw in ODD.items():
+        with Image.open(io.BytesIO(raw)) as image:
+            expected = ImageOps.exif_transpose(image).convert("RGB")
+        np.testing.assert_array_equal(decode(raw), np.asarray(expected), err_msg=name)
+        assert read_header(raw).size == decode(raw).shape[:2], name
 
 
 @pytest.mark.slow

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import tarfile
 from pathlib import Path
 
-import numpy as np
 import pytest
 
 from fastgat.data import webdataset
@@ -40,7 +40,8 @@ def test_every_image_is_read_at_its_offset(tmp_path: Path) -> None:
     for number, each in enumerate(content):
         make_shard(tmp_path / f"s-{number}.tar", each)
     data = load_dataset(f"webdataset:{tmp_path}/s-{{0..1}}.tar", image_size=40)
-    assert (len(data.train), len(data.validation), len(data.test)) == (12, 1, 0)
+    assert (len(data.train) + len(data.validation), len(data.test)) == (13, 0)
+    assert len(data.validation) >= 1
     assert data.classes == ("0", "1", "2")
     by_name = {name: raw for part in content for name, raw in part}
     for part in (data.train, data.validation):
@@ -56,17 +57,25 @@ def test_splits(tmp_path: Path) -> None:
     pattern = f"{tmp_path}/{{split}}-*.tar"
     data = WebDataset(pattern, 16).load(0, silent)
     assert (len(data.train), len(data.validation), len(data.test)) == (9, 6, 0)
-    make_shard(tmp_path / "test-0.tar", members(3))
+    make_shard(tmp_path / "testing-0.tar", members(3))
     assert len(WebDataset(pattern, 16).load(0, silent).test) == 3
+    (tmp_path / "val-0.tar").unlink()
+    data = WebDataset(pattern, 16).load(0, silent)
+    assert (len(data.train) + len(data.validation), len(data.test)) == (9, 3)
+    make_shard(tmp_path / "test-0.tar", members(3))
+    with pytest.raises(DataError, match=r"test-0\.tar and .*testing-0\.tar both look like test"):
+        WebDataset(pattern, 16).load(0, silent)
 
 
 def test_long_names_and_folders_inside_a_shard(tmp_path: Path) -> None:
     long = "deep/" * 30 + "name"
     jpeg = encoded(picture(0, 0, 20, 20), "jpg")
     path = make_shard(tmp_path / "s.tar", [(f"{long}.jpg", jpeg), (f"{long}.cls", b"1"), (f"{long}.json", b"{}")])
-    (offset,), (length,), (label,) = shard_index(path)
+    index = shard_index(path)
+    (offset,), (length,) = index.offsets, index.lengths
     assert path.read_bytes()[offset : offset + length] == jpeg
-    assert label == 1
+    assert (index.names, index.labels) == ([f"{long}.jpg"], [1])
+    assert index.passed_over == {".json": (1, f"{long}.json")}
 
 
 def test_an_index_is_made_once_and_again_when_the_shard_changes(
@@ -75,15 +84,14 @@ def test_an_index_is_made_once_and_again_when_the_shard_changes(
     path = make_shard(tmp_path / "s.tar", members(5))
     first = shard_index(path)
     calls: list[Path] = []
-    inner = webdataset._samples
+    inner = webdataset._read_samples
 
     def counted(path: Path, size: int) -> object:
         calls.append(path)
         return inner(path, size)
 
-    monkeypatch.setattr(webdataset, "_samples", counted)
-    for column, before in zip(shard_index(path), first, strict=True):
-        np.testing.assert_array_equal(column, before)
+    monkeypatch.setattr(webdataset, "_read_samples", counted)
+    assert shard_index(path) == first
     assert not calls
     make_shard(path, members(6))
     assert len(shard_index(path).labels) == 6
@@ -104,6 +112,10 @@ JPEG = encoded(picture(0, 0, 20, 20), "jpg")
         ([("a.txt", b"")], "no image in this shard"),
         ([("a.jpg", JPEG), ("a.cls", b"9" * 30)], "a.cls is no label"),
         ([("a.jpg", JPEG), ("a.png", JPEG), ("a.cls", b"1")], "a.png is a second image of its sample"),
+        ([("a.cls", b"1" + b" " * 9999), ("a.jpg", JPEG)], "a.cls is no label"),
+        ([("a.jpg", JPEG), ("b.jpg", JPEG), ("a.cls", b"1")], "image and label of sample a do not stand side by side"),
+        ([("a.cls", b"1"), ("b.cls", b"1"), ("a.jpg", JPEG)], "image and label of sample a do not stand side by side"),
+        ([("a.bmp", JPEG)], r"no image in this shard; it holds 1 \.bmp \(such as a\.bmp\)"),
     ],
 )
 def test_a_shard_that_is_not_as_it_must_be(tmp_path: Path, content: list[tuple[str, bytes]], message: str) -> None:
@@ -131,6 +143,104 @@ def test_a_truncated_shard(tmp_path: Path, keep: float) -> None:
     path.write_bytes(raw[: int(len(raw) * keep)])
     with pytest.raises(DataError, match=r"s.tar: (truncated|not a whole|sample \d+ has no label)"):
         shard_index(path)
+
+
+@pytest.mark.parametrize("lost", [1, 511, 512, 513, 1000, 1023])
+def test_a_shard_cut_within_its_end_mark(tmp_path: Path, lost: int) -> None:
+    path = make_shard(tmp_path / "s.tar", members(3))
+    raw = path.read_bytes().rstrip(b"\0")
+    end = -(-len(raw) // 512) * 512 + 1024
+    path.write_bytes(raw.ljust(end, b"\0"))
+    assert len(shard_index(path).labels) == 3
+    path.write_bytes(raw.ljust(end - lost, b"\0"))
+    with pytest.raises(DataError, match="truncated, or never closed: a tar file's end mark is missing"):
+        shard_index(path)
+
+
+def test_what_stands_behind_the_end_mark(tmp_path: Path) -> None:
+    first, second = (make_shard(tmp_path / name, members(3)).read_bytes() for name in ("a.tar", "b.tar"))
+    (tmp_path / "s.tar").write_bytes(first + second)
+    with pytest.raises(DataError, match="bytes stand behind its end mark: it is not one tar file"):
+        shard_index(tmp_path / "s.tar")
+
+
+def test_hard_links_are_followed_and_loops_are_not(tmp_path: Path) -> None:
+    path = tmp_path / "s.tar"
+
+    def link(name: str, target: str, kind: bytes = tarfile.LNKTYPE) -> None:
+        with tarfile.open(path, "a") as tar:
+            member = tarfile.TarInfo(name)
+            member.type, member.linkname = kind, target
+            tar.addfile(member)
+
+    make_shard(path, members(3))
+    link("9.jpg", "00001.jpg")
+    link("9.cls", "00002.cls")
+    index = shard_index(path)
+    assert index.labels == [0, 1, 2, 2]
+    assert (index.offsets[3], index.lengths[3]) == (index.offsets[1], index.lengths[1])
+    for name, target, kind in (("x.jpg", "x.jpg", tarfile.LNKTYPE), ("x.jpg", "00001.jpg", tarfile.SYMTYPE)):
+        make_shard(path, members(3))
+        link(name, target, kind)
+        with pytest.raises(DataError, match=r"x\.jpg is a link to what does not stand before it, or no file"):
+            shard_index(path)
+
+
+def header_of(size: int, kind: bytes = tarfile.REGTYPE) -> bytes:
+    member = tarfile.TarInfo("a.jpg")
+    member.size, member.type = size, kind
+    return member.tobuf(tarfile.GNU_FORMAT)
+
+
+@pytest.mark.parametrize(
+    ("raw", "message"),
+    [
+        (header_of(2**40), "truncated within a.jpg"),
+        (header_of(2**32, tarfile.XHDTYPE), "a header of 4,294,967,296 bytes"),
+        (header_of(2**32, tarfile.GNUTYPE_LONGNAME), "a header of 4,294,967,296 bytes"),
+        ((header_of(512, tarfile.XHDTYPE) + b"\0" * 512) * 2000, "not a whole, uncompressed tar file"),
+        (header_of(-512, tarfile.REGTYPE) + b"\0" * 2048, "not a whole, uncompressed tar file"),
+    ],
+    ids=["a terabyte", "a long pax header", "a long name", "a chain of headers", "a negative size"],
+)
+def test_headers_that_lie_take_neither_time_nor_memory(tmp_path: Path, raw: bytes, message: str) -> None:
+    path = tmp_path / "s.tar"
+    path.write_bytes(raw)
+    with path.open("ab") as file:
+        file.truncate(2**33)  # a hole
+    with pytest.raises(DataError, match=message):
+        shard_index(path)
+
+
+@pytest.mark.parametrize(
+    ("pattern", "message"),
+    [
+        ("s-{0..99999999}.tar", "names more than 100,000 shards"),
+        ("{0..9}" * 30, "names more than 100,000 shards"),
+        ("{a,b}" * 700, "names more than 100,000 shards"),
+        ("s-{0.." + "9" * 5000 + "}.tar", "a pattern of 5,011 characters, longer than a path can be"),
+    ],
+)
+def test_patterns_that_name_too_much(pattern: str, message: str) -> None:
+    with pytest.raises(DataError, match=message):
+        expand(pattern)
+
+
+def test_a_pipe_is_no_shard(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "s.tar")
+    with pytest.raises(DataError, match=r"s\.tar: not a regular file"):
+        shard_index(tmp_path / "s.tar")
+
+
+def test_what_is_passed_over_is_counted_with_an_example(tmp_path: Path) -> None:
+    dotted = [(f"img_v1.0_{name}", content) for name, content in members(2)]
+    path = make_shard(tmp_path / "s.tar", [*members(20), *dotted, ("x.json", b"{}"), ("._x.jpg", b"")])
+    data = load_dataset(f"webdataset:{path}")
+    assert len(data.train) + len(data.validation) == 20
+    assert data.passed_over == (
+        "4 with a second dot in their names (such as s.tar: img_v1.0_00000.jpg), 1 .json (such as s.tar: x.json), "
+        "1 hidden (such as s.tar: ._x.jpg)"
+    )
 
 
 def test_missing_shards(tmp_path: Path) -> None:
@@ -161,7 +271,7 @@ def test_folders_links_and_files_that_are_no_samples_are_passed_over(tmp_path: P
     for last in ("empty", "link"):
         with tarfile.open(path, "a") as tar:
             tar.add(tmp_path / last, last)
-        assert shard_index(path).labels.tolist() == [0, 1, 2]
+        assert shard_index(path).labels == [0, 1, 2]
 
 
 def test_an_index_that_was_damaged_is_made_again(tmp_path: Path) -> None:
