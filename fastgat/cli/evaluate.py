@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -9,8 +10,6 @@ from typing import Any
 import click
 from rich.console import Console
 from rich.markup import escape
-from rich.progress import BarColumn, TextColumn, TimeRemainingColumn
-from rich.progress import Progress as Bar
 from rich.table import Table
 
 from fastgat.cli.options import settings_options
@@ -19,6 +18,7 @@ from fastgat.evaluation import Cache, EvaluationSettings, RunSettings, evaluate_
 from fastgat.evaluation.results import Robustness
 from fastgat.evaluation.run import QUICK
 from fastgat.options import convert
+from fastgat.reporting.transfer import TransferBar
 
 CARD_FAILED = 3
 COLOURS = {"PASS": "green", "WARN": "yellow", "FAIL": "red"}
@@ -96,7 +96,7 @@ def evaluate(
     folder = output or (run if run.is_dir() else run.parent)
     keep_freed_memory()
     console = Console()
-    with EvaluationBar(console) as bar:
+    with contextlib.closing(TransferBar(console, transient=True)) as bar:
         result = evaluate_run(
             run,
             settings,
@@ -128,35 +128,6 @@ def _of(owner: type, chosen: dict[str, Any]) -> dict[str, Any]:
     return {f.name: chosen[f.name] for f in fields(owner) if f.name in chosen}
 
 
-class EvaluationBar:
-    """A bar for what is being done, on a terminal."""
-
-    def __init__(self, console: Console) -> None:
-        columns = (
-            TextColumn("{task.description}", markup=False),
-            BarColumn(),
-            TextColumn("{task.completed}/{task.total}"),
-        )
-        self.bar = Bar(
-            *columns, TimeRemainingColumn(), console=console, transient=True, disable=not console.is_terminal
-        )
-        self.task = self.bar.add_task("clean images", total=None)
-        self.doing = ""
-
-    def __enter__(self) -> EvaluationBar:
-        self.bar.start()
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self.bar.stop()
-
-    def __call__(self, what: str, done: int, total: int) -> None:
-        if what != self.doing:
-            self.doing = what
-            self.bar.reset(self.task, description=what, total=total)
-        self.bar.update(self.task, completed=done)
-
-
 def _show(console: Console, result: Robustness) -> None:
     s = result.settings
     console.print(f"\n{s.norm}, epsilon {s.bound:.4g}, {result.attacked_samples:,} images", highlight=False)
@@ -165,7 +136,7 @@ def _show(console: Console, result: Robustness) -> None:
     table.add_column("accuracy left", justify="right")
     attacked = [(attack.name, attack.accuracy) for attack in result.attacks]
     worst = ("worst case, sample by sample", result.worst_case_accuracy)
-    for name, accuracy in [("none", result.clean_accuracy), *attacked, worst]:
+    for name, accuracy in [("none", result.clean_accuracy_of_attacked), *attacked, worst]:
         table.add_row(escape(name), f"{accuracy:.1%}")
     console.print(table)
     console.print("\nreport card", highlight=False)

@@ -26,20 +26,20 @@ class Agreement(NamedTuple):
 
 def agreement(subject: Subject, batch: Batch) -> Agreement:
     """Eager float32 against `torch.compile` and against automatic mixed precision, on one batch."""
-    model, images, device = subject.model, batch.images, batch.images.device
+    images, device = batch.images, batch.images.device
     dtype = autocast_dtype("auto", device)
     changed: dict[str, float] = {}
     missing: dict[str, str] = {}
-    with frozen(model), torch.no_grad():
-        expected = model(images)
+    with frozen(subject), torch.no_grad():
+        expected = subject(images)
         with torch.autocast(device.type, dtype):
-            changed[str(dtype).removeprefix("torch.")] = _share_changed(model(images), expected)
+            changed[str(dtype).removeprefix("torch.")] = _share_changed(subject(images), expected)
         if compiler := missing_compiler(device):
             missing["compiled"] = f"needs {compiler}"
         else:
             try:
                 with explained(CompileError, "{}"):
-                    changed["compiled"] = _share_changed(torch.compile(model)(images), expected)
+                    changed["compiled"] = _share_changed(torch.compile(subject)(images), expected)
             except CompileError as error:
                 missing["compiled"] = f"cannot be compiled: {error}"
     return Agreement(changed, missing, len(images))
@@ -57,9 +57,9 @@ class GradientShares(NamedTuple):
 def gradient_shares(subject: Subject, batches: Batches) -> GradientShares:
     """What share of the clean samples has no input gradient to attack by."""
     zero = non_finite = entries = 0.0
-    with frozen(subject.model):
+    with frozen(subject):
         for images, labels in batches:
-            gradient = loss_gradient(subject.model, images, labels)[1].flatten(1)
+            gradient = loss_gradient(subject, images, labels)[1].flatten(1)
             zero += float((gradient == 0).all(1).sum())
             non_finite += float((~gradient.isfinite()).any(1).sum())
             entries += float((gradient == 0).float().mean(1).sum())

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import NamedTuple
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from fastgat.batch import Batch
@@ -37,12 +38,14 @@ class Batches:
     def __init__(self, read: Callable[[], Iterable[Batch]], *, constant: bool = False) -> None:
         self._read, self._constant = read, constant
         self.digests: list[str] = []
-        self.samples = 0
+        labels = [torch.empty(0, dtype=torch.int64)]
         for batch in self:
             if not self.digests:
                 self.first = batch
             self.digests.append(batch_fingerprint(batch))
-            self.samples += len(batch.labels)
+            labels.append(batch.labels.cpu())
+        self.labels = torch.cat(labels)
+        self.samples = len(self.labels)
 
     @classmethod
     def of(cls, batches: Iterable[Batch]) -> Batches:

@@ -51,8 +51,8 @@ def _compare(subject: Subject, cg: float, generator: nn.Module, batches: Batches
 
 
 def _norms(subject: Subject, generator: nn.Module, batch: NumberedBatch) -> list[float]:
-    with frozen(subject.model, generator):
-        p = generated(subject.model, generator, batch.images, batch.labels)
+    with frozen(subject, generator):
+        p = generated(subject, generator, batch.images, batch.labels)
     norms: list[float] = p.double().flatten(1).norm(dim=1).tolist()
     return norms
 
@@ -60,13 +60,13 @@ def _norms(subject: Subject, generator: nn.Module, batch: NumberedBatch) -> list
 def _count_correct(subject: Subject, generator: nn.Module, batch: NumberedBatch, mean_norm: float) -> list[int]:
     """How many answers are right under each of SIDES; `mean_norm` is the root of the mean power."""
     images, labels = batch.images, batch.labels
-    with frozen(subject.model, generator):
-        p = generated(subject.model, generator, images, labels)
-        gradient = loss_gradient(subject.model, images, labels)[1]
+    with frozen(subject, generator):
+        p = generated(subject, generator, images, labels)
+        gradient = loss_gradient(subject, images, labels)[1]
         norms, root_pixels = p.flatten(1).norm(dim=1), math.sqrt(images[0].numel())
         l2, linf = ascent(gradient, "l2", 1), ascent(gradient, "linf", 1) / root_pixels  # both of L2 norm 1
         perturbations: list[Tensor] = [
             p, per_sample(norms) * l2, mean_norm * l2, per_sample(norms) * linf, mean_norm * linf
         ]  # fmt: skip
         with torch.no_grad():
-            return [int(correct(subject.model(images + p), labels).sum()) for p in perturbations]
+            return [int(correct(subject(images + p), labels).sum()) for p in perturbations]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
 from itertools import islice
 from typing import Any
@@ -11,19 +11,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from fastgat.attacks import (
-    APGD,
-    PGD,
-    Attack,
-    AutoAttack,
-    FastGradient,
-    GeneratorAttack,
-    GeneratorTraining,
-    Noise,
-    Square,
-    train_generator,
-)
+from fastgat.attacks import APGD, PGD, Attack, AutoAttack, FastGradient, GeneratorAttack, Noise, Square
 from fastgat.attacks.autoattack import check_autoattack
+from fastgat.attacks.generator import GeneratorTraining, train_generator
 from fastgat.batch import Batch
 from fastgat.data.loader import Loader
 from fastgat.data.registry import silent
@@ -39,13 +29,23 @@ from fastgat.evaluation.outcomes import Outcomes, clean_outcomes, outcomes
 from fastgat.evaluation.power import equal_power
 from fastgat.evaluation.results import AttackResult, Curve, Evaluation, Robustness
 from fastgat.evaluation.settings import CURVES, EvaluationSettings
-from fastgat.evaluation.subject import Subject, count_classes, subjects
-from fastgat.evaluation.sweep import attack_curves, fast_gradient_curves, pair
+from fastgat.evaluation.subject import Subject, as_subjects, count_classes
+from fastgat.evaluation.sweep import attack_sweep, fast_gradient_sweep
 from fastgat.models import Generator
 
 LADDER = (0.25, 0.5, 1.0, 2.0, 4.0)
 """Multiples of epsilon at which PGD must leave less and less."""
 LADDER_STEPS = 20
+RIVALS = {
+    "transfer from another network": (
+        "transfer from",
+        "no other network was given to make perturbations on (--source)",
+    ),
+    "noise": ("noise", ""),
+    "a search without gradients (Square)": ("Square", ""),
+    "a fresh generator": ("generator", "no generator was trained (--cg)"),
+}
+"""What white-box attacks must be as strong as: how the names of these attacks begin, and why there may be none."""
 
 
 @tf32(False)
@@ -83,115 +83,51 @@ def evaluate(
     names = [name, *(networks or {}), *(sources or {})]
     if shared := {other for other in names if names.count(other) > 1}:
         raise ConfigError(f"{min(shared)!r} stands for several networks: give each a name of its own")
-    if generators and train is None:
-        raise ConfigError("generators are trained: pass train and validation images")
     images = Batches.of(batches)
     curve_images = Batches.of(curve_batches) if curve_batches else images
-    subject, others, origins = Subject.of(name, model), subjects(networks), subjects(sources)
-    classes = count_classes([subject, *others, *origins], images.first)
+    (subject,), others, origins = as_subjects({name: model}), as_subjects(networks), as_subjects(sources)
+    classes = count_classes([subject, *others, *origins], images)
     if settings.autoattack:
         check_autoattack(classes)
 
-    trained = _generators(subject, generators, train, validation, cache, progress) if train is not None else {}
-    by_cg = {cg: generator for cg, (generator, _) in trained.items()}
-    curves = _curves([subject, *others], origins, curve_images, cache, progress)
-    attacker = _Attacker(subject, images, settings, cache, progress)
-    attacker.run_all(origins, by_cg)
-    ladder = attacker.ladder()
+    evaluator = _Evaluator(subject, images, settings, cache, progress)
+    training: dict[float, dict[str, Any]] = {}
+    trained: dict[float, nn.Module] = {}
+    for each in generators:
+        trained[each.cg], training[each.cg] = evaluator.generator(each, train, validation)
+    curves = evaluator.curves([subject, *others], origins, curve_images)
+    evaluator.attack_all(origins, trained)
+    ladder = evaluator.ladder()
     clean = clean_outcomes(subject, images, cache)
+    checks = [card.enough(clean), *evaluator.checks(ladder)]
     shown = [
         "fast gradient",
         f"PGD-{settings.steps}",
-        *(key for key in attacker.attacks if key.startswith("generator")),
+        *(key for key in evaluator.attacks if key.startswith("generator")),
     ]
-    return Evaluation(
-        robustness=Robustness(
-            network=name,
-            settings=settings,
-            attacked_samples=images.samples,
-            clean_accuracy=float(clean.mean()),
-            worst_case_accuracy=float(card.worst_case(attacker.outcomes).mean()),
-            attacks=attacker.results(),
-            curve_samples=curve_images.samples,
-            curves=[*curves, ladder],
-            equal_power=equal_power(subject, by_cg, curve_images, cache),
-            training={cg: facts for cg, (_, facts) in trained.items()},
-            card=[card.enough(clean), *_checks(attacker, ladder, origins)],
-        ),
-        examples=examples(subject, images.first, {key: attacker.attacks[key] for key in shown[:3]}),
+    robustness = Robustness(
+        network=name,
+        settings=settings,
+        attacked_samples=images.samples,
+        clean_accuracy_of_attacked=float(clean.mean()),
+        worst_case_accuracy=float(card.worst_case(evaluator.outcomes).mean()),
+        attacks=[
+            AttackResult(key, float(right.mean()), evaluator.attacks[key].settings())
+            for key, right in evaluator.outcomes.items()
+        ],
+        curve_samples=curve_images.samples,
+        curves=[*curves, ladder],
+        equal_power=equal_power(subject, trained, curve_images, cache),
+        training=training,
+        card=checks,
+        verdict=card.overall(checks),
     )
+    pictures = examples(subject, images.first, {key: evaluator.attacks[key] for key in shown[:3]})
+    return Evaluation(robustness=robustness, examples=pictures)
 
 
-def _counting(progress: Progress, what: str, total: int) -> Callable[[int], None]:
-    """A function that adds up samples and reports them as progress."""
-    done = 0
-
-    def advance(samples: int) -> None:
-        nonlocal done
-        done += samples
-        progress(what, done, total)
-
-    advance(0)
-    return advance
-
-
-def _generators(
-    subject: Subject,
-    trainings: Sequence[GeneratorTraining],
-    train: Loader,
-    validation: Iterable[Batch],
-    cache: Cache,
-    progress: Progress,
-) -> dict[float, tuple[nn.Module, dict[str, Any]]]:
-    """A generator trained against the network for each c_g, and facts about its training."""
-    if not trainings:
-        return {}
-    held_out = validation if isinstance(validation, Batches) else Batches(lambda: validation)
-    epoch = list(map(batch_fingerprint, islice(train.stream(0), train.batches_per_epoch)))
-
-    def trained(training: GeneratorTraining) -> tuple[nn.Module, dict[str, Any]]:
-        what = f"training a generator, c_g {training.cg:g}"
-
-        def compute() -> tuple[nn.Module, dict[str, Any]]:
-            generator, best_epoch, losses = train_generator(
-                subject.model, train, held_out, training, progress=lambda done, _: progress(what, done, training.epochs)
-            )
-            settings = {**asdict(training), "batches_an_epoch": train.batches_per_epoch}
-            return generator, {"best_epoch": best_epoch, "validation_losses": losses, "training": settings}
-
-        def build() -> nn.Module:
-            images = next(iter(held_out)).images
-            with torch.random.fork_rng():
-                return Generator(training.width, images.shape[1]).to(images)
-
-        progress(what, 0, training.epochs)
-        data = [*epoch, *held_out.digests]
-        key = {"what": "generator", "network": subject.digest, **asdict(training), "data": data}
-        generator_and_facts = cache.module(key, build, compute)
-        progress(what, training.epochs, training.epochs)
-        return generator_and_facts
-
-    return {training.cg: trained(training) for training in trainings}
-
-
-def _curves(
-    networks: Sequence[Subject], sources: Sequence[Subject], batches: Batches, cache: Cache, progress: Progress
-) -> list[Curve]:
-    """Fast-gradient curves of every network, direct and from every source."""
-    curves = []
-    for norm, epsilons in CURVES.items():
-        for origins in (None, sources) if sources else (None,):
-            advance = _counting(progress, f"fast gradient over epsilon, {norm}", batches.samples)
-            swept = fast_gradient_curves(pair(networks, origins), batches, epsilons, norm, cache, advance)
-            for (network, source), accuracies in swept.items():
-                made_on = None if source == network else source
-                curve = Curve("fast gradient", norm, network, made_on, list(epsilons), accuracies, {"clamp": False})
-                curves.append(curve)
-    return curves
-
-
-class _Attacker:
-    """The attacks on one network, and their outcomes, by name."""
+class _Evaluator:
+    """The parts of an evaluation; it collects the attacks on the network, and their outcomes, by name."""
 
     def __init__(
         self, subject: Subject, batches: Batches, settings: EvaluationSettings, cache: Cache, progress: Progress
@@ -207,121 +143,155 @@ class _Attacker:
             "batch_size": settings.batch_size,
         }
 
-    def run(
+    def counting(self, what: str, total: int) -> Callable[[int], None]:
+        """A function that adds up samples and reports them as progress."""
+        done = 0
+
+        def advance(samples: int) -> None:
+            nonlocal done
+            done += samples
+            self.progress(what, done, total)
+
+        advance(0)
+        return advance
+
+    def generator(
+        self, training: GeneratorTraining, train: Loader | None, validation: Iterable[Batch]
+    ) -> tuple[nn.Module, dict[str, Any]]:
+        """A generator trained against the network, and facts about its training."""
+        if train is None:
+            raise ConfigError("generators are trained: pass train and validation images")
+        held_out = validation if isinstance(validation, Batches) else Batches(lambda: validation)
+        epoch = map(batch_fingerprint, islice(train.stream(0), train.batches_per_epoch))
+        key = {"what": "generator", "network": self.subject.digest, **asdict(training)}
+        what = f"training a generator, c_g {training.cg:g}"
+
+        def compute() -> tuple[nn.Module, dict[str, Any]]:
+            generator, best_epoch, losses = train_generator(
+                self.subject,
+                train,
+                held_out,
+                training,
+                progress=lambda done, _: self.progress(what, done, training.epochs),
+            )
+            settings = {**asdict(training), "batches_an_epoch": train.batches_per_epoch}
+            return generator, {"best_epoch": best_epoch, "validation_losses": losses, "training": settings}
+
+        def build() -> nn.Module:
+            images = self.batches.first.images
+            with torch.random.fork_rng():
+                return Generator(training.width, images.shape[1]).to(images)
+
+        self.progress(what, 0, training.epochs)
+        result = self.cache.module({**key, "data": [*epoch, *held_out.digests]}, build, compute)
+        self.progress(what, training.epochs, training.epochs)
+        return result
+
+    def curves(self, networks: Sequence[Subject], sources: Sequence[Subject], batches: Batches) -> list[Curve]:
+        """Fast-gradient curves of every network, direct and from every source."""
+        attacked, curves = {network.name: network for network in networks}, []
+        for norm, epsilons in CURVES.items():
+            for origins in (None, {source.name: source for source in sources}) if sources else (None,):
+                advance = self.counting(f"fast gradient over epsilon, {norm}", batches.samples)
+                swept = fast_gradient_sweep(
+                    attacked, batches, epsilons, norm, sources=origins, cache=self.cache, progress=advance
+                )
+                for (name, source), accuracies in swept.items():
+                    made_on = None if source == name else source
+                    curve = Curve("fast gradient", norm, name, made_on, list(epsilons), accuracies, {"clamp": False})
+                    curves.append(curve)
+        return curves
+
+    def attack(
         self, name: str, attack: Attack, *, made_on: Subject | None = None, among: Outcomes | None = None
     ) -> Outcomes:
-        advance = _counting(self.progress, name, self.batches.samples)
-        self.attacks[name] = attack
-        self.outcomes[name] = outcomes(
-            self.subject, attack, self.batches, self.cache, among=among, made_on=made_on, progress=advance
-        )
-        return self.outcomes[name]
+        """The outcomes of one attack, which are noted under its name."""
+        advance = self.counting(name, self.batches.samples)
+        right = outcomes(self.subject, attack, self.batches, self.cache, among=among, made_on=made_on, progress=advance)
+        self.attacks[name], self.outcomes[name] = attack, right
+        return right
 
-    def run_all(self, sources: Sequence[Subject], generators: Mapping[float, nn.Module]) -> None:
+    def attack_all(self, sources: Sequence[Subject], generators: Mapping[float, nn.Module]) -> None:
         """Every attack at the threat model's epsilon."""
-        model, s, common = self.subject.model, self.settings, self.common
-        self.run("noise, Gaussian", Noise(model, **common, distribution="gaussian"))
-        self.run("noise, uniform", Noise(model, **common, distribution="uniform"))
-        self.run("fast gradient", FastGradient(model, **common))
+        model, s, common = self.subject, self.settings, self.common
+        self.attack("noise, Gaussian", Noise(model, **common, distribution="gaussian"))
+        self.attack("noise, uniform", Noise(model, **common, distribution="uniform"))
+        self.attack("fast gradient", FastGradient(model, **common))
         for source in sources:
-            self.run(f"transfer from {source.name}", PGD(source.model, **common, steps=s.steps), made_on=source)
+            self.attack(f"transfer from {source.name}", PGD(source, **common, steps=s.steps), made_on=source)
         for cg, generator in generators.items():
-            self.run(f"generator, c_g {cg:g}", GeneratorAttack(model, **common, generator=generator))
-        self._run_pgd()
-        self.run("APGD-CE", APGD(model, **common, steps=s.apgd_steps))
-        self.run("APGD-T", APGD(model, **common, steps=s.apgd_steps, loss="dlr-t"))
-        self.run("Square", Square(model, **common, queries=s.queries))
+            self.attack(f"generator, c_g {cg:g}", GeneratorAttack(model, **common, generator=generator))
+        self._attack_by_pgd()
+        self.attack("APGD-CE", APGD(model, **common, steps=s.apgd_steps))
+        self.attack("APGD-T", APGD(model, **common, steps=s.apgd_steps, loss="dlr-t"))
+        self.attack("Square", Square(model, **common, queries=s.queries))
         if s.autoattack:
-            self.run("AutoAttack", AutoAttack(model, **common))
+            self.attack("AutoAttack", AutoAttack(model, **common))
 
-    def _run_pgd(self) -> None:
+    def _attack_by_pgd(self) -> None:
         """PGD with one start, with twice the steps, and with more starts, each of which goes on from the fewer ones."""
-        s, name = self.settings, f"PGD-{self.settings.steps}"
-        pgd = PGD(self.subject.model, **self.common, steps=s.steps)
-        resisting = self.run(name, pgd)
-        self.run(f"PGD-{2 * s.steps}", replace(pgd, steps=2 * s.steps))
-        starts = 1
-        for restarts in (s.restarts // 2, s.restarts):
+        name, pgd = f"PGD-{self.settings.steps}", PGD(self.subject, **self.common, steps=self.settings.steps)
+        right, starts = self.attack(name, pgd), 1
+        self.attack(f"PGD-{2 * pgd.steps}", replace(pgd, steps=2 * pgd.steps))
+        for restarts in (self.settings.restarts // 2, self.settings.restarts):
+            more = f"{name} x {restarts}"
             if restarts > starts:
                 rest = replace(pgd, restarts=restarts - starts, first_start=starts)
-                resisting = self.run(f"{name} x {restarts}", rest, among=resisting)
-            self.outcomes[f"{name} x {restarts}"] = resisting
-            self.attacks[f"{name} x {restarts}"] = replace(pgd, restarts=restarts)
-            starts = restarts
+                right, starts = self.attack(more, rest, among=right), restarts
+            self.attacks[more], self.outcomes[more] = replace(pgd, restarts=restarts), right
 
     def ladder(self) -> Curve:
         """PGD's accuracy over multiples of epsilon, and at one that leaves nothing of an image."""
-        pixels = self.batches.first.images[0].numel()
-        largest = 0.5 if self.settings.norm == "linf" else 0.25 * math.sqrt(pixels)
+        largest = 0.5 if self.settings.norm == "linf" else 0.25 * math.sqrt(self.batches.first.images[0].numel())
         epsilons = sorted({0.0, *(factor * self.settings.bound for factor in LADDER), largest})
-        name, total = f"PGD-{LADDER_STEPS}", self.batches.samples * len(epsilons)
-        pgd = PGD(self.subject.model, **self.common, steps=LADDER_STEPS)
-        ((_, accuracies),) = attack_curves(
-            [(self.subject, self.subject)],
+        pgd, name = PGD(self.subject, **self.common, steps=LADDER_STEPS), f"PGD-{LADDER_STEPS}"
+        ((_, accuracies),) = attack_sweep(
+            {self.subject.name: self.subject},
             self.batches,
             epsilons,
             lambda model, epsilon: replace(pgd, epsilon=epsilon),
-            self.cache,
-            _counting(self.progress, f"{name} over epsilon", total),
+            cache=self.cache,
+            progress=self.counting(f"{name} over epsilon", self.batches.samples * len(epsilons)),
         ).items()
         settings = {key: value for key, value in pgd.settings().items() if key != "epsilon"}
         return Curve(name, self.settings.norm, self.subject.name, None, epsilons, accuracies, settings)
 
-    def results(self) -> list[AttackResult]:
-        return [
-            AttackResult(name, float(kept.mean()), self.attacks[name].settings())
-            for name, kept in self.outcomes.items()
-        ]
+    def checks(self, ladder: Curve) -> Iterator[card.Check]:
+        """The lines of the report card that compare attacks, and those about gradients and precision."""
 
+        def named(name: str) -> card.Named:
+            return name, self.outcomes[name]
 
-def _checks(attacker: _Attacker, ladder: Curve, sources: Sequence[Subject]) -> list[card.Check]:
-    s, images, kept = attacker.settings, attacker.batches, attacker.outcomes
-    one, twice = f"PGD-{s.steps}", f"PGD-{2 * s.steps}"
-    half, most = f"{one} x {s.restarts // 2}", f"{one} x {s.restarts}"
-    rivals = {
-        "transfer from another network": [f"transfer from {source.name}" for source in sources],
-        "noise": ["noise, Gaussian", "noise, uniform"],
-        "a search without gradients (Square)": ["Square"],
-        "a fresh generator": [name for name in kept if name.startswith("generator")],
-    }
-    absent = {
-        "transfer from another network": "no other network was given to make perturbations on (--source)",
-        "a fresh generator": "no generator was trained (--cg)",
-    }
-    checks = [
-        card.stronger(
+        steps, restarts, samples = self.settings.steps, self.settings.restarts, self.batches.samples
+        most = named(f"PGD-{steps} x {restarts}")
+        yield card.stronger(
             "Iterative attacks are at least as strong as a single step",
-            (most, kept[most]),
-            ("fast gradient", kept["fast gradient"]),
+            most,
+            named("fast gradient"),
             "gradients lead the attack astray: they are masked",
         )
-    ]
-    for rival, names in rivals.items():
-        line = f"White-box attacks are at least as strong as {rival}"
-        if names:
-            best = min(names, key=lambda name: kept[name].mean())
-            meaning = "something that sees less finds more: gradients are masked"
-            checks.append(card.stronger(line, (most, kept[most]), (best, kept[best]), meaning))
-        else:
-            checks.append(card.not_checked(line, absent[rival]))
-    same = agreement(attacker.subject, images.first)
-    return [
-        *checks,
-        card.falls(ladder.epsilons, ladder.accuracies, images.samples),
-        card.vanishes(ladder.epsilons[-1], ladder.accuracies[-1], images.samples),
-        card.converged(
+        for rival, (prefix, absent) in RIVALS.items():
+            line = f"White-box attacks are at least as strong as {rival}"
+            if names := [name for name in self.outcomes if name.startswith(prefix)]:
+                best = named(min(names, key=lambda name: self.outcomes[name].mean()))
+                yield card.stronger(line, most, best, "something that sees less finds more: gradients are masked")
+            else:
+                yield card.not_checked(line, absent)
+        yield card.falls(ladder.epsilons, ladder.accuracies, samples)
+        yield card.vanishes(ladder.epsilons[-1], ladder.accuracies[-1], samples)
+        yield card.converged(
             "Twice the steps find little more",
-            (one, kept[one]),
-            (twice, kept[twice]),
+            named(f"PGD-{steps}"),
+            named(f"PGD-{2 * steps}"),
             "the attack has not converged: give it more --steps",
-        ),
-        card.converged(
+        )
+        yield card.converged(
             "Twice the restarts find little more",
-            (half, kept[half]),
-            (most, kept[most]),
+            named(f"PGD-{steps} x {restarts // 2}"),
+            most,
             "the attack depends on luck: the loss is rugged, or it needs more --restarts",
-        ),
-        card.losses_agree(("PGD", kept[most]), ("APGD-T", kept["APGD-T"])),
-        card.gradients(*gradient_shares(attacker.subject, images)),
-        card.precisions(same.changed, same.missing, same.samples),
-    ]
+        )
+        yield card.losses_agree(("PGD", most[1]), named("APGD-T"))
+        yield card.gradients(*gradient_shares(self.subject, self.batches))
+        same = agreement(self.subject, self.batches.first)
+        yield card.precisions(same.changed, same.missing, same.samples)

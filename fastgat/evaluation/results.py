@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 from torch import Tensor
 
-from fastgat.evaluation.card import Check, overall
+from fastgat.evaluation.card import Check
 from fastgat.evaluation.settings import EvaluationSettings
 
 
@@ -63,12 +63,12 @@ class EqualPower:
 
 @dataclass(frozen=True)
 class Robustness:
-    """All that the attacks on a network showed. `training`: how the generator of each c_g was trained."""
+    """What the attacks on a network showed. `training`: how the generator of each c_g was trained."""
 
     network: str
     settings: EvaluationSettings
     attacked_samples: int
-    clean_accuracy: float
+    clean_accuracy_of_attacked: float
     worst_case_accuracy: float
     attacks: list[AttackResult]
     curve_samples: int
@@ -76,28 +76,17 @@ class Robustness:
     equal_power: list[EqualPower]
     training: dict[float, dict[str, Any]]
     card: list[Check]
-
-    @property
-    def verdict(self) -> str:
-        return overall(self.card)
+    verdict: str
 
     @property
     def figures(self) -> dict[str, Any]:
-        s = self.settings
-        return {
-            "network": self.network,
-            "threat_model": {"norm": s.norm, "epsilon": s.bound, "clamped": True, "targeted": False},
-            "settings": asdict(s),
-            "attacked_samples": self.attacked_samples,
-            "clean_accuracy_of_attacked": self.clean_accuracy,
-            "worst_case_accuracy": self.worst_case_accuracy,
-            "attacks": [{"name": a.name, "accuracy": a.accuracy, **a.settings} for a in self.attacks],
-            "curve_samples": self.curve_samples,
-            "curves": [asdict(curve) for curve in self.curves],
-            "equal_power": [{**asdict(row), **self.training[row.cg]} for row in self.equal_power],
-            "card": [asdict(check) for check in self.card],
-            "verdict": self.verdict,
-        }
+        """Plain values, as evaluation.json has them."""
+        figures, s = asdict(self), self.settings
+        training = figures.pop("training")
+        figures["threat_model"] = {"norm": s.norm, "epsilon": s.bound, "clamped": True, "targeted": False}
+        figures["attacks"] = [{**attack.pop("settings"), **attack} for attack in figures["attacks"]]
+        figures["equal_power"] = [{**row, **training[row["cg"]]} for row in figures["equal_power"]]
+        return figures
 
 
 class PerturbedImage(NamedTuple):

@@ -116,11 +116,13 @@ def load_run(run: Path, checkpoint: str, device: torch.device, classifiers: Coll
     return LoadedRun(path, classifier, header, TrainConfig.from_dict(header["config"], str(path)).data)
 
 
-def evaluate_clean(loaded: LoadedRun, others: dict[str, LoadedRun], data: RunData) -> CleanResult:
+def evaluate_clean(loaded: LoadedRun, others: dict[str, LoadedRun], data: RunData, progress: Progress) -> CleanResult:
     """Clean accuracy and cross entropy on the whole split. Raises NonFiniteError where that is NaN or infinite."""
     settings, loader = data.settings, data.loader(data.part)
+    progress("clean images", 0, len(data.part))
     with tf32(False):
         accuracy, loss, samples = score(loaded.classifier, loader.once())
+    progress("clean images", len(data.part), len(data.part))
     if not math.isfinite(loss):
         raise NonFiniteError(
             f"{loaded.path}: the cross entropy of its {settings.split} images is {loss}: the network returns logits "
@@ -179,7 +181,7 @@ def evaluate_run(
     }
     for other in others.values():
         check_same_classes(other.path, other.header, data.images.classes)
-    clean = evaluate_clean(loaded, others, data)
+    clean = evaluate_clean(loaded, others, data, progress)
     if clean_only:
         return Evaluation(clean)
     modules = [(name, other.classifier) for name, other in others.items()]

@@ -19,13 +19,11 @@ from fastgat.errors import ConfigError
 from fastgat.evaluation.batches import Batches, NumberedBatch
 from fastgat.evaluation.cache import Cache
 from fastgat.evaluation.outcomes import outcomes
-from fastgat.evaluation.subject import Subject, count_classes, subjects
+from fastgat.evaluation.subject import Subject, as_subjects, count_classes
 from fastgat.kernels.input_gradient import ascent
 
 Curves = dict[tuple[str, str], list[float]]
 """Accuracies, one for each epsilon, by (network attacked, network that the perturbation was made on)."""
-Pair = tuple[Subject, Subject]
-"""A network, and the source of its perturbations."""
 NO_CACHE = Cache()
 
 
@@ -55,7 +53,22 @@ def fast_gradient_sweep(
     Raises ConfigError for a negative epsilon, and for networks or images that do not fit.
     """
     images, pairs = _checked(networks, sources, batches, epsilons)
-    return fast_gradient_curves(pairs, images, epsilons, norm, cache, progress)
+    counts = [np.zeros(len(epsilons), np.int64) for _ in pairs]
+    for batch in images.numbered():
+        direction = functools.cache(partial(_direction, batch, norm))
+        for count, (network, source) in zip(counts, pairs, strict=True):
+            key = {
+                "what": "fast gradient",
+                "network": network.digest,
+                "source": source.digest,
+                "norm": norm,
+                "epsilons": list(epsilons),
+                "batch": batch.digest,
+            }
+            count += cache.numbers(key, partial(_count_correct, network, source, batch, epsilons, direction))
+        progress(len(batch.labels))
+    accuracies = [(count / images.samples).tolist() for count in counts]
+    return {(network.name, source.name): curve for (network, source), curve in zip(pairs, accuracies, strict=True)}
 
 
 def attack_sweep(
@@ -73,56 +86,10 @@ def attack_sweep(
     Samples that a network gets wrong as they are count as wrong. The rest is as in `fast_gradient_sweep`.
     """
     images, pairs = _checked(networks, sources, batches, epsilons)
-    return attack_curves(pairs, images, epsilons, attack, cache, progress)
-
-
-def pair(networks: Sequence[Subject], sources: Sequence[Subject] | None) -> list[Pair]:
-    """Every network with every source, or with itself alone."""
-    if sources is None:
-        return [(network, network) for network in networks]
-    return [(network, source) for source in sources for network in networks]
-
-
-def fast_gradient_curves(
-    pairs: Sequence[Pair],
-    batches: Batches,
-    epsilons: Sequence[float],
-    norm: str,
-    cache: Cache,
-    progress: Callable[[int], None],
-) -> Curves:
-    """`fast_gradient_sweep` of subjects that have been checked."""
-    counts = {(network.name, source.name): np.zeros(len(epsilons), np.int64) for network, source in pairs}
-    for batch in batches.numbered():
-        direction = functools.cache(partial(_direction, batch, norm))
-        for network, source in pairs:
-            key = {
-                "what": "fast gradient",
-                "network": network.digest,
-                "source": source.digest,
-                "norm": norm,
-                "epsilons": list(epsilons),
-                "batch": batch.digest,
-            }
-            compute = partial(_count_correct, network, source, batch, epsilons, direction)
-            counts[network.name, source.name] += cache.numbers(key, compute)
-        progress(len(batch.labels))
-    return {names: (count / batches.samples).tolist() for names, count in counts.items()}
-
-
-def attack_curves(
-    pairs: Sequence[Pair],
-    batches: Batches,
-    epsilons: Sequence[float],
-    attack: Callable[[nn.Module, float], Attack],
-    cache: Cache,
-    progress: Callable[[int], None],
-) -> Curves:
-    """`attack_sweep` of subjects that have been checked."""
 
     def accuracy(network: Subject, source: Subject, epsilon: float) -> float:
-        made = attack(source.model, epsilon)
-        return float(outcomes(network, made, batches, cache, made_on=source, progress=progress).mean())
+        made = attack(source, epsilon)
+        return float(outcomes(network, made, images, cache, made_on=source, progress=progress).mean())
 
     return {(n.name, s.name): [accuracy(n, s, epsilon) for epsilon in epsilons] for n, s in pairs}
 
@@ -132,19 +99,21 @@ def _checked(
     sources: Mapping[str, nn.Module] | None,
     batches: Iterable[Batch],
     epsilons: Sequence[float],
-) -> tuple[Batches, list[Pair]]:
+) -> tuple[Batches, list[tuple[Subject, Subject]]]:
+    """The images, and every network with every source, or with itself alone."""
     if not epsilons or min(epsilons) < 0:
         raise ConfigError(f"epsilons must be at least 0, and some, got {list(epsilons)}")
-    images, attacked = Batches.of(batches), subjects(networks)
-    made_on = None if sources is None else subjects(sources)
-    count_classes([*attacked, *(made_on or [])], images.first)
-    return images, pair(attacked, made_on)
+    images, attacked, origins = Batches.of(batches), as_subjects(networks), as_subjects(sources)
+    count_classes([*attacked, *origins], images)
+    if sources is None:
+        return images, [(network, network) for network in attacked]
+    return images, [(network, source) for source in origins for network in attacked]
 
 
 def _direction(batch: NumberedBatch, norm: str, source: Subject) -> Tensor:
     """The source's fast gradient, of norm 1."""
-    with frozen(source.model):
-        return ascent(loss_gradient(source.model, batch.images, batch.labels)[1], norm, 1)
+    with frozen(source):
+        return ascent(loss_gradient(source, batch.images, batch.labels)[1], norm, 1)
 
 
 def _count_correct(
@@ -156,9 +125,9 @@ def _count_correct(
 ) -> list[int]:
     """How many answers are right at each epsilon."""
     perturbation, counts = direction(source), []
-    with frozen(network.model), torch.no_grad():
+    with frozen(network), torch.no_grad():
         for epsilon in epsilons:
-            logits = network.model(torch.add(batch.images, perturbation, alpha=epsilon))
+            logits = network(torch.add(batch.images, perturbation, alpha=epsilon))
             counts.append(correct(logits, batch.labels).sum())
     numbers: list[int] = torch.stack(counts).tolist()
     return numbers

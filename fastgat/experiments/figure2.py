@@ -105,7 +105,7 @@ def _compute(plan: Plan, cg: float, store: RunStore, advance: Advance) -> dict[s
             raise
         trained = train_it(compiled=False)  # as its classifier was, whose training has said so
     (row,) = equal_power(
-        Subject.of("baseline", classifier), {cg: trained.generator}, test_batches(plan, images, device), Cache()
+        Subject("baseline", classifier), {cg: trained.generator}, test_batches(plan, images, device), Cache()
     )
     losses = trained.validation_losses
     return {**asdict(row), "best_epoch": trained.best_epoch, "epochs": len(losses), "validation_losses": losses}

@@ -1,4 +1,4 @@
-"""A progress bar for the reading and downloading of data."""
+"""A progress bar for one piece of work after another: downloads, data that are read, attacks."""
 
 from __future__ import annotations
 
@@ -17,18 +17,20 @@ from rich.progress import (
 class TransferBar:
     """Call it with what is being done, and how much is done and there is in all: bytes of a download, else a count.
 
-    It shows itself from first call to last.
+    It shows itself from first call to last, and if `transient` leaves nothing behind.
     """
 
-    def __init__(self, console: Console) -> None:
-        self.console = console
+    def __init__(self, console: Console, *, transient: bool = False) -> None:
+        self.console, self.transient = console, transient
         self._bars: dict[str, tuple[Progress, TaskID]] = {}
 
     def __call__(self, what: str, done: int, total: int) -> None:
         if what not in self._bars:
             amount = DownloadColumn() if what.startswith("downloading") else MofNCompleteColumn()
-            columns = (TextColumn("{task.description}"), BarColumn(), amount, TimeRemainingColumn())
-            progress = Progress(*columns, console=self.console, disable=not self.console.is_terminal)
+            columns = (TextColumn("{task.description}", markup=False), BarColumn(), amount, TimeRemainingColumn())
+            progress = Progress(
+                *columns, console=self.console, transient=self.transient, disable=not self.console.is_terminal
+            )
             progress.start()
             self._bars[what] = progress, progress.add_task(what, total=total or None)
         progress, task = self._bars[what]

@@ -72,7 +72,7 @@ def test_what_was_done_is_not_done_again(victim: Victim, tmp_path: Path) -> None
 
     model, given = Counted(), Batches.of(batches(victim, 40, 20))
     attack = PGD(model, epsilon=0.03, steps=5)
-    subject = Subject.of("f", model)
+    subject = Subject("f", model)
     first = outcomes(subject, attack, given, Cache(tmp_path))
     some = len(calls)
     assert outcomes(subject, attack, given, Cache(tmp_path)).tolist() == first.tolist()
@@ -158,7 +158,7 @@ def test_power_is_equal(victim: Victim) -> None:
             return -size * functional.normalize(delta.roll(1, 3).flatten(1)).view_as(delta)
 
     generator = Uneven()
-    subject, cache = Subject.of("f", victim.model), Cache()
+    subject, cache = Subject("f", victim.model), Cache()
     (row,) = equal_power(subject, {0.5: generator}, batches(victim, 100, 30), cache)
     x, y = victim.images[:100], victim.labels[:100]
     x_ = x.clone().requires_grad_()
@@ -267,7 +267,7 @@ def test_what_is_wrong_is_said(victim: Victim) -> None:
         (
             NonFiniteError,
             "network returns logits that are NaN",
-            lambda: clean_outcomes(Subject.of("network", Late()), Batches.of(given), Cache()),
+            lambda: clean_outcomes(Subject("network", Late()), Batches.of(given), Cache()),
         ),
         (
             ConfigError,
@@ -303,5 +303,5 @@ def test_what_is_wrong_is_said(victim: Victim) -> None:
 
 
 def test_clean_outcomes_are_the_clean_answers(victim: Victim) -> None:
-    right = clean_outcomes(Subject.of("f", victim.model), Batches.of(batches(victim, 40, 11)), Cache())
+    right = clean_outcomes(Subject("f", victim.model), Batches.of(batches(victim, 40, 11)), Cache())
     assert right.tolist() == (victim.model(victim.images[:40]).argmax(1) == victim.labels[:40]).tolist()
