@@ -15,7 +15,7 @@ from torch.nn import functional
 
 from fastgat.contract import check_labels, checked_batch, checked_logits
 from fastgat.engine.modes import in_eval_mode
-from fastgat.errors import NonFiniteError
+from fastgat.errors import ConfigError, NonFiniteError
 from fastgat.options import Options, option
 
 NORMS = ("linf", "l2")
@@ -55,8 +55,10 @@ class Attack(Options, ABC):
         Raises ConfigError for images or labels that are not as described, and for a model that does not return logits;
         NonFiniteError for one that returns NaN.
         """
-        images, labels = checked_batch(images, labels)
+        images, labels = (tensor.detach() for tensor in checked_batch(images, labels))
         numbers = np.arange(len(images)) if numbers is None else np.asarray(numbers, np.int64)
+        if len(numbers) != len(images):
+            raise ConfigError(f"expected a number for each of {len(images)} images, got {len(numbers)}")
         size = self.batch_size or BATCH_SIZE["cuda" if images.is_cuda else "cpu"]
         networks = {f.name: value for f in fields(self) if isinstance(value := getattr(self, f.name), nn.Module)}
         isolated: dict[str, Any] = {name: Isolated(network) for name, network in networks.items()}

@@ -3,9 +3,8 @@
 from fastgat.evaluation.cache import Cache
 from fastgat.evaluation.protocol import evaluate
 from fastgat.evaluation.report import write_report
-from fastgat.evaluation.results import Evaluation
+from fastgat.evaluation.results import Evaluation, EvaluationSettings
 from fastgat.evaluation.run import RunSettings, evaluate_run
-from fastgat.evaluation.settings import EvaluationSettings
 from fastgat.evaluation.sweep import attack_sweep, fast_gradient_sweep
 
 __all__ = [

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 import torch
 from torch import Tensor
 
@@ -12,20 +10,14 @@ from fastgat.batch import Batch
 from fastgat.engine.compiled import explained, missing_compiler
 from fastgat.engine.device import autocast_dtype
 from fastgat.errors import CompileError
-from fastgat.evaluation.batches import Batches
-from fastgat.evaluation.subject import Subject
+from fastgat.evaluation.inputs import Batches, Subject
 
 
-class Agreement(NamedTuple):
-    """The share of answers that each form changes, and why a form could not be tried."""
+def agreement(subject: Subject, batch: Batch) -> tuple[dict[str, float], dict[str, str], int]:
+    """Eager float32 against `torch.compile` and against automatic mixed precision, on one batch.
 
-    changed: dict[str, float]
-    missing: dict[str, str]
-    samples: int
-
-
-def agreement(subject: Subject, batch: Batch) -> Agreement:
-    """Eager float32 against `torch.compile` and against automatic mixed precision, on one batch."""
+    Returns the share of answers that each form changes, why a form could not be tried, and the number of samples.
+    """
     images, device = batch.images, batch.images.device
     dtype = autocast_dtype("auto", device)
     changed: dict[str, float] = {}
@@ -42,20 +34,14 @@ def agreement(subject: Subject, batch: Batch) -> Agreement:
                     changed["compiled"] = _share_changed(torch.compile(subject)(images), expected)
             except CompileError as error:
                 missing["compiled"] = f"cannot be compiled: {error}"
-    return Agreement(changed, missing, len(images))
+    return changed, missing, len(images)
 
 
-class GradientShares(NamedTuple):
-    """The shares of samples whose input gradient is zero, and is not finite, and of entries that are zero."""
+def gradient_shares(subject: Subject, batches: Batches) -> tuple[float, float, float, int]:
+    """The shares of clean samples whose input gradient is zero, of those where it is not finite, and of zero entries.
 
-    zero: float
-    non_finite: float
-    entries: float
-    samples: int
-
-
-def gradient_shares(subject: Subject, batches: Batches) -> GradientShares:
-    """What share of the clean samples has no input gradient to attack by."""
+    The last number is that of the samples.
+    """
     zero = non_finite = entries = 0.0
     with frozen(subject):
         for images, labels in batches:
@@ -64,7 +50,7 @@ def gradient_shares(subject: Subject, batches: Batches) -> GradientShares:
             non_finite += float((~gradient.isfinite()).any(1).sum())
             entries += float((gradient == 0).float().mean(1).sum())
     samples = batches.samples
-    return GradientShares(zero / samples, non_finite / samples, entries / samples, samples)
+    return zero / samples, non_finite / samples, entries / samples, samples
 
 
 def _share_changed(logits: Tensor, expected: Tensor) -> float:

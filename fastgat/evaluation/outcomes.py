@@ -1,24 +1,26 @@
-"""Outcomes: which samples a network gets right, as they are and under an attack."""
+"""Outcomes: which samples a network gets right, as they are and under an attack, and some of them to look at."""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import nn
+from torch import Tensor, nn
 
 from fastgat.attacks.base import Attack, correct
+from fastgat.batch import Batch
 from fastgat.errors import NonFiniteError
-from fastgat.evaluation.batches import Batches, NumberedBatch
 from fastgat.evaluation.cache import Cache, model_fingerprint
-from fastgat.evaluation.subject import Subject
+from fastgat.evaluation.inputs import Batches, NumberedBatch, Subject
 
 Outcomes = NDArray[np.bool_]
 """For each sample, whether the network gets it right."""
+EXAMPLES = 6
 
 
 def clean_outcomes(subject: Subject, batches: Batches, cache: Cache) -> Outcomes:
@@ -86,3 +88,33 @@ def _attacked(subject: Subject, attack: Attack, batch: NumberedBatch, wanted: Ou
         right[rows] = correct(subject.logits(perturbed), labels).cpu().numpy()
     values: list[int] = right.tolist()
     return values
+
+
+class PerturbedImage(NamedTuple):
+    """A perturbed image (C, H, W), and the class that the network sees in it."""
+
+    image: Tensor
+    answer: int
+
+
+class Example(NamedTuple):
+    """An image (C, H, W) in [0, 1], its class, the network's answer, and the perturbed images by attack."""
+
+    image: Tensor
+    label: int
+    answer: int
+    perturbed: dict[str, PerturbedImage]
+
+
+def examples(subject: Subject, batch: Batch, attacks: Mapping[str, Attack]) -> list[Example]:
+    """The first images that the network gets right (or, where it gets none right, the first)."""
+    answers = subject.logits(batch.images).argmax(1)
+    right = (answers == batch.labels).nonzero().flatten()
+    rows = (right if len(right) else torch.arange(len(batch.labels), device=answers.device))[:EXAMPLES]
+    images, labels = batch.images[rows], batch.labels[rows]
+    shown = [Example(*each, {}) for each in zip(images.cpu(), labels.tolist(), answers[rows].tolist(), strict=True)]
+    for name, attack in attacks.items():
+        perturbed = attack(images, labels, rows.cpu().numpy())
+        for example, image, answer in zip(shown, perturbed.cpu(), subject.logits(perturbed).argmax(1), strict=True):
+            example.perturbed[name] = PerturbedImage(image, int(answer))
+    return shown

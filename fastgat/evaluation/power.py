@@ -13,10 +13,9 @@ from torch import Tensor, nn
 from fastgat.attacks.base import Isolated, correct, frozen, loss_gradient, per_sample
 from fastgat.attacks.generator import generated
 from fastgat.batch import Batch
-from fastgat.evaluation.batches import Batches, NumberedBatch
 from fastgat.evaluation.cache import Cache, model_fingerprint
+from fastgat.evaluation.inputs import Batches, NumberedBatch, Subject
 from fastgat.evaluation.results import EqualPower
-from fastgat.evaluation.subject import Subject
 from fastgat.kernels.input_gradient import ascent
 
 SIDES = ("generator", "fg-l2 per sample", "fg-l2 on average", "fg-linf per sample", "fg-linf on average")

@@ -22,14 +22,11 @@ from fastgat.engine.device import tf32
 from fastgat.errors import ConfigError
 from fastgat.evaluation import card
 from fastgat.evaluation.agreement import agreement, gradient_shares
-from fastgat.evaluation.batches import Batches
 from fastgat.evaluation.cache import Cache, batch_fingerprint
-from fastgat.evaluation.examples import examples
-from fastgat.evaluation.outcomes import Outcomes, clean_outcomes, outcomes
+from fastgat.evaluation.inputs import Batches, Subject, as_subjects, count_classes
+from fastgat.evaluation.outcomes import Outcomes, clean_outcomes, examples, outcomes
 from fastgat.evaluation.power import equal_power
-from fastgat.evaluation.results import AttackResult, Curve, Evaluation, Robustness
-from fastgat.evaluation.settings import CURVES, EvaluationSettings
-from fastgat.evaluation.subject import Subject, as_subjects, count_classes
+from fastgat.evaluation.results import CURVES, AttackResult, Curve, Evaluation, EvaluationSettings, Robustness
 from fastgat.evaluation.sweep import attack_sweep, fast_gradient_sweep
 from fastgat.models import Generator
 
@@ -293,5 +290,4 @@ class _Evaluator:
         )
         yield card.losses_agree(("PGD", most[1]), named("APGD-T"))
         yield card.gradients(*gradient_shares(self.subject, self.batches))
-        same = agreement(self.subject, self.batches.first)
-        yield card.precisions(same.changed, same.missing, same.samples)
+        yield card.precisions(*agreement(self.subject, self.batches.first))

@@ -8,7 +8,8 @@ from pathlib import Path
 import numpy as np
 from torch import Tensor
 
-from fastgat.evaluation.results import Evaluation, Example
+from fastgat.evaluation.outcomes import Example
+from fastgat.evaluation.results import Evaluation
 from fastgat.files import write_atomically
 from fastgat.reporting.page import render_report
 from fastgat.reporting.pictures import Picture, draw_sheet, magnified

@@ -25,11 +25,10 @@ from fastgat.engine.load import CHECKPOINTS, checkpoint_path, trained_classifier
 from fastgat.engine.resume import check_same_classes
 from fastgat.engine.run_checkpoints import BEST
 from fastgat.errors import ConfigError, DataError, NonFiniteError
-from fastgat.evaluation.batches import Batches, random_subset
 from fastgat.evaluation.cache import Cache
+from fastgat.evaluation.inputs import Batches, random_subset
 from fastgat.evaluation.protocol import evaluate
-from fastgat.evaluation.results import CleanResult, Evaluation
-from fastgat.evaluation.settings import EvaluationSettings
+from fastgat.evaluation.results import CleanResult, Evaluation, EvaluationSettings
 from fastgat.options import Options, option
 from fastgat.reporting.environment import environment
 

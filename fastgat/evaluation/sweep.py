@@ -16,10 +16,9 @@ from torch import Tensor, nn
 from fastgat.attacks.base import Attack, correct, frozen, loss_gradient
 from fastgat.batch import Batch
 from fastgat.errors import ConfigError
-from fastgat.evaluation.batches import Batches, NumberedBatch
 from fastgat.evaluation.cache import Cache
+from fastgat.evaluation.inputs import Batches, NumberedBatch, Subject, as_subjects, count_classes
 from fastgat.evaluation.outcomes import outcomes
-from fastgat.evaluation.subject import Subject, as_subjects, count_classes
 from fastgat.kernels.input_gradient import ascent
 
 Curves = dict[tuple[str, str], list[float]]
@@ -65,7 +64,7 @@ def fast_gradient_sweep(
                 "epsilons": list(epsilons),
                 "batch": batch.digest,
             }
-            count += cache.numbers(key, partial(_count_correct, network, source, batch, epsilons, direction))
+            count += cache.numbers(key, partial(_count_correct, network, batch, epsilons, partial(direction, source)))
         progress(len(batch.labels))
     accuracies = [(count / images.samples).tolist() for count in counts]
     return {(network.name, source.name): curve for (network, source), curve in zip(pairs, accuracies, strict=True)}
@@ -117,14 +116,10 @@ def _direction(batch: NumberedBatch, norm: str, source: Subject) -> Tensor:
 
 
 def _count_correct(
-    network: Subject,
-    source: Subject,
-    batch: NumberedBatch,
-    epsilons: Sequence[float],
-    direction: Callable[[Subject], Tensor],
+    network: Subject, batch: NumberedBatch, epsilons: Sequence[float], direction: Callable[[], Tensor]
 ) -> list[int]:
     """How many answers are right at each epsilon."""
-    perturbation, counts = direction(source), []
+    perturbation, counts = direction(), []
     with frozen(network), torch.no_grad():
         for epsilon in epsilons:
             logits = network(torch.add(batch.images, perturbation, alpha=epsilon))

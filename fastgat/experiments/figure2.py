@@ -10,10 +10,9 @@ from fastgat.attacks import GeneratorTraining, train_generator
 from fastgat.engine.compiled import missing_compiler
 from fastgat.engine.device import pick_device, tf32
 from fastgat.errors import CompileError
-from fastgat.evaluation.batches import Batches, random_subset
 from fastgat.evaluation.cache import Cache
+from fastgat.evaluation.inputs import Batches, Subject, random_subset
 from fastgat.evaluation.power import SIDES, equal_power
-from fastgat.evaluation.subject import Subject
 from fastgat.experiments.base import Experiment
 from fastgat.experiments.cell import Cell
 from fastgat.experiments.images import load_images, loader, test_batches

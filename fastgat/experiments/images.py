@@ -8,7 +8,7 @@ from fastgat.data import Loader, choose, create_loader, load_dataset
 from fastgat.data.registry import silent
 from fastgat.data.sets import DataSet, Images
 from fastgat.data.store import Progress
-from fastgat.evaluation.batches import Batches, random_subset
+from fastgat.evaluation.inputs import Batches, random_subset
 from fastgat.evaluation.run import BLOCK
 from fastgat.experiments.plan import Plan
 

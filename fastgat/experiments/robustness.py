@@ -7,7 +7,7 @@ from functools import partial
 from typing import Any, ClassVar
 
 from fastgat.engine.device import pick_device, tf32
-from fastgat.evaluation.settings import CURVES
+from fastgat.evaluation.results import CURVES
 from fastgat.evaluation.sweep import fast_gradient_sweep
 from fastgat.experiments import search
 from fastgat.experiments.cell import Cell

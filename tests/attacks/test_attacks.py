@@ -352,5 +352,14 @@ def test_the_schedules_are_the_papers() -> None:
             assert attack._share(query * queries // 10_000) == 0.8 / 2**times, query
 
 
+def test_images_that_require_gradients_give_images_that_do_not(victim: Victim) -> None:
+    x = victim.images[:2].clone().requires_grad_()
+    moved = PGD(victim.model, steps=2)(x, victim.labels[:2])
+    assert not moved.requires_grad
+    assert x.grad is None
+    with pytest.raises(ConfigError, match="a number for each of 2 images, got 3"):
+        PGD(victim.model)(x, victim.labels[:2], range(3))
+
+
 def test_no_images(victim: Victim) -> None:
     assert PGD(victim.model)(victim.images[:0], victim.labels[:0]).shape == (0, 3, 32, 32)

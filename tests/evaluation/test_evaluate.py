@@ -18,10 +18,9 @@ from fastgat.batch import Batch
 from fastgat.data import IterableLoader
 from fastgat.errors import ConfigError, NonFiniteError
 from fastgat.evaluation import Cache, EvaluationSettings, attack_sweep, evaluate, write_report
-from fastgat.evaluation.batches import Batches
+from fastgat.evaluation.inputs import Batches, Subject
 from fastgat.evaluation.outcomes import clean_outcomes, outcomes
 from fastgat.evaluation.power import equal_power
-from fastgat.evaluation.subject import Subject
 from tests.attacks.victim import Victim, accuracy
 
 SETTINGS = EvaluationSettings(norm="l2", epsilon=0.6, steps=4, restarts=2, apgd_steps=4, queries=20)
