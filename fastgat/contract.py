@@ -57,7 +57,7 @@ def check_labels(labels: Tensor, num_classes: int | None, error: type[FastgatErr
 
 
 def _within_bounds(images: Tensor, error: type[FastgatError]) -> Tensor:
-    low, high = (float(bound) for bound in images.aminmax())
+    low, high = (float(bound) for bound in images.detach().aminmax())
     if low >= 0 and high <= 1:
         return images
     slack = max(ROUNDING, 4 * torch.finfo(images.dtype).eps)
