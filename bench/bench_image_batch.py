@@ -32,7 +32,7 @@ def bench_image_batch(measure: Callable[..., None], augmentation: Augmentation, 
         uniforms = augmentation.draw(0, 0, number, batch) if augmentation.active else None
         table = augmentation.place(uniforms, np.full((batch, 2), 32), (32, 32)).table()
         inputs.append((pixels, rows, torch.from_numpy(table).to(DEVICE) if augmentation.active else None))
-    reference = partial(image_batch_reference, hole=augmentation.hole, resize=resize, dtype=torch.float32)
+    reference = partial(image_batch_reference, hole=augmentation.hole, resize=resize)
     kernel = partial(image_batch, hole=augmentation.hole, resize=resize)
     operation = {"eager": reference, "compiled": compiled(reference), "kernel": kernel}[side]
     measure(operation, reference, inputs, moved=batch * 3 * 32 * 32 * 5)

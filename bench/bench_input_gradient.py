@@ -1,4 +1,4 @@
-"""input_gradient: one read of dJ/dx, one write of the value; two figures a sample besides."""
+"""input_gradient: one read of dJ/dx, one write of the value; two numbers a sample besides."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from bench.conftest import DEVICE, INPUT_SETS, SIDES, compiled
 
 @pytest.mark.parametrize("side", SIDES)
 @pytest.mark.parametrize("batch", [128, 1024])
-@pytest.mark.parametrize("mode", ["probability", "l2"])
+@pytest.mark.parametrize("mode", ["probability", "l2", "linf"])
 def bench_input_gradient(measure: Callable[..., None], mode: str, batch: int, side: str) -> None:
     def reference(gradient: torch.Tensor, loss: torch.Tensor) -> object:
         return input_gradient_reference(gradient, mode, loss, 0.5)

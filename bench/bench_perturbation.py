@@ -1,4 +1,4 @@
-"""perturbation: reads x and z, writes x' and p; backward reads dL/dx' and z, writes dL/dx and dL/dz."""
+"""perturbation: reads x and z, writes x'; its gradient reads dJ/dx' and z, and x where it clamps, and writes dL/dz."""
 
 from __future__ import annotations
 
@@ -6,33 +6,37 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from fastgat.kernels.perturbation import perturbation, perturbation_reference
+from fastgat.kernels.perturbation import (
+    perturbation,
+    perturbation_gradient,
+    perturbation_gradient_reference,
+    perturbation_reference,
+)
 
 from bench.conftest import DEVICE, INPUT_SETS, SIDES, compiled
 
 
 @pytest.mark.parametrize("side", SIDES)
 @pytest.mark.parametrize("batch", [128, 1024])
+@pytest.mark.parametrize("clamp", [False, True], ids=["free", "clamped"])
 @pytest.mark.parametrize("direction", ["forward", "backward"])
-def bench_perturbation(measure: Callable[..., None], direction: str, batch: int, side: str) -> None:
-    def reference_forward(x: torch.Tensor, z: torch.Tensor, d: torch.Tensor) -> object:
-        return tuple(perturbation_reference(x, z, 1.0, None, None, bounded=True))
+def bench_perturbation(measure: Callable[..., None], direction: str, clamp: bool, batch: int, side: str) -> None:
+    """As a step calls them: the tanh is G's, and dJ/dx' comes with J."""
 
-    def kernel_forward(x: torch.Tensor, z: torch.Tensor, d: torch.Tensor) -> object:
-        return tuple(perturbation(x, z))
+    def reference(x: torch.Tensor, z: torch.Tensor, d: torch.Tensor, each: torch.Tensor) -> object:
+        if direction == "forward":
+            return perturbation_reference(x, z, True, clamp)
+        return perturbation_gradient_reference(x, z, d, each, each, True, clamp)
 
-    def with_backward(forward: Callable[..., object]) -> Callable[..., object]:
-        def both(x: torch.Tensor, z: torch.Tensor, d: torch.Tensor) -> object:
-            results, pull = torch.func.vjp(lambda z: forward(x, z, d), z)[:2]
-            return results, pull((d, torch.zeros_like(d), d[:, 0, 0, 0]))
+    def kernel(x: torch.Tensor, z: torch.Tensor, d: torch.Tensor, each: torch.Tensor) -> object:
+        if direction == "forward":
+            return perturbation(x, z, clamp=clamp)
+        return perturbation_gradient(x, z, d, each, loss=each, clamp=clamp)
 
-        return both
-
-    reference, kernel = reference_forward, kernel_forward
-    if direction == "backward":
-        # Compiled, as in a step: uncompiled, autograd's own kernels would take longer than the one that is measured.
-        reference, kernel = with_backward(reference_forward), compiled(with_backward(kernel_forward))
     operation = {"eager": reference, "compiled": compiled(reference), "kernel": kernel}[side]
-    inputs = [tuple(torch.rand(batch, 3, 32, 32, device=DEVICE) for _ in range(3)) for _ in range(INPUT_SETS)]
-    passes = 4 if direction == "forward" else 4 + 4
+    inputs = [
+        (*(torch.rand(batch, 3, 32, 32, device=DEVICE) for _ in range(3)), torch.rand(batch, device=DEVICE))
+        for _ in range(INPUT_SETS)
+    ]
+    passes = 4 if direction == "backward" and clamp else 3
     measure(operation, reference, inputs, moved=passes * inputs[0][0].nbytes)

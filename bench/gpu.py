@@ -35,7 +35,7 @@ STEPS = [
 ]
 """Schedule, batch size and loader, most valuable first: what does not fit into the time is left out, and named."""
 
-FAMILIES = ("input_gradient", "perturbation", "dual_loss", "image_batch")
+FAMILIES = ("input_gradient", "perturbation", "dual_loss", "projected_step", "image_batch")
 KERNELS = [f"bench/bench_{family}.py" for family in FAMILIES]
 
 

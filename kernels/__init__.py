@@ -1,12 +1,13 @@
-"""The joints of the training step: one family of operations a file, each beside its reference.
+"""The operations of a training step that Triton computes: one kernel family a file, each beside its reference.
 
-input_gradient   per-sample loss gradients -> Delta of the paper, or a fast-gradient perturbation
-perturbation     x + p, its pixel bounds and its power
+input_gradient   dJ/dx -> Delta of the paper, or a fast-gradient perturbation
+perturbation     x' = x + p and its power, and the generator's signal of (9)
 dual_loss        cross entropy per sample, F(x)_y, and the dual loss (10)
+projected_step   dJ/dx -> the next perturbation in the L-inf ball
 
-and what feeds it:
+and before the step:
 
 image_batch      samples of a data set of bytes -> augmented images in [0, 1]
 
-images says how a kernel walks over an image, backend which of kernel and reference runs, offline compiles them all.
+images says how a kernel works through an image, backend chooses kernel or reference, offline compiles them all.
 """

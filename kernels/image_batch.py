@@ -1,4 +1,4 @@
-"""Image batch: x_b = q[rows_b] / 255, placed, from a data set of bytes to the step's dtype and layout in one pass.
+"""Image batch: x_b = q[rows_b] / 255, placed, from a data set of bytes to float32 images in one pass.
 
     x[b, c, i, j] = [inside] [not in the hole] q[rows_b, c, top + u(i + dy), left + v(j' + dx)] / 255,
     j' = W - 1 - j where mirrored, else j,    u(y) = clamp((y + 1/2) height / H - 1/2, 0, height - 1), v alike
@@ -10,21 +10,19 @@ placement is (top, left, height, width, dy, dx, mirrored, hole top, hole left), 
 from __future__ import annotations
 
 import torch
-from fastgat.kernels.backend import launching_on, runs_kernel, tl, triton
-from fastgat.kernels.images import ImageLaunch, Walk, image_offsets, layout
+from fastgat.kernels.backend import runs_kernel, tl, triton
+from fastgat.kernels.images import dense, launch, layout
 from torch import Tensor
 
 COLUMNS = 9
 
 
-def image_batch_reference(
-    pixels: Tensor, rows: Tensor, placement: Tensor | None, hole: int, resize: bool, dtype: torch.dtype
-) -> Tensor:
+def image_batch_reference(pixels: Tensor, rows: Tensor, placement: Tensor | None, hole: int, resize: bool) -> Tensor:
     images = pixels.permute(0, 2, 3, 1)
     if placement is None:
-        dense = images if images.is_contiguous() else pixels
-        batch = unit_scaled(dense.index_select(0, rows)).to(dtype)
-        return batch.permute(0, 3, 1, 2) if dense is images else batch
+        stored = images if images.is_contiguous() else pixels
+        batch = unit_scaled(stored.index_select(0, rows))
+        return batch.permute(0, 3, 1, 2) if stored is images else batch
     size = torch.tensor(images.shape[1:3], device=pixels.device)
     top, left, height, width, dy, dx, flip, hole_top, hole_left = (column[:, None] for column in placement.T)
     i, j = (torch.arange(int(n), device=pixels.device)[None] for n in size)
@@ -38,7 +36,7 @@ def image_batch_reference(
             tap = images[rows[:, None, None], at_y[:, :, None], at_x[:, None, :]].to(torch.float32)
             value = value + tap * (weight_y[:, :, None] * weight_x[:, None, :])[..., None]
     value = torch.where((inside & ~in_hole)[..., None], unit_scaled(value), 0.0)
-    return value.to(dtype).permute(0, 3, 1, 2).contiguous(memory_format=layout(pixels))
+    return value.permute(0, 3, 1, 2).contiguous(memory_format=layout(pixels))
 
 
 def unit_scaled(pixels: Tensor) -> Tensor:
@@ -71,123 +69,60 @@ def _source(position, first, length, size):
 
 @triton.jit
 def _image_batch_kernel(
-    pixels,
-    rows,
-    placement,
-    images,
+    pixels_ptr,
+    rows_ptr,
+    placement_ptr,
+    images_ptr,
     elements,
-    pixels_stride,
+    channels,
     height,
     width,
-    middle,
-    inner,
-    pixels_outer,
-    pixels_middle,
-    pixels_inner,
     hole,
     PLACED: tl.constexpr,
     RESIZE: tl.constexpr,
     CHANNELS_LAST: tl.constexpr,
-    DENSE: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
     sample = tl.program_id(0).to(tl.int64)
-    pixels += tl.load(rows + sample) * pixels_stride
+    pixels_ptr += tl.load(rows_ptr + sample) * elements
     index = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     inside = index < elements
     if PLACED:
-        row = index // inner
-        # (i, j, c) in a walk over channels-last images, (c, i, j) otherwise; height and width are spelt out, since
-        # which of the walk's sizes they are depends on that.
         if CHANNELS_LAST:
-            i, j, channel = row // middle, row % middle, (index % inner) * pixels_inner
-            stride_i, stride_j = pixels_outer, pixels_middle
+            place, pixels_ptr, x_stride = index // channels, pixels_ptr + index % channels, channels
         else:
-            channel, i, j = (row // middle) * pixels_outer, row % middle, index % inner
-            stride_i, stride_j = pixels_middle, pixels_inner
-        placement += sample * 9
-        top, left, box_height, box_width = (
-            tl.load(placement),
-            tl.load(placement + 1),
-            tl.load(placement + 2),
-            tl.load(placement + 3),
-        )
-        hole_top, hole_left = tl.load(placement + 7), tl.load(placement + 8)
-        x = tl.where(tl.load(placement + 6) > 0, width - 1 - j, j) + tl.load(placement + 5)
-        y = i + tl.load(placement + 4)
+            place, pixels_ptr, x_stride = index % (height * width), pixels_ptr + index - index % (height * width), 1
+        i, j, y_stride = place // width, place % width, width * x_stride
+        placement_ptr += sample * 9
+        top, left = tl.load(placement_ptr), tl.load(placement_ptr + 1)
+        box_height, box_width = tl.load(placement_ptr + 2), tl.load(placement_ptr + 3)
+        y = i + tl.load(placement_ptr + 4)
+        x = tl.where(tl.load(placement_ptr + 6) > 0, width - 1 - j, j) + tl.load(placement_ptr + 5)
+        hole_top, hole_left = tl.load(placement_ptr + 7), tl.load(placement_ptr + 8)
         seen = inside & (y >= 0) & (y < height) & (x >= 0) & (x < width)
         seen &= (i < hole_top) | (i >= hole_top + hole) | (j < hole_left) | (j >= hole_left + hole)
         if RESIZE:
             y0, y1, weight_y = _source(y, top, box_height, height)
             x0, x1, weight_x = _source(x, left, box_width, width)
-            upper, lower = pixels + channel + y0 * stride_i, pixels + channel + y1 * stride_i
+            upper, lower = pixels_ptr + y0 * y_stride, pixels_ptr + y1 * y_stride
             value = (1 - weight_y) * (
-                (1 - weight_x) * tl.load(upper + x0 * stride_j, seen, other=0).to(tl.float32)
-                + weight_x * tl.load(upper + x1 * stride_j, seen, other=0).to(tl.float32)
+                (1 - weight_x) * tl.load(upper + x0 * x_stride, seen, other=0).to(tl.float32)
+                + weight_x * tl.load(upper + x1 * x_stride, seen, other=0).to(tl.float32)
             ) + weight_y * (
-                (1 - weight_x) * tl.load(lower + x0 * stride_j, seen, other=0).to(tl.float32)
-                + weight_x * tl.load(lower + x1 * stride_j, seen, other=0).to(tl.float32)
+                (1 - weight_x) * tl.load(lower + x0 * x_stride, seen, other=0).to(tl.float32)
+                + weight_x * tl.load(lower + x1 * x_stride, seen, other=0).to(tl.float32)
             )
         else:
-            value = tl.load(pixels + channel + y * stride_i + x * stride_j, seen, other=0).to(tl.float32)
+            value = tl.load(pixels_ptr + y * y_stride + x * x_stride, seen, other=0).to(tl.float32)
     else:
-        at = image_offsets(index, middle, inner, pixels_outer, pixels_middle, pixels_inner, DENSE)
-        value = tl.load(pixels + at, inside, other=0).to(tl.float32)
+        value = tl.load(pixels_ptr + index, inside, other=0).to(tl.float32)
     # Rounded as PyTorch divides: a product with 1 / 255 is another number for half of the bytes.
     value = tl.div_rn(value, tl.full((BLOCK,), 255.0, tl.float32))
-    tl.store(images + sample * elements + index, value.to(images.dtype.element_ty), inside)
-
-
-def launch_for(elements: int, placed: bool) -> ImageLaunch:
-    """Blocks of an image; a placed element takes many registers, so that a thread has only the four of one store."""
-    if not placed:
-        return ImageLaunch.for_elements(elements)
-    block = min(max(triton.next_power_of_2(elements), 128), 1024)
-    return ImageLaunch(block, warps=block // 128)
-
-
-def image_batch_kernel(
-    pixels: Tensor, rows: Tensor, placement: Tensor | None, hole: int, resize: bool, dtype: torch.dtype
-) -> Tensor:
-    _, channels, height, width = pixels.shape
-    images = torch.empty(
-        (len(rows), channels, height, width), dtype=dtype, device=pixels.device, memory_format=layout(pixels)
-    )
-    elements = pixels[0:1].numel()
-    if not len(rows) or not elements:
-        return images
-    walk, launch = Walk.over(images), launch_for(elements, placed=placement is not None)
-    with launching_on(pixels):
-        _image_batch_kernel[(len(rows), triton.cdiv(elements, launch.block))](
-            pixels,
-            rows.contiguous(),
-            placement.contiguous() if placement is not None else rows,
-            images,
-            elements,
-            pixels.stride(0),
-            height,
-            width,
-            *walk.sizes[1:],
-            *walk.strides(pixels),
-            hole,
-            PLACED=placement is not None,
-            RESIZE=resize,
-            CHANNELS_LAST=walk.order == (2, 3, 1),
-            DENSE=walk.is_dense(pixels),
-            BLOCK=launch.block,
-            num_warps=launch.warps,
-        )
-    return images
+    tl.store(images_ptr + sample * elements + index, value, inside)
 
 
 def image_batch(
-    pixels: Tensor,
-    rows: Tensor,
-    placement: Tensor | None = None,
-    *,
-    hole: int = 0,
-    resize: bool = True,
-    dtype: torch.dtype = torch.float32,
+    pixels: Tensor, rows: Tensor, placement: Tensor | None = None, *, hole: int = 0, resize: bool = True
 ) -> Tensor:
     """The samples `rows` of a data set as a batch of images in [0, 1].
 
@@ -197,9 +132,8 @@ def image_batch(
         placement: (B, 9) int32, how each sample is placed; None for as it is.
         hole: the side of the blackened squares; 0 for none.
         resize: whether some part is of another size than its image; without, `placement` must say so of none.
-        dtype: of the result: float32, bfloat16 or float16.
 
-    Returns (B, C, H, W) in the layout of `pixels`. All tensors must be on one device.
+    Returns (B, C, H, W), float32, in the layout of `pixels`. All tensors must be on one device.
 
     Raises ValueError for another dtype of `pixels` or another shape of `placement`.
     """
@@ -207,5 +141,14 @@ def image_batch(
         raise ValueError(f"expected a data set (N, C, H, W) of uint8, got {tuple(pixels.shape)} of {pixels.dtype}")
     if placement is not None and placement.shape != (len(rows), COLUMNS):
         raise ValueError(f"expected a placement ({len(rows)}, {COLUMNS}), got {tuple(placement.shape)}")
-    run = image_batch_kernel if runs_kernel(pixels) else image_batch_reference
-    return run(pixels, rows, placement, hole, resize, dtype)
+    if not runs_kernel(pixels):
+        return image_batch_reference(pixels, rows, placement, hole, resize)
+    (pixels,) = dense(pixels)
+    size, memory = pixels.shape[1:], layout(pixels)
+    images = torch.empty((len(rows), *size), dtype=torch.float32, device=pixels.device, memory_format=memory)
+    pointers = pixels, rows.contiguous(), placement.contiguous() if placement is not None else rows, images
+    constants = {"PLACED": placement is not None, "RESIZE": resize, "CHANNELS_LAST": memory == torch.channels_last}
+    # A placed element takes many registers, so that a thread has only the four of one store.
+    most = {"block": 1024, "each": 4} if placement is not None else {}
+    launch(_image_batch_kernel, images, *pointers, size.numel(), *size, hole, **constants, **most)
+    return images

@@ -24,10 +24,11 @@ from unittest import mock
 
 import torch
 from fastgat.kernels.backend import forced_kernels, triton
-from fastgat.kernels.dual_loss import dual_loss, perturbed_loss, sample_loss
+from fastgat.kernels.dual_loss import perturbed_loss, sample_loss
 from fastgat.kernels.image_batch import COLUMNS, image_batch
 from fastgat.kernels.input_gradient import MODES, input_gradient
-from fastgat.kernels.perturbation import perturb, perturbation, perturbation_gradient
+from fastgat.kernels.perturbation import perturbation, perturbation_gradient
+from fastgat.kernels.projected_step import projected_step
 from torch import Tensor
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -57,70 +58,51 @@ def images(dtype: torch.dtype, side: int = 32, batch: int = 128, *, channels_las
 
 def cases() -> Iterator[Case]:
     """Every kernel in the dtypes, modes and layouts that are used."""
+    losses, labels = torch.zeros(128), torch.zeros(128, dtype=torch.int64)
     for short, dtype in DTYPES.items():
         x = images(dtype)
-        losses = torch.zeros(len(x))
         for mode in MODES:
             yield Case(f"{mode}-{short}", partial(input_gradient, x, mode, loss=losses))
-        large = images(dtype, side=512, batch=4)
-        yield Case(f"l2-{short}-512", partial(input_gradient, large, "l2"))
-        other = images(dtype, channels_last=True)
-        yield Case(f"l2-{short}-transposed", partial(input_gradient, x.transpose(2, 3), "l2"), wide=False)
-        yield Case(f"tanh-{short}", partial(perturbation, x, x))
-        yield Case(f"tanh-{short}-clamped", partial(perturbation, x, x, low=0.0, high=1.0))
-        yield Case(f"plain-{short}", partial(perturb, x, x))
-        yield Case(f"tanh-{short}-relaid", partial(perturbation, x, other), wide=False)
-        clamp = {"low": 0.0, "high": 1.0}
-        for name, bounds in (("", dict[str, float]()), ("-clamped", clamp)):
-            yield Case(f"backward-{short}{name}", partial(backward, x, bounds))
-            by_hand = partial(perturbation_gradient, x, x, x, losses, low=bounds.get("low"), high=bounds.get("high"))
-            yield Case(f"gradient-{short}{name}", by_hand)
-        of_loss = partial(perturbation_gradient, x, x, x, losses, loss=losses)
-        yield Case(f"gradient-{short}-of-loss", of_loss)
+        yield Case(f"l2-{short}-512", partial(input_gradient, images(dtype, side=512, batch=4), "l2"))
+        yield Case(f"plain-{short}", partial(perturbation, x, x, tanh=False))
+        for suffix, clamp in (("", False), ("-clamped", True)):
+            yield Case(f"tanh-{short}{suffix}", partial(perturbation, x, x, clamp=clamp))
+            gradient = partial(perturbation_gradient, x, x, x, losses, clamp=clamp)
+            yield Case(f"gradient-{short}{suffix}", gradient)
+            yield Case(f"gradient-{short}{suffix}-of-loss", partial(gradient, loss=losses))
+        step = partial(projected_step, x, x, x, size=0.1)
+        yield Case(f"ball-{short}", partial(step, epsilon=0.1))
+        yield Case(f"box-{short}", partial(step, epsilon=None))
+        yield Case(f"through-clamp-{short}", partial(step, epsilon=0.1, through_clamp=True))
         for classes, batch in ((10, 128), (1024, 128), (65_536, 4)):
-            logits, labels = torch.zeros(batch, classes, dtype=dtype), torch.zeros(batch, dtype=torch.int64)
-            wide = classes > 10
-            yield Case(f"clean-{short}-{classes}", partial(sample_loss, logits, labels), wide)
-        logits, labels = torch.zeros(128, 10, 8, 8, dtype=dtype), torch.zeros(128, dtype=torch.int64)
-        clean = torch.zeros(128)
-        yield Case(f"clean-{short}-map", partial(sample_loss, logits, labels))
-        yield Case(f"perturbed-{short}-map", partial(perturbed_loss, logits, labels, clean, 0.5))
-        yield Case(f"both-{short}-map", partial(dual_loss, logits, logits, labels, 0.5))
-        yield Case(f"smoothed-{short}-map", partial(sample_loss, logits, labels, smoothing=0.1))
+            logits = torch.zeros(batch, classes, dtype=dtype)
+            yield Case(f"clean-{short}-{classes}", partial(sample_loss, logits, labels), wide=classes > 10)
+            perturbed = partial(perturbed_loss, logits, labels, losses, 0.5)
+            yield Case(f"perturbed-{short}-{classes}", perturbed, wide=classes > 10)
     x, z = images(torch.float32), images(torch.bfloat16)
     yield Case("tanh-fp32-bf16", partial(perturbation, x, z))
-    yield from smallest()
+    yield Case("gradient-fp32-bf16", partial(perturbation_gradient, x, z, x, losses))
     rows, table = torch.zeros(128, dtype=torch.int64), torch.zeros(128, COLUMNS, dtype=torch.int32)
     for channels_last in (False, True):
         pixels, suffix = images(torch.uint8, channels_last=channels_last), "-channels-last" if channels_last else ""
-        for short, dtype in DTYPES.items():
-            yield Case(f"plain-{short}{suffix}", partial(image_batch, pixels, rows, dtype=dtype))
+        yield Case(f"plain{suffix}", partial(image_batch, pixels, rows))
         # A mirrored row is read backwards, byte by byte.
         moved = partial(image_batch, pixels, rows, table, hole=8)
-        yield Case(f"moved-fp32{suffix}", partial(moved, resize=False), wide=False)
-        yield Case(f"resized-fp32{suffix}", moved, wide=False)
-
-
-def smallest() -> Iterator[Case]:
-    """The smallest inputs: integers that are 1 become constants of the kernel, which have no `.to`."""
-    dot, losses, labels = torch.zeros(128, 3, 1, 1), torch.zeros(128), torch.zeros(128, dtype=torch.int64)
-    rows, table = torch.zeros(128, dtype=torch.int64), torch.zeros(128, COLUMNS, dtype=torch.int32)
+        yield Case(f"moved{suffix}", partial(moved, resize=False), wide=False)
+        yield Case(f"resized{suffix}", moved, wide=False)
+    # The smallest inputs: integers that are 1 become constants of the kernel, which have no `.to`.
+    dot = torch.zeros(128, 3, 1, 1)
     for mode in MODES:
         yield Case(f"{mode}-dot", partial(input_gradient, dot, mode, loss=losses), wide=False)
-    yield Case("tanh-dot", partial(perturbation, dot, dot, low=0.0, high=1.0), wide=False)
-    yield Case("gradient-dot", partial(perturbation_gradient, dot, dot, dot, losses), wide=False)
-    yield Case("both-two-classes", partial(dual_loss, dot[:, :2, 0, 0], dot[:, :2, 0, 0], labels, 0.5), wide=False)
+    yield Case("tanh-dot", partial(perturbation, dot, dot, clamp=True), wide=False)
+    yield Case("gradient-dot", partial(perturbation_gradient, dot, dot, dot, losses, clamp=True), wide=False)
+    yield Case("ball-dot", partial(projected_step, dot, dot, dot, size=1, epsilon=1), wide=False)
+    yield Case("perturbed-one-class", partial(perturbed_loss, dot[:, :1, 0, 0], labels, losses, 1), wide=False)
     yield Case("resized-dot", partial(image_batch, dot.to(torch.uint8), rows, table, hole=1), wide=False)
 
 
-def backward(x: Tensor, bounds: dict[str, float]) -> None:
-    z = torch.zeros_like(x, requires_grad=True)
-    moved, _, power = perturbation(x, z, **bounds)
-    torch.autograd.backward([moved, power], [torch.zeros_like(moved), torch.zeros_like(power)])
-
-
 def record(case: Case) -> Launch:
-    """The last launch of a case: of its forward pass, or of its backward pass where it has one."""
+    """The launch of a case."""
     launches: list[Launch] = []
 
     def run(kernel: Any, *arguments: Any, grid: Any, warmup: bool, **options: Any) -> None:
@@ -130,7 +112,8 @@ def record(case: Case) -> Launch:
 
     with forced_kernels(), mock.patch.object(triton.runtime.jit.JITFunction, "run", run):
         case.call()
-    return launches[-1]
+    (launch,) = launches
+    return launch
 
 
 def specialised(launch: Launch) -> Any:

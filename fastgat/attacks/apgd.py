@@ -10,8 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from fastgat.attacks.base import Attack, correct, gradient_of, l2_norm, per_sample
-from fastgat.kernels.input_gradient import ascent
+from fastgat.attacks.base import Attack, ascent, correct, gradient_of, l2_norm, per_sample
 from fastgat.options import option
 
 MOMENTUM = 0.75

@@ -16,6 +16,8 @@ from torch.nn import functional
 from fastgat.contract import check_labels, checked_batch, checked_logits
 from fastgat.engine.modes import in_eval_mode
 from fastgat.errors import ConfigError, NonFiniteError
+from fastgat.kernels.backend import runs_kernel
+from fastgat.kernels.input_gradient import input_gradient, relative
 from fastgat.options import Options, option
 
 NORMS = ("linf", "l2")
@@ -133,6 +135,22 @@ class Isolated(nn.Module):
     def forward(self, x: Tensor) -> Any:
         output = self.network(x.to(self.dtype or x.dtype, copy=True))
         return output.to(x.dtype) if isinstance(output, Tensor) else output
+
+
+def ascent(gradient: Tensor, norm: str, size: float) -> Tensor:
+    """A step of this size uphill: size * sign(gradient) (1) for "linf", size * gradient / ||gradient|| (3) for "l2".
+
+    Entries that are NaN go nowhere, infinite ones count as the largest finite ones: where a model's gradient breaks, an
+    attack goes on from the same point.
+    """
+    gradient = gradient.nan_to_num()
+    if runs_kernel(gradient):
+        return input_gradient(gradient, norm, epsilon=size).value
+    # In half as many passes over the images as the kernel's reference makes.
+    if norm == "linf":
+        return gradient.sign().mul_(size)
+    direction, length = relative(gradient)
+    return direction.mul_(per_sample(size / length.where(length > 0, 1)))
 
 
 def l2_norm(perturbation: Tensor) -> Tensor:

@@ -7,8 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 from torch import Tensor
 
-from fastgat.attacks.base import Attack, loss_gradient
-from fastgat.kernels.input_gradient import ascent
+from fastgat.attacks.base import Attack, ascent, loss_gradient
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from fastgat.attacks.base import Attack, Isolated, check_network, frozen, loss_gradient
+from fastgat.attacks.base import Attack, Isolated, ascent, check_network, frozen, loss_gradient
 from fastgat.batch import Batch
 from fastgat.contract import checked_batch
 from fastgat.data.loader import Loader
@@ -27,7 +27,7 @@ from fastgat.engine.optimizer import Adam, trainable_parameters
 from fastgat.engine.random import seed_torch
 from fastgat.errors import CompileError, ConfigError, NonFiniteError
 from fastgat.functional import places
-from fastgat.kernels.input_gradient import ascent, input_gradient
+from fastgat.kernels.input_gradient import input_gradient
 from fastgat.methods.gat import GAT
 from fastgat.methods.players import Draws, Network, Players
 from fastgat.models import Generator

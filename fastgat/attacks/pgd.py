@@ -9,8 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from fastgat.attacks.base import Attack, correct, loss_gradient, per_sample
-from fastgat.kernels.input_gradient import ascent
+from fastgat.attacks.base import Attack, ascent, correct, loss_gradient, per_sample
 from fastgat.options import option
 
 

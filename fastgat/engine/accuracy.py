@@ -12,7 +12,7 @@ from fastgat.batch import Batch
 from fastgat.engine.modes import in_eval_mode
 from fastgat.engine.ranks import ALONE, Ranks
 from fastgat.functional import call, places
-from fastgat.kernels.dual_loss import cross_entropy
+from fastgat.kernels.dual_loss import sample_loss
 
 
 class Score(NamedTuple):
@@ -53,6 +53,6 @@ def _sums(
             with torch.autocast(images.device.type, autocast, enabled=autocast is not None):
                 logits, _ = call(classifier, parameters or {}, (images,), where)
             correct = correct + (logits.argmax(1) == labels).sum()
-            total = total + cross_entropy(logits, labels).sum(dtype=torch.float64)
+            total = total + sample_loss(logits, labels).loss.sum(dtype=torch.float64)
             samples += len(labels)
     return float(correct), float(total), samples

@@ -13,13 +13,12 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from fastgat.attacks.base import Attack, correct, frozen, loss_gradient
+from fastgat.attacks.base import Attack, ascent, correct, frozen, loss_gradient
 from fastgat.batch import Batch
 from fastgat.errors import ConfigError
 from fastgat.evaluation.cache import Cache
 from fastgat.evaluation.inputs import Batches, NumberedBatch, Subject, as_subjects, count_classes
 from fastgat.evaluation.outcomes import outcomes
-from fastgat.kernels.input_gradient import ascent
 
 Curves = dict[tuple[str, str], list[float]]
 """Accuracies, one for each epsilon, by (network attacked, network that the perturbation was made on)."""

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from fastgat.batch import Batch
 from fastgat.methods.base import OnePlayer, epsilon_option
-from fastgat.methods.joints import input_gradient, perturb, sample_loss
+from fastgat.methods.joints import perturbation, projected_step, sample_loss
 from fastgat.methods.players import Draws, Metrics, Network, Tensors, logits, mean, pull_back
 from fastgat.options import option
 
@@ -64,15 +64,14 @@ class Adversarial(OnePlayer):
         images, labels = minibatch
         delta = inside(images, self.start * noise)
         for _ in range(self.steps):
-            delta = delta + signed_step(classifier, images + delta, labels, self.size)
-            if self.projects:
-                delta = delta.clamp(-self.epsilon, self.epsilon)
-            delta = inside(images, delta)
+            gradient = loss_gradient(classifier, images + delta, labels)
+            radius = self.epsilon if self.projects else None
+            delta = projected_step(images, delta, gradient, size=self.size, epsilon=radius)
         return delta
 
     def gradients(self, classifier: Network, minibatch: Batch, draws: Draws) -> tuple[Tensors, Metrics, Tensors]:
         assert draws.noise is not None
-        moved = perturb(minibatch.images, self.perturbation(classifier, minibatch, draws.noise))
+        moved = perturbation(minibatch.images, self.perturbation(classifier, minibatch, draws.noise), tanh=False)
         of = logits(classifier, draws.perturbed)
         z, pull, buffers = pull_back(classifier, lambda p: of(p, moved.perturbed), classifier.parameters)
         half = sample_loss(z, minibatch.labels)
@@ -85,12 +84,12 @@ class Adversarial(OnePlayer):
         return mean(gradients, len(z)), metrics, buffers
 
 
-def signed_step(classifier: Network, at: Tensor, labels: Tensor, size: float) -> Tensor:
-    """size * sign(dJ/dx) (1) at these images."""
+def loss_gradient(classifier: Network, at: Tensor, labels: Tensor) -> Tensor:
+    """dJ/dx at these images, (B, C, H, W)."""
     of = logits(classifier)
     z, pull, _ = pull_back(classifier, lambda x: of(classifier.parameters, x), at)
     (gradient,) = pull(sample_loss(z, labels).gradient)
-    return input_gradient(gradient, "linf", epsilon=size).value
+    return gradient
 
 
 def inside(images: Tensor, delta: Tensor) -> Tensor:

@@ -17,7 +17,7 @@ import torch
 
 from fastgat.batch import Batch
 from fastgat.methods.base import Method, epsilon_option
-from fastgat.methods.joints import input_gradient, perturb, sample_loss
+from fastgat.methods.joints import perturbation, projected_step, sample_loss
 from fastgat.methods.players import Draws, Metrics, Players, Update, logits, mean, pull_back
 from fastgat.options import option
 
@@ -46,14 +46,14 @@ class Free(Method):
         found: list[Metrics] = []
         for _ in range(self.replays):
             classifier, of = players.classifier, logits(players.classifier)
-            moved = perturb(images, delta, 0.0, 1.0)
+            moved = perturbation(images, delta, tanh=False, clamp=True)
             z, pull, buffers = pull_back(classifier, of, classifier.parameters, moved.perturbed)
             half = sample_loss(z, labels)
             gradients, loss_gradient = pull(half.gradient)
             whole = images.to(wide) + delta
-            loss_gradient = torch.where((whole >= 0) & (whole <= 1), loss_gradient, 0)
-            move = input_gradient(loss_gradient, "linf", epsilon=self.epsilon).value
-            delta = (delta + move).clamp(-self.epsilon, self.epsilon)
+            delta = projected_step(
+                images, delta, loss_gradient, size=self.epsilon, epsilon=self.epsilon, through_clamp=True
+            )
             players = players._replace(classifier=classifier._replace(buffers=buffers))
             players = update(players, classifier=mean(gradients, len(labels)))
             found.append(

@@ -32,7 +32,6 @@ from fastgat.kernels.dual_loss import SampleLoss
 from fastgat.methods.base import Method, alpha_option
 from fastgat.methods.joints import (
     input_gradient,
-    perturb,
     perturbation,
     perturbation_gradient,
     perturbed_loss,
@@ -284,12 +283,10 @@ class GAT(Method):
             generator.parameters,
             *moves,
         )
-        perturbed, _, power = perturbation(images, z) if bounded else perturb(images, z)
+        perturbed, power = perturbation(images, z, tanh=bounded)
 
         def pull_moved(d_perturbed: Tensor, d_power: Tensor, loss: Tensor | None) -> tuple[Tensors, Tensor | None]:
-            gradients, *d_feed = pull(
-                perturbation_gradient(images, z, d_perturbed, d_power, loss=loss, bounded=bounded)
-            )
+            gradients, *d_feed = pull(perturbation_gradient(images, z, d_perturbed, d_power, loss=loss, tanh=bounded))
             return gradients, self.feed_gradient(delta, d_feed[0]) if d_feed else None
 
         return Moved(perturbed, power, pull_moved), players.after_generator(buffers)

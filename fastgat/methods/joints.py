@@ -9,6 +9,7 @@ from typing import ParamSpec, TypeVar
 from fastgat.kernels import dual_loss
 from fastgat.kernels import input_gradient as _input_gradient
 from fastgat.kernels import perturbation as _perturbation
+from fastgat.kernels import projected_step as _projected_step
 from fastgat.phases import phase
 
 Arguments = ParamSpec("Arguments")
@@ -26,9 +27,9 @@ def _joint(function: Callable[Arguments, Result]) -> Callable[Arguments, Result]
 
 input_gradient = _joint(_input_gradient.input_gradient)
 perturbation = _joint(_perturbation.perturbation)
-perturb = _joint(_perturbation.perturb)
 perturbation_gradient = _joint(_perturbation.perturbation_gradient)
+projected_step = _joint(_projected_step.projected_step)
 sample_loss = _joint(dual_loss.sample_loss)
 perturbed_loss = _joint(dual_loss.perturbed_loss)
 
-__all__ = ["input_gradient", "perturb", "perturbation", "perturbation_gradient", "perturbed_loss", "sample_loss"]
+__all__ = ["input_gradient", "perturbation", "perturbation_gradient", "perturbed_loss", "projected_step", "sample_loss"]

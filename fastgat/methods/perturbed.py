@@ -13,7 +13,7 @@ from torch import Tensor
 
 from fastgat.batch import Batch
 from fastgat.methods.base import OnePlayer, alpha_option
-from fastgat.methods.joints import perturb, perturbed_loss, sample_loss
+from fastgat.methods.joints import perturbation, perturbed_loss, sample_loss
 from fastgat.methods.players import Draws, Metrics, Network, Players, Tensors, logits, mix, pull_back
 
 
@@ -39,7 +39,7 @@ class Perturbed(OnePlayer):
             z, pull, buffers = pull_back(classifier, lambda p: of(p, images), classifier.parameters)
         clean = sample_loss(z, labels)
         clean_gradients, *loss_gradient = pull(clean.gradient)
-        moved = perturb(images, self.perturbation(loss_gradient[0] if loss_gradient else None, draws))
+        moved = perturbation(images, self.perturbation(loss_gradient[0] if loss_gradient else None, draws), tanh=False)
 
         players = Players(classifier).after_classifier("clean", buffers)
         classifier = players.classifier

@@ -16,9 +16,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from fastgat.batch import Batch
-from fastgat.methods.adversarial import attack_steps_option, inside, step_size_option
+from fastgat.methods.adversarial import attack_steps_option, step_size_option
 from fastgat.methods.base import OnePlayer, epsilon_option
-from fastgat.methods.joints import input_gradient
+from fastgat.methods.joints import projected_step
 from fastgat.methods.players import Draws, Metrics, Network, Players, Tensors, logits, mean, pull_back
 from fastgat.options import option
 
@@ -47,8 +47,7 @@ class TRADES(OnePlayer):
         for _ in range(self.attack_steps):
             z, pull, _ = pull_back(classifier, lambda x: of(classifier.parameters, x), images + delta)
             (gradient,) = pull(z.softmax(1) - clean)
-            delta = delta + input_gradient(gradient, "linf", epsilon=self.step_size).value
-            delta = inside(images, delta.clamp(-self.epsilon, self.epsilon))
+            delta = projected_step(images, delta, gradient, size=self.step_size, epsilon=self.epsilon)
         return delta
 
     def gradients(self, classifier: Network, minibatch: Batch, draws: Draws) -> tuple[Tensors, Metrics, Tensors]:

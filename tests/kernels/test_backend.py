@@ -12,10 +12,11 @@ from typing import Any
 import pytest
 import torch
 from fastgat.kernels.backend import runs_kernel
-from fastgat.kernels.dual_loss import dual_loss, perturbed_loss, sample_loss
+from fastgat.kernels.dual_loss import perturbed_loss, sample_loss
 from fastgat.kernels.image_batch import image_batch
 from fastgat.kernels.input_gradient import input_gradient
 from fastgat.kernels.perturbation import perturbation, perturbation_gradient
+from fastgat.kernels.projected_step import projected_step
 from torch import Tensor
 from torch._subclasses import FakeTensorMode
 
@@ -78,7 +79,7 @@ def test_every_launch_is_on_the_device_of_its_tensors(monkeypatch: pytest.Monkey
     perturbation_gradient(x, x, x, loss)
     sample_loss(x.flatten(1), labels)
     perturbed_loss(x.flatten(1), labels, loss, 0.5)
-    dual_loss(x.flatten(1), x.flatten(1), labels, 0.5)
+    projected_step(x, x, x, size=0.1, epsilon=0.1)
     image_batch(torch.zeros(2, 3, 4, 4, dtype=torch.uint8), labels)
     assert len(launches) == 7
     assert not guarded

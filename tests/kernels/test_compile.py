@@ -6,9 +6,10 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from fastgat.kernels.dual_loss import cross_entropy, perturbed_loss, sample_loss
+from fastgat.kernels.dual_loss import perturbed_loss, sample_loss
 from fastgat.kernels.input_gradient import MODES, input_gradient
-from fastgat.kernels.perturbation import perturb, perturbation
+from fastgat.kernels.perturbation import perturbation, perturbation_gradient
+from fastgat.kernels.projected_step import projected_step
 from torch import Tensor
 
 from tests.kernels.oracle import DEVICE
@@ -22,14 +23,11 @@ def _input_gradient(mode: str) -> Function:
 
 FUNCTIONS: dict[str, Function] = {
     **{mode: _input_gradient(mode) for mode in MODES},
-    "perturbation": lambda x, z, y: perturbation(x, z, epsilon=0.5, low=0.0, high=1.0),
-    "perturb": lambda x, z, y: perturb(x, z),
-    "sample_loss": lambda x, z, y: sample_loss(z.flatten(1), y, smoothing=0.1),
+    "perturbation": lambda x, z, y: perturbation(x, z, clamp=True),
+    "perturbation_gradient": lambda x, z, y: perturbation_gradient(x, z, z, x[:, 0, 0, 0], loss=z[:, 0, 0, 0]),
+    "projected_step": lambda x, z, y: projected_step(x, z, z - 0.5, size=0.1, epsilon=0.2),
+    "sample_loss": lambda x, z, y: sample_loss(z.flatten(1), y),
     "perturbed_loss": lambda x, z, y: perturbed_loss(z.flatten(1), y, x.sum((1, 2, 3)), 0.3),
-    "vjp of perturbation": lambda x, z, y: torch.func.vjp(lambda z: perturbation(x, z).perturbed, z)[1](x),
-    "vjp of cross_entropy": lambda x, z, y: torch.func.vjp(lambda z: cross_entropy(z.flatten(1), y), z)[1](
-        x[:, 0, 0, 0]
-    ),
 }
 
 
