@@ -110,10 +110,8 @@ def evaluate(
             progress=bar,
         )
     if (c := result.clean) is not None:
-        click.echo(
-            f"{c.checkpoint}: {c.split} accuracy {c.accuracy:.2%}, cross entropy {c.loss:.4f}, {c.samples:,} images of "
-            f"{c.dataset}"
-        )
+        scores = f"accuracy {c.accuracy:.2%}, cross entropy {c.loss:.4f}"
+        click.echo(f"{c.checkpoint}: {c.split} {scores}, {c.samples:,} images of {c.dataset}")
     written = write_report(folder, result)
     if result.robustness is None:
         return

@@ -34,10 +34,7 @@ LADDER = (0.25, 0.5, 1.0, 2.0, 4.0)
 """Multiples of epsilon at which PGD must leave less and less."""
 LADDER_STEPS = 20
 RIVALS = {
-    "transfer from another network": (
-        "transfer from",
-        "no other network was given to make perturbations on (--source)",
-    ),
+    "transfer from another network": ("transfer", "no other network was given to make perturbations on (--source)"),
     "noise": ("noise", ""),
     "a search without gradients (Square)": ("Square", ""),
     "a fresh generator": ("generator", "no generator was trained (--cg)"),
@@ -97,11 +94,8 @@ def evaluate(
     ladder = evaluator.ladder()
     clean = clean_outcomes(subject, images, cache)
     checks = [card.enough(clean), *evaluator.checks(ladder)]
-    shown = [
-        "fast gradient",
-        f"PGD-{settings.steps}",
-        *(key for key in evaluator.attacks if key.startswith("generator")),
-    ]
+    generator_attacks = [key for key in evaluator.attacks if key.startswith("generator")]
+    shown = ["fast gradient", f"PGD-{settings.steps}", *generator_attacks][:3]
     robustness = Robustness(
         network=name,
         settings=settings,
@@ -119,7 +113,7 @@ def evaluate(
         card=checks,
         verdict=card.overall(checks),
     )
-    pictures = examples(subject, images.first, {key: evaluator.attacks[key] for key in shown[:3]})
+    pictures = examples(subject, images.first, {key: evaluator.attacks[key] for key in shown})
     return Evaluation(robustness=robustness, examples=pictures)
 
 
@@ -129,16 +123,12 @@ class _Evaluator:
     def __init__(
         self, subject: Subject, batches: Batches, settings: EvaluationSettings, cache: Cache, progress: Progress
     ) -> None:
-        self.subject, self.batches, self.settings, self.cache = subject, batches, settings, cache
-        self.progress = progress
+        self.subject, self.batches, self.settings = subject, batches, settings
+        self.cache, self.progress = cache, progress
         self.attacks: dict[str, Attack] = {}
         self.outcomes: dict[str, Outcomes] = {}
-        self.common: dict[str, Any] = {
-            "norm": settings.norm,
-            "epsilon": settings.bound,
-            "seed": settings.seed,
-            "batch_size": settings.batch_size,
-        }
+        s = settings
+        self.common: dict[str, Any] = {"norm": s.norm, "epsilon": s.bound, "seed": s.seed, "batch_size": s.batch_size}
 
     def counting(self, what: str, total: int) -> Callable[[int], None]:
         """A function that adds up samples and reports them as progress."""

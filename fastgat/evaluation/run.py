@@ -95,13 +95,8 @@ class RunData:
             identity.check(loaded.path, loaded.header, changed=settings.changed_data)
 
     def loader(self, images: Images, batch_size: int | None = None) -> Loader:
-        return create_loader(
-            choose("auto", images, self.device).name,
-            images,
-            batch_size or self.batch_size,
-            device=self.device,
-            on_bad_sample=self.settings.on_bad_sample,
-        )
+        kind, size, policy = choose("auto", images, self.device).name, self.batch_size, self.settings.on_bad_sample
+        return create_loader(kind, images, batch_size or size, device=self.device, on_bad_sample=policy)
 
     def subset(self, images: Images, count: int | None, seed: int) -> Batches:
         return Batches(self.loader(random_subset(images, count, seed)).once)

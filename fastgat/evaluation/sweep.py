@@ -54,15 +54,9 @@ def fast_gradient_sweep(
     counts = [np.zeros(len(epsilons), np.int64) for _ in pairs]
     for batch in images.numbered():
         direction = functools.cache(partial(_direction, batch, norm))
+        common = {"what": "fast gradient", "norm": norm, "epsilons": list(epsilons), "batch": batch.digest}
         for count, (network, source) in zip(counts, pairs, strict=True):
-            key = {
-                "what": "fast gradient",
-                "network": network.digest,
-                "source": source.digest,
-                "norm": norm,
-                "epsilons": list(epsilons),
-                "batch": batch.digest,
-            }
+            key = {**common, "network": network.digest, "source": source.digest}
             count += cache.numbers(key, partial(_count_correct, network, batch, epsilons, partial(direction, source)))
         progress(len(batch.labels))
     accuracies = [(count / images.samples).tolist() for count in counts]
