@@ -38,7 +38,7 @@ def read_file(path: Path, most: int = 2**40, offset: int = 0, length: int | None
     Raises OSError where it cannot be read, is no regular file (a pipe or a device may never end), or where more than
     `most` bytes are to be read.
     """
-    with open(os.open(path, os.O_RDONLY | os.O_NONBLOCK), "rb") as file:  # noqa: PTH123  # a descriptor, not a path
+    with open(path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK)) as file:
         status = os.fstat(file.fileno())
         if not stat.S_ISREG(status.st_mode):
             raise OSError(errno.EINVAL, "not a regular file")

@@ -9,9 +9,11 @@ import click
 from rich.console import Console
 
 from fastgat.data import DATASETS
+from fastgat.data.cifar import Cifar
+from fastgat.data.digits import Digits
 from fastgat.data.folder import Folder
 from fastgat.data.loaders import unreadable
-from fastgat.data.registry import Source, silent, users_images
+from fastgat.data.registry import silent, users_images
 from fastgat.data.sets import some_of
 from fastgat.data.webdataset import WebDataset
 from fastgat.errors import ConfigError, DataError
@@ -86,7 +88,7 @@ def _decode(name: str, source: Folder | WebDataset) -> int:
     return len(flaws)
 
 
-def _source(name: str) -> Source:
+def _source(name: str) -> Cifar | Digits:
     if users_images(name):
         raise ConfigError(f"{name} is a user's own: there is nothing to fetch")
     if name not in DATASETS:

@@ -59,9 +59,9 @@ class BadSamples:
         after = np.minimum.accumulate(np.where(twice, len(twice), places)[::-1])[::-1]
         return after[: len(rows)] % len(rows)
 
-    def good(self, rows: Rows) -> Rows:
-        """Those that can be read, as far as is known; maybe none."""
-        return rows[~self._marks(rows)]
+    def good_places(self, rows: Rows) -> Rows:
+        """The places of those that can be read, as far as is known; maybe none."""
+        return np.flatnonzero(~self._marks(rows))
 
     def without_empty(self, batches: Iterable[Batch]) -> Iterator[Batch]:
         """The batches that have a sample left. Raises DataError where none has."""

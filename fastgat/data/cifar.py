@@ -81,7 +81,8 @@ class Cifar:
         return path.is_file() if path.name.endswith(".tar.gz") else any((path / name).is_file() for name in self.train)
 
     def _read(self, folder: Path, names: dict[str, str]) -> ImageSet:
-        return join([self.parse((folder / name).read_bytes(), str(folder / name)) for name in names])
+        parts = [self.parse((folder / name).read_bytes(), str(folder / name)) for name in names]
+        return ImageSet(np.concatenate([p.images for p in parts]), np.concatenate([p.labels for p in parts]))
 
     def parse(self, raw: bytes, where: str) -> ImageSet:
         """One file of images. Raises DataError, naming `where`, if it holds anything else."""
@@ -94,11 +95,13 @@ class Cifar:
             images = flat.reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1)
         except (KeyError, AttributeError, ValueError, TypeError, OverflowError):
             raise DataError(f"{where}: expected rows of 3 x 32 x 32 bytes and their {self.label_key}") from None
-        return ImageSet(images, labels).checked(where, self.num_classes)
-
-
-def join(parts: list[ImageSet]) -> ImageSet:
-    return ImageSet(np.concatenate([p.images for p in parts]), np.concatenate([p.labels for p in parts]))
+        if len(labels) != len(images):
+            raise DataError(f"{where}: {len(images)} images but labels of shape {labels.shape}")
+        outside = np.flatnonzero((labels < 0) | (labels >= self.num_classes))
+        if len(outside):
+            first = outside[0]
+            raise DataError(f"{where}: label {labels[first]} of image {first} is outside 0..{self.num_classes - 1}")
+        return ImageSet(images, labels)
 
 
 CIFAR10 = Cifar(

@@ -10,16 +10,16 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import closing
 from itertools import chain
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
 from fastgat.batch import Batch
-from fastgat.data.ahead import Ahead
+from fastgat.data.ahead import ahead
 from fastgat.data.augmentation import Placement, Uniforms
-from fastgat.data.bad_samples import BadSamples, Rows
+from fastgat.data.bad_samples import Rows
 from fastgat.data.dali_graph import Graph, Work, check_decodable, missing, reason
 from fastgat.data.decoding import FLIPS, BadSampleError, decode, read_header, stored_boxes
 from fastgat.data.encoded import EncodedSet
@@ -28,60 +28,37 @@ from fastgat.data.sets import Images, ImageSet
 from fastgat.errors import DataError
 
 
-class Read(NamedTuple):
-    """The images of a batch, encoded or as pixels, their sizes, (B, 2) height and width, and orientations."""
-
-    images: Any
-    sizes: NDArray[np.int64]
-    orientations: NDArray[np.int64]
-
-
 class DaliLoader(Sampled):
-    """Batches of float32 images in [0, 1] on the training device.
-
-    Args:
-        images: in memory, or in files that DALI decodes.
-        sampler: which samples are in which batch.
-        threads: DALI's own.
-        bad: samples that are not to be used, added to as they are found.
+    """Batches that DALI prepares with `threads` of its own.
 
     Raises DataError where DALI is missing, or is not for this machine's driver.
     """
 
-    def __init__(
-        self,
-        images: Images,
-        sampler: Sampler,
-        *,
-        device: torch.device | str = "cpu",
-        channels_last: bool = False,
-        threads: int = 1,
-        bad: BadSamples | None = None,
-    ) -> None:
+    def __init__(self, images: Images, sampler: Sampler, *, threads: int = 1, **common: Any) -> None:
         if absent := missing():
             raise DataError(absent)
-        super().__init__(sampler, bad)
-        self.images = images
-        in_files = isinstance(images, EncodedSet)
+        super().__init__(images, sampler, **common)
+        in_files, channels_last = isinstance(images, EncodedSet), self.layout == torch.channels_last
         # In memory, images are kept as they are wanted: DALI takes longer to transpose them than for anything else.
         layout = "HWC" if in_files or channels_last else "CHW"
-        self.graph = Graph(
-            in_files, layout, channels_last, images.shape[:2], sampler.batch_size, threads, torch.device(device)
-        )
+        self.graph = Graph(in_files, layout, channels_last, images.shape[:2], sampler.batch_size, threads, self.device)
         if isinstance(images, ImageSet):
             axes = (0, 3, 1, 2) if layout == "CHW" else (0, 1, 2, 3)
             self.pixels = np.ascontiguousarray(images.images.transpose(axes))
 
     def stream(self, player: int, start: int = 0) -> Iterator[Batch]:
         def work(rows: Rows, number: int) -> Work:
-            return self._full_batch(rows, self.sampler.uniforms(player, start + number))
+            return self._work(rows, self.skipped.substitutes, self.sampler.uniforms(player, start + number))
 
         return self._batches(lambda number: self.sampler.rows(player, start + number), work)
 
     def once(self) -> Iterator[Batch]:
         everything = list(self.sampler.in_order())
-        batches = self._batches(everything.__getitem__, lambda rows, _: self._good_ones(rows), len(everything))
-        return self.bad.without_empty(batches)
+
+        def work(rows: Rows, number: int) -> Work:
+            return self._work(rows, self.skipped.good_places, None)
+
+        return self.skipped.without_empty(self._batches(everything.__getitem__, work, len(everything)))
 
     def _batches(
         self, rows: Callable[[int], Rows], work: Callable[[Rows, int], Work], count: int | None = None
@@ -89,9 +66,9 @@ class DaliLoader(Sampled):
         """What DALI makes of `work` on the samples `rows` of batch 0, 1, ..., past those that it cannot decode."""
         number = 0
         while count is None or number < count:
-            with closing(Ahead(lambda number: work(rows(number), number), number, count)) as ahead:
+            with closing(ahead(lambda number: work(rows(number), number), number, count)) as prepared:
                 under_way: deque[int] = deque()
-                given = _not_empty(enumerate(ahead, number), under_way)
+                given = _not_empty(enumerate(prepared, number), under_way)
                 first = next(given, None)
                 if first is None:
                     return
@@ -103,29 +80,21 @@ class DaliLoader(Sampled):
                 except RuntimeError as error:
                     self._find_bad(rows(under_way[0] if under_way else number), error)
 
-    def _full_batch(self, rows: Rows, uniforms: Uniforms | None) -> Work:
-        """A training batch; the place of a bad sample is taken by another."""
-        read = self._read(rows)
-        return self._work(rows, read, self.bad.substitutes(rows), uniforms)
-
-    def _good_ones(self, rows: Rows) -> Work:
-        """A batch for evaluation, without the bad samples."""
-        read = self._read(rows)
-        return self._work(rows, read, np.flatnonzero(np.isin(rows, self.bad.good(rows))), None)
-
-    def _work(self, rows: Rows, read: Read, places: Rows, uniforms: Uniforms | None) -> Work:
-        """The samples at `places` of what was read, placed."""
-        work = {"images": read.images, "labels": self.images.labels[rows[places]]}
+    def _work(self, rows: Rows, places_of: Callable[[Rows], Rows], uniforms: Uniforms | None) -> Work:
+        """The samples `rows`, placed; once they are read, `places_of` tells which to take."""
+        images, facts = self._read(rows)
+        places = places_of(rows)
+        work = {"images": images, "labels": self.images.labels[rows[places]]}
         if self.graph.in_files:
-            work["images"] = [read.images[place] for place in places]
+            work["images"] = [images[place] for place in places]
         elif uniforms is None:
             return work
+        sizes, orientations = facts[places, :2], facts[places, 2]
         augmentation, drawn = self.sampler.augmentation, None if uniforms is None else uniforms[places]
-        placement = augmentation.place(drawn, read.sizes[places], self.graph.output)
+        placement = augmentation.place(drawn, sizes, self.graph.output)
         boxes = placement.boxes
         if self.graph.in_files:
-            orientations = read.orientations[places]
-            boxes = stored_boxes(boxes, read.sizes[places], orientations)
+            boxes = stored_boxes(boxes, sizes, orientations)
             work |= {"transposed": orientations >= 5, "stored_flips": FLIPS[orientations].astype(np.int32)}
         if self.graph.in_files or augmentation.random_resized_crop is not None:
             starts, shapes = boxes[:, :2], boxes[:, 2:]
@@ -146,35 +115,39 @@ class DaliLoader(Sampled):
             moves |= {"holes": first.astype(np.float32), "hole_sizes": (last - first).astype(np.float32)}
         return moves
 
-    def _read(self, rows: Rows) -> Read:
-        """Pixels, or the files of `rows`: nothing for a bad one, which is taken note of."""
+    def _read(self, rows: Rows) -> tuple[Any, NDArray[np.int64]]:
+        """Pixels, or the files of `rows`, and (B, 3) their height, width and orientation.
+
+        In place of a bad sample, which is taken note of, there is nothing.
+        """
+        facts = np.array([[*self.graph.output, 1]]).repeat(len(rows), 0)
         if isinstance(self.images, ImageSet):
-            return Read(self.pixels[rows], np.array([self.graph.output]).repeat(len(rows), 0), np.ones(len(rows), int))
+            return self.pixels[rows], facts
         images: list[Any] = []
-        sizes, orientations = np.ones((len(rows), 2), np.int64), np.ones(len(rows), np.int64)
         for place, row in enumerate(rows):
             try:
                 raw = self.images.read(row)
-                sizes[place], orientations[place], mode = read_header(raw, self.images.max_pixels)
-                if mode == "CMYK":  # which DALI takes for something else where Adobe's marker is missing
-                    raw, orientations[place] = _portable(decode(raw, self.images.max_pixels)), 1
+                size, orientation, plain = read_header(raw, self.images.max_pixels)
+                if not plain:
+                    raw, orientation = _portable(decode(raw, self.images.max_pixels)), 1
+                facts[place] = *size, orientation
                 images.append(np.frombuffer(raw, np.uint8))
             except BadSampleError as error:
-                self.bad.report(row, self.images.name(row), error)
+                self.skipped.report(row, self.images.name(row), error)
                 images.append(None)
-        return Read(images, sizes, orientations)
+        return images, facts
 
     def _find_bad(self, rows: Rows, error: RuntimeError) -> None:
         """Find out which samples of a batch DALI could not decode; raises DataError if that is not what went wrong."""
-        known, suspects = len(self.bad), ""
+        known, suspects = len(self.skipped), ""
         if isinstance(self.images, EncodedSet):
-            for row in self.bad.good(rows):
+            for row in rows[self.skipped.good_places(rows)]:
                 try:
                     check_decodable(self.images.read(row), self.images.max_pixels)
                 except BadSampleError as flaw:
-                    self.bad.report(row, self.images.name(row), flaw)
+                    self.skipped.report(row, self.images.name(row), flaw)
             suspects = f", in one of {', '.join(self.images.name(row) for row in rows)}"
-        if len(self.bad) == known:
+        if len(self.skipped) == known:
             raise DataError(f"DALI: {reason(error)}{suspects}") from None
 
 

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import signal
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -15,7 +16,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from fastgat.batch import Batch
 from fastgat.data.augmentation import Augmentation, Uniforms
-from fastgat.data.bad_samples import BadSamples, Rows
+from fastgat.data.bad_samples import Rows
 from fastgat.data.decoding import BadSampleError, arrange
 from fastgat.data.encoded import EncodedSet
 from fastgat.data.sampler import Sampled, Sampler
@@ -23,61 +24,43 @@ from fastgat.data.sets import Images, ImageSet
 from fastgat.kernels.image_batch import unit_scaled
 from fastgat.processes import launched
 
-
-class Key(NamedTuple):
-    """One sample of a batch, and what is drawn for it."""
-
-    row: int
-    uniforms: Uniforms | None
-
-
-class Sample(NamedTuple):
-    """Pixels (C, H, W) uint8, and the label; or why there are none."""
-
-    row: int
-    pixels: Tensor
-    label: int
-    flaw: str | None = None
+Key = tuple[Rows, Uniforms | None]
+"""The rows of a batch, and what is drawn for them."""
 
 
 class Samples(NamedTuple):
-    """A batch of them: pixels (B, C, H, W) uint8."""
+    """A batch of images, (B, H, W, C) uint8, and labels; black where there is a flaw."""
 
     rows: Rows
-    pixels: Tensor
+    images: Tensor
     labels: Tensor
     flaws: list[tuple[int, str]]
 
 
 @dataclass
-class Arranged(Dataset[Sample]):
-    """A data set that is asked by key."""
+class Arranged(Dataset[Samples]):
+    """A data set that is asked for whole batches."""
 
     images: Images
     augmentation: Augmentation
 
-    def __getitem__(self, key: Key) -> Sample:
-        output = self.images.shape[:2]
-        label = int(self.images.labels[key.row])
-        try:
-            image = self.images.images[key.row] if isinstance(self.images, ImageSet) else self.images.decoded(key.row)
-        except BadSampleError as error:
-            height, width, channels = self.images.shape
-            return Sample(key.row, torch.zeros(channels, height, width, dtype=torch.uint8), label, str(error))
-        uniforms = None if key.uniforms is None else key.uniforms[None]
-        placement = self.augmentation.place(uniforms, np.array([image.shape[:2]]), output)
-        hole = 0 if uniforms is None else self.augmentation.hole
-        arranged = arrange(image, placement, output, hole)
-        return Sample(key.row, torch.from_numpy(arranged.copy()).permute(2, 0, 1), label)
+    def __getitem__(self, key: Key) -> Samples:
+        rows, uniforms = key
+        output, hole = self.images.shape[:2], self.augmentation.hole if uniforms is not None else 0
+        arranged, flaws = np.zeros((len(rows), *self.images.shape), np.uint8), []
+        for place, row in enumerate(rows.tolist()):
+            drawn = None if uniforms is None else uniforms[place : place + 1]
+            try:
+                image = self.images.images[row] if isinstance(self.images, ImageSet) else self.images.decoded(row)
+                placement = self.augmentation.place(drawn, np.array([image.shape[:2]]), output)
+                arranged[place] = arrange(image, placement, output, hole)
+            except BadSampleError as error:
+                flaws.append((row, str(error)))
+        return Samples(rows, torch.from_numpy(arranged), torch.from_numpy(self.images.labels[rows]), flaws)
 
 
-def collate(samples: list[Sample]) -> Samples:
-    return Samples(
-        np.array([sample.row for sample in samples]),
-        torch.stack([sample.pixels for sample in samples]),
-        torch.tensor([sample.label for sample in samples]),
-        [(sample.row, sample.flaw) for sample in samples if sample.flaw is not None],
-    )
+def _as_it_is(samples: Samples) -> Samples:
+    return samples
 
 
 def leave_signals_to_the_run(worker: int) -> None:
@@ -89,82 +72,43 @@ def leave_signals_to_the_run(worker: int) -> None:
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
-@dataclass
-class Keys:
-    """An iterable, again and again, of the keys of each batch."""
-
-    batches: Callable[[], Iterator[list[Key]]]
-
-    def __iter__(self) -> Iterator[list[Key]]:
-        return self.batches()
-
-
 class TorchLoader(Sampled):
-    """Batches of float32 images in [0, 1] on the training device.
+    """Batches that `workers` processes of a DataLoader prepare by Pillow, or this process where there are none."""
 
-    Args:
-        images: in memory, or in files that Pillow decodes.
-        sampler: which samples are in which batch.
-        workers: processes of the DataLoader; 0 prepares batches in this one.
-        bad: samples that are not to be used, added to as they are found.
-    """
-
-    def __init__(
-        self,
-        images: Images,
-        sampler: Sampler,
-        *,
-        device: torch.device | str = "cpu",
-        channels_last: bool = False,
-        workers: int = 0,
-        bad: BadSamples | None = None,
-    ) -> None:
-        super().__init__(sampler, bad)
-        self.images, self.device = images, torch.device(device)
-        self.layout = torch.channels_last if channels_last else torch.contiguous_format
+    def __init__(self, images: Images, sampler: Sampler, *, workers: int = 0, **common: Any) -> None:
+        super().__init__(images, sampler, **common)
         self.workers = workers
 
     def stream(self, player: int, start: int = 0) -> Iterator[Batch]:
-        def keys() -> Iterator[list[Key]]:
-            number = start
-            while True:
-                rows, uniforms = self.sampler.rows(player, number), self.sampler.uniforms(player, number)
-                yield [Key(int(row), None if uniforms is None else uniforms[i]) for i, row in enumerate(rows)]
-                number += 1
-
+        numbers = itertools.count(start)
+        keys = ((self.sampler.rows(player, number), self.sampler.uniforms(player, number)) for number in numbers)
         for samples in self._loaded(keys):
-            self._report(samples)
-            yield self._batch(samples, self.bad.substitutes(samples.rows))
+            yield self._batch(samples, self.skipped.substitutes(samples.rows))
 
     def once(self) -> Iterator[Batch]:
-        def keys() -> Iterator[list[Key]]:
-            return ([Key(int(row), None) for row in rows] for rows in self.sampler.in_order())
+        loaded = self._loaded((rows, None) for rows in self.sampler.in_order())
+        batches = (self._batch(samples, self.skipped.good_places(samples.rows)) for samples in loaded)
+        return self.skipped.without_empty(batches)
 
-        def batches() -> Iterator[Batch]:
-            for samples in self._loaded(keys):
-                self._report(samples)
-                yield self._batch(samples, np.flatnonzero(np.isin(samples.rows, self.bad.good(samples.rows))))
-
-        return self.bad.without_empty(batches())
-
-    def _loaded(self, keys: Callable[[], Iterator[list[Key]]]) -> Iterable[Samples]:
-        return DataLoader(
+    def _loaded(self, keys: Iterator[Key]) -> Iterator[Samples]:
+        loader = DataLoader(
             Arranged(self.images, self.sampler.augmentation),
-            batch_sampler=Keys(keys),  # of keys, not of numbers
+            batch_size=None,
+            sampler=keys,  # type: ignore[arg-type]  # of whole batches
             num_workers=self.workers,
-            collate_fn=collate,
+            collate_fn=_as_it_is,
             worker_init_fn=leave_signals_to_the_run,
             pin_memory=self.device.type == "cuda",
         )
-
-    def _report(self, samples: Samples) -> None:
-        for row, flaw in samples.flaws:
-            assert isinstance(self.images, EncodedSet)
-            self.bad.report(row, self.images.name(row), flaw)
+        for samples in loader:
+            for row, flaw in samples.flaws:
+                assert isinstance(self.images, EncodedSet)
+                self.skipped.report(row, self.images.name(row), flaw)
+            yield samples
 
     def _batch(self, samples: Samples, places: Rows) -> Batch:
-        pixels, labels = samples.pixels, samples.labels
+        images, labels = samples.images, samples.labels
         if samples.flaws:
-            pixels, labels = pixels[torch.from_numpy(places)], labels[torch.from_numpy(places)]
-        pixels = pixels.to(self.device, non_blocking=True).contiguous(memory_format=self.layout)
-        return Batch(unit_scaled(pixels), labels.to(self.device, non_blocking=True))
+            images, labels = images[torch.from_numpy(places)], labels[torch.from_numpy(places)]
+        images = images.to(self.device, non_blocking=True).permute(0, 3, 1, 2).contiguous(memory_format=self.layout)
+        return Batch(unit_scaled(images), labels.to(self.device, non_blocking=True))

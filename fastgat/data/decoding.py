@@ -40,12 +40,13 @@ class Header(NamedTuple):
     Attributes:
         size: height and width of the upright image.
         orientation: which way it is stored, 1 to 8 as EXIF counts.
-        mode: Pillow's name of its colour space.
+        plain: whether every decoder takes its pixels for the same: not in CMYK, which may lack the marker that
+            tells its meaning, nor in a JPEG with other bytes between its segments.
     """
 
     size: tuple[int, int]
     orientation: int
-    mode: str
+    plain: bool
 
 
 def flaw(raw: bytes) -> str | None:
@@ -70,12 +71,13 @@ def read_header(raw: bytes, max_pixels: int = MAX_PIXELS) -> Header:
             late = image.format == "PNG" and any(word in raw for word in LATE)
             if late:
                 image.load()
-            (width, height), orientation, mode = image.size, _orientation(image), image.mode
+            (width, height), orientation = image.size, _orientation(image)
+            plain = image.mode != "CMYK" and (image.format != "JPEG" or _is_tight(raw))
             if not late:
                 image.verify()
         except Exception as error:  # noqa: BLE001  # a damaged image can fail in any way
             raise BadSampleError(f"is damaged ({error})") from None
-        return Header((width, height) if orientation >= 5 else (height, width), orientation, mode)
+        return Header((width, height) if orientation >= 5 else (height, width), orientation, plain)
 
 
 def decode(raw: bytes, max_pixels: int = MAX_PIXELS) -> NDArray[np.uint8]:
@@ -107,6 +109,17 @@ def _opened(raw: bytes, max_pixels: int) -> Image.Image:
             f"is too large: {image.width:,} x {image.height:,} pixels; --max-pixels {max_pixels} at most"
         )
     return image
+
+
+def _is_tight(raw: bytes) -> bool:
+    """Whether the segments of a JPEG follow one another up to its pixels."""
+    at = 2
+    while raw[at : at + 1] == b"\xff" and len(raw) > at + 4:
+        marker = raw[at + 1]
+        if marker == 0xDA:
+            return True
+        at += 1 if marker == 0xFF else 2 + int.from_bytes(raw[at + 2 : at + 4], "big")
+    return False
 
 
 def _orientation(image: Image.Image) -> int:
@@ -164,10 +177,7 @@ def _resize(pixels: NDArray[np.uint8], output: tuple[int, int]) -> NDArray[np.ui
 
 def _shifted(image: NDArray[np.uint8], dy: int, dx: int) -> NDArray[np.uint8]:
     """out[i, j] = image[i + dy, j + dx], black where there is no such pixel."""
-    moved = np.zeros_like(image)
     height, width = image.shape[:2]
-    rows, columns = slice(max(-dy, 0), min(height - dy, height)), slice(max(-dx, 0), min(width - dx, width))
-    sources = slice(max(dy, 0), min(height + dy, height)), slice(max(dx, 0), min(width + dx, width))
-    if rows.start < rows.stop and columns.start < columns.stop:
-        moved[rows, columns] = image[sources]
-    return moved
+    dy, dx = max(-height, min(dy, height)), max(-width, min(dx, width))
+    padded = np.pad(image, ((abs(dy), abs(dy)), (abs(dx), abs(dx)), (0, 0)))
+    return padded[abs(dy) + dy :, abs(dx) + dx :][:height, :width]

@@ -124,21 +124,15 @@ class Folder:
         paths: list[str] = []
         labels: list[int] = []
         for label, name in enumerate(classes):
-            others = PassedOver()
-            images = sorted(_images(self.path, prefix + folders[name], others, lenient))
-            if not images:
-                raise DataError(
-                    f"{root / name}: no JPEG, PNG or WebP image, and so an empty class"
-                    + (f"; has {others}" if others.kinds else "")
-                )
-            for kind, (count, example) in others.kinds.items():
-                passed_over.add(kind, example, count)
-            paths += images
-            labels += [label] * len(images)
+            files = sorted(_images(self.path, prefix + folders[name], passed_over, lenient))
+            if not files:
+                others = f"; passed over: {passed_over}" if passed_over.kinds else ""
+                raise DataError(f"{root / name}: no JPEG, PNG or WebP image, and so an empty class{others}")
+            paths += files
+            labels += [label] * len(files)
             progress(f"listing {root.name}", label + 1, len(classes))
-        files = ImageFiles(self.path, paths)
-        images = EncodedSet(files, np.arange(len(paths)), np.array(labels, np.int64), self.size, self.max_pixels)
-        return images, classes
+        numbers, files_below = np.arange(len(paths)), ImageFiles(self.path, paths)
+        return EncodedSet(files_below, numbers, np.array(labels, np.int64), self.size, self.max_pixels), classes
 
     def _complain(self, train: str, part: str, classes: tuple[str, ...], names: tuple[str, ...]) -> None:
         for here, there, missing in (

@@ -6,7 +6,7 @@ import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -90,17 +90,18 @@ def create_loader(
     """
     device = torch.device(device)
     sampler = Sampler(len(images), batch_size, seed, rank, ranks, augmentation)
-    bad = BadSamples(on_bad_sample)
+    skipped = BadSamples(on_bad_sample)
+    common: dict[str, Any] = {"device": device, "channels_last": channels_last, "skipped": skipped}
     if workers is None:
         workers = cores() if isinstance(images, EncodedSet) else 0
     if name == "dali":
-        return DaliLoader(images, sampler, device=device, channels_last=channels_last, threads=max(workers, 1), bad=bad)
+        return DaliLoader(images, sampler, threads=max(workers, 1), **common)
     if name == "torch":
-        return TorchLoader(images, sampler, device=device, channels_last=channels_last, workers=workers, bad=bad)
+        return TorchLoader(images, sampler, workers=workers, **common)
     if isinstance(images, EncodedSet):
         check_fits(images, device)
-        images = decode_all(images, bad, progress)
-    return ResidentLoader(images, sampler, device=device, channels_last=channels_last, bad=bad)
+        images = decode_all(images, skipped, progress)
+    return ResidentLoader(images, sampler, **common)
 
 
 def cores() -> int:
@@ -168,6 +169,3 @@ def _decode_each(
             rows = range(first, min(first + WINDOW, len(images)))
             list(pool.map(one, rows))
             progress("decoding", rows.stop, len(images))
-
-
-__all__ = ["LOADERS", "Choice", "choose", "create_loader", "unreadable"]

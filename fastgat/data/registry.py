@@ -7,11 +7,10 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Protocol
 
-from fastgat.data.cifar import CIFAR10, CIFAR100
+from fastgat.data.cifar import CIFAR10, CIFAR100, Cifar
 from fastgat.data.decoding import MAX_PIXELS
-from fastgat.data.digits import DIGITS
+from fastgat.data.digits import DIGITS, Digits
 from fastgat.data.folder import Folder
 from fastgat.data.sets import DataSet, Images, ImageSet
 from fastgat.data.store import Progress
@@ -19,28 +18,7 @@ from fastgat.data.webdataset import WebDataset
 from fastgat.errors import ConfigError, DataError, OutputError
 from fastgat.options import suggestion
 
-
-class Source(Protocol):
-    """Where a data set comes from."""
-
-    @property
-    def name(self) -> str: ...
-
-    @property
-    def title(self) -> str: ...
-
-    def find(self, data_dir: Path | None) -> Path | None:
-        """Where it lies on this machine, or None."""
-        ...
-
-    def fetch(self, data_dir: Path | None, progress: Progress, *, again: bool = False) -> Path:
-        """Bring it to this machine and verify it; with `again`, also what was verified before."""
-        ...
-
-    def load(self, data_dir: Path | None, split_seed: int, progress: Progress) -> DataSet[ImageSet]: ...
-
-
-DATASETS: dict[str, Source] = {source.name: source for source in (CIFAR10, CIFAR100, DIGITS)}
+DATASETS: dict[str, Cifar | Digits] = {source.name: source for source in (CIFAR10, CIFAR100, DIGITS)}
 
 
 IMAGE_SIZE = 32

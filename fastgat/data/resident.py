@@ -10,36 +10,20 @@ import torch
 from torch import Tensor
 
 from fastgat.batch import Batch
-from fastgat.data.bad_samples import BadSamples, Rows
+from fastgat.data.bad_samples import Rows
 from fastgat.data.sampler import Sampled, Sampler
 from fastgat.data.sets import ImageSet
 from fastgat.kernels.image_batch import image_batch
 
 
 class ResidentLoader(Sampled):
-    """Batches of float32 images in [0, 1], gathered and augmented on the device.
+    """Batches that are gathered and augmented on the device, to which the whole set in memory is copied."""
 
-    Args:
-        images: the set; it is copied to the device.
-        sampler: which samples are in which batch.
-        bad: samples of `images` that are not to be used.
-    """
-
-    def __init__(
-        self,
-        images: ImageSet,
-        sampler: Sampler,
-        *,
-        device: torch.device | str = "cpu",
-        channels_last: bool = False,
-        bad: BadSamples | None = None,
-    ) -> None:
-        super().__init__(sampler, bad)
-        self.device = torch.device(device)
-        layout = torch.channels_last if channels_last else torch.contiguous_format
+    def __init__(self, images: ImageSet, sampler: Sampler, **common: Any) -> None:
+        super().__init__(images, sampler, **common)
         pixels = torch.from_numpy(np.ascontiguousarray(images.images)).permute(0, 3, 1, 2)
-        self.pixels = pixels.to(device).contiguous(memory_format=layout)
-        self.labels = torch.from_numpy(images.labels).to(device)
+        self.pixels = pixels.to(self.device).contiguous(memory_format=self.layout)
+        self.labels = torch.from_numpy(images.labels).to(self.device)
         self.sizes = np.array([images.images.shape[1:3]])
         self._orders: dict[int, tuple[int, Tensor]] = {}
 
@@ -49,16 +33,16 @@ class ResidentLoader(Sampled):
             start += 1
 
     def once(self) -> Iterator[Batch]:
-        return self.bad.without_empty(self._in_order())
+        return self.skipped.without_empty(self._in_order())
 
     def _in_order(self) -> Iterator[Batch]:
         for rows in self.sampler.in_order():
-            good = self._sent(self.bad.good(rows))
+            good = self._sent(rows[self.skipped.good_places(rows)])
             yield Batch(image_batch(self.pixels, good), self.labels[good])
 
     def _batch(self, player: int, number: int) -> Batch:
         uniforms = self.sampler.uniforms(player, number)
-        places = self.bad.substitutes(self.sampler.rows(player, number)) if len(self.bad) else None
+        places = self.skipped.substitutes(self.sampler.rows(player, number)) if len(self.skipped) else None
         rows = self._rows(player, number, places)
         if uniforms is None:
             return Batch(image_batch(self.pixels, rows), self.labels[rows])

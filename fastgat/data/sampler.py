@@ -6,9 +6,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 import numpy as np
+import torch
 
 from fastgat.data.augmentation import Augmentation, Uniforms
 from fastgat.data.bad_samples import BadSamples, Rows
+from fastgat.data.sets import Images
 from fastgat.errors import DataError
 
 
@@ -75,16 +77,28 @@ class Sampler:
 
 
 class Sampled:
-    """What every loader of a Sampler has: its samples, and those that it does without."""
+    """What every loader of a Sampler has.
 
-    def __init__(self, sampler: Sampler, bad: BadSamples | None) -> None:
-        self.sampler = sampler
-        self.bad = bad if bad is not None else BadSamples()
+    Args:
+        images: in memory, or in files.
+        sampler: which samples are in which batch.
+        device: where batches are wanted, float32 in [0, 1].
+        skipped: samples that are not to be used, added to as they are found.
+    """
+
+    def __init__(
+        self,
+        images: Images,
+        sampler: Sampler,
+        *,
+        device: torch.device | str = "cpu",
+        channels_last: bool = False,
+        skipped: BadSamples | None = None,
+    ) -> None:
+        self.images, self.sampler, self.device = images, sampler, torch.device(device)
+        self.layout = torch.channels_last if channels_last else torch.contiguous_format
+        self.skipped = skipped if skipped is not None else BadSamples()
 
     @property
     def batches_per_epoch(self) -> int:
         return self.sampler.batches_per_epoch
-
-    @property
-    def skipped(self) -> BadSamples:
-        return self.bad

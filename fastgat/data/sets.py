@@ -45,18 +45,6 @@ class ImageSet:
         """The first `count` images, or all of them."""
         return self if count is None else ImageSet(self.images[:count], self.labels[:count])
 
-    def checked(self, where: str, num_classes: int) -> ImageSet:
-        """The set itself; raises DataError, naming `where`, if shapes, dtypes or labels are not as they must be."""
-        if self.images.ndim != 4 or self.images.dtype != np.uint8:
-            raise DataError(f"{where}: expected images (N, H, W, C) of uint8, got {_described(self.images)}")
-        if self.labels.shape != (len(self.images),):
-            raise DataError(f"{where}: {len(self.images)} images but labels of shape {self.labels.shape}")
-        outside = (self.labels < 0) | (self.labels >= num_classes)
-        if outside.any():
-            first = int(outside.argmax())
-            raise DataError(f"{where}: label {self.labels[first]} of image {first} is outside 0..{num_classes - 1}")
-        return self
-
 
 Images = ImageSet | EncodedSet
 
@@ -182,7 +170,3 @@ class PassedOver:
         kinds = sorted(self.kinds.items(), key=lambda item: -item[1][0])
         shown = [f"{count:,} {kind} (such as {example})" for kind, (count, example) in kinds[:SHOWN]]
         return ", ".join(shown) + (f", and {len(kinds) - SHOWN} other kinds" if len(kinds) > SHOWN else "")
-
-
-def _described(array: NDArray[np.generic]) -> str:
-    return f"{array.shape} of {array.dtype}"

@@ -15,12 +15,14 @@ from typing import Any
 import pooch
 
 from fastgat.errors import DataError, OutputError
-from fastgat.files import write_atomically
+from fastgat.files import read_file, write_atomically
 
 Progress = Callable[[str, int, int], None]
 """Called with what is being done, how much of it is done, and how much there is: bytes of a download, else a count."""
 
 CONNECT_SECONDS = 10
+MEMBER_BYTES = 2**28
+"""More than any file of a published archive has."""
 
 
 def cache_folder() -> Path:
@@ -46,15 +48,6 @@ def data_folder(data_dir: Path | None) -> Path:
     return cache_folder()
 
 
-def md5(path: Path) -> str:
-    """The MD5 sum of a file; raises DataError if it cannot be read."""
-    try:
-        with path.open("rb") as file:
-            return hashlib.file_digest(file, lambda: hashlib.md5(usedforsecurity=False)).hexdigest()
-    except OSError as error:
-        raise DataError(f"{path}: {error.strerror}") from None
-
-
 def verify(path: Path, expected: str, *, again: bool = False) -> None:
     """Check the MD5 sum of `path` once; an unchanged file (size and time) is remembered and not read again.
 
@@ -70,10 +63,13 @@ def verify(path: Path, expected: str, *, again: bool = False) -> None:
     key = str(path.resolve())
     if not again and remembered.get(key) == fingerprint:
         return
-    found = md5(path)
-    if found != expected:
+    try:
+        digest = hashlib.md5(read_file(path), usedforsecurity=False).hexdigest()
+    except OSError as error:
+        raise DataError(f"{path}: {error.strerror}") from None
+    if digest != expected:
         raise DataError(
-            f"{path}: damaged or altered (MD5 {found}, published {expected}); delete it and run `fastgat data fetch`"
+            f"{path}: damaged or altered (MD5 {digest}, published {expected}); delete it and run `fastgat data fetch`"
         )
     # A cache that cannot be written costs a second at each start, nothing else.
     with contextlib.suppress(OSError, OutputError):
@@ -84,6 +80,8 @@ def verify(path: Path, expected: str, *, again: bool = False) -> None:
 def download(url: str, expected: str, folder: Path, progress: Progress) -> Path:
     """The file at `url` in `folder`, complete and verified, or nothing. Raises DataError when it cannot be had."""
     name = url.rsplit("/", 1)[-1]
+    if (folder / name).exists() and not (folder / name).is_file():
+        raise DataError(f"{folder / name}: not a regular file")
     try:
         pooch.get_logger().setLevel("ERROR")
         path = pooch.retrieve(
@@ -117,10 +115,11 @@ def extract(archive: Path, names: Iterable[str], folder: Path) -> None:
         try:
             with tarfile.open(archive) as tar:
                 for name in names:
-                    member = tar.extractfile(f"{folder.name}/{name}")
-                    if member is None:
-                        raise DataError(f"{archive}: {name} is not a regular file")
-                    (part / name).write_bytes(member.read())
+                    member = tar.getmember(f"{folder.name}/{name}")
+                    file = tar.extractfile(member) if member.isreg() and member.size <= MEMBER_BYTES else None
+                    if file is None:
+                        raise tarfile.ReadError(f"{name} is not a regular file of the published size")
+                    (part / name).write_bytes(file.read())
         except (KeyError, tarfile.TarError, EOFError) as error:
             raise DataError(f"{archive}: damaged or not the published archive ({_short(error)})") from None
         except OSError as error:
@@ -160,7 +159,7 @@ def _short(error: BaseException) -> str:
 
 def _read_json(path: Path) -> dict[str, Any]:
     try:
-        content = json.loads(path.read_text())
+        content = json.loads(read_file(path))
     except (OSError, ValueError):
         return {}
     return content if isinstance(content, dict) else {}

@@ -118,23 +118,16 @@ class WebDataset:
     def _read(self, paths: list[Path], part: str, progress: Progress, passed_over: PassedOver) -> EncodedSet:
         if not paths:
             raise DataError(f"{self.pattern}: no such shard")
-        names: list[str] = []
-        offsets: list[int] = []
-        lengths: list[int] = []
-        labels: list[int] = []
-        counts = []
+        indices = []
         for done, path in enumerate(paths):
             progress("indexing shards", done, len(paths))
-            index = shard_index(path)
-            names += index.names
-            offsets += index.offsets
-            lengths += index.lengths
-            labels += index.labels
-            counts.append(len(index.names))
-            for kind, (count, example) in index.passed_over.items():
+            indices.append(shard_index(path))
+            for kind, (count, example) in indices[-1].passed_over.items():
                 passed_over.add(kind, f"{path.name}: {example}", count)
         progress("indexing shards", len(paths), len(paths))
-        files = Shards(part, paths, np.repeat(np.arange(len(paths), dtype=np.int32), counts), names, offsets, lengths)
+        shard = np.repeat(np.arange(len(paths), dtype=np.int32), [len(index.names) for index in indices])
+        names, offsets, lengths, labels, _ = ([*itertools.chain(*column)] for column in zip(*indices, strict=True))
+        files = Shards(part, paths, shard, names, offsets, lengths)
         return EncodedSet(files, np.arange(len(labels)), np.array(labels, np.int64), self.size, self.max_pixels)
 
 

@@ -252,7 +252,10 @@ def one_class(path: Path) -> None:
         (Path.mkdir, "expected a folder for each class, found 0"),
         (one_class, "expected a folder for each class, found 1: ants"),
         (empty_class, r"dogs: no JPEG, PNG or WebP image, and so an empty class"),
-        (only_other_images, r"b: no JPEG, PNG or WebP image, and so an empty class; has 1 \.bmp \(such as b/0\.bmp\)"),
+        (
+            only_other_images,
+            r"b: no JPEG, PNG or WebP image, and so an empty class; passed over: 1 \.bmp \(such as b/0\.bmp\)",
+        ),
         (two_of_a_kind, r"Training/ and train/ both look like train/"),
         (splits_as_classes, r"train_images/ and test_images/ look like splits, not classes"),
         (no_train, r"has val/ but not both train/ and val/"),

@@ -204,6 +204,8 @@ ODD = {
     "CMYK without Adobe's marker": without_adobe(saved("JPEG", mode="CMYK")),
     "CMYK on its side": without_adobe(saved("JPEG", 6, mode="CMYK")),
     **{mode: saved("PNG", 6, mode=mode) for mode in ("L", "LA", "P", "RGBA", "1")},
+    "bytes between two segments": (plain := saved("JPEG"))[:20] + b"junk" + plain[20:],
+    "fill bytes": plain[:20] + b"\xff\xff" + plain[20:],
     "a palette with transparency": saved("PNG", mode="P", transparency=bytes(range(256))),
 }
 
