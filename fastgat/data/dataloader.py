@@ -94,9 +94,9 @@ class TorchLoader(Sampled):
         loader = DataLoader(
             Arranged(self.images, self.sampler.augmentation),
             batch_size=None,
-            sampler=keys,  # type: ignore[arg-type]  # of whole batches
+            sampler=keys,
             num_workers=self.workers,
-            collate_fn=_as_it_is,
+            collate_fn=_as_it_is,  # type: ignore[arg-type]  # torch's annotation knows of lists only
             worker_init_fn=leave_signals_to_the_run,
             pin_memory=self.device.type == "cuda",
         )

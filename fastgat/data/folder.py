@@ -110,14 +110,15 @@ class Folder:
         root, prefix, lenient = self.path / part, f"{part}/" if part else "", rule == "position"
         folders: dict[str, str] = {}
         for entry in _scan(root):
-            if entry.is_dir() and (kind := _no_class(entry.name, lenient)) is None:
+            kind = _no_class(entry.name, lenient) if entry.is_dir() else "beside the class folders"
+            if kind is None:
                 # A Mac writes accents as characters of their own, which look the same.
                 name = unicodedata.normalize("NFC", entry.name)
                 if name in folders:
                     raise DataError(f"{root}: two folders are called {name}, in different Unicode forms: rename one")
                 folders[name] = entry.name
             elif not entry.name.startswith(".") or entry.is_dir():
-                passed_over.add(kind if entry.is_dir() else "beside the class folders", prefix + entry.name)
+                passed_over.add(kind, prefix + entry.name)
         classes = tuple(sorted(folders))
         if len(classes) < 2:
             raise DataError(f"{root}: expected a folder for each class, found {len(classes)}: {', '.join(classes)}")

@@ -235,8 +235,10 @@ def _read_samples(path: Path, size: int) -> ShardIndex:
                 image = file
         if image is None or label is None:
             raise _incomplete(path, size, key, EXTENSIONS if image is None else (LABEL,))
-        for column, value in zip(index, (*image, label), strict=False):
-            column.append(value)  # type: ignore[union-attr]  # the four lists
+        index.names.append(image[0])
+        index.offsets.append(image[1])
+        index.lengths.append(image[2])
+        index.labels.append(label)
     return index
 
 

@@ -20,6 +20,7 @@ from fastgat.data import cifar, registry, store
 from fastgat.data.cifar import CIFAR10, CIFAR100, Cifar
 from fastgat.data.registry import load_dataset, silent
 from fastgat.errors import DataError
+from fastgat.files import read_file
 from tests.data.test_pickles import published
 
 ROWS = 40
@@ -209,12 +210,11 @@ def test_verified_files_are_not_read_again_unless_they_change(
     source, root = small
     source.fetch(root, silent)
     read: list[str] = []
-    original = store.read_file
 
     def counted(path: Path) -> bytes:
         if path.suffix != ".json":
             read.append(path.name)
-        return original(path)
+        return read_file(path)
 
     monkeypatch.setattr(store, "read_file", counted)
     source.fetch(root, silent)

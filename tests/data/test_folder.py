@@ -7,6 +7,7 @@ import shutil
 import unicodedata
 from collections.abc import Callable
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import pytest
@@ -196,7 +197,8 @@ def test_what_is_passed_over_is_counted_with_an_example(tmp_path: Path) -> None:
 
 def test_the_same_name_in_two_unicode_forms(tmp_path: Path) -> None:
     """A Mac writes an accent as a character of its own."""
-    for part, form in (("train", "NFC"), ("val", "NFD")):
+    forms: list[tuple[str, Literal["NFC", "NFD"]]] = [("train", "NFC"), ("val", "NFD")]
+    for part, form in forms:
         tree(tmp_path / part, *(f"{unicodedata.normalize(form, name)}/0.png" for name in ("café", "tea")))
     data = Folder(tmp_path, 16).load(0, silent)
     assert data.classes == ("café", "tea")
