@@ -1,6 +1,7 @@
 """Checkpoints: tensors in safetensors, everything else as JSON in the same file; written whole or not at all.
 
-Nothing is unpickled. A file carries the version of its format and a checksum of its contents.
+Nothing is unpickled, and every value of the header has the type that it must have. A file carries the version of its
+format and a checksum of all its other bytes.
 """
 
 from __future__ import annotations
@@ -8,7 +9,7 @@ from __future__ import annotations
 import json
 import zlib
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 import safetensors
 import safetensors.torch
@@ -17,15 +18,42 @@ from torch import Tensor, nn
 
 from fastgat.engine.optimizer import buffer_name
 from fastgat.errors import CheckpointError
-from fastgat.files import write_atomically
+from fastgat.files import read_file, write_atomically
+from fastgat.typed import AT_MOST, check_type, parse_json, shown
 
-FORMAT = 3
-READABLE = (1, 2, 3)
-"""Of format 1 the classifier can be read; the optimisers counted their updates in another way."""
+FORMAT = 4
+READABLE = (1, 2, 3, 4)
+"""Of format 1 the classifier can be read; the optimisers counted their updates in another way. Up to format 3 the
+checksum is that of the tensors' values and fastgat's header."""
 RENAMED = {"classifier_adam.": "classifier_optimizer.", "generator_adam.": "generator_optimizer."}
-"""What format 2 called otherwise; it is read as format 3."""
-HEADER, CHECKSUM = "fastgat", "checksum"
+"""What format 2 called otherwise."""
+HEADER, CHECKSUM, BLANK = "fastgat", "checksum", "00000000"
 CLASSIFIER, EMA, TRANSIENT = "classifier.", "ema.shadow.", "transient.classifier/"
+
+
+class Entry(TypedDict):
+    """What safetensors says of a tensor."""
+
+    dtype: str
+    shape: list[int]
+    data_offsets: list[int]
+
+
+class ModelHeader(TypedDict):
+    """What it takes to build the classifier again; its name is None where it was not built by name."""
+
+    classifier: str | None
+    num_classes: int
+    in_channels: int
+    dropout: float
+
+
+class Header(TypedDict):
+    """What every checkpoint of a run says beside its tensors; one that a run can go on from has its `random` too."""
+
+    config: dict[str, Any]
+    model: ModelHeader
+    position: dict[str, Any]
 
 
 def save_checkpoint(path: Path, tensors: dict[str, Tensor], header: dict[str, Any]) -> None:
@@ -33,7 +61,8 @@ def save_checkpoint(path: Path, tensors: dict[str, Tensor], header: dict[str, An
     # Copies: tensors that share memory (tied weights) are refused by safetensors.
     copies = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
     text = json.dumps({"format": FORMAT, **header})
-    write_atomically(path, safetensors.torch.save(copies, {HEADER: text, CHECKSUM: _checksum(copies, text)}))
+    raw = safetensors.torch.save(copies, {HEADER: text, CHECKSUM: BLANK})
+    write_atomically(path, raw.replace(_entry(BLANK), _entry(f"{zlib.crc32(raw):08x}"), 1))
 
 
 def classifier_alone(tensors: dict[str, Tensor], *, averaged: bool = True) -> dict[str, Tensor]:
@@ -57,27 +86,50 @@ def load_checkpoint(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     Raises CheckpointError if the file is missing, damaged, not fastgat's, or of another format version.
     """
     try:
-        raw = path.read_bytes()
+        raw, metadata = _read(path)
         tensors = safetensors.torch.load(raw)
-        length = int.from_bytes(raw[:8], "little")
-        metadata = json.loads(raw[8 : 8 + length]).get("__metadata__") or {}
-        header = json.loads(metadata[HEADER]) if HEADER in metadata else None
+        header = parse_json(metadata.get(HEADER, "null"))
+        if header is not None:
+            check_type(header, dict, "its header")
     except OSError as error:
         raise CheckpointError(f"{path}: {error.strerror}") from None
-    except (safetensors.SafetensorError, ValueError) as error:
+    except (safetensors.SafetensorError, ValueError, KeyError, RuntimeError, TypeError) as error:  # by an odd dtype
         raise CheckpointError(f"{path}: damaged or not a checkpoint ({error})") from None
-    if not isinstance(header, dict):
+    if header is None:
         raise CheckpointError(f"{path}: not a checkpoint of fastgat (a safetensors file without its header)")
-    if header.get("format") not in READABLE:
-        version = header.get("format", "unknown")
-        raise CheckpointError(f"{path}: checkpoint format {version}, but this fastgat reads up to format {FORMAT}")
-    if metadata.get(CHECKSUM) != _checksum(tensors, metadata[HEADER]):
+    version = header.get("format", "unknown")
+    if version not in READABLE:
+        raise CheckpointError(
+            f"{path}: checkpoint format {shown(version)}, but this fastgat reads up to format {FORMAT}"
+        )
+    value = metadata.get(CHECKSUM, "")
+    if value != (_checksum(raw, value) if version > 3 else _checksum_of_values(tensors, metadata[HEADER])):  # a version
         raise CheckpointError(f"{path}: damaged: its contents do not match their checksum")
-    if header["format"] == 2:  # a version
-        header["format"] = FORMAT
+    try:
+        check_type(header, Header, "header")
+    except ValueError as error:
+        raise CheckpointError(f"{path}: {error}") from None
+    if version == 2:  # a version
         for before, now in RENAMED.items():
             tensors = {name.replace(before, now, 1): tensor for name, tensor in tensors.items()}
+    if version > 1:
+        header["format"] = FORMAT
     return tensors, header
+
+
+def _read(path: Path) -> tuple[bytes, dict[str, str]]:
+    """The content of a safetensors file and its metadata. Raises OSError, or ValueError before the rest is read where
+    its header is not right."""
+    length = int.from_bytes(read_file(path, length=8), "little")
+    entries = parse_json(read_file(path, AT_MOST, offset=8, length=length))
+    check_type(entries, dict, "its header")
+    metadata = entries.pop("__metadata__", {})
+    check_type(metadata, dict[str, str], "its metadata")
+    check_type(entries, dict[str, Entry], "its header")
+    ends = (offset for entry in entries.values() for offset in entry["data_offsets"])
+    if path.stat().st_size != 8 + length + max(ends, default=0):
+        raise ValueError("its length is not the one in its header")
+    return read_file(path), metadata
 
 
 def classifier_tensors(tensors: dict[str, Tensor], module: nn.Module) -> dict[str, Tensor]:
@@ -109,8 +161,21 @@ def check_match(tensors: dict[str, Tensor], module: nn.Module) -> None:
             raise CheckpointError(f"the checkpoint is of another model: {name} has shape {shapes}")
 
 
-def _checksum(tensors: dict[str, Tensor], header: str) -> str:
-    checksum = zlib.crc32(header.encode())
+def _entry(checksum: str) -> bytes:
+    """How a checksum stands in a file."""
+    return f'"{CHECKSUM}":"{checksum}"'.encode(errors="replace")
+
+
+def _checksum(raw: bytes, value: str) -> str:
+    """The checksum of a whole file, from format 4 on, but for the `value` that it has for it."""
+    end = 8 + int.from_bytes(raw[:8], "little")
+    head = raw[:end].replace(_entry(value), _entry(BLANK), 1)
+    return f"{zlib.crc32(memoryview(raw)[end:], zlib.crc32(head)):08x}"
+
+
+def _checksum_of_values(tensors: dict[str, Tensor], header: str) -> str:
+    """The checksum of the formats before."""
+    checksum = zlib.crc32(header.encode(errors="surrogatepass"))
     for name in sorted(tensors):
         checksum = zlib.crc32(tensors[name].flatten().view(torch.uint8).numpy().tobytes(), checksum)
     return str(checksum)
