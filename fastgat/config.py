@@ -5,7 +5,6 @@ The help texts are those of the command line; every value is checked when a data
 
 from __future__ import annotations
 
-import tomllib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
@@ -19,6 +18,7 @@ from fastgat.data.decoding import MAX_PIXELS
 from fastgat.errors import ConfigError
 from fastgat.methods import GAT, Method, create_method
 from fastgat.options import Options, option, suggestion
+from fastgat.typed import read_toml, shown
 
 
 @dataclass(frozen=True)
@@ -161,7 +161,7 @@ class TrainConfig(Options):
             object.__setattr__(self, "method", create_method(self.method))
         for name, kind in {"method": Method, **TABLES}.items():
             if not isinstance(getattr(self, name), kind):
-                raise ConfigError(f"{name} must be a {kind.__name__}, got {getattr(self, name)!r}")
+                raise ConfigError(f"{name} must be a {kind.__name__}, got {shown(getattr(self, name))}")
         if self.select == "last" and self.run.early_stopping is not None:
             raise ConfigError("early_stopping waits for a better epoch: select must be accuracy or loss, not last")
         if self.resume == "auto" and self.output is None:
@@ -198,10 +198,10 @@ TABLES: dict[str, type] = {
 def load_toml(path: Path) -> dict[str, Any]:
     """The tables of a TOML file, `method = "NAME"` as a table too; raises ConfigError if it cannot be read."""
     try:
-        values = tomllib.loads(path.read_text())
+        values = read_toml(path)
     except OSError as error:
         raise ConfigError(f"{path}: {error.strerror}") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
+    except ValueError as error:
         raise ConfigError(f"{path}: not TOML: {error}") from None
     if isinstance(values.get("method"), str):
         values["method"] = {"name": values["method"]}
@@ -263,7 +263,7 @@ def _read(values: dict[str, Any]) -> dict[str, Any]:
     method = _table(values.pop("method", {}), "method")
     name = method.pop("name", GAT.name)
     if not isinstance(name, str):
-        raise ConfigError(f"method.name must be of type str, got {name!r}")
+        raise ConfigError(f"method.name must be of type str, got {shown(name)}")
     arguments: dict[str, Any] = {"method": create_method(name, **method)}
     for table, kind in TABLES.items():
         content = _table(values.pop(table, {}), table)
@@ -275,7 +275,7 @@ def _read(values: dict[str, Any]) -> dict[str, Any]:
 
 def _table(value: Any, name: str) -> dict[str, Any]:
     if not isinstance(value, Mapping):
-        raise ConfigError(f"{name} must be a table, got {value!r}")
+        raise ConfigError(f"{name} must be a table, got {shown(value)}")
     return dict(value)
 
 
@@ -283,7 +283,7 @@ def _check_keys(values: Mapping[str, Any], kind: type, prefix: str) -> None:
     known = [f.name for f in fields(kind)]
     for key in values:
         if key not in known:
-            raise ConfigError(f"unknown key {prefix + key!r}{suggestion(key, known)}")
+            raise ConfigError(f"unknown key {shown(prefix + key)}{suggestion(key, known)}")
 
 
 def _plain(settings: Any) -> dict[str, Any]:

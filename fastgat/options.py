@@ -23,6 +23,10 @@ from pathlib import Path
 from typing import Any
 
 from fastgat.errors import ConfigError
+from fastgat.typed import INTEGERS, shown
+
+FLOAT32 = 2.0**-149, (2 - 2.0**-23) * 2.0**127
+"""The least and the greatest number that float32 has above 0."""
 
 
 @dataclass(frozen=True)
@@ -38,7 +42,7 @@ class Constraint:
 
     def check(self, name: str, value: Any) -> None:
         if self.choices and value not in self.choices:
-            raise ConfigError(f"{name}: unknown value {value!r}{suggestion(str(value), self.choices)}")
+            raise ConfigError(f"{name}: unknown value {shown(value)}{suggestion(str(value), self.choices)}")
         for bound, holds, words in (
             (self.at_least, lambda b: value >= b, "at least"),
             (self.above, lambda b: value > b, "above"),
@@ -46,7 +50,7 @@ class Constraint:
             (self.below, lambda b: value < b, "below"),
         ):
             if bound is not None and not holds(bound):
-                raise ConfigError(f"{name} must be {words} {bound:g}, got {value}")
+                raise ConfigError(f"{name} must be {words} {bound:g}, got {shown(value)}")
 
 
 def option(default: Any, help: str, **constraint: Any) -> Any:
@@ -60,7 +64,7 @@ def constraint(f: Field[Any]) -> Constraint:
 
 def suggestion(word: str, known: Iterable[str]) -> str:
     """The end of an error message: the nearest known word, or all of them when none is near."""
-    known = list(known)
+    known, word = list(known), word[:100]
     near = difflib.get_close_matches(word, known, n=1)
     return f"; did you mean {near[0]!r}?" if near else f"; known: {', '.join(known)}"
 
@@ -101,6 +105,8 @@ def convert(name: str, value: Any, plain: type) -> Any:
 
     Raises ConfigError where the value cannot be read as that type.
     """
+    if isinstance(value, (str, Path)) and "\0" in str(value):
+        raise ConfigError(f"{name} must not have a null character, got {shown(value)}")
     if plain is bool or isinstance(value, bool):
         if plain is bool and isinstance(value, bool):
             return value
@@ -108,16 +114,28 @@ def convert(name: str, value: Any, plain: type) -> Any:
         try:
             number = float(Fraction(value)) if isinstance(value, str) and "/" in value else float(value)
         except (TypeError, ValueError, ZeroDivisionError, OverflowError):
-            raise ConfigError(f"{name} must be a number such as 0.03 or 8/255, got {value!r}") from None
+            raise ConfigError(f"{name} must be a number such as 0.03 or 8/255, got {shown(value)}") from None
         if not math.isfinite(number):
-            raise ConfigError(f"{name} must be finite, got {value!r}")
+            raise ConfigError(f"{name} must be finite, got {shown(value)}")
+        if number and not FLOAT32[0] <= abs(number) <= FLOAT32[1]:
+            raise ConfigError(f"{name} must be a number that float32 can hold, got {shown(value)}")
         return number
     elif plain is int:
         if isinstance(value, int):
+            if abs(value) >= INTEGERS:
+                raise ConfigError(f"{name} must be at most 2^63 - 1, got {shown(value)}")
             return value
     elif plain is Path:
         if isinstance(value, (str, Path)) and str(value):
-            return Path(value).expanduser()
+            return home_path(name, value)
     elif isinstance(value, plain):
         return value
-    raise ConfigError(f"{name} must be of type {plain.__name__}, got {value!r}")
+    raise ConfigError(f"{name} must be of type {plain.__name__}, got {shown(value)}")
+
+
+def home_path(name: str, value: str | Path) -> Path:
+    """`value` as a path, a user's home in place of `~`. Raises ConfigError where it cannot be one."""
+    try:
+        return Path(value).expanduser()
+    except RuntimeError:
+        raise ConfigError(f"{name}: {value}: there is no such user") from None

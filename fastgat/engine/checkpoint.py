@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from fastgat.engine.optimizer import buffer_name
+from fastgat.engine.position import Position
 from fastgat.errors import CheckpointError
 from fastgat.files import read_file, write_atomically
 from fastgat.typed import AT_MOST, check_type, parse_json, shown
@@ -53,7 +54,7 @@ class Header(TypedDict):
 
     config: dict[str, Any]
     model: ModelHeader
-    position: dict[str, Any]
+    position: Position
 
 
 def save_checkpoint(path: Path, tensors: dict[str, Tensor], header: dict[str, Any]) -> None:

@@ -3,7 +3,20 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypedDict
+
+from fastgat.typed import check_type
+
+
+class EpochRow(TypedDict):
+    """What a checkpoint says at least of an epoch that is done."""
+
+    epoch: int
+    step: int
+    images_per_second: float
+    seconds: float
+    validation_accuracy: float
+    validation_loss: float
 
 
 @dataclass
@@ -33,6 +46,25 @@ class Position:
     epochs: list[dict[str, Any]] = field(default_factory=list)
     skipped: list[str] = field(default_factory=list)
     kept: dict[str, int] = field(default_factory=dict)
+
+    @classmethod
+    def read(cls, values: dict[str, Any]) -> Position:
+        """The position in a checkpoint's header, whose types are right.
+
+        Raises ValueError or TypeError where it cannot be that of a run.
+        """
+        at = cls(**values)
+        check_type(at.epochs, list[EpochRow], "position.epochs")
+        if at.step < 0 or at.steps_per_epoch < 1 or min(at.seconds, at.epoch_seconds, at.epoch_waited) < 0:
+            raise ValueError("a number of its position is too small")
+        done = at.step // at.steps_per_epoch
+        if at.epoch_steps and at.step % at.steps_per_epoch == 0:  # the last one is not validated yet
+            done -= 1
+        if [row["epoch"] for row in at.epochs] != list(range(1, done + 1)):
+            raise ValueError(f"its epochs are not those before step {at.step}")
+        if not {at.best_epoch, *at.kept.values()} - {None} <= set(range(1, done + 1)):
+            raise ValueError("its best epoch is not one of those done")
+        return at
 
     def row(self, epoch: int | None) -> dict[str, Any] | None:
         """The row of an epoch, counted from 1."""

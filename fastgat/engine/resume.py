@@ -13,7 +13,9 @@ from fastgat.config import TrainConfig, identity
 from fastgat.engine.checkpoint import FORMAT, load_checkpoint
 from fastgat.engine.run_checkpoints import BEST, LAST, SUMMARY
 from fastgat.errors import CheckpointError, ConfigError, DataError
-from fastgat.files import write_atomically
+from fastgat.files import regular_file, write_atomically
+from fastgat.options import home_path
+from fastgat.typed import shown
 
 SLIM = f"holds a finished run, of which only the classifier was kept ({BEST})"
 
@@ -47,7 +49,7 @@ def find_checkpoint(resume: str | None, output: Path | None) -> Checkpoint | Non
                 raise CheckpointError(f"{output} {SLIM}: it can be evaluated, but not continued")
             return None
     else:
-        path = Path(resume).expanduser()
+        path = home_path("resume", resume)
         path = path / LAST if path.is_dir() else path
         elsewhere = output is not None and output.resolve() != path.parent.resolve()
         if output is not None and elsewhere and (_exists(output / LAST) or _is_slim(output)):
@@ -67,10 +69,11 @@ def after_restart(resume: str | None, output: Path | None, restarted: bool) -> s
 
 def check_same_run(checkpoint: Checkpoint, config: TrainConfig) -> None:
     """Raises CheckpointError, naming the first difference, if `config` would compute something else."""
-    before, now = (identity(c) for c in (TrainConfig.from_dict(checkpoint.header["config"]), config))
+    then = TrainConfig.from_dict(checkpoint.header["config"], str(checkpoint.path))
+    before, now = identity(then), identity(config)
     for key in sorted(before.keys() | now.keys()):
         if before.get(key) != now.get(key):
-            was, wanted = (repr(value) if value is not None else "unset" for value in (before.get(key), now.get(key)))
+            was, wanted = (shown(value) if value is not None else "unset" for value in (before.get(key), now.get(key)))
             raise CheckpointError(
                 f"{checkpoint.path}: made with {key} = {was}, but now {wanted} is asked for; a run keeps its settings"
             )
@@ -81,7 +84,12 @@ def adopt_best(checkpoint: Checkpoint, output: Path) -> None:
     before = checkpoint.path.parent
     if output.resolve() != before.resolve():
         for best in before.glob("best*.safetensors"):
-            write_atomically(output / best.name, best.read_bytes())
+            try:
+                with regular_file(best) as file:
+                    content = file.read()
+            except OSError as error:
+                raise CheckpointError(f"{best}: {error.strerror}") from None
+            write_atomically(output / best.name, content)
 
 
 def _is_slim(folder: Path) -> bool:

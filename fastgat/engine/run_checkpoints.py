@@ -65,9 +65,9 @@ class RunCheckpoints:
         own = self.state.completed(self.state.part_of(own))
         check_match(own, self.state)
         try:
-            position = Position(**header["position"])
+            position = Position.read(header["position"])
             restore_random_state(tensors, header["random"], self.state.device)
-        except (KeyError, TypeError, ValueError, RuntimeError) as error:
+        except (KeyError, TypeError, ValueError, RuntimeError, OverflowError) as error:
             raise CheckpointError(f"the checkpoint's header is not one of this version ({error})") from None
         if position.steps_per_epoch != steps_per_epoch:
             before = position.steps_per_epoch
@@ -95,8 +95,8 @@ class RunCheckpoints:
         _, header = load_checkpoint(self.folder / name)
         then = header["position"]
         if name == BEST:
-            return bool(then["best_epoch"] == at.best_epoch)
-        return bool(then["kept"].get(name) == at.kept[name])
+            return bool(then.get("best_epoch") == at.best_epoch)
+        return bool(then.get("kept", {}).get(name) == at.kept[name])
 
     def classifier_in(self, name: str) -> dict[str, Tensor]:
         """The classifier's tensors in a file of the run, on the state's device."""
