@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-import copy
 import importlib
+import io
 import json
 import logging
 import tempfile
@@ -17,19 +17,19 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
+from fastgat.config import TrainConfig
 from fastgat.engine.checkpoint import load_checkpoint
 from fastgat.engine.load import CHECKPOINTS, checkpoint_path, trained_classifier
-from fastgat.errors import ConfigError, FastgatError
+from fastgat.errors import ConfigError, FastgatError, OutputError
 from fastgat.files import write_atomically
-from fastgat.models import create_classifier
 from fastgat.options import suggestion
 
 SUFFIXES = {"safetensors": ".safetensors", "torch-export": ".pt2", "onnx": ".onnx"}
 """Formats, and how their files end."""
 ALLOWED = 1e-4
 """The largest difference of a logit, relative to the largest logit."""
-SIDE = 32
-"""Pixels a side where a run does not say."""
+SIDE, LARGEST = 32, 8192
+"""Pixels a side where a run does not say, and at most."""
 BATCHES = (1, 3)
 """Batch sizes that an exported classifier is tried at."""
 
@@ -41,7 +41,7 @@ def export(
     output: Path | str | None = None,
     *,
     checkpoint: str = "best",
-    image_size: int | None = None,
+    image_size: int | tuple[int, int] | None = None,
     classifier: nn.Module | str | None = None,
 ) -> Path:
     """Write the classifier of a run in another format; returns where.
@@ -51,9 +51,10 @@ def export(
         format: "safetensors", the weights by their names with what is needed to build the network as metadata;
             "torch-export", a program that torch.export.load reads; "onnx". The programs take images (B, C, H, W) in
             [0, 1], float32, for any B, and return logits (B, K).
-        output: the file; by default classifier.SUFFIX in the run folder.
+        output: the file; by default classifier.SUFFIX in the run folder. Beside it lies FILE.data for an onnx program
+            that is too large for one file.
         checkpoint: one of `fastgat.engine.load.CHECKPOINTS`.
-        image_size: pixels a side of the images, for a program; by default those of the run.
+        image_size: pixels a side of the images, or their height and width, for a program; by default as in training.
         classifier: a module to load into, or "package.module:factory", as for `load_classifier`.
 
     Raises FastgatError if the run cannot be read, the classifier cannot be exported, or what was exported gives other
@@ -66,19 +67,33 @@ def export(
     source = checkpoint_path(run, checkpoint)
     tensors, header = load_checkpoint(source)
     module = trained_classifier(source, tensors, header, classifier=classifier)
-    side = image_size or header["config"]["data"].get("image_size") or SIDE
+    size = image_size or header["model"].get("image_size") or _configured_size(source, header)
+    sides = [size, size] if isinstance(size, int) else list(size)
+    if len(sides) != 2 or not all(0 < side <= LARGEST for side in sides):  # dimensions
+        raise ConfigError(f"image_size must be one or two numbers of 1 to {LARGEST} pixels, got {size}")
     seeded = torch.Generator().manual_seed(0)
-    batches = [torch.rand(size, header["model"]["in_channels"], side, side, generator=seeded) for size in BATCHES]
+    batches = [torch.rand(count, header["model"]["in_channels"], *sides, generator=seeded) for count in BATCHES]
     target = Path(output) if output is not None else source.parent / f"classifier{SUFFIXES[format]}"
     if target.is_dir():
         raise ConfigError(f"{target} is a folder: name the file to write")
-    with tempfile.TemporaryDirectory() as folder:
-        made = Path(folder) / target.name
-        model = header["model"] | ({"classifier": None} if isinstance(classifier, nn.Module) else {})
-        reread = EXPORTERS[format](module, model, batches[-1], made)
-        check(module, reread, batches, format)
-        write_atomically(target, made.read_bytes())
+    model = header["model"] | ({"classifier": None} if isinstance(classifier, nn.Module) else {})
+    try:
+        # Beside the target, so that what is read back is what then gets its name, with the files that belong to it.
+        with tempfile.TemporaryDirectory(prefix=".export-", dir=target.parent) as folder:
+            made = Path(folder) / target.name
+            check(module, EXPORTERS[format](module, model, batches[-1], made), batches, format)
+            for file in sorted(made.parent.iterdir(), reverse=True):  # data before the program that refers to them
+                file.replace(target.with_name(file.name))
+    except FastgatError:
+        raise
+    except OSError as error:
+        raise OutputError(f"{target}: cannot be written: {error.strerror}") from None
     return target
+
+
+def _configured_size(source: Path, header: dict[str, Any]) -> int:
+    """Pixels a side of the images of a run whose checkpoint does not say more."""
+    return TrainConfig.from_dict(header["config"], str(source)).data.image_size or SIDE
 
 
 @torch.no_grad()
@@ -96,16 +111,11 @@ def _safetensors(
 ) -> Callable[[Tensor], Tensor]:
     # Copies: tensors that share memory (tied weights) are refused.
     tensors = {name: tensor.clone().contiguous() for name, tensor in classifier.state_dict().items()}
-    safetensors.torch.save_file(tensors, path, {"fastgat.model": json.dumps(model)})
-    if model["classifier"] is None:
-        fresh = copy.deepcopy(classifier)  # of the user's own making: nothing here could build it
-        for tensor in fresh.state_dict().values():
-            tensor.zero_()
-    else:
-        names = ("classifier", "num_classes", "in_channels", "dropout")
-        fresh = create_classifier(*(model[name] for name in names))
-    fresh.load_state_dict(safetensors.torch.load_file(path))
-    return fresh.eval()
+    write_atomically(path, safetensors.torch.save(tensors, {"fastgat.model": json.dumps(model)}))
+    reread = safetensors.torch.load(path.read_bytes())
+    if reread.keys() != tensors.keys():
+        raise FastgatError("the safetensors export has other tensors; not written")
+    return lambda given: torch.func.functional_call(classifier, reread, given)
 
 
 def _torch_export(
@@ -113,9 +123,11 @@ def _torch_export(
 ) -> Callable[[Tensor], Tensor]:
     try:
         program = torch.export.export(classifier, (images,), dynamic_shapes=({0: torch.export.Dim("batch", min=1)},))
+        content = io.BytesIO()  # torch's own writer aborts the process where the disk is full
+        torch.export.save(program, content)
     except Exception as error:  # noqa: BLE001  # whatever it is that torch cannot trace
         raise FastgatError(f"torch.export cannot take the classifier: {_first_line(error)}") from None
-    torch.export.save(program, path)
+    write_atomically(path, content.getvalue())
     return torch.export.load(path).module()
 
 
@@ -139,9 +151,9 @@ def _onnx(classifier: nn.Module, model: dict[str, Any], images: Tensor, path: Pa
                 verbose=False,
             )
             assert program is not None
-            program.save(path)
     except Exception as error:  # noqa: BLE001  # whatever it is that torch cannot translate
         raise FastgatError(f"torch.onnx cannot take the classifier: {_first_line(error)}") from None
+    program.save(path)
     from onnx.reference import ReferenceEvaluator
 
     session = ReferenceEvaluator(str(path))

@@ -11,6 +11,7 @@ from typing import Any
 
 from fastgat.errors import DataError, OutputError
 from fastgat.files import write_atomically
+from fastgat.typed import read_json
 
 Key = Mapping[str, Any]
 """Settings that decide a value, as JSON has them."""
@@ -84,12 +85,12 @@ def as_json(value: Mapping[str, Any]) -> bytes:
 def read_object(path: Path) -> dict[str, Any] | None:
     """The JSON object in `path`, or None where there is no file. Raises DataError if it holds anything else."""
     try:
-        content = json.loads(path.read_bytes())
+        content = read_json(path)
     except (FileNotFoundError, NotADirectoryError):
         return None
     except OSError as error:
         raise DataError(f"{path}: cannot be read: {error.strerror}") from None
-    except (ValueError, RecursionError):
+    except ValueError:
         raise DataError(f"{path}: damaged; remove it, or the run's whole folder, to have it made again") from None
     if not isinstance(content, dict):
         raise DataError(f"{path}: {UNKNOWN_CONTENT}")

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import resource
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -87,6 +90,68 @@ def test_a_classifier_of_ones_own_cannot_be_built_here(tmp_path: Path) -> None:
     fresh.load_state_dict(safetensors.torch.load_file(path))
     given = torch.rand(2, 3, 8, 8)
     torch.testing.assert_close(fresh.eval()(given), load_classifier(tmp_path / "run", classifier=Small())(given))
+
+
+class Flat(nn.Module):
+    """Takes images of 4 x 6 pixels and no others; its weight is normalised."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.head = nn.utils.weight_norm(nn.Linear(3 * 4 * 6, 4))
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return self.head(images.flatten(1))
+
+
+def flat_run(folder: Path) -> Path:
+    loader = [(torch.rand(2, 3, 4, 6), torch.tensor([0, 3]))]
+    settings = config(folder, method="baseline", epochs=1)
+    Trainer(settings, classifier=Flat(), train_loader=loader, validation_loader=loader).fit()
+    return folder
+
+
+@pytest.mark.filterwarnings("ignore:.*weight_norm")
+def test_images_of_the_shape_of_training(tmp_path: Path) -> None:
+    run = flat_run(tmp_path / "run")
+    path = export(run, classifier=Flat())
+    fresh = Flat()
+    fresh.load_state_dict(safetensors.torch.load_file(path))
+    given = torch.rand(2, 3, 4, 6)
+    torch.testing.assert_close(fresh.eval()(given), load_classifier(run, classifier=Flat())(given))
+    for sides in ((4,), (0, 6), 10**6):
+        with pytest.raises(ConfigError, match="image_size must be one or two numbers"):
+            export(run, classifier=Flat(), image_size=sides)  # type: ignore[arg-type]  # wrong on purpose
+
+
+@pytest.mark.slow
+def test_a_program_too_large_for_one_file(run_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    program = pytest.importorskip("torch.onnx._internal.exporter._onnx_program", reason="another torch")
+    onnx = pytest.importorskip("onnx", reason="onnx is not installed")
+    pytest.importorskip("onnxscript", reason="onnxscript is not installed")
+    monkeypatch.setattr(program, "_LARGE_MODEL_THRESHOLD", 1000)
+    path = export(run_folder, "onnx", tmp_path / "large.onnx")
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["large.onnx", "large.onnx.data"]
+    onnx.checker.check_model(onnx.load(path))
+
+
+@pytest.mark.parametrize("format", [pytest.param(name, marks=pytest.mark.slow) for name in ("torch-export", "onnx")])
+def test_a_full_disk(run_folder: Path, tmp_path: Path, format: str) -> None:
+    """A limit of the operating system, in a process of its own; what was there stays."""
+    pytest.importorskip("onnxscript", reason="onnxscript is not installed")
+    target = tmp_path / "out"
+    target.write_text("before")
+    done = subprocess.run(
+        [sys.executable, "-m", "fastgat", "export", run_folder, "--format", format, "--output", target],
+        capture_output=True,
+        text=True,
+        check=False,
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000)),
+    )
+    assert done.returncode == 1
+    assert done.stderr.count("\n") == 1
+    assert "cannot be written: File too large" in done.stderr
+    assert [file.name for file in tmp_path.iterdir()] == ["out"]
+    assert target.read_text() == "before"
 
 
 @pytest.mark.parametrize(

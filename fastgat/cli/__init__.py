@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import importlib.metadata
+import io
 import os
 import sys
 from typing import Any
@@ -24,6 +25,9 @@ COMMANDS = {
     "data": "Find, fetch and verify data sets.",
     "info": "Say what fastgat finds on this machine.",
 }
+
+LONGEST = 2000
+"""Characters of an error message."""
 
 
 class LazyGroup(click.Group):
@@ -55,6 +59,9 @@ def cli() -> None:
 
 def main() -> None:
     """The `fastgat` command. Errors that a user can cause end in one line and the error's exit code."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # paths that are not UTF-8 go out as the bytes that they are
+            stream.reconfigure(errors="surrogateescape" if stream.encoding == "utf-8" else "backslashreplace")
     try:
         sys.exit(cli(prog_name="fastgat", standalone_mode=False))
     except FastgatError as error:
@@ -88,7 +95,11 @@ def _one_of_several() -> bool:
 
 
 def _fail(message: str, exit_code: int, ctx: click.Context | None = None, *, lost: bool = False) -> None:
-    line = " ".join(message.split())
+    message = " ".join(message.split())
+    if len(message) > LONGEST:
+        message = f"{message[: LONGEST // 2]} ... {message[-LONGEST // 2 :]}"
+    printable = (c if c.isprintable() or "\udc80" <= c <= "\udcff" else ascii(c)[1:-1] for c in message)
+    line = "".join(printable)
     hint = f" (try `{ctx.command_path} --help`)" if ctx is not None else ""
     if _one_of_several():
         from fastgat.engine.ranks import account  # imports torch

@@ -73,8 +73,8 @@ def _config(file: Path | None, given: dict[str, Any]) -> TrainConfig:
     checkpoint = find_checkpoint(str(resume), Path(output) if output else None)
     if checkpoint is None:
         return TrainConfig.from_dict(asked)
-    before = {key: value for key, value in checkpoint.header.get("config", {}).items() if key != "output"}
+    before = {key: value for key, value in checkpoint.header["config"].items() if key != "output"}
+    TrainConfig.from_dict(before, str(checkpoint.path))
     if users_images(before.get("data", {}).get("dataset", "")) is not None:  # earlier versions ignored their data_dir
         before["data"] = {key: value for key, value in before["data"].items() if key != "data_dir"}
-    TrainConfig.from_dict(before, str(checkpoint.path))
     return TrainConfig.from_dict(merge(before, asked))

@@ -40,8 +40,18 @@ class Entry(TypedDict):
     data_offsets: list[int]
 
 
-class ModelHeader(TypedDict):
-    """What it takes to build the classifier again; its name is None where it was not built by name."""
+class _Later(TypedDict, total=False):
+    """What headers of earlier versions lack."""
+
+    classes: list[str] | None
+    image_size: list[int]
+
+
+class ModelHeader(_Later):
+    """What it takes to build the classifier again; its name is None where it was not built by name.
+
+    `image_size` is the height and width of the images that it was trained on.
+    """
 
     classifier: str | None
     num_classes: int
@@ -122,7 +132,9 @@ def _read(path: Path) -> tuple[bytes, dict[str, str]]:
     """The content of a safetensors file and its metadata. Raises OSError, or ValueError before the rest is read where
     its header is not right."""
     length = int.from_bytes(read_file(path, length=8), "little")
-    entries = parse_json(read_file(path, AT_MOST, offset=8, length=length))
+    if length > AT_MOST:
+        raise ValueError("its header is too long")
+    entries = parse_json(read_file(path, offset=8, length=length))
     check_type(entries, dict, "its header")
     metadata = entries.pop("__metadata__", {})
     check_type(metadata, dict[str, str], "its metadata")

@@ -19,6 +19,9 @@ from fastgat.models import create_classifier, is_factory
 CHECKPOINTS = {"best": BEST, "last": LAST, "accuracy": Candidate("accuracy").file, "loss": Candidate("loss").file}
 """The files of a run folder by what they are called: as `--select` chose, or by the rule that chose them."""
 
+SIZES = 1 << 17
+"""The most classes or channels that a checkpoint may ask a classifier for."""
+
 
 def checkpoint_path(run: Path | str, checkpoint: str = "best") -> Path:
     """The file of one of a run's CHECKPOINTS; `run` may name a checkpoint itself.
@@ -70,10 +73,14 @@ def trained_classifier(
 
     `classifier` may also be several names, where several checkpoints share them.
     """
+    model = header["model"]
+    sizes = (model["num_classes"], model["in_channels"])
+    if not (all(1 <= size <= SIZES for size in sizes) and 0 <= model["dropout"] < 1):
+        raise CheckpointError(f"{path}: no classifier has {sizes[0]} classes, {sizes[1]} channels and such a dropout")
     if isinstance(classifier, nn.Module):
         module = classifier
     else:
-        module = _build(path, header["model"], [classifier] if isinstance(classifier, str) else list(classifier or ()))
+        module = _build(path, model, [classifier] if isinstance(classifier, str) else list(classifier or ()))
     try:
         found = classifier_tensors(tensors, module)
     except CheckpointError as error:

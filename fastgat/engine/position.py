@@ -60,7 +60,7 @@ class Position:
         done = at.step // at.steps_per_epoch
         if at.epoch_steps and at.step % at.steps_per_epoch == 0:  # the last one is not validated yet
             done -= 1
-        if [row["epoch"] for row in at.epochs] != list(range(1, done + 1)):
+        if len(at.epochs) != done or [row["epoch"] for row in at.epochs] != list(range(1, done + 1)):
             raise ValueError(f"its epochs are not those before step {at.step}")
         if not {at.best_epoch, *at.kept.values()} - {None} <= set(range(1, done + 1)):
             raise ValueError("its best epoch is not one of those done")

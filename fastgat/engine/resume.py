@@ -13,7 +13,7 @@ from fastgat.config import TrainConfig, identity
 from fastgat.engine.checkpoint import FORMAT, load_checkpoint
 from fastgat.engine.run_checkpoints import BEST, LAST, SUMMARY
 from fastgat.errors import CheckpointError, ConfigError, DataError
-from fastgat.files import regular_file, write_atomically
+from fastgat.files import read_file, write_atomically
 from fastgat.options import home_path
 from fastgat.typed import shown
 
@@ -85,8 +85,7 @@ def adopt_best(checkpoint: Checkpoint, output: Path) -> None:
     if output.resolve() != before.resolve():
         for best in before.glob("best*.safetensors"):
             try:
-                with regular_file(best) as file:
-                    content = file.read()
+                content = read_file(best)
             except OSError as error:
                 raise CheckpointError(f"{best}: {error.strerror}") from None
             write_atomically(output / best.name, content)

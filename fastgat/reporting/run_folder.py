@@ -10,14 +10,23 @@ from __future__ import annotations
 import contextlib
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 from fastgat.config import TrainConfig
 from fastgat.engine.events import Callback, Compiled, End, EpochEnd, Interval, Start
 from fastgat.engine.run_checkpoints import SUMMARY
-from fastgat.files import append_line, write_atomically
+from fastgat.errors import DataError
+from fastgat.files import append_line, read_file, write_atomically
 from fastgat.reporting.curves import draw_curves
 from fastgat.reporting.environment import environment
+from fastgat.typed import AT_MOST, check_type, parse_json
+
+
+class Row(TypedDict):
+    """What a row of metrics.jsonl has at least."""
+
+    event: str
+    step: int
 
 
 class RunFolder(Callback):
@@ -57,7 +66,7 @@ class RunFolder(Callback):
             self._write(SUMMARY, _json(event.summary))
 
     def _write(self, name: str, text: str) -> None:
-        self._write_bytes(name, text.encode())
+        self._write_bytes(name, text.encode(errors="surrogateescape"))  # a path that is not UTF-8
 
     def _write_bytes(self, name: str, content: bytes) -> None:
         write_atomically(self.folder / name, content)
@@ -65,13 +74,18 @@ class RunFolder(Callback):
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
     """The complete rows of a metrics.jsonl; what a kill has cut off, or another program written, is left out."""
-    if not path.exists():
+    try:
+        content = read_file(path, AT_MOST)
+    except FileNotFoundError:
         return []
+    except OSError as error:
+        raise DataError(f"{path}: {error.strerror}") from None
     rows = []
-    for line in path.read_text(errors="replace").splitlines():
+    for line in content.splitlines():
         with contextlib.suppress(ValueError):
-            row = json.loads(line)
-            if isinstance(row, dict) and {"event", "step"} <= row.keys():
+            row = parse_json(line)
+            check_type(row, Row, "row")
+            if row["event"] != "epoch" or "epoch" in row:
                 rows.append(row)
     return rows
 

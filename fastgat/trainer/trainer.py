@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from fastgat.batch import Batch
 from fastgat.config import TrainConfig, flatten, identity
 from fastgat.data.identity import Identity, split_rule
 from fastgat.data.registry import silent
@@ -171,7 +172,7 @@ class Trainer:
             folder=config.output,
             header={
                 "config": config.to_dict(),
-                "model": self._model(feed),
+                "model": self._model(feed, batch),
                 "data": feed.identity.record() if feed.identity else None,
             },
             facts=run_facts(self.config, self.method, feed, state, own_classifier=self.classifier is not None)
@@ -237,13 +238,14 @@ class Trainer:
         rule = split_rule(None if self._checkpoint is None else self._checkpoint.header)
         return dataset_feed(config, share, device, ranks, self.progress, rule)
 
-    def _model(self, feed: Feed) -> dict[str, Any]:
+    def _model(self, feed: Feed, batch: Batch) -> dict[str, Any]:
         """What `load_classifier` needs to build the classifier again."""
         return {
             "classifier": self.config.model.classifier if self.classifier is None else None,
             "num_classes": feed.num_classes,
             "classes": list(feed.classes) if self.train_loader is None else None,
             "in_channels": feed.channels,
+            "image_size": list(batch.images.shape[2:]),
             "dropout": self.method.classifier_dropout,
         }
 

@@ -20,3 +20,6 @@ def test_on_the_command_line(run: Run, tmp_path: Path) -> None:
     assert done.code == 1
     assert "cannot be written" in done.err
     assert run("export", tmp_path / "run", "--format", "pickle").code == 2
+    assert run("export", tmp_path / "run", "--image-size", "48X40").code == 0
+    for size in ("48x", "x", "-1", "1x2x3", "9" * 5000):
+        assert "is neither N nor HxW" in run("export", tmp_path / "run", "--image-size", size).err
