@@ -63,6 +63,7 @@ def runs(folder: Path) -> Iterator[Run]:
     archive = read_archive(folder)
     for name, cell in archive.cells.items():
         settings, summary, rows = cell["settings"], cell["summary"], archive.epochs[name]
+        assert summary is not None
         known = settings["method.name"], _setting(settings), settings["seed"]
         validation = {rule: pick(rows)["validation_accuracy"] for rule, pick in RULES.items()}
         validation["mean"] = statistics.mean(row["validation_accuracy"] for row in rows[-LAST:])

@@ -11,11 +11,10 @@ from typing import Any
 
 from fastgat.errors import DataError, OutputError
 from fastgat.files import write_atomically
-from fastgat.typed import read_json
+from fastgat.typed import check_type, read_json
 
 Key = Mapping[str, Any]
 """Settings that decide a value, as JSON has them."""
-UNKNOWN_CONTENT = "not what fastgat writes there; remove it to have it made again"
 
 
 class Store:
@@ -28,9 +27,10 @@ class Store:
         self.folder, self.fresh = folder, fresh
         self._written: set[str] = set()
 
-    def load(self, name: str) -> dict[str, Any] | None:
-        """The object called `name`, or None where there is none. Raises DataError if its file is damaged."""
-        return None if self.folder is None else read_object(self.folder / f"{name}.json")
+    def load(self, name: str, kind: Any = dict[str, Any]) -> Any:
+        """The object called `name`, of the type `kind`, or None where there is none. Raises DataError if its file is
+        damaged or holds something else."""
+        return None if self.folder is None else read_object(self.folder / f"{name}.json", kind)
 
     def save(self, name: str, value: Mapping[str, Any]) -> None:
         """Keep `value` under `name`. Raises OutputError if it cannot be written."""
@@ -82,8 +82,9 @@ def as_json(value: Mapping[str, Any]) -> bytes:
     return (json.dumps(value, indent=2) + "\n").encode()
 
 
-def read_object(path: Path) -> dict[str, Any] | None:
-    """The JSON object in `path`, or None where there is no file. Raises DataError if it holds anything else."""
+def read_object(path: Path, kind: Any = dict[str, Any]) -> Any:
+    """The JSON object in `path`, of the type `kind`, or None where there is no file. Raises DataError if it holds
+    anything else."""
     try:
         content = read_json(path)
     except (FileNotFoundError, NotADirectoryError):
@@ -92,8 +93,10 @@ def read_object(path: Path) -> dict[str, Any] | None:
         raise DataError(f"{path}: cannot be read: {error.strerror}") from None
     except ValueError:
         raise DataError(f"{path}: damaged; remove it, or the run's whole folder, to have it made again") from None
-    if not isinstance(content, dict):
-        raise DataError(f"{path}: {UNKNOWN_CONTENT}")
+    try:
+        check_type(content, kind, "the file")
+    except ValueError as error:
+        raise DataError(f"{path}: not what fastgat writes there ({error}); remove it to have it made again") from None
     return content
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import shlex
 import sys
+from collections.abc import Sequence
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from fastgat.cli.options import SectionedCommand, overrides, run_options, settin
 from fastgat.config import TrainConfig, merge
 from fastgat.engine.allocator import keep_freed_memory
 from fastgat.errors import ConfigError, FastgatError
-from fastgat.experiments import EXPERIMENTS, PAPER, Plan, RunStore
+from fastgat.experiments import EXPERIMENTS, PAPER, Experiment, Plan, RunStore
 from fastgat.experiments.images import load_images
 from fastgat.experiments.page import check_page, collect, sections, write_page
 from fastgat.experiments.search import check_grids
@@ -111,13 +112,8 @@ def reproduce(
     check_page(page)
     failure, complete = None, True
     if not collect_only:
-        keep_freed_memory()
-        if any(each.images for each in experiments):
-            with contextlib.closing(TransferBar(console)) as transfer:
-                load_images(plan, transfer)  # once, before several processes want it
         try:
-            with JobsDisplay(console) as display:
-                complete = work_together(experiments, plan, store, display, jobs)
+            complete = run_experiments(experiments, plan, store, console, jobs)
         except FastgatError as error:  # what is done is shown all the same
             failure = error
     results = collect(experiments, plan, store)
@@ -133,6 +129,18 @@ def reproduce(
         click.echo(f"interrupted; the same command goes on from here ({folder})")
     elif not results["figures"]:
         raise ConfigError(f"{folder} holds no figures of {', '.join(what)} with these settings")
+
+
+def run_experiments(
+    experiments: Sequence[Experiment], plan: Plan, store: RunStore, console: Console, jobs: int
+) -> bool:
+    """Do all that is left to do, shown on the terminal; False where a signal came first."""
+    keep_freed_memory()
+    if any(each.images for each in experiments):
+        with contextlib.closing(TransferBar(console)) as transfer:
+            load_images(plan, transfer)  # once, before several processes want it
+    with JobsDisplay(console) as display:
+        return work_together(experiments, plan, store, display, jobs)
 
 
 def plan_from(quick: bool, dataset: str | None, grids: tuple[str, ...], given: dict[str, Any]) -> Plan:

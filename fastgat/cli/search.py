@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import itertools
 import json
 from pathlib import Path
@@ -13,18 +12,14 @@ from rich.console import Console
 from rich.markdown import Markdown
 
 from fastgat.cli.options import SectionedCommand, overrides, run_options, settings
+from fastgat.cli.reproduce import run_experiments
 from fastgat.config import TrainConfig, merge
-from fastgat.engine.allocator import keep_freed_memory
 from fastgat.errors import ConfigError
 from fastgat.experiments import Plan, RunStore
 from fastgat.experiments.cell import Cell
-from fastgat.experiments.images import load_images
 from fastgat.experiments.search import GRIDS, PARAMETERS, Search
-from fastgat.experiments.work import work_together
 from fastgat.options import convert, suggestion, value_type
 from fastgat.processes import launched
-from fastgat.reporting.jobs import JobsDisplay
-from fastgat.reporting.transfer import TransferBar
 
 OWN = ("output", "resume", "seed", "device")
 """Settings that are no subject of a search."""
@@ -71,12 +66,7 @@ def search(over: tuple[str, ...], seeds: int, jobs: int, as_json: bool, out: Pat
     plan, sweep = Plan(seeds=seeds, base=base), Search(variants)
     folder = out or Path("runs") / f"search-{plan.dataset}"
     store, console = RunStore(folder), Console(stderr=as_json)
-    keep_freed_memory()
-    with contextlib.closing(TransferBar(console)) as transfer:
-        load_images(plan, transfer)  # once, before several processes want it
-    with JobsDisplay(console) as display:
-        complete = work_together([sweep], plan, store, display, jobs)
-    if not complete:
+    if not run_experiments([sweep], plan, store, console, jobs):
         console.print(f"interrupted; the same command goes on from here ({folder})", markup=False, soft_wrap=True)
         return
     figures = sweep.collect(plan, store)

@@ -1,53 +1,102 @@
-"""results.json: all that pages are made of, in one file that can be kept where the runs cannot.
+"""results.json: all that pages are made of, in one file that can be kept where the runs cannot; and its types.
 
 cells      by name: settings (those that decide the result), summary or the reason why it diverged, environment
 measured   by name: key, figures, environment, seconds
 epochs     a row for each epoch of each cell
 """
 
-from __future__ import annotations
-
 import json
 from collections import defaultdict
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, NotRequired, TypedDict
 
-from fastgat.errors import DataError
 from fastgat.files import write_atomically
-from fastgat.store import UNKNOWN_CONTENT, read_object
+from fastgat.store import read_object
 
 RESULTS = "results.json"
-
-
 Row = dict[str, Any]
 """What metrics.jsonl says of an epoch."""
+
+
+class Environment(TypedDict, total=False):
+    """What of environment.json is shown."""
+
+    packages: dict[str, str]
+    gpus: list[str]
+    device: str
+    cpus: int | None
+    cpu_capability: str
+
+
+class Summary(TypedDict):
+    """A run's summary.json; what older versions do not write may be missing."""
+
+    validation_accuracy: float
+    test_accuracy: float
+    best_epoch: int
+    seconds: float
+    epochs: NotRequired[int]
+    images_per_second: NotRequired[float]
+    test_accuracies: NotRequired[dict[str, float | None]]
+    test_accuracies_unaveraged: NotRequired[dict[str, float | None]]
+    last_validation_accuracy: NotRequired[float | None]
+    last_validation_accuracy_unaveraged: NotRequired[float | None]
+
+
+class KeptRun(TypedDict):
+    """A finished cell; `unaveraged` is its best epoch without the moving average of its weights."""
+
+    settings: dict[str, Any]
+    summary: Summary | None
+    diverged: NotRequired[str | None]
+    environment: NotRequired[Environment]
+    unaveraged: NotRequired[dict[str, float]]
+
+
+class Measured(TypedDict):
+    """What was computed from trained networks, or timed; `figures` are None where it diverged."""
+
+    key: dict[str, Any]
+    figures: dict[str, Any] | None
+    diverged: NotRequired[str | None]
+    seconds: NotRequired[float]
+    environment: NotRequired[Environment]
+
+
+class Epoch(TypedDict, total=False):
+    """What is read of an epoch's row."""
+
+    epoch: int
+    validation_accuracy: float
+    validation_accuracy_unaveraged: float
+    perturbation_norm: float
+
+
+class _EpochOfCell(TypedDict):
+    cell: str
+
+
+class _Content(TypedDict):
+    cells: dict[str, KeptRun]
+    measured: dict[str, Measured]
+    epochs: list[_EpochOfCell]
 
 
 class Archive(NamedTuple):
     """The content of a results.json, the epochs by cell."""
 
-    cells: dict[str, dict[str, Any]]
-    measured: dict[str, dict[str, Any]]
+    cells: dict[str, KeptRun]
+    measured: dict[str, Measured]
     epochs: dict[str, list[Row]]
 
 
 def read_archive(folder: Path) -> Archive:
     """What `folder`/results.json holds, or nothing where there is none. Raises DataError if it is damaged."""
-    path = folder / RESULTS
-    content = read_object(path)
-    if content is None:
-        return Archive({}, {}, {})
+    content = read_object(folder / RESULTS, _Content)
     epochs: dict[str, list[Row]] = defaultdict(list)
-    try:
-        for row in content["epochs"]:
-            epochs[row["cell"]].append({key: value for key, value in row.items() if key != "cell"})
-        if not all(isinstance(each, dict) for part in ("cells", "measured") for each in content[part].values()):
-            raise TypeError
-        if not all(cell.keys() >= {"settings", "summary"} for cell in content["cells"].values()):
-            raise KeyError
-        return Archive(content["cells"], content["measured"], epochs)
-    except (KeyError, TypeError, AttributeError):
-        raise DataError(f"{path}: {UNKNOWN_CONTENT}") from None
+    for row in content["epochs"] if content is not None else ():
+        epochs[row["cell"]].append({key: value for key, value in row.items() if key != "cell"})
+    return Archive(content["cells"], content["measured"], epochs) if content is not None else Archive({}, {}, {})
 
 
 def write_archive(folder: Path, archive: Archive) -> None:

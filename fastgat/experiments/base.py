@@ -10,6 +10,7 @@ from abc import ABC, abstractmethod
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from fastgat.experiments import paper
+from fastgat.experiments.archive import Measured
 from fastgat.experiments.cell import Cell
 from fastgat.experiments.jobs import Job, Measurement, Training
 from fastgat.experiments.plan import Plan
@@ -44,7 +45,7 @@ class Experiment(ABC):
         """What can be computed from the runs that are finished, done or not."""
         return []
 
-    def measured(self, plan: Plan, store: RunStore) -> dict[str, dict[str, Any]]:
+    def measured(self, plan: Plan, store: RunStore) -> dict[str, Measured]:
         """What was measured for it, by name; of times also on other machines than this one."""
         names = (job.name for job in self.measurements(plan, store))
         return {name: content for name in names if (content := store.measured(name)) is not None}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import asdict
 from functools import partial
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypedDict
 
 from fastgat.attacks import GeneratorTraining, train_generator
 from fastgat.engine.compiled import missing_compiler
@@ -24,6 +24,19 @@ from fastgat.methods import Baseline
 PRICES = (0.1, 0.3, 1.0, 3.0, 10.0)
 """c_g of each generator: the paper draws a curve over the power, and does not say at which."""
 GENERATOR_BATCH = 64
+
+
+_Accuracies: Any = TypedDict("_Accuracies", dict.fromkeys(SIDES, float))  # type: ignore[misc]  # names with blanks
+
+
+class _Row(TypedDict):
+    """What is read of a measurement."""
+
+    cg: float
+    power: float
+    accuracy: _Accuracies
+    epochs: int
+    best_epoch: int
 
 
 class Figure2(Experiment):
@@ -76,6 +89,7 @@ def _measurements(plan: Plan) -> list[Measurement]:
                 "samples": plan.samples,
             },
             partial(_compute, plan, cg),
+            _Row,
         )
         for cg in PRICES
     ]

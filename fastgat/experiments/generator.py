@@ -7,6 +7,7 @@ from dataclasses import replace
 from typing import Any, ClassVar
 
 from fastgat.experiments import search
+from fastgat.experiments.archive import Measured
 from fastgat.experiments.cell import Cell
 from fastgat.experiments.jobs import Measurement
 from fastgat.experiments.plan import Plan
@@ -59,7 +60,7 @@ class Capacity(GeneratorVariants):
     def measurements(self, plan: Plan, store: RunStore) -> list[Measurement]:
         return [timing(plan, cell.config) for cell in self.of_seed(plan, store, plan.base.seed).values()]
 
-    def measured(self, plan: Plan, store: RunStore) -> dict[str, dict[str, Any]]:
+    def measured(self, plan: Plan, store: RunStore) -> dict[str, Measured]:
         cells = self.of_seed(plan, store, plan.base.seed).values()
         return {name: each for cell in cells for name, each in measured(store, cell.config).items()}
 

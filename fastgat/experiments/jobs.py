@@ -6,16 +6,18 @@ import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar
+from typing import Any
 
 from fastgat.engine.events import Callback, EpochEnd, Interval, Start
-from fastgat.errors import NonFiniteError
+from fastgat.errors import DataError, NonFiniteError
+from fastgat.experiments.archive import Measured
 from fastgat.experiments.cell import Cell
 from fastgat.experiments.store import RunStore
 from fastgat.reporting.environment import environment
 from fastgat.reporting.jobs import News, Report
 from fastgat.store import key_digest
 from fastgat.trainer import Trainer
+from fastgat.typed import check_type
 
 Stopped = Callable[[], object]
 """Whether a signal has come."""
@@ -28,7 +30,7 @@ FORMAT = 1
 class Job(ABC):
     """Attributes: `alone`, whether nothing else should run on this machine meanwhile."""
 
-    alone: ClassVar[bool] = False
+    alone: bool = False
 
     @property
     @abstractmethod
@@ -109,11 +111,15 @@ class Measurement(Job):
         what: the first word of its name.
         key: what decides the figures, plain values; another key is another measurement.
         compute: the figures, from the store and a listener to the share that is done.
+        shape: the type of the figures, a TypedDict.
+        alone: whether nothing else should run on this machine meanwhile, as for a timing.
     """
 
     what: str
     key: Mapping[str, Any]
     compute: Callable[[RunStore, Advance], dict[str, Any]]
+    shape: Any
+    alone: bool = False
 
     @property
     def name(self) -> str:
@@ -124,7 +130,7 @@ class Measurement(Job):
 
     def figures(self, store: RunStore) -> dict[str, Any] | None:
         content = store.measured(self.name)
-        return None if content is None else content["figures"]
+        return None if content is None else checked_figures(store, content, self.shape)
 
     def run(self, store: RunStore, report: Report, stopped: Stopped) -> str | None:
         def advance(share: float) -> None:
@@ -147,7 +153,11 @@ class Measurement(Job):
         return f"diverged: {reason}" if reason else f"{seconds:,.0f} s"
 
 
-class Timing(Measurement):
-    """A measurement of time."""
-
-    alone = True
+def checked_figures(store: RunStore, content: Measured, shape: Any) -> dict[str, Any] | None:
+    """The figures of what was kept; None where they diverged. Raises DataError unless they are of the type `shape`."""
+    if content["figures"] is not None:
+        try:
+            check_type(content["figures"], shape, "figures")
+        except ValueError as error:
+            raise DataError(f"{store.folder}: what was measured is not what fastgat writes there ({error})") from None
+    return content["figures"]

@@ -10,8 +10,9 @@ from typing import Any
 
 from fastgat.errors import ConfigError
 from fastgat.experiments import paper, search
+from fastgat.experiments.archive import Environment
 from fastgat.experiments.base import Experiment
-from fastgat.experiments.cell import DATASETS
+from fastgat.experiments.cell import DATASETS, Cell
 from fastgat.experiments.jobs import Training
 from fastgat.experiments.plan import Plan
 from fastgat.experiments.spread import FILTERS
@@ -22,7 +23,15 @@ from fastgat.reporting.page import render
 from fastgat.reporting.plots import saved
 from fastgat.store import make_folder
 
-RUN_BY_RUN = ("validation_accuracy", "test_accuracy", "best_epoch", "epochs", "seconds", "images_per_second")
+RUN_BY_RUN = (
+    "diverged",
+    "validation_accuracy",
+    "test_accuracy",
+    "best_epoch",
+    "epochs",
+    "seconds",
+    "images_per_second",
+)
 """What results.json tells of each run."""
 WORDS = {
     "optimizer.lr": "The classifier's learning rate is {value:g}; the paper's is 0.001.",
@@ -50,10 +59,15 @@ def collect(experiments: Sequence[Experiment], plan: Plan, store: RunStore) -> d
     collected = {each.name: each.collect(plan, store) for each in experiments}
     figures = {name: numbers for name, numbers in collected.items() if numbers is not None}
     jobs = {job.name: job for each in experiments for job in each.jobs(plan, store)}
-    runs = [run for job in jobs.values() if isinstance(job, Training) and (run := _run(store, job)) is not None]
+    runs = [run for job in jobs.values() if isinstance(job, Training) and (run := _run(store, job.cell)) is not None]
     contents = {name: content for each in experiments for name, content in each.measured(plan, store).items()}
     measured = [
-        {"name": name, "diverged": content.get("diverged"), "seconds": content.get("seconds"), **_machine(content)}
+        {
+            "name": name,
+            "diverged": content.get("diverged"),
+            "seconds": content.get("seconds"),
+            **_machine(content.get("environment", {})),
+        }
         for name, content in contents.items()
     ]
     return {"dataset": plan.dataset, "figures": figures, "runs": runs, "measured": measured}
@@ -90,23 +104,21 @@ def write_page(
     return [path, numbers, *(picture for each in pictures.values() for picture in each)]
 
 
-def _run(store: RunStore, job: Training) -> dict[str, Any] | None:
+def _run(store: RunStore, cell: Cell) -> dict[str, Any] | None:
     """A finished run: what came of it, and on what."""
-    cell, summary = job.cell, store.summary(job.cell)
-    diverged = store.diverged(cell)
-    if summary is None and diverged is None:
+    run = store.run(cell)
+    if run is None:
         return None
-    environment = store.environment(cell)
-    outcome = {key: summary[key] for key in RUN_BY_RUN if key in summary} if summary else {"diverged": diverged}
+    summary = run["summary"]
+    outcome = {key: value for key, value in (summary or {"diverged": run["diverged"]}).items() if key in RUN_BY_RUN}
     method = cell.config.to_dict()["method"]["name"]
-    return {"name": cell.name, "method": method, "seed": cell.seed, **outcome, **_machine({"environment": environment})}
+    machine = _machine(run.get("environment", {}))
+    return {"name": cell.name, "method": method, "seed": cell.seed, **outcome, **machine}
 
 
-def _machine(content: dict[str, Any]) -> dict[str, str]:
+def _machine(environment: Environment) -> dict[str, str]:
     """What something ran on, in words."""
-    environment = content.get("environment") or {}
-    packages = environment.get("packages", {})
-    gpus = environment.get("gpus")
+    packages, gpus = environment.get("packages", {}), environment.get("gpus")
     cpu = f"{environment.get('cpus', 'unknown')} CPUs, {environment.get('cpu_capability', 'unknown')}"
     versions = (
         f"{name} {packages.get(package, 'unknown')}"

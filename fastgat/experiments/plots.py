@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from fastgat.experiments import search
 from fastgat.experiments.spread import Spread
-from fastgat.reporting.plots import TITLES, new_figure
+from fastgat.reporting.plots import TITLES, label_axes, new_figure
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -18,22 +18,15 @@ def plot_robustness(figures: dict[str, Any], title: str) -> Figure:
     figure = new_figure(6.4, 4.2)
     axes = figure.subplots()
     for name, curve in figures["accuracies"].items():
-        spreads = [Spread.of(values) for values in curve]
-        means = [100 * spread.mean for spread in spreads]
+        means, spreads = zip(*((100 * s.mean, 100 * (s.sd or 0)) for s in map(Spread.of, curve)), strict=True)
         axes.plot(figures["epsilons"], means, marker=".", label=name)
-        if spreads[0].sd is not None:
-            low, high = zip(
-                *((m - 100 * (s.sd or 0), m + 100 * (s.sd or 0)) for m, s in zip(means, spreads, strict=True)),
-                strict=True,
-            )
+        if len(curve[0]) > 1:
+            low, high = ([m + sign * sd for m, sd in zip(means, spreads, strict=True)] for sign in (-1, 1))
             axes.fill_between(figures["epsilons"], low, high, alpha=0.2)
     axes.set_title(title, fontsize=9)
-    axes.set_xlabel(TITLES[figures["norm"]])
-    axes.set_ylabel("accuracy, %")
     axes.set_ylim(0)
     axes.set_xlim(0)
-    axes.grid(alpha=0.3)
-    axes.legend(loc="upper right", fontsize=8)
+    label_axes(axes, TITLES[figures["norm"]], "accuracy, %")
     return figure
 
 
@@ -73,10 +66,8 @@ def plot_capacity(points: list[dict[str, Any]]) -> Figure:
         (dots,) = axes.plot([x for x, _, _ in placed], [y for _, y, _ in placed], "o", label=device)
         front = pareto([(x, y) for x, y, _ in placed])
         axes.step(*zip(*front, strict=True), "--", where="post", alpha=0.6, color=dots.get_color())
-    axes.set_xlabel("time of a step over fast gradient L2 (labels: width / generator steps every)")
-    axes.set_ylabel("validation accuracy, %")
-    axes.grid(alpha=0.3)
-    axes.legend(loc="lower right", fontsize=8)
+    x = "time of a step over fast gradient L2 (labels: width / generator steps every)"
+    label_axes(axes, x, "validation accuracy, %", "lower right")
     return figure
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from functools import partial
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypedDict
 
 from fastgat.engine.device import pick_device, tf32
 from fastgat.evaluation.results import CURVES
@@ -23,6 +23,12 @@ NORM = "l2"
 EPSILONS = CURVES[NORM]
 SHOWN = (0.0, 0.1, 0.3, 0.5, 1.0, 2.0)
 """The epsilons of the table; the plot has all."""
+
+
+class _Curves(TypedDict):
+    """What a measurement tells: accuracy at each epsilon, by network."""
+
+    accuracies: dict[str, list[float]]
 
 
 class Robustness(search.Searching):
@@ -80,7 +86,7 @@ class Robustness(search.Searching):
         names = {name: cell.name for name, cell in cells.items()}
         images = {"samples": plan.samples, "of seed": plan.base.seed if plan.samples is not None else None}
         key = {"cells": names, "norm": NORM, "epsilons": list(EPSILONS), **images}
-        return Measurement(f"{self.name}-seed{seed}", key, partial(_compute, plan, cells))
+        return Measurement(f"{self.name}-seed{seed}", key, partial(_compute, plan, cells), _Curves)
 
 
 class Figure3(Robustness):

@@ -32,10 +32,12 @@ def by_rule(store: RunStore, cells: Mapping[str, Cell]) -> dict[str, dict[str, d
 
 
 def _columns(store: RunStore, cell: Cell, averaged: bool) -> dict[str, float | None]:
-    summary: dict[str, Any] = store.summary(cell) or {}
+    run = store.run(cell)
+    assert run is not None
+    summary: dict[str, Any] = {**(run["summary"] or {})}
     tests = summary.get("test_accuracies" + suffix(averaged))
     if tests is None:  # older versions tested the best epoch only, and no other weights than these
-        of_best = summary if averaged else store.unaveraged(cell)
+        of_best = summary if averaged else run.get("unaveraged")
         tests = {"accuracy": of_best["test_accuracy"]} if of_best else {}
     mean = summary.get("last_validation_accuracy" + suffix(averaged)) or mean_of_last(store.epochs(cell), averaged)
     return {**{rule: tests.get(rule) for rule in RULES}, "last_ten": mean}

@@ -24,14 +24,22 @@ from fastgat.engine.load import load_classifier
 from fastgat.engine.run_checkpoints import BEST, LAST, SUMMARY
 from fastgat.engine.selection import candidates
 from fastgat.errors import ConfigError, DataError, OutputError
-from fastgat.experiments.archive import Archive, read_archive, write_archive
+from fastgat.experiments.archive import (
+    Archive,
+    Environment,
+    Epoch,
+    KeptRun,
+    Measured,
+    Row,
+    Summary,
+    read_archive,
+    write_archive,
+)
 from fastgat.experiments.cell import Cell, deciding
 from fastgat.files import locked
 from fastgat.reporting.run_folder import read_metrics
-from fastgat.store import UNKNOWN_CONTENT, Store, make_folder, read_object
-
-NEEDED = {"validation_accuracy", "test_accuracy", "best_epoch", "seconds"}
-"""Keys that every summary has."""
+from fastgat.store import Store, make_folder, read_object
+from fastgat.typed import check_type
 
 
 class RunStore:
@@ -41,7 +49,7 @@ class RunStore:
         self.folder = folder
         self.archive = read_archive(folder)
         self._measured = Store(folder / "measured")
-        self._summaries: dict[str, dict[str, Any]] = {}
+        self._runs: dict[str, KeptRun] = {}
 
     @contextlib.contextmanager
     def claim(self, name: str, *, alone: bool = False) -> Iterator[bool]:
@@ -52,55 +60,64 @@ class RunStore:
         locks = self.folder / "locks"
         make_folder(locks)
         machine = locks / f"machine-{platform.node() or 'unnamed'}"
-        with locked(machine, shared=not alone) as quiet, locked(locks / name) if quiet else _no_lock() as mine:
-            yield quiet and mine
+        with contextlib.ExitStack() as stack:
+            quiet = stack.enter_context(locked(machine, shared=not alone))
+            yield quiet and stack.enter_context(locked(locks / name))
 
     def run_folder(self, cell: Cell) -> Path:
         return self.folder / "cells" / cell.name
 
-    def summary(self, cell: Cell) -> dict[str, Any] | None:
-        """summary.json of a cell that has been trained to its end, else None.
+    def run(self, cell: Cell) -> KeptRun | None:
+        """A cell that has been trained to its end, or has diverged; None until then.
 
         Raises DataError where its folder is damaged or holds another run.
         """
-        if cell.name not in self._summaries:
-            summary = self._read_summary(cell)
-            if summary is None:
+        if cell.name not in self._runs:
+            run = self._read(cell)
+            archived = self.archive.cells.get(cell.name)
+            if run is None and archived is None:
                 return None
-            self._summaries[cell.name] = summary  # a finished cell does not change
-        return self._summaries[cell.name]
+            merged: Any = {"environment": {}, **(archived or {}), **(run or {})}
+            if _plain(merged["settings"]) != _plain(deciding(cell.config)):
+                raise DataError(f"{self.run_folder(cell)}: holds another run than its name says; move it away")
+            self._runs[cell.name] = merged  # a finished cell does not change
+        return self._runs[cell.name]
 
-    def summaries(self, cells: Iterable[Cell]) -> list[dict[str, Any]]:
-        """Those of the cells that have been trained to their end."""
-        return [summary for cell in cells if (summary := self.summary(cell)) is not None]
-
-    def _read_summary(self, cell: Cell) -> dict[str, Any] | None:
+    def _read(self, cell: Cell) -> KeptRun | None:
+        """What the cell's folder holds."""
         folder = self.run_folder(cell)
-        summary, path = read_object(folder / SUMMARY), folder / "config.toml"
-        if summary is None and cell.name in self.archive.cells:
-            archived, path = self.archive.cells[cell.name], self.folder / "results.json"
-            summary, settings = archived["summary"], archived["settings"]
-        elif summary is not None:
+        summary, path = read_object(folder / SUMMARY, Summary), folder / "config.toml"
+        diverged = Store(folder).load("diverged", dict[str, str])
+        if summary is None and diverged is None:
+            return None
+        settings, environment = deciding(cell.config), None
+        if summary is not None:
             try:
                 settings = deciding(TrainConfig.from_dict(load_toml(path), str(path)))
             except ConfigError as error:
                 raise DataError(str(error)) from None
-        if summary is None:
-            return None
-        if not summary.keys() >= NEEDED:
-            raise DataError(f"{folder / SUMMARY}: {UNKNOWN_CONTENT}")
-        if _plain(settings) != _plain(deciding(cell.config)):
-            raise DataError(f"{folder}: holds another run than its name says; move it away")
-        return summary
+        with contextlib.suppress(DataError):
+            environment = read_object(folder / "environment.json", Environment)
+        reason = None if summary is not None or diverged is None else diverged.get("reason", "unknown")
+        run: KeptRun = {"settings": settings, "summary": summary, "diverged": reason}
+        return run | {"environment": environment} if environment else run
+
+    def summary(self, cell: Cell) -> Summary | None:
+        """summary.json of a cell that has been trained to its end, else None."""
+        run = self.run(cell)
+        return run["summary"] if run is not None else None
+
+    def summaries(self, cells: Iterable[Cell]) -> list[Summary]:
+        """Those of the cells that have been trained to their end."""
+        return [summary for cell in cells if (summary := self.summary(cell)) is not None]
 
     def diverged(self, cell: Cell) -> str | None:
         """Why the training of a cell came to nothing: a loss became NaN or infinite, which is a result too."""
-        content = Store(self.run_folder(cell)).load("diverged")
-        reason = (content or {}).get("reason") or self.archive.cells.get(cell.name, {}).get("diverged")
-        return str(reason) if content or reason else None
+        run = self.run(cell)
+        return run.get("diverged") if run is not None else None
 
     def finished(self, cell: Cell) -> bool:
-        return self.summary(cell) is not None or self.diverged(cell) is not None
+        return self.run(cell) is not None
 
     def note_divergence(self, cell: Cell, reason: str) -> None:
         Store(self.run_folder(cell)).save("diverged", {"reason": reason})
@@ -124,21 +141,16 @@ class RunStore:
         except OSError as error:
             raise OutputError(f"{folder}: a checkpoint cannot be removed: {error.strerror}") from None
 
-    def epochs(self, cell: Cell) -> list[dict[str, Any]]:
-        """A row for each epoch of a cell so far."""
-        rows = read_metrics(self.run_folder(cell) / "metrics.jsonl")
-        return [row for row in rows if row["event"] == "epoch"] or self.archive.epochs.get(cell.name, [])
-
-    def unaveraged(self, cell: Cell) -> dict[str, Any] | None:
-        """What is kept of the same run without the moving average of its weights."""
-        return self.archive.cells.get(cell.name, {}).get("unaveraged")
-
-    def environment(self, cell: Cell) -> dict[str, Any]:
-        """What a cell ran on; nothing where that is not known."""
-        with contextlib.suppress(DataError):
-            if environment := read_object(self.run_folder(cell) / "environment.json"):
-                return environment
-        return self.archive.cells.get(cell.name, {}).get("environment") or {}
+    def epochs(self, cell: Cell) -> list[Row]:
+        """A row for each epoch of a cell so far. Raises DataError if one has values of other types."""
+        path = self.run_folder(cell) / "metrics.jsonl"
+        rows = [row for row in read_metrics(path) if row["event"] == "epoch"]
+        rows = rows or self.archive.epochs.get(cell.name, [])
+        try:
+            check_type(rows, list[Epoch], "epoch")
+        except ValueError as error:
+            raise DataError(f"{path}: {error}") from None
+        return rows
 
     def classifier(self, cell: Cell, device: torch.device) -> nn.Module:
         """The classifier of a cell at its best validation epoch. Raises DataError where its weights were not kept."""
@@ -147,14 +159,12 @@ class RunStore:
             raise DataError(f"{self.folder}: the weights of {cell.name} were not kept; train it in another --out")
         return load_classifier(folder, device=device, classifier=cell.config.model.classifier)
 
-    def measured(self, name: str) -> dict[str, Any] | None:
-        """What was kept under `name`: its key, figures (None where they diverged), environment and seconds."""
-        content = self._measured.load(name) or self.archive.measured.get(name)
-        if content is not None and not {"key", "figures"} <= content.keys():
-            raise DataError(f"{self.folder / 'measured' / name}.json: {UNKNOWN_CONTENT}")
-        return content
+    def measured(self, name: str) -> Measured | None:
+        """What was kept under `name`."""
+        content: Measured | None = self._measured.load(name, Measured)
+        return content or self.archive.measured.get(name)
 
-    def all_measured(self, prefix: str) -> dict[str, dict[str, Any]]:
+    def all_measured(self, prefix: str) -> dict[str, Measured]:
         """Everything that was kept under names that begin with `prefix`, by name."""
         names = {*self._measured.names(prefix), *(name for name in self.archive.measured if name.startswith(prefix))}
         return {name: content for name in sorted(names) if (content := self.measured(name)) is not None}
@@ -168,10 +178,9 @@ class RunStore:
         for path in sorted((self.folder / "cells").glob("*/config.toml")):
             with contextlib.suppress(ConfigError):  # a damaged cell stops the experiments that need it
                 cell = Cell(TrainConfig.from_dict(load_toml(path), str(path)))
-                if cell.name == path.parent.name and cell.name not in cells and self.finished(cell):
-                    environment = {key: value for key, value in self.environment(cell).items() if key != "command"}
-                    result = {"summary": self.summary(cell), "diverged": self.diverged(cell)}
-                    cells[cell.name] = {"settings": deciding(cell.config), **result, "environment": environment}
+                if cell.name == path.parent.name and (run := self.run(cell)) is not None:
+                    environment: Any = {k: value for k, value in run.get("environment", {}).items() if k != "command"}
+                    cells[cell.name] = run | {"environment": environment}
                     rows = ({key: row[key] for key in row if key != "event"} for row in self.epochs(cell))
                     epochs[cell.name] = list(rows)
         if (archive := Archive(cells, measured, epochs)) != self.archive:
@@ -182,8 +191,3 @@ class RunStore:
 def _plain(settings: Mapping[str, Any]) -> Any:
     """Settings as they come back from JSON."""
     return json.loads(json.dumps(settings))
-
-
-@contextlib.contextmanager
-def _no_lock() -> Iterator[bool]:
-    yield False

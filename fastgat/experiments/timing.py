@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from functools import partial
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypedDict
 
 import torch
 
@@ -12,9 +12,10 @@ from fastgat.config import OptimizerConfig, TrainConfig
 from fastgat.engine.compiled import missing_compiler
 from fastgat.engine.device import device_name, pick_device
 from fastgat.experiments import paper
+from fastgat.experiments.archive import Measured
 from fastgat.experiments.base import Experiment
 from fastgat.experiments.cell import DATASETS, Cell, deciding
-from fastgat.experiments.jobs import Advance, Measurement, Timing
+from fastgat.experiments.jobs import Advance, Measurement, checked_figures
 from fastgat.experiments.plan import Plan
 from fastgat.experiments.store import RunStore
 from fastgat.methods import create_method
@@ -24,6 +25,22 @@ from fastgat.reporting.environment import version
 SIZE = 32
 """Pixels a side of the data sets' images."""
 SIDES = ("textbook", "fastgat")
+
+
+class _Side(TypedDict):
+    step_ms: float
+    step_ms_p20: float
+    step_ms_p80: float
+
+
+class _Times(TypedDict):
+    """What is read of a timing."""
+
+    textbook: _Side
+    fastgat: _Side
+    speedup: float
+    rounds: int
+    batch_size: int
 
 
 class Time(Experiment):
@@ -37,7 +54,7 @@ class Time(Experiment):
     def measurements(self, plan: Plan, store: RunStore) -> list[Measurement]:
         return [timing(plan, config) for config in _configs(plan).values()]
 
-    def measured(self, plan: Plan, store: RunStore) -> dict[str, dict[str, Any]]:
+    def measured(self, plan: Plan, store: RunStore) -> dict[str, Measured]:
         return {name: each for config in _configs(plan).values() for name, each in measured(store, config).items()}
 
     def collect(self, plan: Plan, store: RunStore) -> dict[str, Any] | None:
@@ -51,13 +68,13 @@ class Time(Experiment):
         return {"rows": rows, "images": plan.train_images, "fastgat_in": f"{numbers}, {layout}"} if rows else None
 
 
-def timing(plan: Plan, config: TrainConfig) -> Timing:
+def timing(plan: Plan, config: TrainConfig) -> Measurement:
     """The job that times a step of `config` on this machine."""
     config = _bare(config)
     device = device_name(pick_device(config.run.device))
     where = {"device": device, "torch": torch.__version__, "fastgat": version("fastgat-trainer")}
     key = {"settings": _settings(config), **where, "rounds": plan.rounds}
-    return Timing("time", key, partial(_compute, plan, config))
+    return Measurement("time", key, partial(_compute, plan, config), _Times, alone=True)
 
 
 def timings(store: RunStore, config: TrainConfig) -> dict[str, dict[str, Any]]:
@@ -65,10 +82,11 @@ def timings(store: RunStore, config: TrainConfig) -> dict[str, dict[str, Any]]:
     most rounds."""
     by_rounds = sorted(measured(store, config).values(), key=lambda content: content["key"].get("rounds", 0))
     devices = {f"{content['key']['device']}, torch {content['key']['torch']}": content for content in by_rounds}
-    return {device: {**content["figures"], "device": device} for device, content in devices.items()}
+    figures = {device: checked_figures(store, content, _Times) for device, content in devices.items()}
+    return {device: {**times, "device": device} for device, times in figures.items() if times is not None}
 
 
-def measured(store: RunStore, config: TrainConfig) -> dict[str, dict[str, Any]]:
+def measured(store: RunStore, config: TrainConfig) -> dict[str, Measured]:
     """The timings of `config` by this version of fastgat, on any machine, by name."""
     wanted = _settings(_bare(config)), version("fastgat-trainer")
     return {

@@ -42,12 +42,9 @@ def plot_curves(curves: Sequence[dict[str, Any]]) -> Figure:
                 label += f" from {curve['source']}"
             style = "--" if curve["source"] else "-" if curve["attack"] == "fast gradient" else "-."
             axes.plot(*zip(*points, strict=True), style, marker=".", label=literal(label))
-        axes.set_xlabel(TITLES[norm])
-        axes.set_ylabel("accuracy, %")
         axes.set_ylim(0, 100)
         axes.set_xlim(0)
-        axes.grid(alpha=0.3)
-        axes.legend(loc="upper right", fontsize=8)
+        label_axes(axes, TITLES[norm], "accuracy, %")
     return figure
 
 
@@ -62,11 +59,16 @@ def plot_power(rows: Sequence[dict[str, Any]]) -> Figure:
     for row in ordered:
         at = row["power"] ** 0.5, 100 * row["accuracy"]["generator"]
         axes.annotate(f"$c_g$ {row['cg']:g}", at, (4, -12), textcoords="offset points", fontsize=8)
-    axes.set_xlabel("root of the perturbation's mean power, $\\sqrt{E\\|p\\|_2^2}$")
-    axes.set_ylabel("accuracy, %")
-    axes.grid(alpha=0.3)
-    axes.legend(loc="upper right", fontsize=8)
+    label_axes(axes, "root of the perturbation's mean power, $\\sqrt{E\\|p\\|_2^2}$", "accuracy, %")
     return figure
+
+
+def label_axes(axes: Any, x: str, y: str, legend: str = "upper right") -> None:
+    """Name both axes, draw a grid, and put the legend into a corner."""
+    axes.set_xlabel(x)
+    axes.set_ylabel(y)
+    axes.grid(alpha=0.3)
+    axes.legend(loc=legend, fontsize=8)
 
 
 def literal(text: str) -> str:

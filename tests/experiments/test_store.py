@@ -17,8 +17,11 @@ import torch
 from fastgat.errors import DataError, OutputError
 from fastgat.experiments import RunStore
 from fastgat.experiments.cell import Cell
+from fastgat.experiments.table2 import Table2
 from fastgat.methods import Baseline
 from tests.experiments.made_up import diverge, finish, plan
+
+TABLE, GRIDS = Table2(), {"dropout": (0.1,)}
 
 HOLDER = """
 import sys, time
@@ -107,7 +110,7 @@ def test_a_summary_of_something_else(tmp_path: Path) -> None:
     store = RunStore(tmp_path)
     finish(store, cell(), 0.6)
     (store.run_folder(cell()) / "summary.json").write_text("{}")
-    with pytest.raises(DataError, match=r"summary.json: not what fastgat writes there"):
+    with pytest.raises(DataError, match=r"summary.json: not what fastgat writes there \(the file has no"):
         store.summary(cell())
 
 
@@ -135,12 +138,12 @@ def test_results_json_stands_in_for_runs_that_were_not_kept(tmp_path: Path) -> N
     diverge(store, gone)
     (store.run_folder(gone) / "config.toml").write_text(gone.config.to_toml())
     store.keep("figure2-abc", {"key": {"cg": 1}, "figures": {"power": 2.0}})
-    before = [store.summary(cell()), store.environment(cell()), store.diverged(gone), store.all_measured("figure2")]
+    before = [store.run(cell()), store.run(gone), store.all_measured("figure2")]
     store.write_archive()
     for folder in ("cells", "measured"):
         shutil.rmtree(tmp_path / folder)
     store = RunStore(tmp_path)
-    after = [store.summary(cell()), store.environment(cell()), store.diverged(gone), store.all_measured("figure2")]
+    after = [store.run(cell()), store.run(gone), store.all_measured("figure2")]
     assert after == before
     assert [(row["epoch"], row["validation_loss"]) for row in store.epochs(cell())] == [(1, 1.5), (2, 1.5)]
     assert store.finished(cell())
@@ -150,6 +153,31 @@ def test_results_json_stands_in_for_runs_that_were_not_kept(tmp_path: Path) -> N
     written = (tmp_path / "results.json").read_bytes()
     store.write_archive()
     assert (tmp_path / "results.json").read_bytes() == written
+
+
+SUMMARY = {"validation_accuracy": 0.6, "test_accuracy": 0.5, "best_epoch": 1, "seconds": 3.0}
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("summary.json", {**SUMMARY, "validation_accuracy": "0.6"}),
+        ("summary.json", {**SUMMARY, "best_epoch": None}),
+        ("summary.json", {**SUMMARY, "seconds": [3]}),
+        ("summary.json", {**SUMMARY, "test_accuracies": [0.5]}),
+        ("summary.json", {**SUMMARY, "last_validation_accuracy": True}),
+        ("diverged.json", {"reason": 1}),
+        ("metrics.jsonl", {"event": "epoch", "step": 1, "epoch": "1"}),
+        ("metrics.jsonl", {"event": "epoch", "step": 1, "validation_accuracy": {}}),
+    ],
+)
+def test_values_of_other_types_are_one_line(tmp_path: Path, name: str, content: dict[str, object]) -> None:
+    store = RunStore(tmp_path)
+    finish(store, cell(), 0.6)
+    (store.run_folder(cell()) / name).write_text(json.dumps(content) + "\n")
+    with pytest.raises(DataError, match=name.replace(".", r"\.")) as error:
+        TABLE.collect(replace(plan(), grids=GRIDS), store)
+    assert "\n" not in str(error.value)
 
 
 @pytest.mark.parametrize("content", ["{", "{}", "[]", '{"cells": {"a": {}}, "measured": {}, "epochs": []}'])

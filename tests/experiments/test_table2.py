@@ -65,7 +65,11 @@ def test_every_rule_with_and_without_the_average(tmp_path: Path) -> None:
             folder = next((tmp_path / "cells").glob(f"cifar10-{name}*seed{seed}*"))
             summary = json.loads((folder / "summary.json").read_text())
             for suffix, less in (("", 0.0), ("_unaveraged", 0.1)):
-                tests = {"accuracy": 0.8 + gain - less, "loss": 0.7 + gain - less, "last": 0.6 + gain - less}
+                tests: dict[str, float | None] = {
+                    "accuracy": 0.8 + gain - less,
+                    "loss": 0.7 + gain - less,
+                    "last": 0.6 + gain - less,
+                }
                 if seed == 1:
                     tests["loss"] = None
                 summary |= {f"test_accuracies{suffix}": tests, f"last_validation_accuracy{suffix}": 0.5 + gain - less}
