@@ -53,21 +53,21 @@ def main(
     """Train each side with each seed and compare accuracy on the test images."""
     keep_freed_memory()
     data = load_dataset(dataset, None, 0)
-    found: dict[str, list[float]] = {side: [] for side in sides}
+    accuracies_by_side: dict[str, list[float]] = {side: [] for side in sides}
     for seed in range(first_seed, first_seed + seeds):
         for side in sides:
             trained = train_textbook if side == "textbook" else train_fastgat
-            found[side].append(trained(side, data, seed, epochs, train_images))
-            click.echo(f"seed {seed}  {side:13} {found[side][-1]:.2%}")
+            accuracies_by_side[side].append(trained(side, data, seed, epochs, train_images))
+            click.echo(f"seed {seed}  {side:13} {accuracies_by_side[side][-1]:.2%}")
             if output is not None:
                 settings = {"dataset": data.name, "epochs": epochs, "train_images": train_images, "batch": BATCH}
                 settings["first_seed"] = first_seed
-                content = {"settings": settings, "test_accuracy": found, "environment": environment()}
+                content = {"settings": settings, "test_accuracy": accuracies_by_side, "environment": environment()}
                 output.write_text(json.dumps(content, indent=2) + "\n")
-    for side, accuracies in found.items():
+    for side, accuracies in accuracies_by_side.items():
         click.echo(f"{side:13} {described(accuracies)}")
         if side != sides[0]:
-            click.echo(f"{'':13} {paired(accuracies, found[sides[0]])} against {sides[0]}")
+            click.echo(f"{'':13} {paired(accuracies, accuracies_by_side[sides[0]])} against {sides[0]}")
 
 
 def train_fastgat(schedule: str, data: DataSet[Images], seed: int, epochs: int, train_images: int) -> float:

@@ -58,9 +58,9 @@ def main(batch_size: int, rounds: int, output: Path | None) -> None:
         workers, expected = {}, None
         for way in WAYS:  # one after another: what times algorithms must have the GPU to itself
             workers[way] = stack.enter_context(Worker(spec, functools.partial(serve_with, way)))
-            found = workers[way].ask("prepare")["moments"]
-            expected = found if expected is None else expected
-            check_parity(found, expected, spec)
+            moments = workers[way].ask("prepare")["moments"]
+            expected = moments if expected is None else expected
+            check_parity(moments, expected, spec)
         for _ in range(rounds):
             for way, worker in workers.items():
                 times[way].append(worker.ask("steps", STEPS))

@@ -45,8 +45,8 @@ def main(method: str, batch_size: int, amp: bool, channels_last: bool) -> None:
         _, codes = run_and_get_code(build, Spec("fastgat", config))
     counts: collections.Counter[str] = collections.Counter()
     for line in codes[0][codes[0].index("def call(") :].splitlines():
-        if "assert_" not in line and (found := CALL.match(line)):
-            counts[re.sub(r"_\d+$", "", found[1] or found[2])] += 1
+        if "assert_" not in line and (call := CALL.match(line)):
+            counts[re.sub(r"_\d+$", "", call[1] or call[2])] += 1
     for kind, count in counts.most_common():
         click.echo(f"{count:4} {kind}")
     click.echo(f"{sum(counts.values()):4} in all")

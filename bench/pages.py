@@ -86,10 +86,10 @@ def _setting(settings: dict[str, Any]) -> str:
     return ", ".join(f"{name} {value:.3g}" for name, value in values.items())
 
 
-def of_each_method(found: list[Run]) -> dict[str, list[Run]]:
+def of_each_method(kept: list[Run]) -> dict[str, list[Run]]:
     """The runs of each method, with one setting: of several the one of most seeds, then the best on validation."""
     settings: dict[str, dict[str, list[Run]]] = defaultdict(lambda: defaultdict(list))
-    for run in found:
+    for run in kept:
         settings[run.method][run.setting].append(run)
     first = next(iter(RULES))
 
@@ -99,14 +99,14 @@ def of_each_method(found: list[Run]) -> dict[str, list[Run]]:
     return {name: max(settings[name].values(), key=rank) for name in METHODS if name in settings}
 
 
-def section(title: str, page: str, found: list[Run]) -> str:
+def section(title: str, page: str, kept: list[Run]) -> str:
     """The tables of one experiment."""
     columns = [*RULES, "mean"]
     heads = "best accuracy", "lowest loss", "last epoch", f"mean of the last {LAST}"
     header = "test, best accuracy", *(f"validation, {head}" for head in heads)
     text = f"## {title}\n\n[Its page]({page}.md).\n"
-    for weights in dict.fromkeys(run.weights for run in found):
-        chosen = of_each_method([run for run in found if run.weights == weights])
+    for weights in dict.fromkeys(run.weights for run in kept):
+        chosen = of_each_method([run for run in kept if run.weights == weights])
         rows, margins = [], []
         for method, group in chosen.items():
             validation = ([run.validation[column] for run in group if column in run.validation] for column in columns)

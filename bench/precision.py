@@ -80,19 +80,19 @@ def compared(
         told = lengths > SMALLEST * lengths.max()
         for name in IMAGES:
             errors[name].append(relative(rounded[name][told], exact[name][told]))
-        for kind, own in (("float32", exact), ("bfloat16", rounded)):
+        for kind, step in (("float32", exact), ("bfloat16", rounded)):
             for name in GRADIENTS:
-                gradients[name, kind].append(own[name])
+                gradients[name, kind].append(step[name])
             for name in MEANS:
-                means[f"{name}, {kind}"].append(float(own[name]))
-    found = {name: quantiles(torch.cat(each)) for name, each in errors.items()}
+                means[f"{name}, {kind}"].append(float(step[name]))
+    shares = {name: quantiles(torch.cat(each)) for name, each in errors.items()}
     for name in GRADIENTS:
         ours, theirs = (torch.stack(gradients[name, kind]) for kind in ("bfloat16", "float32"))
         whole = theirs.mean(0, keepdim=True)
-        found[name] = quantiles(relative(ours, theirs))
-        found[f"{name}, for want of images"] = quantiles(relative(theirs, whole))
-        found[f"{name}, all together"] = quantiles(relative(ours.mean(0, keepdim=True), whole))
-    return found, {name: statistics.mean(each) for name, each in means.items()}
+        shares[name] = quantiles(relative(ours, theirs))
+        shares[f"{name}, for want of images"] = quantiles(relative(theirs, whole))
+        shares[f"{name}, all together"] = quantiles(relative(ours.mean(0, keepdim=True), whole))
+    return shares, {name: statistics.mean(each) for name, each in means.items()}
 
 
 def trained(path: Path, device: torch.device) -> tuple[GAT, Players, DataConfig]:
@@ -108,10 +108,10 @@ def trained(path: Path, device: torch.device) -> tuple[GAT, Players, DataConfig]
     generator = Generator(config.model.generator_width, channels, config.method.generator_channels(channels))
     players = []
     for name, module in zip(PLAYERS, (classifier, generator), strict=True):
-        own = {key.removeprefix(f"{name}."): value for key, value in tensors.items() if key.startswith(f"{name}.")}
-        if not own:
+        weights = {key.removeprefix(f"{name}."): value for key, value in tensors.items() if key.startswith(f"{name}.")}
+        if not weights:
             raise click.ClickException(f"{path}: the {name} is no longer in it")
-        module.load_state_dict(own)
+        module.load_state_dict(weights)
         module.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch's stub lacks it
         parameters = {key: value.detach() for key, value in module.named_parameters()}
         players.append(Network(name, module, parameters, dict(module.named_buffers()), places(module)))
@@ -124,11 +124,11 @@ def passed(method: GAT, players: Players, batch: Batch, dtype: torch.dtype | Non
     assert players.generator is not None
     players = Players(players.classifier._replace(autocast=dtype), players.generator._replace(autocast=dtype))
     clean, _ = method.clean_pass(players, batch, Draws())
-    moved, _ = method.generate(players, clean.delta, batch.images)
+    perturbed, _ = method.generate(players, clean.delta, batch.images)
     gradients, generator_gradients, metrics, _ = method.both_gradients(players, clean, batch, Draws())
     return {
         "Delta": clean.delta.flatten(1).float(),
-        "G(Delta)": (moved.perturbed - batch.images).flatten(1).float(),
+        "G(Delta)": (perturbed.perturbed - batch.images).flatten(1).float(),
         "gradient of F": flat(gradients),
         "gradient of G": flat(generator_gradients),
         "perturbed accuracy": metrics["perturbed_accuracy"],
@@ -141,8 +141,8 @@ def flat(tensors: Tensors) -> Tensor:
 
 
 def quantiles(values: Tensor) -> list[float]:
-    found: list[float] = values.quantile(values.new_tensor(QUANTILES)).tolist()
-    return found
+    levels: list[float] = values.quantile(values.new_tensor(QUANTILES)).tolist()
+    return levels
 
 
 def relative(ours: Tensor, theirs: Tensor) -> Tensor:

@@ -118,18 +118,18 @@ def stepper(job: Job, ranks: Ranks, device: torch.device) -> tuple[Stepper, list
 
 def counted(job: Job, ranks: Ranks, device: torch.device) -> dict[str, int]:
     """The collectives of one step, and what they carry."""
-    found = {"collectives": 0, "bytes": 0}
+    counts = {"collectives": 0, "bytes": 0}
 
     def start_sum(x: Tensor, group: Ranks, start: Any = reduction.start_sum) -> Tensor:
-        found["collectives"] += 1
-        found["bytes"] += x.nbytes
+        counts["collectives"] += 1
+        counts["bytes"] += x.nbytes
         return start(x, group)
 
     step, batches, method = stepper(job, ranks, device)
     classifier = step.state.classifier
     with mock.patch.object(reduction, "start_sum", start_sum), batch_norm_across(ranks, classifier):
         step(batches, step_draws(method, classifier, batches, 0, 0, ranks))
-    return found
+    return counts
 
 
 def measured(job: Job, ranks: Ranks, device: torch.device) -> list[float]:
@@ -157,7 +157,7 @@ def run(jobs: list[tuple[str, Job]], count: int) -> list[Any]:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     with tempfile.TemporaryDirectory() as folder:
-        output = Path(folder) / "found.json"
+        output = Path(folder) / "results.json"
         spawn(_enter, (count, port, jobs, output), nprocs=count)
         return list(json.loads(output.read_text()))
 
@@ -171,9 +171,9 @@ def _enter(rank: int, count: int, port: int, jobs: list[tuple[str, Job]], output
     os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
     device = pick_device("auto", rank)
     with joined(device) as ranks:
-        found = [globals()[what](job, ranks, device) for what, job in jobs]
+        results = [globals()[what](job, ranks, device) for what, job in jobs]
     if rank == 0:
-        output.write_text(json.dumps(found))
+        output.write_text(json.dumps(results))
 
 
 @click.command()
@@ -186,9 +186,9 @@ def main(ranks: int, batch_size: int, rounds: int, output: Path | None) -> None:
     counts: dict[str, Any] = {}
     networks = ("table1", "batch norm")
     jobs = [(f"{name}, {network}", Job(name, 2 * ranks, network)) for network in networks for name in METHODS]
-    for (label, _), found in zip(jobs, run([("counted", job) for _, job in jobs], ranks), strict=True):
-        counts[label] = found
-        click.echo(f"{label:26} {found['collectives']:4} collectives, {found['bytes'] / 1e6:8.3f} MB a step")
+    for (label, _), amount in zip(jobs, run([("counted", job) for _, job in jobs], ranks), strict=True):
+        counts[label] = amount
+        click.echo(f"{label:26} {amount['collectives']:4} collectives, {amount['bytes'] / 1e6:8.3f} MB a step")
     job = Job("gat", batch_size, compiled=True, rounds=rounds)
     rates = {str(n): run([("measured", job)], n)[0] for n in (1, ranks)}
     one = statistics.median(rates["1"])

@@ -90,10 +90,10 @@ class Vectorised:
         if self.generator is not None:
             self.parameters.append(stacked([side.generator for side in sides if side.generator is not None]))
             rates.append(config.optimizer.generator_lr)
-        self.adams = [Adam(as_module(own), rate) for own, rate in zip(self.parameters, rates, strict=True)]
+        self.adams = [Adam(as_module(tensors), rate) for tensors, rate in zip(self.parameters, rates, strict=True)]
         self.batches = [
-            Batch(*(torch.stack(each) for each in zip(*turn, strict=True)))
-            for turn in zip(*([side.next_inputs()[0][-1] for _ in range(4)] for side in sides), strict=True)
+            Batch(*(torch.stack(each) for each in zip(*minibatches, strict=True)))
+            for minibatches in zip(*([side.next_inputs()[0][-1] for _ in range(4)] for side in sides), strict=True)
         ]
         self.number, self.seeds = 0, len(seeds)
         self.run = torch.compile(self._run, fullgraph=True, dynamic=False)
@@ -109,8 +109,8 @@ class Vectorised:
 
     def _run(self, batch: Batch) -> None:
         gradients = torch.vmap(self._gradients)(*self.parameters, batch.images, batch.labels)
-        for adam, parameters, own in zip(self.adams, self.parameters, gradients, strict=True):
-            adam.update(parameters, own)
+        for adam, parameters, gradient in zip(self.adams, self.parameters, gradients, strict=True):
+            adam.update(parameters, gradient)
 
     def _gradients(self, *stacks: Any) -> tuple[Tensors, ...]:
         """What one seed's step would update its networks by."""
@@ -119,14 +119,14 @@ class Vectorised:
         generator = None
         if self.generator is not None:
             generator = Network("generator", self.generator, parameters[1], {}, self.places[1], self.autocast)
-        batch, found = Batch(images, labels), {}
+        batch, collected = Batch(images, labels), {}
 
         def update(players: Players, **gradients: Tensors | None) -> Players:
-            found.update(gradients)
+            collected.update(gradients)
             return players
 
         self.method.step(Players(classifier, generator), [batch], [Draws()], update)
-        return tuple(own for name in ("classifier", "generator") if (own := found.get(name)) is not None)
+        return tuple(each for name in ("classifier", "generator") if (each := collected.get(name)) is not None)
 
 
 def stacked(modules: list[nn.Module]) -> Tensors:
@@ -220,8 +220,9 @@ def main(
         running, expected = {}, None
         for way in ways:
             processes = [stack.enter_context(process) for process in start(way, spec, seeds, cores, on_gpu)]
-            found = [process.receive() for process in processes]
-            moments = {seed: found[seed % len(found)][seed // len(found)] for seed in range(seeds)}
+            first_steps = [process.receive() for process in processes]
+            count = len(first_steps)
+            moments = {seed: first_steps[seed % count][seed // count] for seed in range(seeds)}
             expected = expected or moments
             check(way, moments, expected, BFLOAT16_ERROR if amp else FLOAT32_ERROR)
             running[way] = processes
@@ -249,10 +250,10 @@ def take(processes: list[WorkerProcess], steps: int) -> None:
         process.receive()
 
 
-def check(way: str, found: dict[int, Any], expected: dict[int, Any], allowed: float) -> None:
+def check(way: str, moments_of: dict[int, Any], expected: dict[int, Any], allowed: float) -> None:
     """Raises FastgatError unless each seed's first gradient is that of its single run, to rounding."""
     for seed, moments in expected.items():
-        one, other = torch.from_numpy(moments), torch.from_numpy(found[seed])
+        one, other = torch.from_numpy(moments), torch.from_numpy(moments_of[seed])
         error = float((one - other).norm() / one.norm())
         if not error <= allowed:
             raise FastgatError(
