@@ -168,7 +168,7 @@ SUMMARY = {"validation_accuracy": 0.6, "test_accuracy": 0.5, "best_epoch": 1, "s
         ("summary.json", {**SUMMARY, "last_validation_accuracy": True}),
         ("diverged.json", {"reason": 1}),
         ("metrics.jsonl", {"event": "epoch", "step": 1, "epoch": "1"}),
-        ("metrics.jsonl", {"event": "epoch", "step": 1, "validation_accuracy": {}}),
+        ("metrics.jsonl", {"event": "epoch", "step": 1, "epoch": 1, "validation_accuracy": {}}),
     ],
 )
 def test_values_of_other_types_are_one_line(tmp_path: Path, name: str, content: dict[str, object]) -> None:
