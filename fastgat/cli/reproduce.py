@@ -60,6 +60,8 @@ QUICK_GRIDS = {
     "fg-l2": (0.5,),
     "gat": (1.0, 4.0),
     "dropout-gat": (1.0,),
+    "gat-through": (1.0,),
+    "gradient-penalty": (0.1,),
 }
 """What --quick asks for, where nothing else is: enough to see everything work, not to learn anything."""
 
@@ -96,8 +98,9 @@ def reproduce(
 ) -> None:
     """Run the paper's experiments, and show its figures beside ours.
 
-    WHAT is table2, figure2, figure3, figure4, time, or all of these; or a question that the paper leaves open: capacity
-    (of the generator), inputs (of the generator), larger (a ResNet-18). Hyperparameters are chosen on validation
+    WHAT is table2, figure2, figure3, figure4, time, or all of these; or a question that the paper leaves open: readings
+    (of the derivative through Delta, with a gradient penalty beside them), capacity (of the generator), inputs (of the
+    generator), larger (a ResNet-18). Hyperparameters are chosen on validation
     images.
 
     Every run and figure is kept in --out when it is done; a command that was stopped goes on, and several at once, on

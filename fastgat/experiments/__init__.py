@@ -8,11 +8,12 @@ from fastgat.experiments.generator import Capacity, Inputs
 from fastgat.experiments.plan import Plan
 from fastgat.experiments.robustness import Figure3, Figure4
 from fastgat.experiments.store import RunStore
-from fastgat.experiments.table2 import Larger, Table2
+from fastgat.experiments.table2 import Larger, Readings, Table2
 from fastgat.experiments.timing import Time
 
 EXPERIMENTS: dict[str, Experiment] = {
-    each.name: each for each in (Table2(), Figure2(), Figure3(), Figure4(), Time(), Capacity(), Inputs(), Larger())
+    each.name: each
+    for each in (Table2(), Figure2(), Figure3(), Figure4(), Time(), Readings(), Capacity(), Inputs(), Larger())
 }
 PAPER = ("table2", "figure2", "figure3", "figure4", "time")
 """What the paper itself reports: `all` of it."""

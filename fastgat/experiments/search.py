@@ -28,9 +28,12 @@ PARAMETERS = {
     "fg-l2": "epsilon",
     "gat": "cg",
     "dropout-gat": "cg",
+    "gat-through": "cg",
     "gradient-penalty": "penalty",
 }
 """The option that is searched, by method; dropout + GAT takes the rate that was chosen for dropout."""
+READINGS: dict[str, tuple[str, dict[str, Any]]] = {"gat-through": ("gat", {"delta": "through"})}
+"""What is compared beside the methods: a method under another name, with options of its own."""
 GRIDS = {
     "dropout": (0.1, 0.15, 0.22, 0.33, 0.5),
     "random": (0.3, 0.6, 1.2, 2.4, 4.8),
@@ -38,6 +41,7 @@ GRIDS = {
     "fg-l2": (0.06, 0.12, 0.25, 0.5, 1.0),
     "gat": (0.3, 0.7, 1.7, 4.0, 10.0),
     "dropout-gat": (0.3, 0.7, 1.7, 4.0, 10.0),
+    "gat-through": (0.3, 0.7, 1.7, 4.0, 10.0),
     "gradient-penalty": (0.01, 0.03, 0.1, 0.3, 1.0),
 }
 """Five values each, evenly spaced on a logarithmic scale."""
@@ -156,7 +160,7 @@ def check_grids(grids: dict[str, tuple[float, ...]]) -> None:
         if name not in PARAMETERS:
             raise ConfigError(f"no values can be chosen for {name!r}; known: {', '.join(PARAMETERS)}")
         parameter = PARAMETERS[name]
-        rule = constraint(METHODS[name].__dataclass_fields__[parameter])
+        rule = constraint(METHODS[READINGS.get(name, (name,))[0]].__dataclass_fields__[parameter])
         if len(set(values)) != len(values) or not values:
             raise ConfigError(f"the values for {name} must be some, each once, got {list(values)}")
         for value in values:
@@ -165,7 +169,8 @@ def check_grids(grids: dict[str, tuple[float, ...]]) -> None:
 
 def _variants(plan: Plan, store: RunStore, name: str) -> list[Method] | None:
     """The method with each of its values; None where another choice has to come first."""
-    options: dict[str, Any] = plan.gat_options() if "cg" in METHODS[name].__dataclass_fields__ else {}
+    method, reading = READINGS.get(name, (name, {}))
+    options = plan.gat_options() | reading if "cg" in METHODS[method].__dataclass_fields__ else {}
     if name == "dropout-gat":
         dropout = chosen(plan, store, "dropout")
         if dropout is None:
@@ -173,7 +178,7 @@ def _variants(plan: Plan, store: RunStore, name: str) -> list[Method] | None:
         options["dropout"] = dropout.classifier_dropout
     values = grid(plan, name)
     assert values is not None
-    return [create_method(name, **{**options, PARAMETERS[name]: value}) for value in values]
+    return [create_method(method, **{**options, PARAMETERS[name]: value}) for value in values]
 
 
 def _candidates(plan: Plan, store: RunStore, name: str) -> list[Cell]:

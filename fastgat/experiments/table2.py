@@ -83,6 +83,14 @@ class Table2(search.Searching):
         return {f"{self.name}-search": plot_searches(curves)} if curves else {}
 
 
+class Readings(Table2):
+    """Whether the derivative through Delta gains what Delta held fixed does not, and more than a gradient penalty."""
+
+    name: ClassVar[str] = "readings"
+    title: ClassVar[str] = "Delta fixed or through, and a gradient penalty"
+    chosen: ClassVar[tuple[str, ...]] = ("baseline", "dropout", "fg-l2", "gat", "gat-through", "gradient-penalty")
+
+
 class Larger(Table2):
     """Whether the method carries to a larger network: the baseline, fast gradient and GAT on a ResNet-18."""
 

@@ -41,6 +41,27 @@ def test_inputs(tmp_path: Path) -> None:
     assert table["Delta and x"][1:4] == ["74.50 ± 2.12", "2 of 2", "+4.50 ± 19.06"]
 
 
+def test_readings(tmp_path: Path) -> None:
+    """The two readings are searched and shown apart, on equally many values."""
+    grids = dict.fromkeys(("gat", "gat-through"), (0.3, 1.0))
+    single = {"dropout": (0.5,), "fg-l2": (0.25,), "gradient-penalty": (0.1,)}
+    store, asked, experiment = RunStore(tmp_path), plan(seeds=2, grids={**grids, **single}), EXPERIMENTS["readings"]
+    gains = {"fixed": 0.01, "through": 0.03}
+    while cells := [job.cell for job in experiment.jobs(asked, store) if not job.done(store)]:
+        for cell in cells:
+            method = cell.config.method
+            gain = gains[method.delta] * method.cg if isinstance(method, GAT) else 0.0
+            finish(store, cell, 0.6 + gain, 0.7 + gain, best_epoch=2)
+    found = experiment.collect(asked, store)
+    assert found is not None
+    by_name = {row["method"]: row for row in found["rows"]}
+    assert list(by_name) == ["baseline", "dropout", "fg-l2", "gat", "gat-through", "gradient-penalty"]
+    for name, delta in (("gat", "fixed"), ("gat-through", "through")):
+        assert (by_name[name]["settings"]["cg"], by_name[name]["settings"]["delta"]) == (1.0, delta)
+        assert list(by_name[name]["accuracy"].values()) == pytest.approx([0.7 + gains[delta]] * 2)
+    check_tables(experiment.section(asked, found))
+
+
 def test_capacity(tmp_path: Path) -> None:
     store, asked, experiment = RunStore(tmp_path), plan(seeds=1, grids=GRIDS), EXPERIMENTS["capacity"]
     cells = experiment.cells(asked, store)

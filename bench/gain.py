@@ -1,0 +1,94 @@
+"""The study of the paper's gain, in the order of worth, in pieces that end in time:
+
+    python bench/gain.py images-10000 images-45000 cifar100 --data-dir DATA --out OUT --jobs 4 --minutes 9
+
+Every part is a `fastgat reproduce` or `fastgat search` of its own. A part that does not finish in time is told to stop;
+the same command goes on from where it was. What is finished lies in OUT as it comes: pages and results.json.
+"""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import click
+
+COMMON = ["--batch-size", "128", "--ema", "0.999", "--amp", "--channels-last"]
+GIVEN = ["--grid", "dropout=0.5", "--grid", "fg-l2=0.25"]
+"""As all-convolutional networks had dropout, and the epsilon that an earlier search chose."""
+READINGS = ["reproduce", "readings", *COMMON, *GIVEN]
+SEARCH = ["search", *COMMON, "--dataset", "cifar10", "--epochs", "100"]
+
+
+def parts(cg: float, cg_through: float, penalty: float) -> dict[str, list[list[str]]]:
+    """The commands of each part, by its name. The arguments are what the first part has chosen."""
+    chosen = [f"gat={cg}", f"gat-through={cg_through}", f"gradient-penalty={penalty}"]
+    one = [*READINGS, *(word for value in chosen for word in ("--grid", value))]
+    tried = ["gat=0.3,1,3", "gat-through=0.3,1,3", "gradient-penalty=0.03,0.1,0.3"]
+    searched = [*READINGS, *(word for value in tried for word in ("--grid", value))]
+    return {
+        "images-10000": [[*searched, "--train-images", "10000", "--epochs", "200", "--seeds", "3"]],
+        "images-45000": [[*one, "--epochs", "100", "--seeds", "1"]],
+        "cifar100": [[*one, "--dataset", "cifar100", "--epochs", "100", "--seeds", "1"]],
+        "seeds": [[*one, "--epochs", "100", "--seeds", "3"]],
+        "other-readings": [
+            [*SEARCH, "--method", "gat", "--cg", str(cg), "--over", "schedule=paper,simultaneous"],
+            [*SEARCH, "--method", "gat", "--cg", str(cg), "--over", "alpha=0.3,0.5,0.7"],
+            [*SEARCH, "--method", "gat", "--cg", "0.1", "--over", "delta=fixed,through", "--epochs", "200"],
+        ],
+    }
+
+
+@click.command()
+@click.argument("names", nargs=-1, metavar="[PART]...")
+@click.option("--out", type=Path, required=True, help="where runs and pages go")
+@click.option("--data-dir", type=Path, help="folder of the data sets")
+@click.option("--jobs", type=int, default=1, show_default=True, help="processes that train side by side")
+@click.option("--minutes", type=float, default=9.0, show_default=True, help="when to stop, at a checkpoint")
+@click.option("--cg", type=float, default=1.0, show_default=True, help="c_g with Delta fixed, where it is not searched")
+@click.option("--cg-through", type=float, default=1.0, show_default=True, help="the same through Delta")
+@click.option("--penalty", type=float, default=0.1, show_default=True, help="weight of the gradient penalty, likewise")
+def main(
+    names: tuple[str, ...],
+    out: Path,
+    data_dir: Path | None,
+    jobs: int,
+    minutes: float,
+    cg: float,
+    cg_through: float,
+    penalty: float,
+) -> None:
+    """Run PARTs of the study: images-10000, images-45000, cifar100, seeds, other-readings; by default all of them."""
+    known = parts(cg, cg_through, penalty)
+    if unknown := set(names) - set(known):
+        raise click.UsageError(f"no part {', '.join(sorted(unknown))}; known: {', '.join(known)}")
+    end = time.monotonic() + 60 * minutes
+    for name in names or known:
+        for number, command in enumerate(known[name]):
+            folder = out / (name if not number else f"{name}-{number + 1}")
+            where = ["--out", str(folder), "--jobs", str(jobs), *(["--data-dir", str(data_dir)] if data_dir else [])]
+            code = run([sys.executable, "-m", "fastgat", *command, *where], end - time.monotonic())
+            if code is None:
+                click.echo(f"{name}: stopped after {minutes:g} minutes; the same command goes on")
+                return
+            click.echo(f"{name}: {'finished' if code == 0 else f'ended with exit code {code}'}")
+
+
+def run(command: list[str], seconds: float) -> int | None:
+    """The exit code of a command; None where it had to be stopped, at a checkpoint, when its time was up."""
+    if seconds <= 0:
+        return None
+    process = subprocess.Popen(command)
+    try:
+        return process.wait(seconds)
+    except subprocess.TimeoutExpired:
+        process.send_signal(signal.SIGTERM)
+        process.wait()
+        return None
+
+
+if __name__ == "__main__":
+    main()
