@@ -71,8 +71,8 @@ class Attack(Options, ABC):
                 check_network(self.model, images, labels)
             for start in range(0, len(images), size):
                 part = slice(start, start + size)
-                x = images[part].to(torch.promote_types(images.dtype, torch.float32))
-                perturbed = attack.perturb(x, labels[part], numbers[part])
+                x = images[part].to(torch.promote_types(images.dtype, torch.float32), copy=True)
+                perturbed = attack.perturb(x, labels[part].clone(), numbers[part])
                 results.append(self._within_bounds(perturbed.detach(), images[part]))
         return torch.cat(results)
 
@@ -169,8 +169,13 @@ def per_sample(values: Tensor) -> Tensor:
 
 
 def correct(logits: Tensor, labels: Tensor) -> Tensor:
-    """Which answers are right, (B,); with a logit that is NaN or infinite none is."""
-    return (logits.argmax(1) == labels) & logits.isfinite().all(1)
+    """Which answers are right, (B,); none is where a logit is NaN or +inf."""
+    return (logits.argmax(1) == labels) & meaningful(logits)
+
+
+def meaningful(logits: Tensor) -> Tensor:
+    """Which rows of logits have neither NaN nor +inf, (B,); a logit of -inf is a class that the network rules out."""
+    return (logits < torch.inf).all(1)
 
 
 @contextlib.contextmanager
@@ -180,7 +185,7 @@ def frozen(*models: nn.Module) -> Iterator[None]:
     for parameter, _ in before:
         parameter.requires_grad_(False)
     try:
-        with in_eval_mode(*models), torch.enable_grad():
+        with in_eval_mode(*models), torch.inference_mode(False), torch.enable_grad():
             yield
     finally:
         for parameter, required in before:
@@ -206,10 +211,10 @@ def gradient_of(value: Tensor, x: Tensor) -> Tensor:
 def check_network(model: nn.Module, images: Tensor, labels: Tensor) -> int:
     """The number of classes that the model tells apart, found on two images.
 
-    Raises ConfigError unless it returns logits of classes that hold `labels`, NonFiniteError unless they are finite.
+    Raises ConfigError unless it returns logits of classes that hold `labels`, NonFiniteError for NaN or +inf.
     """
     logits = checked_logits(Isolated(model).eval(), images[:2])
-    if not logits.isfinite().all():
+    if not meaningful(logits).all():
         raise NonFiniteError("the classifier returns logits that are NaN or infinite")
     check_labels(labels, logits.shape[1])
     return logits.shape[1]

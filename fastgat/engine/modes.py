@@ -12,7 +12,8 @@ from torch import nn
 def in_eval_mode(*networks: nn.Module | None) -> Iterator[None]:
     """Within, every module is in eval mode; afterwards each is in the mode that it was in."""
     present = [network for network in networks if network is not None]
-    before = [(module, module.training) for network in present for module in network.modules()]
+    modules = [module for network in present for module in network.modules()]
+    before = [(module, module.training) for module in modules if hasattr(module, "training")]  # frozen TorchScript
     try:
         for network in present:
             network.eval()

@@ -62,6 +62,8 @@ def model_fingerprint(model: nn.Module) -> str:
     digest = hashlib.sha256(repr(model).encode())
     for name, module in model.named_modules():
         digest.update(f"{name} {type(module).__module__}.{type(module).__qualname__}".encode())
+        if isinstance(module, torch.jit.ScriptModule):
+            digest.update(module.save_to_buffer())  # its code holds constants, once frozen all weights
         for attribute, value in sorted(vars(module).items()):
             if isinstance(value, Tensor):
                 digest.update(attribute.encode())

@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from fastgat.attacks.base import Attack, correct
+from fastgat.attacks.base import Attack, correct, meaningful
 from fastgat.batch import Batch
 from fastgat.errors import NonFiniteError
 from fastgat.evaluation.cache import Cache, model_fingerprint
@@ -24,7 +24,7 @@ EXAMPLES = 6
 
 
 def clean_outcomes(subject: Subject, batches: Batches, cache: Cache) -> Outcomes:
-    """Which samples the network gets right as they are. Raises NonFiniteError for logits that are NaN or infinite."""
+    """Which samples the network gets right as they are. Raises NonFiniteError for a logit that is NaN or +inf."""
     return np.concatenate([_clean(subject, batch, cache) for batch in batches.numbered()])
 
 
@@ -69,7 +69,7 @@ def outcomes(
 def _clean(subject: Subject, batch: NumberedBatch, cache: Cache) -> Outcomes:
     def compute() -> list[int]:
         logits = subject.logits(batch.images)
-        if not logits.isfinite().all():
+        if not meaningful(logits).all():
             raise NonFiniteError(f"{subject.name} returns logits that are NaN or infinite")
         right: list[int] = correct(logits, batch.labels).int().tolist()
         return right

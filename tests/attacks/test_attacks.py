@@ -288,6 +288,26 @@ def test_pixels_that_rounding_left_outside_are_clamped(victim: Victim, make: Mak
     assert off.equal(given)
 
 
+class Masked(nn.Module):
+    """A network with one more class, which it rules out."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, images: Tensor) -> Tensor:
+        logits: Tensor = self.model(images)
+        return torch.cat([logits, torch.full_like(logits[:, :1], -torch.inf)], 1)
+
+
+@attacks
+@norms
+def test_a_class_that_is_ruled_out_changes_nothing(victim: Victim, make: Make, norm: str) -> None:
+    x, y = victim.images[:20], victim.labels[:20]
+    attack, other = (make(model, norm=norm, epsilon=EPSILON[norm]) for model in (Masked(victim.model), victim.model))
+    assert ((attack(x, y) - other(x, y)).abs() > 1e-5).float().mean() < 1e-3  # a sign may turn where a gradient is 0
+
+
 class Probabilities(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         return images.flatten(1)[:, :5].softmax(1)
@@ -359,6 +379,16 @@ def test_images_that_require_gradients_give_images_that_do_not(victim: Victim) -
     assert x.grad is None
     with pytest.raises(ConfigError, match="a number for each of 2 images, got 3"):
         PGD(victim.model)(x, victim.labels[:2], range(3))
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")
+def test_inference_mode_and_torchscript_attack_alike(victim: Victim) -> None:
+    x, y = victim.images[:4], victim.labels[:4]
+    expected = PGD(victim.model, steps=2)(x, y)
+    with torch.inference_mode():
+        assert PGD(victim.model, steps=2)(x.clone(), y.clone()).equal(expected)
+    frozen = torch.jit.freeze(torch.jit.script(victim.model))
+    assert ((PGD(frozen, steps=2)(x, y) - expected).abs() > 1e-5).float().mean() < 1e-3
 
 
 def test_no_images(victim: Victim) -> None:

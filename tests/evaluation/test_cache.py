@@ -54,6 +54,7 @@ def test_modules_are_kept(tmp_path: Path) -> None:
     assert Cache(tmp_path).module({"m": 1}, lambda: nn.Linear(3, 2), lambda: (other, None))[0] is other
 
 
+@pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")
 def test_fingerprints_tell_networks_and_images_apart() -> None:
     layer = nn.Linear(4, 2)
     model = nn.Sequential(nn.Flatten(), layer)
@@ -71,6 +72,9 @@ def test_fingerprints_tell_networks_and_images_apart() -> None:
             self.factor = factor
             self.register_buffer("shift", torch.tensor(shift), persistent=False)
 
+    frozen = [torch.jit.freeze(torch.jit.script(nn.Linear(4, 2).eval())) for _ in range(2)]  # no parameters are left
+    assert model_fingerprint(frozen[0]) == model_fingerprint(frozen[0])
+    assert model_fingerprint(frozen[0]) != model_fingerprint(frozen[1])
     prints = {model_fingerprint(Times(*numbers)) for numbers in ((1.0, 0.0), (2.0, 0.0), (1.0, 1.0))}
     assert len(prints) == 3
     batch = Batch(torch.rand(2, 3, 4, 4), torch.arange(2))
