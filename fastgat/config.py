@@ -55,6 +55,7 @@ class DataConfig(Options):
         None,
         "threads of DALI, or processes of torch's DataLoader  [default: one a core for images in files, else none]",
         at_least=0,
+        at_most=1024,
     )
     on_bad_sample: str = option(
         "error",

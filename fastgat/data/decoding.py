@@ -165,14 +165,10 @@ def arrange(
 
 
 def _scaled(part: NDArray[np.uint8], output: tuple[int, int]) -> NDArray[np.uint8]:
-    if part.shape[2] == 3:
-        return _resize(part, output)
-    return np.stack([_resize(channel, output) for channel in part.transpose(2, 0, 1)], axis=2)
-
-
-def _resize(pixels: NDArray[np.uint8], output: tuple[int, int]) -> NDArray[np.uint8]:
-    image = Image.fromarray(np.ascontiguousarray(pixels))
-    return np.asarray(image.resize(output[::-1], Image.Resampling.BILINEAR))
+    channels = [part] if part.shape[2] == 3 else part.transpose(2, 0, 1)
+    images = [Image.fromarray(np.ascontiguousarray(each)) for each in channels]
+    scaled = [np.asarray(image.resize(output[::-1], Image.Resampling.BILINEAR)) for image in images]
+    return scaled[0] if part.shape[2] == 3 else np.stack(scaled, axis=2)
 
 
 def _shifted(image: NDArray[np.uint8], dy: int, dx: int) -> NDArray[np.uint8]:

@@ -53,6 +53,7 @@ _OPERATIONS = re.compile(
     "PROTO|MARK|STOP|GLOBAL|REDUCE|BUILD|NEWOBJ|NONE|NEWTRUE|NEWFALSE|BININT[12]?|LONG1|BINFLOAT|(SHORT_)?BINSTRING|"
     "(SHORT_)?BINBYTES|BINUNICODE|EMPTY_TUPLE|TUPLE[123]?|EMPTY_LIST|APPENDS?|EMPTY_DICT|SETITEMS?|(LONG_)?BIN(GET|PUT)"
 )
+_MEMO = 10**6
 _CONTAINERS = 100
 """Tuples, lists and dictionaries in one file, at most; the published ones have about ten."""
 
@@ -63,7 +64,7 @@ def _check_operations(raw: bytes) -> None:
     for operation, argument, _ in pickletools.genops(raw):
         if not _OPERATIONS.fullmatch(operation.name):
             raise pickle.UnpicklingError(f"the operation {operation.name}")
-        if operation.name.endswith("PUT") and argument is not None and argument > len(raw):
+        if operation.name.endswith("PUT") and argument is not None and argument > _MEMO:
             raise pickle.UnpicklingError(f"a memo of {argument} entries")
         containers += "TUPLE" in operation.name or operation.name in ("EMPTY_LIST", "EMPTY_DICT")
         if containers > _CONTAINERS:

@@ -141,11 +141,10 @@ class _Bar:
             self.done = min(self.done + size, self.total or self.done + size)
             self.progress(self.what, self.done, self.total)
 
-    def reset(self) -> None:
-        """Called once more before the end, when everything has been shown."""
-
     def close(self) -> None:
-        pass
+        """Nothing is left to do, for `reset` as well, which comes once more before the end."""
+
+    reset = close
 
 
 def _short(error: BaseException) -> str:

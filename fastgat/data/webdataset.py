@@ -18,7 +18,6 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 
 from fastgat.data.decoding import EXTENSIONS, MAX_BYTES, MAX_PIXELS
 from fastgat.data.encoded import EncodedSet
@@ -37,13 +36,14 @@ HEADER_BYTES = 2**20
 """The longest header, such as one with a long name, that is read of a shard; and the longest padding at its end."""
 
 
-class ShardIndex(NamedTuple):
-    """The images of a shard: names, places in bytes, and labels; and what else the shard holds."""
+Sample = tuple[str, int, int, int]
+"""The name of an image in a shard, its offset and length in bytes, and its label."""
 
-    names: list[str]
-    offsets: list[int]
-    lengths: list[int]
-    labels: list[int]
+
+class ShardIndex(NamedTuple):
+    """The images of a shard, and what else it holds."""
+
+    samples: list[Sample]
     passed_over: dict[str, tuple[int, str]]
 
 
@@ -52,20 +52,18 @@ class Shards:
     """Images inside the tar files of the split `part`."""
 
     part: str
-    paths: list[Path]
-    shard: NDArray[np.int32]
-    names: list[str]
-    offsets: list[int]
-    lengths: list[int]
+    images: list[tuple[Path, Sample]]
 
     def key(self, number: int) -> str:
-        return f"{self.part}{self.names[number]}"
+        return f"{self.part}{self.images[number][1][0]}"
 
     def name(self, number: int) -> str:
-        return f"{self.paths[self.shard[number]]}: {self.names[number]}"
+        path, (name, *_) = self.images[number]
+        return f"{path}: {name}"
 
     def read(self, number: int) -> bytes:
-        return read_file(self.paths[self.shard[number]], MAX_BYTES, self.offsets[number], self.lengths[number])
+        path, (_, offset, length, _) = self.images[number]
+        return read_file(path, MAX_BYTES, offset, length)
 
 
 @dataclass(frozen=True)
@@ -118,17 +116,16 @@ class WebDataset:
     def _read(self, paths: list[Path], part: str, progress: Progress, passed_over: PassedOver) -> EncodedSet:
         if not paths:
             raise DataError(f"{self.pattern}: no such shard")
-        indices = []
+        images: list[tuple[Path, Sample]] = []
         for done, path in enumerate(paths):
             progress("indexing shards", done, len(paths))
-            indices.append(shard_index(path))
-            for kind, (count, example) in indices[-1].passed_over.items():
+            index = shard_index(path)
+            images += [(path, sample) for sample in index.samples]
+            for kind, (count, example) in index.passed_over.items():
                 passed_over.add(kind, f"{path.name}: {example}", count)
         progress("indexing shards", len(paths), len(paths))
-        shard = np.repeat(np.arange(len(paths), dtype=np.int32), [len(index.names) for index in indices])
-        names, offsets, lengths, labels, _ = ([*itertools.chain(*column)] for column in zip(*indices, strict=True))
-        files = Shards(part, paths, shard, names, offsets, lengths)
-        return EncodedSet(files, np.arange(len(labels)), np.array(labels, np.int64), self.size, self.max_pixels)
+        labels = np.array([label for _, (*_, label) in images], np.int64)
+        return EncodedSet(Shards(part, images), np.arange(len(labels)), labels, self.size, self.max_pixels)
 
 
 def expand(pattern: str) -> list[Path]:
@@ -164,20 +161,20 @@ def shard_index(path: Path) -> ShardIndex:
     """
     try:
         status = path.stat()
-    except OSError as error:
-        raise DataError(f"{path}: {error.strerror}") from None
+    except (OSError, ValueError) as error:
+        raise DataError(f"{path}: {getattr(error, 'strerror', error)}") from None
     if not stat.S_ISREG(status.st_mode):
         raise DataError(f"{path}: not a regular file")
     key = f"{path.resolve()} {status.st_size} {status.st_mtime_ns}".encode("utf-8", "surrogatepass")
     cached = cache_folder() / "shards" / f"{hashlib.sha256(key).hexdigest()[:32]}.json"
     try:
         index = ShardIndex(*json.loads(read_file(cached)))
-        if index.names and len(index.names) == len(index.offsets) == len(index.lengths) == len(index.labels):
+        if index.samples and all(len(sample) == 4 for sample in index.samples):
             return index
     except (OSError, ValueError, TypeError):
         """Not there, or damaged: it is made again."""
     index = _read_samples(path, status.st_size)
-    if not index.names:
+    if not index.samples:
         others = PassedOver(index.passed_over)
         raise DataError(f"{path}: no image in this shard" + (f"; it holds {others}" if others.kinds else ""))
     # A cache that cannot be written costs another reading of the headers, nothing else.
@@ -212,7 +209,7 @@ def _members(path: Path, size: int) -> Iterator[tarfile.TarInfo]:
         tail = read_file(path, offset=end, length=HEADER_BYTES + 1)
     except DataError:
         raise
-    except (tarfile.TarError, EOFError, OSError, ValueError, RecursionError) as error:
+    except Exception as error:  # noqa: BLE001  # a damaged archive can fail in any way
         raise DataError(f"{path}: not a whole, uncompressed tar file ({error})") from None
     if tail[: 2 * BLOCK] != bytes(2 * BLOCK) or size % BLOCK:  # tarfile takes any end for one
         raise DataError(f"{path}: truncated, or never closed: a tar file's end mark is missing")
@@ -223,7 +220,7 @@ def _members(path: Path, size: int) -> Iterator[tarfile.TarInfo]:
 def _read_samples(path: Path, size: int) -> ShardIndex:
     """The images of a shard, whose files follow one another sample by sample."""
     passed_over = PassedOver()
-    index = ShardIndex([], [], [], [], passed_over.kinds)
+    samples: list[Sample] = []
     for key, files in itertools.groupby(_files(path, size, passed_over), lambda file: _key(file[0])):
         image = label = None
         for file in files:
@@ -235,11 +232,8 @@ def _read_samples(path: Path, size: int) -> ShardIndex:
                 image = file
         if image is None or label is None:
             raise _incomplete(path, size, key, EXTENSIONS if image is None else (LABEL,))
-        index.names.append(image[0])
-        index.offsets.append(image[1])
-        index.lengths.append(image[2])
-        index.labels.append(label)
-    return index
+        samples.append((*image, label))
+    return ShardIndex(samples, passed_over.kinds)
 
 
 def _key(name: str) -> str:

@@ -163,6 +163,15 @@ def test_a_wrong_file_is_named(small: tuple[Cifar, Path], change: Callable[[Path
             load_dataset(name, root)
 
 
+def test_a_pipe_in_place_of_a_file_is_named(small: tuple[Cifar, Path]) -> None:
+    source, root = small
+    path = root / source.folder / "data_batch_3"
+    path.unlink()
+    os.mkfifo(path)
+    with pytest.raises(DataError, match="data_batch_3: not a regular file"):
+        source.fetch(root, silent)
+
+
 def test_a_folder_in_place_of_a_file_is_named(small: tuple[Cifar, Path]) -> None:
     source, root = small
     (root / source.folder / "data_batch_3").unlink()
