@@ -35,8 +35,7 @@ def data() -> None:
 def list_(data_dir: Path | None) -> None:
     """Every data set, and where it lies on this machine."""
     for name, source in DATASETS.items():
-        found = source.find(data_dir)
-        click.echo(f"{name:9} {source.title}\n          {found or 'not on this machine'}")
+        click.echo(f"{name:9} {source.title}\n          {source.find(data_dir) or 'not on this machine'}")
     click.echo("and your own images: folder:PATH (class folders) or webdataset:PATTERN (tar shards)")
 
 

@@ -122,10 +122,10 @@ def random_boxes(draws: Uniforms, sizes: NDArray[np.int64], output: tuple[int, i
     shape = output[1] / output[0]
     area = rows * columns * (least + (1 - least) * draws[:, : 2 * TRIES : 2])
     ratio = shape * np.exp(LOG_RATIO * (2 * draws[:, 1 : 2 * TRIES : 2] - 1))
-    narrow, wide = shape * math.exp(-LOG_RATIO), shape * math.exp(LOG_RATIO)
+    narrowest, widest = shape * math.exp(-LOG_RATIO), shape * math.exp(LOG_RATIO)
     # The last column is the fallback, which always fits.
-    height = np.hstack([np.rint(np.sqrt(area / ratio)), np.minimum(rows, np.maximum(np.rint(columns / narrow), 1))])
-    width = np.hstack([np.rint(np.sqrt(area * ratio)), np.minimum(columns, np.maximum(np.rint(rows * wide), 1))])
+    height = np.hstack([np.rint(np.sqrt(area / ratio)), np.minimum(rows, np.maximum(np.rint(columns / narrowest), 1))])
+    width = np.hstack([np.rint(np.sqrt(area * ratio)), np.minimum(columns, np.maximum(np.rint(rows * widest), 1))])
     fits = (height >= 1) & (height <= rows) & (width >= 1) & (width <= columns)
     taken = fits.argmax(axis=1)[:, None]
     height, width = np.take_along_axis(height, taken, 1), np.take_along_axis(width, taken, 1)

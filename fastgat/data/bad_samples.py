@@ -65,12 +65,12 @@ class BadSamples:
 
     def without_empty(self, batches: Iterable[Batch]) -> Iterator[Batch]:
         """The batches that have a sample left. Raises DataError where none has."""
-        found = False
+        any_left = False
         for batch in batches:
             if len(batch.labels):
-                found = True
+                any_left = True
                 yield batch
-        if self.reasons and not found:
+        if self.reasons and not any_left:
             raise DataError(f"no sample of the whole set can be read; one of them: {self.first()}")
 
     def _marks(self, rows: Rows) -> Marks:

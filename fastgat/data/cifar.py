@@ -48,23 +48,23 @@ class Cifar:
 
         Raises DataError if they cannot be had or are not the published ones.
         """
-        found = self.find(data_dir)
-        if found is None:
+        place = self.find(data_dir)
+        if place is None:
             root = data_folder(data_dir)
             try:
-                found = download(self.url, self.archive_md5, root, progress)
+                place = download(self.url, self.archive_md5, root, progress)
             except DataError as error:
                 raise DataError(f"{root} holds neither {self.folder}/ nor its archive, and {error}") from None
-        archive = found.parent / self.url.rsplit("/", 1)[-1]
-        if found.is_dir() and archive.is_file() and not all((found / name).exists() for name in self.files):
-            found = archive  # an extraction that was cut short
-        if found.is_file():
-            verify(found, self.archive_md5, again=again)
-            archive, found = found, found.parent / self.folder
-            extract(archive, self.files, found)
+        archive = place.parent / self.url.rsplit("/", 1)[-1]
+        if place.is_dir() and archive.is_file() and not all((place / name).exists() for name in self.files):
+            place = archive  # an extraction that was cut short
+        if place.is_file():
+            verify(place, self.archive_md5, again=again)
+            archive, place = place, place.parent / self.folder
+            extract(archive, self.files, place)
         for name, expected in self.files.items():
-            verify(found / name, expected, again=again)
-        return found
+            verify(place / name, expected, again=again)
+        return place
 
     def load(self, data_dir: Path | None, split_seed: int, progress: Progress) -> DataSet[ImageSet]:
         """45,000 / 5,000 / 10,000 images, the validation images chosen by `split_seed`."""

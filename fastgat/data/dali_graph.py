@@ -35,7 +35,7 @@ Work = dict[str, Any]
 
 @dataclass(frozen=True)
 class Graph:
-    """What DALI is to make of its input.
+    """The graph of DALI's operations for one kind of input and output.
 
     Attributes:
         in_files: whether images come encoded.

@@ -17,7 +17,7 @@ FORMATS = ("JPEG", "PNG", "WEBP")
 MAX_PIXELS = 64_000_000
 """Pixels of the largest image that is decoded, where nothing else is asked for."""
 MAX_BYTES = 2**30
-"""Of an encoded image."""
+"""Bytes of the largest file of an image that is read."""
 ORIENTATION = 0x0112
 """The EXIF tag that says which way a camera was held."""
 LATE = (b"eXIf", b"XML:com.adobe.xmp", b"Raw profile type exif")

@@ -19,7 +19,7 @@ class Files(Protocol):
         ...
 
     def name(self, number: int) -> str:
-        """What a person looks for to find that image."""
+        """Where a person finds that image: a path, or a shard and a name in it."""
         ...
 
     def read(self, number: int) -> bytes:

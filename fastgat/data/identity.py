@@ -24,7 +24,7 @@ from fastgat.files import read_file, write_atomically
 NAMES = "images.json.gz"
 """The file of a run folder that lists its images."""
 MAX_BYTES = 2**27
-"""Of that list, unpacked."""
+"""Bytes of that list, unpacked, at most."""
 
 
 def split_rule(header: Mapping[str, Any] | None) -> str:

@@ -46,7 +46,7 @@ class IterableLoader:
 
     @property
     def skipped(self) -> BadSamples:
-        """None: what a custom loader yields is used."""
+        """No samples, always: what a custom loader yields is used."""
         return BadSamples()
 
     def stream(self, player: int, start: int = 0) -> Iterator[Batch]:

@@ -106,8 +106,8 @@ def create_loader(
 
 def cores() -> int:
     """The cores that this process may use: of several ranks on a machine, its share."""
-    found = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return max(1, found // local_world_size())
+    count = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, count // local_world_size())
 
 
 def check_fits(images: EncodedSet, device: torch.device) -> None:

@@ -54,6 +54,7 @@ _OPERATIONS = re.compile(
     "(SHORT_)?BINBYTES|BINUNICODE|EMPTY_TUPLE|TUPLE[123]?|EMPTY_LIST|APPENDS?|EMPTY_DICT|SETITEMS?|(LONG_)?BIN(GET|PUT)"
 )
 _MEMO = 10**6
+"""Entries of a pickle's memo, at most; the published files have 100,000."""
 _CONTAINERS = 100
 """Tuples, lists and dictionaries in one file, at most; the published ones have about ten."""
 

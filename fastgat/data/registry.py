@@ -73,7 +73,7 @@ def relocated_name(name: str, place: Path) -> str:
 
 
 def users_images(name: str, image_size: int | None = None, max_pixels: int = MAX_PIXELS) -> Folder | WebDataset | None:
-    """What folder:PATH or webdataset:PATTERN stands for; None for another name."""
+    """The source of images named folder:PATH or webdataset:PATTERN; None for another name."""
     kind, _, where = name.partition(":")
     if kind not in ("folder", "webdataset"):
         return None

@@ -77,7 +77,7 @@ class Sampler:
 
 
 class Sampled:
-    """What every loader of a Sampler has.
+    """Base of the loaders: images, the order in which they are shown, and where batches go.
 
     Args:
         images: in memory, or in files.
