@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import unicodedata
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -106,7 +107,10 @@ def _exists(path: Path) -> bool:
 def check_same_classes(path: Path, header: dict[str, Any], classes: Sequence[str]) -> None:
     """Raises DataError if the data now have other classes than those that the checkpoint's classifier has learnt."""
     learnt = header["model"].get("classes")
-    if learnt is None or learnt == list(classes):
+    if learnt is None:
+        return
+    learnt = [unicodedata.normalize("NFC", str(name)) for name in learnt]  # earlier versions kept a Mac's form
+    if learnt == list(classes):
         return
     pairs = itertools.zip_longest(learnt, classes)
     number, (before, now) = next((i, pair) for i, pair in enumerate(pairs) if pair[0] != pair[1])

@@ -15,6 +15,7 @@ import pytest
 from fastgat.data import Images
 from fastgat.data.folder import Folder
 from fastgat.data.registry import load_dataset, silent
+from fastgat.engine.resume import check_same_classes
 from fastgat.errors import ConfigError, DataError
 from tests.data.pictures import CLASSES, encoded, make_folder, picture
 
@@ -203,6 +204,8 @@ def test_the_same_name_in_two_unicode_forms(tmp_path: Path) -> None:
     data = Folder(tmp_path, 16).load(0, silent)
     assert data.classes == ("café", "tea")
     assert Path(data.validation.name(0)).exists()
+    learnt = [unicodedata.normalize("NFD", name) for name in data.classes]
+    check_same_classes(tmp_path, {"model": {"classes": learnt}}, data.classes)  # of an earlier version
     tree(tmp_path / "train", f"{unicodedata.normalize('NFD', 'café')}/0.png")
     with pytest.raises(DataError, match="train: two folders are called café, in different Unicode forms"):
         Folder(tmp_path, 16).load(0, silent)
