@@ -23,7 +23,7 @@ from fastgat.config import DataConfig, PrecisionConfig
 from fastgat.data import create_loader, load_dataset
 from fastgat.data.sets import DataSet, Images
 from fastgat.engine.accuracy import score
-from fastgat.engine.allocator import keep_freed_memory
+from fastgat.engine.device import keep_freed_memory
 from fastgat.experiments.spread import Spread, interval
 from fastgat.methods import GAT
 from fastgat.models import Classifier, Generator

@@ -22,7 +22,7 @@ import torch
 
 from fastgat.config import PrecisionConfig, TrainConfig
 from fastgat.engine import compiled, graph_passes
-from fastgat.engine.graph_passes import GraphPasses
+from fastgat.engine.graph import GraphPasses
 from fastgat.methods import GAT
 from fastgat.profiling.profile import check_parity
 from fastgat.profiling.sides import Spec

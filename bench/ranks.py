@@ -28,13 +28,12 @@ from torch.multiprocessing.spawn import spawn
 from fastgat.batch import Batch
 from fastgat.config import OptimizerConfig, PrecisionConfig
 from fastgat.engine import reduction
-from fastgat.engine.allocator import keep_freed_memory
 from fastgat.engine.assemble import assemble
-from fastgat.engine.batch_norm import batch_norm_across
-from fastgat.engine.compiled import Stepper
-from fastgat.engine.device import device_name, pick_device
+from fastgat.engine.device import device_name, keep_freed_memory, pick_device
 from fastgat.engine.random import step_draws
 from fastgat.engine.ranks import Ranks, joined
+from fastgat.engine.reduction import batch_norm_across
+from fastgat.engine.step import Stepper
 from fastgat.methods import METHODS, Method
 from fastgat.models import Classifier, Generator
 from fastgat.reporting.environment import environment

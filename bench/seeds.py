@@ -32,8 +32,7 @@ from torch.func import stack_module_state
 from fastgat import TrainConfig
 from fastgat.batch import Batch
 from fastgat.config import PrecisionConfig
-from fastgat.engine.allocator import keep_freed_memory
-from fastgat.engine.device import device_name, pick_device
+from fastgat.engine.device import device_name, keep_freed_memory, pick_device
 from fastgat.engine.optimizer import Adam
 from fastgat.errors import FastgatError
 from fastgat.functional import places

@@ -1,8 +1,9 @@
-"""Calling a module with other tensors in the places of its own, whatever its layers share."""
+"""Calling a module with other tensors in the places of its own, or in eval mode; it is as it was afterwards."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 from torch import Tensor, nn
@@ -56,3 +57,18 @@ def call(
     everywhere = {place: tensor for name, tensor in tensors.items() for place in where[name]}
     output = functional_call(module, everywhere, inputs, tie_weights=False)
     return output, {name: everywhere[name] for name in tensors}
+
+
+@contextmanager
+def in_eval_mode(*networks: nn.Module | None) -> Iterator[None]:
+    """Within, every module is in eval mode; afterwards each is in the mode that it was in."""
+    present = [network for network in networks if network is not None]
+    modules = [module for network in present for module in network.modules()]
+    before = [(module, module.training) for module in modules if hasattr(module, "training")]  # frozen TorchScript
+    try:
+        for network in present:
+            network.eval()
+        yield
+    finally:
+        for module, mode in before:
+            module.training = mode

@@ -13,13 +13,13 @@ from fastgat.batch import Batch
 from fastgat.config import ModelConfig, OptimizerConfig, PrecisionConfig
 from fastgat.contract import check_labels, checked_batch
 from fastgat.engine.assemble import assemble, check_networks
-from fastgat.engine.batch_norm import batch_norm_across
 from fastgat.engine.checkpoint import check_match
-from fastgat.engine.compiled import Stepper, missing_compiler
 from fastgat.engine.device import tf32
 from fastgat.engine.random import seed_torch, step_draws
 from fastgat.engine.ranks import current
+from fastgat.engine.reduction import batch_norm_across
 from fastgat.engine.state import TrainState
+from fastgat.engine.step import Stepper, missing_compiler
 from fastgat.errors import CompileError, ConfigError
 from fastgat.methods import Method, create_method
 from fastgat.methods.players import Draws

@@ -20,8 +20,8 @@ from torch import nn
 
 from fastgat.batch import Batch
 from fastgat.config import OptimizerConfig
-from fastgat.engine.compiled import Stepper
 from fastgat.engine.state import TrainState
+from fastgat.engine.step import Stepper
 from fastgat.methods import Method
 from fastgat.methods.players import Draws
 from fastgat.models import Classifier, Generator

@@ -14,8 +14,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from fastgat.contract import check_labels, checked_batch, checked_logits
-from fastgat.engine.modes import in_eval_mode
 from fastgat.errors import ConfigError, NonFiniteError
+from fastgat.functional import in_eval_mode
 from fastgat.kernels.backend import runs_kernel
 from fastgat.kernels.input_gradient import input_gradient, relative
 from fastgat.options import Options, option

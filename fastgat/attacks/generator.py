@@ -22,9 +22,9 @@ from fastgat.attacks.base import Attack, Isolated, ascent, check_network, frozen
 from fastgat.batch import Batch
 from fastgat.contract import checked_batch
 from fastgat.data.loader import Loader
-from fastgat.engine.compiled import ON_A_GPU, explained
 from fastgat.engine.optimizer import Adam, trainable_parameters
 from fastgat.engine.random import seed_torch
+from fastgat.engine.step import ON_A_GPU, one_line
 from fastgat.errors import CompileError, ConfigError, NonFiniteError
 from fastgat.functional import places
 from fastgat.kernels.input_gradient import input_gradient
@@ -127,7 +127,7 @@ def _generator_step(
     def first_explained(batch: Batch) -> None:
         nonlocal ran
         # Only the first call compiles: what fails later is no CompileError.
-        with nullcontext() if ran else explained(CompileError, "the generator's step cannot be compiled: {}"):
+        with nullcontext() if ran else one_line(CompileError, "the generator's step cannot be compiled: {}"):
             compiled_step(batch)
         ran = True
 

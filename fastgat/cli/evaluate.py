@@ -13,7 +13,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from fastgat.cli.options import settings_options
-from fastgat.engine.allocator import keep_freed_memory
+from fastgat.engine.device import keep_freed_memory
 from fastgat.evaluation import Cache, EvaluationSettings, RunSettings, evaluate_run, write_report
 from fastgat.evaluation.results import Robustness
 from fastgat.evaluation.run import QUICK

@@ -16,7 +16,7 @@ from rich.markdown import Markdown
 
 from fastgat.cli.options import SectionedCommand, overrides, run_options, settings_options
 from fastgat.config import TrainConfig, merge
-from fastgat.engine.allocator import keep_freed_memory
+from fastgat.engine.device import keep_freed_memory
 from fastgat.errors import ConfigError, FastgatError
 from fastgat.experiments import EXPERIMENTS, PAPER, Experiment, Plan, RunStore
 from fastgat.experiments.images import load_images

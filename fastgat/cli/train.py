@@ -13,7 +13,7 @@ from rich.console import Console
 from fastgat.cli.options import SectionedCommand, overrides, run_options
 from fastgat.config import TrainConfig, load_toml, merge
 from fastgat.data.registry import users_images
-from fastgat.engine.allocator import keep_freed_memory
+from fastgat.engine.device import keep_freed_memory
 from fastgat.engine.resume import after_restart, find_checkpoint
 from fastgat.errors import ConfigError
 from fastgat.models import is_factory

@@ -9,9 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from fastgat.batch import Batch
-from fastgat.engine.modes import in_eval_mode
 from fastgat.engine.ranks import ALONE, Ranks
-from fastgat.functional import call, places
+from fastgat.functional import call, in_eval_mode, places
 from fastgat.kernels.dual_loss import sample_loss
 
 

@@ -15,17 +15,17 @@ from fastgat.batch import Batch
 from fastgat.config import TrainConfig
 from fastgat.data.loader import Loader
 from fastgat.engine.accuracy import score
-from fastgat.engine.batch_norm import batch_norm_across
-from fastgat.engine.compiled import Stepper
 from fastgat.engine.events import Callback, Compiled, Compiling, End, EpochEnd, Interval, Skipped, Start
 from fastgat.engine.interrupts import Interrupts
 from fastgat.engine.optimizer import learning_rate_factor
 from fastgat.engine.position import Position
 from fastgat.engine.random import step_draws
 from fastgat.engine.ranks import Ranks, connection_error
+from fastgat.engine.reduction import batch_norm_across
 from fastgat.engine.run_checkpoints import BEST, LAST, RunCheckpoints
 from fastgat.engine.selection import RULES, Candidate, candidates, mean_of_last, suffix, validation_key
 from fastgat.engine.state import TrainState
+from fastgat.engine.step import Stepper
 from fastgat.errors import CaptureError, CompileError, DataError, NonFiniteError
 from fastgat.methods.base import Method
 from fastgat.methods.players import Draws

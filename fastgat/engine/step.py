@@ -1,23 +1,199 @@
-"""The training step: a method's gradients and both players' updates."""
+"""The training step, and how it runs: as it is written, compiled into one graph, or replayed as one CUDA graph."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import functools
+import os
+import re
+import shutil
+import subprocess
+import types
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from typing import Any
 
 import torch
+from torch import Tensor
+from torch.utils._pytree import tree_leaves, tree_map_only
 
 from fastgat.batch import Batch
-from fastgat.engine.state import TrainState
+from fastgat.engine.device import fastest_convolutions
+from fastgat.engine.ranks import ALONE, Ranks, is_of_connection
+from fastgat.engine.state import TrainState, unchanged
+from fastgat.errors import CaptureError, CompileError
 from fastgat.methods.base import Method
 from fastgat.methods.players import Draws
 
+Inputs = tuple[Sequence[Batch], Sequence[Draws]]
+Step = Callable[[Sequence[Batch], Sequence[Draws]], None]
+OVERLAP: dict[str, Any] = {
+    "reorder_for_compute_comm_overlap": True,
+    "reorder_for_compute_comm_overlap_passes": ["raise_comms", "sink_waits"],
+}
+"""Inductor's options for several ranks: begin to communicate as early, and wait for it as late, as can be."""
+ON_A_GPU: dict[str, Any] = {} if torch.__version__ >= "2.13" else {"loop_ordering_after_fusion": False}
+"""Inductor's options on a GPU. Before torch 2.13 its reordering of loops fails on an update of many tensors at once."""
+BACKEND = re.compile(r"\s*backend='.*' raised:$")
+"""The line that torch puts before the cause."""
+WARM_UPS = 3
+"""Runs before a capture, for what allocates or tunes itself at first use."""
 
-@torch.no_grad()
-def train_step(
-    state: TrainState, method: Method, batches: Sequence[Batch], draws: Sequence[Draws], kind: str = "full"
-) -> None:
-    """One step of `method`, in place: everything that changes is in `state`, and nothing waits for the device."""
+
+def train_step(state: TrainState, method: Method, kind: str, batches: Sequence[Batch], draws: Sequence[Draws]) -> None:
+    """One step of `method`, in place: everything that changes is in `state`, and nothing waits for the device.
+
+    It is called where torch records no gradients.
+    """
     before = state.begin()
     players, metrics = method.step(state.players(), batches, draws, state.update, kind)
     state.keep_buffers(players)
     state.finish(metrics, before)
+
+
+class Stepper:
+    """Takes the steps of a method on a state.
+
+    Args:
+        compiled: compile the step; `prepare` does it.
+        cuda_graph: on a GPU, also capture the compiled step as one CUDA graph and replay that.
+    """
+
+    def __init__(self, state: TrainState, method: Method, *, compiled: bool = False, cuda_graph: bool = True) -> None:
+        self.state, self.method = state, method
+        self.compiled = compiled
+        self.captured = compiled and cuda_graph and state.device.type == "cuda"
+        self._steps: dict[str, Step] = {kind: self._uncompiled(kind) for kind in method.kinds}
+
+    @torch.no_grad()
+    def __call__(self, batches: Sequence[Batch], draws: Sequence[Draws], kind: str = "full") -> None:
+        """One step; `batches` and `draws` as `Method.step` takes them, of the shapes that `prepare` was given."""
+        self._steps[kind](batches, draws)
+
+    @torch.no_grad()
+    def prepare(self, batches: Sequence[Batch], draws: Sequence[Draws]) -> None:
+        """Compile every kind of step, and capture it, on inputs like those to come. The state stays as it is.
+
+        Raises CompileError or CaptureError, naming the cause, where that is impossible.
+        """
+        if not self.compiled:
+            return
+        with unchanged(self.state), fastest_convolutions():
+            # Not torch's own, which is on the device of the process's first capture; one for all that share the pool.
+            stream, pool = torch.cuda.Stream(self.state.device) if self.captured else None, None
+            for kind in self.method.kinds:
+                taken = (batches, draws) if kind == "full" else (batches[-1:], draws[-1:])
+                inputs: Inputs = tree_map_only(Tensor, torch.clone, taken)  # clone: captured inputs must not alias
+                step = compile_step(self._uncompiled(kind), self.state.device, self.state.ranks)
+                with one_line(CompileError, "the step cannot be compiled: {}"), warnings.catch_warnings():
+                    # Whether they are wanted is a setting of ours.
+                    warnings.filterwarnings("ignore", "TensorFloat32 tensor cores", UserWarning)
+                    step(*inputs)
+                if stream is not None:
+                    with one_line(CaptureError, "the step cannot be captured as a CUDA graph (--no-cuda-graph): {}"):
+                        step = Captured(step, inputs, stream, pool)
+                    pool = step.graph.pool()
+                self._steps[kind] = step
+
+    def release(self) -> None:
+        """Take no more steps: captured graphs go now, since NCCL waits for those that use its group before it ends."""
+        for step in self._steps.values():
+            if isinstance(step, Captured):
+                step.graph.reset()
+        self._steps = {}
+
+    def give_up_compiling(self) -> None:
+        """Take the steps as they are written from here on."""
+        self.compiled = self.captured = False
+        self._steps = {kind: self._uncompiled(kind) for kind in self.method.kinds}
+
+    def _uncompiled(self, kind: str) -> Step:
+        return functools.partial(train_step, self.state, self.method, kind)
+
+
+def compile_step(step: Step, device: torch.device, ranks: Ranks = ALONE) -> Step:
+    """`step` as one graph, compiled for `device` at its first call; a break in the graph is an error."""
+    from fastgat.engine.graph import GraphPasses  # imports Inductor, which takes seconds
+
+    assert isinstance(step, functools.partial)
+    # A copy: torch.compile keeps what it compiles by code object, up to a limit.
+    function = types.FunctionType(step.func.__code__.replace(), step.func.__globals__, step.func.__name__)
+    options = {
+        "post_grad_custom_pre_pass": GraphPasses(),
+        **(ON_A_GPU if device.type == "cuda" else {}),
+        **({} if ranks.alone else OVERLAP),
+    }
+    return functools.partial(torch.compile(function, fullgraph=True, dynamic=False, options=options), *step.args)
+
+
+class Captured:
+    """A step as one CUDA graph: inputs are copied to the `inputs` that it was given, and its launches replayed.
+
+    The host neither runs Python between the launches nor waits for any of them.
+
+    Args:
+        stream: of the step's device, to warm up and to capture on.
+    """
+
+    def __init__(self, step: Step, inputs: Inputs, stream: torch.cuda.Stream, pool: Any = None) -> None:
+        self.inputs = inputs
+        self._fixed = tree_leaves(inputs)
+        here = torch.cuda.current_stream()
+        stream.wait_stream(here)
+        with torch.cuda.stream(stream):
+            for _ in range(WARM_UPS):
+                step(*self.inputs)
+        here.wait_stream(stream)
+        self.graph = torch.cuda.CUDAGraph()
+        cause: BaseException | None = None
+        try:
+            # Other threads, such as a loader's that pins memory, may go on meanwhile.
+            with torch.cuda.graph(self.graph, pool=pool, stream=stream, capture_error_mode="thread_local"):
+                try:
+                    step(*self.inputs)
+                except BaseException as error:
+                    cause = error
+                    raise
+        except RuntimeError as error:
+            _end_generators_capture(stream)
+            raise cause or error from None  # the end of a capture fails after its cause
+        finally:
+            torch.cuda.set_stream(here)  # a capture that fails leaves its own stream behind
+
+    def __call__(self, batches: Sequence[Batch], draws: Sequence[Draws]) -> None:
+        for fixed, fresh in zip(self._fixed, tree_leaves((batches, draws)), strict=True):
+            if fixed is not None:
+                fixed.copy_(fresh)
+        self.graph.replay()
+
+
+def _end_generators_capture(stream: torch.cuda.Stream) -> None:
+    """Let torch draw on the device again after a capture that failed: its generator is out of it when another ends."""
+    with suppress(RuntimeError), torch.cuda.graph(torch.cuda.CUDAGraph(), stream=stream):
+        torch.rand(1, device=stream.device)
+
+
+def missing_compiler(device: torch.device) -> str | None:
+    """What compiling for `device` needs and this machine lacks, or None."""
+    if device.type == "cuda":
+        language, chosen, known = "C", os.environ.get("CC"), ("gcc", "clang", "cc")
+    else:
+        language, chosen, known = "C++", os.environ.get("CXX"), ("g++", "clang++", "c++")
+    if chosen:
+        return None if shutil.which(chosen) else f"a {language} compiler: {chosen!r} is not one that can be run"
+    return None if any(map(shutil.which, known)) else f"a {language} compiler, such as {known[0]} or {known[1]}"
+
+
+@contextmanager
+def one_line(kind: type[CompileError], message: str) -> Iterator[None]:
+    """Turn what torch raises into one line, without its advice; out of memory and lost ranks stay what they are."""
+    try:
+        yield
+    except torch.OutOfMemoryError:
+        raise
+    except (torch._dynamo.exc.TorchDynamoException, RuntimeError, subprocess.CalledProcessError) as error:
+        torch._C._autograd._saved_tensors_hooks_enable()  # a trace of torch.func.vjp that fails leaves them disabled
+        if is_of_connection(error):
+            raise
+        lines = [line.strip() for line in str(error).splitlines() if line.strip() and not BACKEND.match(line)]
+        raise kind(message.format(lines[0] if lines else type(error).__name__)) from error

@@ -7,8 +7,8 @@ from torch import Tensor
 
 from fastgat.attacks.base import frozen, loss_gradient
 from fastgat.batch import Batch
-from fastgat.engine.compiled import explained, missing_compiler
 from fastgat.engine.device import autocast_dtype
+from fastgat.engine.step import missing_compiler, one_line
 from fastgat.errors import CompileError
 from fastgat.evaluation.inputs import Batches, Subject
 
@@ -30,7 +30,7 @@ def agreement(subject: Subject, batch: Batch) -> tuple[dict[str, float], dict[st
             missing["compiled"] = f"needs {compiler}"
         else:
             try:
-                with explained(CompileError, "{}"):
+                with one_line(CompileError, "{}"):
                     changed["compiled"] = _share_changed(torch.compile(subject)(images), expected)
             except CompileError as error:
                 missing["compiled"] = f"cannot be compiled: {error}"

@@ -7,8 +7,8 @@ from functools import partial
 from typing import Any, ClassVar, TypedDict
 
 from fastgat.attacks import GeneratorTraining, train_generator
-from fastgat.engine.compiled import missing_compiler
 from fastgat.engine.device import pick_device, tf32
+from fastgat.engine.step import missing_compiler
 from fastgat.errors import CompileError
 from fastgat.evaluation.cache import Cache
 from fastgat.evaluation.inputs import Batches, Subject, random_subset

@@ -9,8 +9,8 @@ from typing import Any, ClassVar, TypedDict
 import torch
 
 from fastgat.config import OptimizerConfig, TrainConfig
-from fastgat.engine.compiled import missing_compiler
 from fastgat.engine.device import device_name, pick_device
+from fastgat.engine.step import missing_compiler
 from fastgat.experiments import paper
 from fastgat.experiments.archive import Measured
 from fastgat.experiments.base import Experiment

@@ -13,8 +13,7 @@ from typing import Any
 
 import torch
 
-from fastgat.engine.allocator import keep_freed_memory
-from fastgat.engine.device import pick_device
+from fastgat.engine.device import keep_freed_memory, pick_device
 from fastgat.engine.interrupts import Interrupts
 from fastgat.experiments.base import Experiment
 from fastgat.experiments.jobs import Job

@@ -77,10 +77,11 @@ def trace(side: Fastgat, file: Path) -> None:
     recorded.export_chrome_trace(str(file))
 
 
+@torch.no_grad()
 def _run(side: Fastgat, clock: Clock, steps: int) -> None:
     _, draws = side.next_inputs()
     side.feeder.minibatches(len(draws))
     clock.start()
     for _ in range(steps):
-        train_step(side.state, side.method, side.feeder.minibatches(len(draws)), draws)
+        train_step(side.state, side.method, "full", side.feeder.minibatches(len(draws)), draws)
     clock.stop()

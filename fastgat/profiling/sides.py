@@ -15,11 +15,10 @@ from torch import Tensor, nn
 from fastgat import textbook
 from fastgat.batch import Batch
 from fastgat.config import PrecisionConfig, TrainConfig
-from fastgat.engine.allocator import keep_freed_memory
 from fastgat.engine.assemble import assemble, check_networks
-from fastgat.engine.compiled import Stepper
-from fastgat.engine.device import autocast_dtype, pick_device, tf32
+from fastgat.engine.device import autocast_dtype, keep_freed_memory, pick_device, tf32
 from fastgat.engine.optimizer import Adam
+from fastgat.engine.step import Stepper
 from fastgat.errors import ConfigError
 from fastgat.methods import (
     GAT,

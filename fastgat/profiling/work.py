@@ -64,8 +64,8 @@ def _work(side: Side, kind: str) -> dict[str, int]:
         _add_graph(counter, side, kind)
     else:
         batches, draws = side.next_inputs()
-        with counter:
-            train_step(side.state, side.method, batches, draws, kind)
+        with counter, torch.no_grad():
+            train_step(side.state, side.method, kind, batches, draws)
     return {"flops": counter.flops, "bytes": counter.bytes}
 
 
@@ -74,8 +74,7 @@ def _add_graph(counter: Counter, side: Fastgat, kind: str) -> None:
     from torch._dynamo.backends.common import aot_autograd  # slow
     from torch._functorch._aot_autograd.utils import make_boxed_func
 
-    from fastgat.engine.graph_passes.unused_gradients import drop_unused_gradients
-    from fastgat.engine.graph_passes.zero_convolutions import drop_zero_convolutions
+    from fastgat.engine.graph import drop_unused_gradients, drop_zero_convolutions
 
     def value(node: Node) -> Any:
         return node.meta.get("val")
@@ -92,7 +91,7 @@ def _add_graph(counter: Counter, side: Fastgat, kind: str) -> None:
     batches, draws = side.next_inputs()
     traced = torch.compile(train_step, fullgraph=True, dynamic=False, backend=aot_autograd(fw_compiler=add))
     with torch.no_grad():
-        traced(side.state, side.method, batches, draws, kind)
+        traced(side.state, side.method, kind, batches, draws)
 
 
 def launches(side: Side) -> dict[str, Any] | None:

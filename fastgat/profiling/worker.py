@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from fastgat.engine.allocator import give_back_freed_memory
+from fastgat.engine.device import give_back_freed_memory
 from fastgat.profiling.ceilings import ceilings
 from fastgat.profiling.phases import phase_times, trace
 from fastgat.profiling.sides import Fastgat, Side, Spec, build

@@ -19,7 +19,6 @@ from fastgat.config import TrainConfig, flatten, identity
 from fastgat.data.identity import Identity, split_rule
 from fastgat.data.registry import silent
 from fastgat.data.store import Progress
-from fastgat.engine.compiled import Stepper, missing_compiler
 from fastgat.engine.device import pick_device, tf32
 from fastgat.engine.events import Callback, EarlyStopping
 from fastgat.engine.loop import Loop
@@ -33,6 +32,7 @@ from fastgat.engine.resume import (
     check_same_run,
     find_checkpoint,
 )
+from fastgat.engine.step import Stepper, missing_compiler
 from fastgat.errors import CompileError, ConfigError, DeviceError, OutputError
 from fastgat.files import sole_use
 from fastgat.methods import Method

@@ -16,11 +16,11 @@ from torch.multiprocessing.spawn import spawn
 
 from fastgat.batch import Batch
 from fastgat.config import OptimizerConfig
-from fastgat.engine.batch_norm import batch_norm_across
-from fastgat.engine.compiled import Stepper
 from fastgat.engine.random import step_draws
 from fastgat.engine.ranks import ALONE, Ranks, joined
+from fastgat.engine.reduction import batch_norm_across
 from fastgat.engine.state import TrainState
+from fastgat.engine.step import Stepper
 from fastgat.methods import GAT, METHODS, DropoutGAT, Method
 from tests.support import DOUBLE, BatchNormNet, SmallGenerator, compiled_by, minibatch, players
 

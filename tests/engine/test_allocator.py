@@ -9,7 +9,7 @@ import pytest
 
 COUNT = """
 import resource, sys, torch
-from fastgat.engine.allocator import keep_freed_memory
+from fastgat.engine.device import keep_freed_memory
 if sys.argv[1] == "kept":
     assert keep_freed_memory()
 def allocate():

@@ -20,12 +20,12 @@ from torch._inductor import config as inductor
 
 from fastgat.batch import Batch
 from fastgat.config import RunConfig, TrainConfig
-from fastgat.engine.compiled import ON_A_GPU, OVERLAP, Captured, Stepper, compile_step, explained, missing_compiler
 from fastgat.engine.events import Callback, Compiled
-from fastgat.engine.graph_passes import GraphPasses
+from fastgat.engine.graph import GraphPasses
 from fastgat.engine.optimizer import Adam
 from fastgat.engine.random import seed_step
 from fastgat.engine.ranks import ALONE
+from fastgat.engine.step import ON_A_GPU, OVERLAP, Captured, Stepper, compile_step, missing_compiler, one_line
 from fastgat.errors import CaptureError, CompileError
 from fastgat.methods import (
     GAT,
@@ -266,14 +266,14 @@ def test_a_failed_capture_is_explained_by_its_cause(captures: list[dict[str, Any
     try:
         raise KeyError("something else")
     except KeyError:
-        with pytest.raises(CaptureError, match=r"^no: the step asks the host$"), explained(CaptureError, "no: {}"):
+        with pytest.raises(CaptureError, match=r"^no: the step asks the host$"), one_line(CaptureError, "no: {}"):
             Captured(step, ([], []), MagicMock(device=torch.device("cpu")))
     assert len(captures) == 2, "torch's generator must be freed by another capture"
 
 
 def test_a_rank_that_is_lost_is_no_failure_to_compile() -> None:
     lost = RuntimeError("[gloo/transport/tcp/pair.cc:534] Connection closed by peer [127.0.0.1]:1234")
-    with pytest.raises(RuntimeError) as raised, explained(CompileError, "the step cannot be compiled: {}"):
+    with pytest.raises(RuntimeError) as raised, one_line(CompileError, "the step cannot be compiled: {}"):
         raise lost
     assert raised.value is lost
 

@@ -16,8 +16,8 @@ from fastgat import Trainer
 from fastgat.config import Augmentation, DataConfig, RunConfig
 from fastgat.data import LOADERS, Batch
 from fastgat.data.dali_graph import missing
-from fastgat.engine.compiled import Stepper
 from fastgat.engine.events import Callback, EpochEnd
+from fastgat.engine.step import Stepper
 from fastgat.errors import DataError
 from fastgat.models import Generator
 from tests.data.pictures import CLASSES, make_folder

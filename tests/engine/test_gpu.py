@@ -15,12 +15,11 @@ from fastgat.batch import Batch
 from fastgat.config import OptimizerConfig
 from fastgat.data.loaders import create_loader
 from fastgat.data.sets import ImageSet
-from fastgat.engine.compiled import Captured, Stepper, explained
 from fastgat.engine.device import tf32
-from fastgat.engine.graph_passes import GraphPasses
-from fastgat.engine.graph_passes.channels import PAD, pad_channels
+from fastgat.engine.graph import PAD, GraphPasses, pad_channels
 from fastgat.engine.random import seed_step
 from fastgat.engine.state import TrainState
+from fastgat.engine.step import Captured, Stepper, one_line
 from fastgat.errors import CaptureError, CompileError
 from fastgat.methods import GAT, DropoutGAT, FastGradientL2, Free, Method, RandomPerturbation
 from fastgat.methods.players import Draws
@@ -151,7 +150,7 @@ def test_in_mixed_precision_too(monkeypatch: pytest.MonkeyPatch) -> None:
         padded.extend(graph.find_nodes(op="call_function", target=PAD))
         search.append(torch.backends.cudnn.benchmark)
 
-    monkeypatch.setattr("fastgat.engine.graph_passes.pad_channels", watched)
+    monkeypatch.setattr("fastgat.engine.graph.pad_channels", watched)
     monkeypatch.setattr(GraphPasses, "uuid", lambda self: None)  # Inductor's cache is not asked
     method, sources, states = GAT(schedule="simultaneous"), batches_of(4), []
     for compiled in (True, False):
@@ -241,7 +240,7 @@ def test_what_cannot_be_captured_fails_loudly_and_leaves_stream_and_generator_as
     def asks(batches: object, draws: object) -> None:
         x.fill_(x.item())
 
-    with pytest.raises(CaptureError, match="cannot be captured"), explained(CaptureError, "cannot be captured: {}"):
+    with pytest.raises(CaptureError, match="cannot be captured"), one_line(CaptureError, "cannot be captured: {}"):
         Captured(asks, inputs, torch.cuda.Stream())
     assert torch.cuda.current_stream() == here
     torch.rand(1, device=CUDA)

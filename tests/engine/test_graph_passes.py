@@ -14,10 +14,7 @@ from torch.fx import GraphModule
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.nn import functional
 
-from fastgat.engine.graph_passes import GraphPasses
-from fastgat.engine.graph_passes.casts import CAST, COPY_ALL
-from fastgat.engine.graph_passes.channels import PAD
-from fastgat.engine.graph_passes.nodes import CONVOLUTION, CONVOLUTION_BACKWARD
+from fastgat.engine.graph import CAST, CONVOLUTION, CONVOLUTION_BACKWARD, COPY_ALL, PAD, GraphPasses
 from fastgat.methods import GAT
 from tests.support import BatchNormNet, Engine, SmallGenerator, largest_difference, minibatch
 

@@ -17,7 +17,7 @@ import collections, json, sys
 sys.path.append(sys.argv[1])  # at its end: an installed fastgat comes first
 import torch
 import torch.utils._triton
-from fastgat.engine.compiled import Stepper
+from fastgat.engine.step import Stepper
 from fastgat.kernels.backend import forced_kernels
 from fastgat.methods import GAT, Baseline, DropoutGAT, FastGradientL2, RandomPerturbation
 from tests.support import BatchNormNet, Engine, minibatch, players

@@ -20,7 +20,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from fastgat.config import OptimizerConfig
 from fastgat.batch import Batch
-from fastgat.engine.compiled import Stepper
+from fastgat.engine.step import Stepper
 from fastgat.engine.state import TrainState
 from fastgat.methods import GAT
 from fastgat.methods.players import Draws

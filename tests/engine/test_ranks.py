@@ -19,9 +19,8 @@ from torch import nn
 import fastgat
 from fastgat import TrainConfig, Trainer
 from fastgat.config import DataConfig, OptimizerConfig, RunConfig
-from fastgat.engine.batch_norm import batch_norm_across
 from fastgat.engine.ranks import ALONE, Ranks, check_restarts, connection_error
-from fastgat.engine.reduction import GradientMean
+from fastgat.engine.reduction import GradientMean, batch_norm_across
 from fastgat.engine.state import TrainState
 from fastgat.errors import ConfigError, DataError, RankError
 from fastgat.methods import GAT, Baseline

@@ -19,7 +19,7 @@ from bench import convolutions
 from bench.convolutions import OFF, WAYS, serve_with
 from fastgat.cli.profile import KERNELS, _show_kernels
 from fastgat.config import RunConfig, TrainConfig
-from fastgat.engine.graph_passes import GraphPasses
+from fastgat.engine.graph import GraphPasses
 from fastgat.profiling.sides import Spec
 from fastgat.profiling.work import summarised
 from fastgat.profiling.worker import Worker

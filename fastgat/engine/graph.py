@@ -1,0 +1,244 @@
+"""What is changed in the graph of a compiled step before Inductor makes kernels of it; its result stays the same."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch._inductor.custom_graph_pass import CustomGraphPass, get_hash_for_files
+from torch._prims_common import suggest_memory_format
+from torch.fx import Graph, Node
+from torch.fx.node import map_arg
+
+CONVOLUTION = torch.ops.aten.convolution.default
+CONVOLUTION_BACKWARD = torch.ops.aten.convolution_backward.default
+CAST = torch.ops.prims.convert_element_type.default
+COPY_ALL = torch.ops.aten._foreach_copy.default
+ALIGNED = 8
+"""Channels of 16 bits: the 16 bytes to which a kernel for tensor cores wants each pixel aligned."""
+PAD = torch.ops.aten.constant_pad_nd.default
+ADD = torch.ops.aten.add.Tensor
+EXPAND = torch.ops.aten.expand.default
+FULL = torch.ops.aten.full.default
+ZEROS = torch.ops.aten.zeros.default
+
+
+class GraphPasses(CustomGraphPass):
+    """All of this module's passes."""
+
+    def __call__(self, graph: Graph) -> None:
+        drop_unused_gradients(graph)
+        drop_zero_convolutions(graph)
+        cast_inputs_at_once(graph)
+        pad_channels(graph)
+
+    def uuid(self) -> Any:
+        return get_hash_for_files((__file__,))
+
+
+def drop_unused_gradients(graph: Graph) -> None:
+    """Narrow the output mask of every convolution's backward pass to the gradients that have a reader.
+
+    `torch.func.vjp` pulls back to all arguments of its function at once. Where a method takes a second pull-back for
+    the images alone, as GAT does under batch norm, each convolution's gradient by its weights comes with it: one
+    operator computes both, so removing dead code cannot take half of it away. Its mask of what to compute can.
+    """
+    for node in graph.find_nodes(op="call_function", target=CONVOLUTION_BACKWARD):
+        readers = [user for user in node.users if user.target is operator.getitem]
+        if len(readers) < len(node.users):
+            continue  # somebody takes the gradients as a whole
+        for reader in readers:
+            if not reader.users:
+                graph.erase_node(reader)
+        used = {reader.args[1] for reader in readers if reader.users}
+        *arguments, mask = node.args
+        assert isinstance(mask, list | tuple)
+        node.args = (*arguments, [bool(wanted) and i in used for i, wanted in enumerate(mask)])
+        if isinstance(values := node.meta.get("val"), tuple | list):
+            node.meta["val"] = tuple(value if i in used else None for i, value in enumerate(values))
+
+
+def drop_zero_convolutions(graph: Graph) -> None:
+    """Leave out what a convolution by zeros adds, and what its backward pass adds to the gradient of its input.
+
+    The forward-mode derivative of a convolution is the sum of one of its input's tangent and one by its weight's
+    tangent. Where a step takes a slope along an image, weights have none, and torch computes the second with zeros:
+    a third of the forward and a fifth of the backward pass of that slope.
+    """
+    for node in graph.find_nodes(op="call_function", target=CONVOLUTION):
+        _, weight, bias, *_ = node.args
+        if _is_zero(weight) and (bias is None or _is_zero(bias)):
+            _add_nothing(node)
+    for node in graph.find_nodes(op="call_function", target=CONVOLUTION_BACKWARD):
+        if _is_zero(node.args[2]):
+            for reader in list(node.users):
+                if reader.target is operator.getitem and reader.args[1] == 0:
+                    _add_nothing(reader)
+    graph.eliminate_dead_code()
+
+
+def _is_zero(node: Any) -> bool:
+    """Whether a node is a constant tensor of zeros, spread out over a shape or not."""
+    if isinstance(node, Node) and node.target is EXPAND:
+        node = node.args[0]
+    return isinstance(node, Node) and (node.target is ZEROS or (node.target is FULL and node.args[1] == 0))
+
+
+def _add_nothing(node: Node) -> None:
+    """Replace each sum that `node` is a term of by the other term."""
+    for user in list(node.users):
+        if user.target is ADD and not user.kwargs:
+            (other,) = [term for term in user.args if term is not node] or [None]
+            if isinstance(other, Node) and other.meta["val"].shape == user.meta["val"].shape:
+                user.replace_all_uses_with(other)
+                user.graph.erase_node(user)
+
+
+def cast_inputs_at_once(graph: Graph) -> None:
+    """Cast each weight that a step is given to the dtype of mixed precision once, and on a GPU all of them in one
+    kernel, with the images.
+
+    Autocast casts a weight at every call of its layer: twice where a classifier sees clean and perturbed images. Biases
+    are left to the kernels that add them, which cast as they read, and so are masks.
+    """
+    casts: dict[tuple[Any, Any], Node] = {}
+    for node in graph.find_nodes(op="call_function", target=CAST):
+        source, dtype = node.args
+        assert isinstance(source, Node)
+        if source.op != "placeholder":  # inputs change at the graph's end alone
+            continue
+        first = casts.setdefault((source, dtype), node)
+        if first is not node:
+            node.replace_all_uses_with(first)
+            graph.erase_node(node)
+    together = [cast for cast in casts.values() if _is_large(cast)]
+    if len(together) < 2:
+        return
+    sources = [cast.args[0] for cast in together]
+    with graph.inserting_before(next(node for node in graph.nodes if node.op != "placeholder")):
+        # The casts say the dtypes of the copies, and are never computed.
+        copies = graph.call_function(COPY_ALL, (together, sources))
+    copies.meta["val"] = [cast.meta["val"] for cast in together]
+    for cast in together:
+        copies.prepend(cast)
+    with graph.inserting_before(copies.next):
+        for i, cast in enumerate(together):
+            copy = graph.call_function(operator.getitem, (copies, i))
+            copy.meta["val"] = cast.meta["val"]
+            cast.replace_all_uses_with(copy, delete_user_cb=lambda user: user is not copies)
+
+
+def _is_large(cast: Node) -> bool:
+    """Whether a cast on a GPU, to a narrower dtype, is of what a convolution or a product reads."""
+    source, narrow = value_of(cast.args[0]), value_of(cast)
+    return source.is_cuda and source.dim() > 1 and source.is_floating_point() and narrow.itemsize < source.itemsize
+
+
+def pad_channels(graph: Graph) -> None:
+    """Fill the channels of 16-bit convolutions on a GPU up to a multiple of 8 with zeros, and drop what comes of them.
+
+    For other numbers, as an image's three or a data set's ten classes, cuDNN has only slow kernels, or converts to TF32
+    and back. The same in the backward pass. Zeros meet zeros, of images in weights, so all else stays as it is. Images
+    must lie channels last, and convolutions be neither grouped nor transposed.
+    """
+    if torch.version.hip is not None:
+        return
+    padding = _Padding(graph)
+    for node in graph.find_nodes(op="call_function", target=CONVOLUTION):
+        padding.forward(node)
+    for node in graph.find_nodes(op="call_function", target=CONVOLUTION_BACKWARD):
+        if node.users and all(user.target is operator.getitem for user in node.users):  # none takes them as a whole
+            padding.backward(node)
+
+
+class _Padding:
+    """Of the convolutions of one graph, which share what is filled up."""
+
+    def __init__(self, graph: Graph) -> None:
+        self.graph = graph
+        self.padded: dict[tuple[Node, tuple[int, ...]], Node] = {}
+
+    def forward(self, node: Node) -> None:
+        images, weight, bias, *how = node.args
+        filters, channels = _lacking(images, weight, how)
+        if not (filters or channels):
+            return
+        with self.graph.inserting_before(node):
+            operands = self._pad(images, 0, channels), self._pad(weight, filters, channels)
+            bias = bias if bias is None else self._pad(bias, filters)
+            self._replace(node, call(self.graph, CONVOLUTION, *operands, bias, *how))
+
+    def backward(self, node: Node) -> None:
+        seed, images, weight, sizes, *how, mask = node.args
+        filters, channels = _lacking(images, weight, how)
+        if not (filters or channels):
+            return
+        if sizes is not None:  # of the bias
+            assert isinstance(sizes, list | tuple)
+            sizes = [size + filters for size in sizes]
+        with self.graph.inserting_before(node):
+            operands = (
+                self._pad(seed, 0, filters),
+                self._pad(images, 0, channels),
+                self._pad(weight, filters, channels),
+            )
+            gradients = call(self.graph, CONVOLUTION_BACKWARD, *operands, sizes, *how, mask)
+            for reader in list(node.users):
+                self._replace(reader, call(self.graph, operator.getitem, gradients, reader.args[1]))
+        self.graph.erase_node(node)
+
+    def _pad(self, node: Any, *amounts: int) -> Node:
+        """`node` with so many zeros at the end of each of its first dimensions."""
+        assert isinstance(node, Node)
+        if not any(amounts):
+            return node
+        if (node, amounts) not in self.padded:
+            pairs = [(0, amount) for amount in amounts] + [(0, 0)] * (value_of(node).dim() - len(amounts))
+            place = node.next  # before all that read it
+            while place.op == "placeholder":
+                place = place.next
+            with self.graph.inserting_before(place):
+                last_first = [end for pair in reversed(pairs) for end in pair]
+                self.padded[node, amounts] = call(self.graph, PAD, node, last_first)
+        return self.padded[node, amounts]
+
+    def _replace(self, node: Node, padded: Node) -> None:
+        """Let those who read `node` read that part of `padded`, as dense as it was."""
+        value, part = value_of(node), padded
+        for dimension, size in enumerate(value.shape):
+            if value_of(part).shape[dimension] > size:
+                part = call(self.graph, torch.ops.aten.slice.Tensor, part, dimension, 0, size)
+        if part is not padded:
+            # For kernels of our own, which read memory as it lay; Inductor's see through the copy.
+            part = call(self.graph, torch.ops.aten.clone.default, part, memory_format=suggest_memory_format(value))
+        node.replace_all_uses_with(part)
+        self.graph.erase_node(node)
+
+
+def _lacking(images: Any, weight: Any, how: Sequence[Any]) -> tuple[int, int]:
+    """How many filters and channels a convolution lacks of full ones; none where it is of another kind."""
+    *_, transposed, _, groups = how
+    value, given = value_of(weight), value_of(images)
+    if transposed or groups != 1 or value.dim() != 4 or not value.is_cuda or value.itemsize != 2:
+        return 0, 0
+    if given.is_contiguous() or not given.is_contiguous(memory_format=torch.channels_last):
+        return 0, 0
+    filters, channels = value.shape[:2]
+    return -filters % ALIGNED, -channels % ALIGNED
+
+
+def value_of(node: Any) -> Tensor:
+    """The tensor, without its data, that a node stands for."""
+    assert isinstance(node, Node)
+    value: Tensor = node.meta["val"]
+    return value
+
+
+def call(graph: Graph, target: Any, *arguments: Any, **options: Any) -> Node:
+    """A new node at the place where `graph` inserts."""
+    node = graph.call_function(target, arguments, options)
+    node.meta["val"] = target(*map_arg(arguments, lambda argument: argument.meta["val"]), **options)
+    return node
