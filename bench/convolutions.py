@@ -21,7 +21,7 @@ import click
 import torch
 
 from fastgat.config import PrecisionConfig, TrainConfig
-from fastgat.engine import compiled, graph_passes
+from fastgat.engine import graph, step
 from fastgat.engine.graph import GraphPasses
 from fastgat.methods import GAT
 from fastgat.profiling.profile import check_parity
@@ -30,8 +30,8 @@ from fastgat.profiling.worker import Worker, serve
 from fastgat.reporting.environment import environment
 
 OFF: dict[str, tuple[object, str, Callable[..., object]]] = {
-    "timed": (compiled, "fastest_convolutions", nullcontext),
-    "filled": (graph_passes, "pad_channels", lambda graph: None),
+    "timed": (step, "fastest_convolutions", nullcontext),
+    "filled": (graph, "pad_channels", lambda graph: None),
 }
 """What takes each of them away: algorithms timed, channels filled up."""
 WAYS = {

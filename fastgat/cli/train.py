@@ -14,7 +14,7 @@ from fastgat.cli.options import SectionedCommand, overrides, run_options
 from fastgat.config import TrainConfig, load_toml, merge
 from fastgat.data.registry import users_images
 from fastgat.engine.device import keep_freed_memory
-from fastgat.engine.resume import after_restart, find_checkpoint
+from fastgat.engine.resume import Checkpoint, after_restart, find_checkpoint
 from fastgat.errors import ConfigError
 from fastgat.models import is_factory
 from fastgat.processes import is_first, restarted
@@ -34,7 +34,7 @@ def train(file: Path | None, print_config: bool, dry_run: bool, **given: Any) ->
     Without a data set named, CIFAR-10 is taken where it is on disk or can be downloaded, otherwise a set of handwritten
     digits that needs no download.
     """
-    config = _config(file, given)
+    config, checkpoint = _config(file, given)
     if print_config:
         click.echo(config.to_toml(), nl=False)
         return
@@ -47,7 +47,7 @@ def train(file: Path | None, print_config: bool, dry_run: bool, **given: Any) ->
     keep_freed_memory()
     console = Console(quiet=not is_first())
     with contextlib.closing(TransferBar(console)) as transfer, contextlib.closing(ConsoleProgress(console)) as display:
-        trainer = Trainer(config, callbacks=[display], progress=transfer)
+        trainer = Trainer(config, callbacks=[display], progress=transfer, checkpoint=checkpoint)
         if dry_run:
             loop = trainer.prepare()
             display.describe(loop.facts, loop.folder)
@@ -59,8 +59,9 @@ def train(file: Path | None, print_config: bool, dry_run: bool, **given: Any) ->
             trainer.fit()
 
 
-def _config(file: Path | None, given: dict[str, Any]) -> TrainConfig:
-    """Defaults, below the settings of the run that is continued, below the file, below the command line."""
+def _config(file: Path | None, given: dict[str, Any]) -> tuple[TrainConfig, Checkpoint | None]:
+    """Defaults, below the settings of the run that is continued, below the file, below the command line; and the
+    checkpoint of that run."""
     asked: dict[str, Any] = {}
     if file is not None:
         asked = load_toml(file)
@@ -69,12 +70,12 @@ def _config(file: Path | None, given: dict[str, Any]) -> TrainConfig:
     output = asked.get("output")
     resume = after_restart(asked.get("resume"), Path(output) if output else None, restarted())
     if resume is None or (resume == "auto" and not output):
-        return TrainConfig.from_dict(asked)
+        return TrainConfig.from_dict(asked), None
     checkpoint = find_checkpoint(str(resume), Path(output) if output else None)
     if checkpoint is None:
-        return TrainConfig.from_dict(asked)
+        return TrainConfig.from_dict(asked), None
     before = {key: value for key, value in checkpoint.header["config"].items() if key != "output"}
     TrainConfig.from_dict(before, str(checkpoint.path))
     if users_images(before.get("data", {}).get("dataset", "")) is not None:  # earlier versions ignored their data_dir
         before["data"] = {key: value for key, value in before["data"].items() if key != "data_dir"}
-    return TrainConfig.from_dict(merge(before, asked))
+    return TrainConfig.from_dict(merge(before, asked)), checkpoint

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import itertools
 from collections.abc import Iterable, Iterator
 from typing import Any
@@ -14,14 +15,21 @@ from fastgat.contract import checked_batch
 from fastgat.data.bad_samples import BadSamples
 from fastgat.errors import ConfigError, DataError
 from fastgat.kernels.image_batch import unit_scaled
+from fastgat.randomness import as_text, from_text, generator_states, restore_generators
 
 
 class IterableLoader:
     """Wraps a sized iterable of (images, labels) pairs; one pass over it is one epoch.
 
     Images are (B, C, H, W), uint8 or floating point in [0, 1]; labels (B,) of any integer type. Each player iterates it
-    on its own, so a shuffling loader gives each its own order. Resuming skips the batches already seen, which is exact
-    only where the iterable repeats itself.
+    on its own, so a shuffling loader gives each its own order.
+
+    A stream from a later batch on skips those before it. That is exact where a pass is decided by the random state that
+    it begins with, as a shuffling DataLoader's is: that of the global generators, and of the DataLoader's own.
+
+    Attributes:
+        passes: by player, the number of the pass that its stream is in, and the random states that this began with.
+        continued: `passes` of the run that the next streams continue.
 
     Raises ConfigError if the iterable has no length, and DataError for a batch that is not as described.
     """
@@ -39,6 +47,9 @@ class IterableLoader:
         self.source: Any = source
         self.num_classes, self.device = num_classes, torch.device(device)
         self.layout = torch.channels_last if channels_last else torch.contiguous_format
+        self.passes: dict[str, dict[str, Any]] = {}
+        self.continued: dict[str, dict[str, Any]] = {}
+        self._copies: dict[str, Any] = {}
 
     @property
     def batches_per_epoch(self) -> int:
@@ -51,7 +62,7 @@ class IterableLoader:
 
     def stream(self, player: int, start: int = 0) -> Iterator[Batch]:
         shape = None
-        for pair in itertools.islice(self._passes(), start, None):
+        for pair in self._pairs(str(player), start):
             batch = self._checked(pair)
             shape = shape or batch.images.shape
             if batch.images.shape != shape:
@@ -61,21 +72,45 @@ class IterableLoader:
                 )
             yield batch
 
-    def _passes(self) -> Iterator[Any]:
-        """The source over and over."""
-        while True:
+    def _pairs(self, player: str, skip: int) -> Iterator[Any]:
+        """The source over and over, without the first `skip` pairs."""
+        source, continued = self._source_for(player), self.continued.pop(player, None)
+        generator = getattr(source, "generator", None)
+        now = generator_states()
+        for number in itertools.count():
+            if continued is not None and number == continued["number"]:
+                restore_generators(continued["states"])
+                if generator is not None and "generator" in continued:
+                    generator.set_state(from_text(continued["generator"]))
+            self.passes[player] = {"number": number, "states": generator_states()}
+            if generator is not None:
+                self.passes[player]["generator"] = as_text(generator.get_state())
             count = 0
-            for pair in self.source:
+            for pair in source:
                 count += 1
-                yield pair
-            if count != len(self.source):
+                if not skip:
+                    yield pair
+                    continue
+                skip -= 1
+                if not skip:
+                    restore_generators(now)
+            if count != len(source):
                 raise DataError(
-                    f"a pass over the loader gave {count} batches, but its length is {len(self.source)}; it must be "
+                    f"a pass over the loader gave {count} batches, but its length is {len(source)}; it must be "
                     "iterable again and again"
                 )
 
+    def _source_for(self, use: str) -> Any:
+        """The source; persistent workers serve one iterator at a time, so with them each use has a copy of its own."""
+        if not getattr(self.source, "persistent_workers", False):
+            return self.source
+        if use not in self._copies:
+            self._copies[use] = copy.copy(self.source)
+            self._copies[use]._iterator = None
+        return self._copies[use]
+
     def once(self) -> Iterator[Batch]:
-        return map(self._checked, self.source)
+        return map(self._checked, self._source_for("once"))
 
     def _checked(self, pair: Any) -> Batch:
         try:

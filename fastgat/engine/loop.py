@@ -13,6 +13,7 @@ from torch import Tensor
 
 from fastgat.batch import Batch
 from fastgat.config import TrainConfig
+from fastgat.data import IterableLoader
 from fastgat.data.loader import Loader
 from fastgat.engine.accuracy import score
 from fastgat.engine.events import Callback, Compiled, Compiling, End, EpochEnd, Interval, Skipped, Start
@@ -40,6 +41,8 @@ class Loop:
 
     Args:
         stepper: takes the steps.
+        sample: a training batch like those to come.
+        batches: the classifier's, from the step on at which the run begins.
         header: what every checkpoint says about the run beside its position (configuration, versions).
         folder: where checkpoints go.
         facts: what the Start event tells its listeners.
@@ -53,6 +56,8 @@ class Loop:
         validation_loader: Loader,
         test_loader: Loader | None = None,
         *,
+        sample: Batch,
+        batches: Iterator[Batch],
         folder: Path,
         header: dict[str, Any],
         facts: dict[str, str],
@@ -63,10 +68,13 @@ class Loop:
         self.method: Method = stepper.method
         self.ranks: Ranks = self.state.ranks
         self.train_loader, self.validation_loader, self.test_loader = train_loader, validation_loader, test_loader
+        self.sample, self.batches = sample, batches
         self.folder, self.facts, self.callbacks = folder, facts, list(callbacks)
         self.checkpoints = RunCheckpoints(self.state, folder, header)
         self.steps_per_epoch = train_loader.batches_per_epoch
         self.position = Position(steps_per_epoch=self.steps_per_epoch)
+        if isinstance(train_loader, IterableLoader):
+            self.position.passes = train_loader.passes
         self.total_steps = config.epochs * self.steps_per_epoch
         self._stop_reason: str | None = None
         self._signal: str | None = None
@@ -75,6 +83,9 @@ class Loop:
     def restore(self, tensors: dict[str, Tensor], header: dict[str, Any]) -> None:
         """Continue from a checkpoint; raises CheckpointError if it is one of other networks or data."""
         self.position = self.checkpoints.restore(tensors, header, self.steps_per_epoch)
+        if isinstance(self.train_loader, IterableLoader):
+            self.train_loader.continued, self.train_loader.passes = self.position.passes, dict(self.position.passes)
+            self.position.passes = self.train_loader.passes
 
     def run(self) -> dict[str, Any] | None:
         """Train until the configured number of epochs, a callback's wish, or a signal; ends on a checkpoint.
@@ -106,13 +117,12 @@ class Loop:
             self.checkpoints.settle_in(at)
             self._tell(lambda callback: callback.on_start(self._start()))
             self._compile()
-            batches = self.train_loader.stream(0, at.step)
             generator_batches = self.train_loader.stream(1, self.method.generator_position(at.step))
             if at.epoch_steps and at.step % self.steps_per_epoch == 0:
                 self._finish_epoch()  # whose validation could not be read when the run was here before
             self._hear(interrupts)
             while at.step < self.total_steps and not self._stop_reason and not self._signal:
-                if self._train_to_epoch_end(batches, generator_batches, interrupts):
+                if self._train_to_epoch_end(generator_batches, interrupts):
                     self._finish_epoch()
                     self._hear(interrupts)
             self.ranks.end_votes()
@@ -145,8 +155,7 @@ class Loop:
         self._tell(lambda callback: callback.on_compiling(Compiling()))
         began, failure = time.perf_counter(), None
         with torch.random.fork_rng([self.state.device] if self.state.device.type == "cuda" else []):
-            batch = next(self.train_loader.stream(0))
-            batches = [batch] * (1 + self.method.generator_minibatches)
+            batches = [self.sample] * (1 + self.method.generator_minibatches)
             try:
                 self.stepper.prepare(batches, self.draws(batches))
             except CompileError as error:
@@ -157,9 +166,7 @@ class Loop:
         event = Compiled(time.perf_counter() - began, self.stepper.captured, failure)
         self._tell(lambda callback: callback.on_compiled(event))
 
-    def _train_to_epoch_end(
-        self, batches: Iterator[Batch], generator_batches: Iterator[Batch], interrupts: Interrupts
-    ) -> bool:
+    def _train_to_epoch_end(self, generator_batches: Iterator[Batch], interrupts: Interrupts) -> bool:
         """Steps until the epoch is complete (True), or a signal has come and its checkpoint is written (False)."""
         at, run = self.position, self.config.run
         epoch_end = (at.step // self.steps_per_epoch + 1) * self.steps_per_epoch
@@ -167,7 +174,7 @@ class Loop:
         while at.step < epoch_end:
             unreadable = None
             try:
-                images += self._step(batches, generator_batches)
+                images += self._step(generator_batches)
             except DataError as error:
                 if not self.ranks.alone:  # the others are in the step already: nothing can be saved with them
                     raise self.checkpoints.with_what_is_kept(error) from None
@@ -191,7 +198,7 @@ class Loop:
                     return False
         return True
 
-    def _step(self, batches: Iterator[Batch], generator_batches: Iterator[Batch]) -> int:
+    def _step(self, generator_batches: Iterator[Batch]) -> int:
         """One training step; returns how many images the classifier has learnt from."""
         at, state = self.position, self.state
         config = self.config
@@ -201,7 +208,7 @@ class Loop:
         with phase("data"):
             owed = self.method.generator_minibatches if kind == "full" else 0
             minibatches = [next(generator_batches) for _ in range(owed)]
-            minibatches.append(next(batches))
+            minibatches.append(next(self.batches))
         self._waited += time.perf_counter() - began
         self.stepper(minibatches, self.draws(minibatches), kind)
         at.step += 1

@@ -30,6 +30,7 @@ class Position:
         epochs: a row for each epoch done.
         best_epoch, best_accuracy: the epoch that the run's rule has chosen so far, and its validation accuracy.
         kept: of each file of `fastgat.engine.selection.candidates`, the epoch whose classifier it holds.
+        passes: where a loader of one's own was in its passes (`fastgat.data.IterableLoader.passes`).
         skipped: why samples could not be read, one reason each.
     """
 
@@ -46,6 +47,7 @@ class Position:
     epochs: list[dict[str, Any]] = field(default_factory=list)
     skipped: list[str] = field(default_factory=list)
     kept: dict[str, int] = field(default_factory=dict)
+    passes: dict[str, dict[str, Any]] = field(default_factory=dict)
 
     @classmethod
     def read(cls, values: dict[str, Any]) -> Position:

@@ -17,6 +17,7 @@ from fastgat.batch import Batch
 from fastgat.engine.ranks import ALONE, Ranks
 from fastgat.methods.base import Method
 from fastgat.methods.players import Draws
+from fastgat.randomness import generator_states, restore_generators
 
 DRAWS = 2
 """Keeps the draws' seeds apart from those of the loaders' permutations (players 0 and 1)."""
@@ -95,15 +96,12 @@ def random_state(device: torch.device) -> tuple[dict[str, Tensor], dict[str, Any
     tensors = {"random.cpu": torch.get_rng_state()}
     if device.type == "cuda":
         tensors["random.cuda"] = torch.cuda.get_rng_state(device)
-    numbers = np.random.get_state(legacy=False)
-    numbers["state"]["key"] = numbers["state"]["key"].tolist()
-    return tensors, {"python": random.getstate(), "numpy": numbers}
+    states = generator_states()
+    return tensors, {"python": states["python"], "numpy": states["numpy"]}
 
 
 def restore_random_state(tensors: dict[str, Tensor], plain: dict[str, Any], device: torch.device) -> None:
     torch.set_rng_state(tensors["random.cpu"])
     if device.type == "cuda" and "random.cuda" in tensors:
         torch.cuda.set_rng_state(tensors["random.cuda"], device)
-    version, internal, gauss = plain["python"]
-    random.setstate((version, tuple(internal), gauss))
-    np.random.set_state(plain["numpy"])
+    restore_generators(plain)

@@ -22,15 +22,16 @@ SLIM = f"holds a finished run, of which only the classifier was kept ({BEST})"
 
 
 class Checkpoint(NamedTuple):
-    """A checkpoint that has been read: where from, its tensors and its header."""
+    """A checkpoint that has been read: where from, its tensors and its header, and the time and size of its file."""
 
     path: Path
     tensors: dict[str, Tensor]
     header: dict[str, Any]
+    stamp: tuple[int, int] | None = None
 
 
-def find_checkpoint(resume: str | None, output: Path | None) -> Checkpoint | None:
-    """The checkpoint to continue from, or None to start afresh.
+def find_checkpoint(resume: str | None, output: Path | None, known: Checkpoint | None = None) -> Checkpoint | None:
+    """The checkpoint to continue from, or None to start afresh. One that is `known` is read again if it has changed.
 
     Raises ConfigError where a fresh start would write over a run, CheckpointError where there is nothing to continue.
     """
@@ -55,12 +56,23 @@ def find_checkpoint(resume: str | None, output: Path | None) -> Checkpoint | Non
         elsewhere = output is not None and output.resolve() != path.parent.resolve()
         if output is not None and elsewhere and (_exists(output / LAST) or _is_slim(output)):
             raise ConfigError(f"{output} holds another run already: choose another --output")
+    stamp = _stamp(path)
+    if known is not None and stamp is not None and (known.path, known.stamp) == (path, stamp):
+        return known
     tensors, header = load_checkpoint(path)
     if header["format"] != FORMAT:
         raise CheckpointError(
             f"{path}: made by an earlier fastgat (format {header['format']}): it can be evaluated, but not continued"
         )
-    return Checkpoint(path, tensors, header)
+    return Checkpoint(path, tensors, header, stamp)
+
+
+def step_of(checkpoint: Checkpoint) -> int:
+    """The number of steps that the run had done; raises CheckpointError where the header does not say so."""
+    step = checkpoint.header.get("position", {}).get("step")
+    if not isinstance(step, int) or step < 0:
+        raise CheckpointError(f"{checkpoint.path}: its header does not say after which step it was written")
+    return step
 
 
 def after_restart(resume: str | None, output: Path | None, restarted: bool) -> str | None:
@@ -95,6 +107,14 @@ def adopt_best(checkpoint: Checkpoint, output: Path) -> None:
 def _is_slim(folder: Path) -> bool:
     """Whether a run has ended there that cannot be continued; one without a summary was killed as it began."""
     return _exists(folder / BEST) and _exists(folder / SUMMARY) and not _exists(folder / LAST)
+
+
+def _stamp(path: Path) -> tuple[int, int] | None:
+    try:
+        status = path.stat()
+    except OSError:
+        return None
+    return status.st_mtime_ns, status.st_size
 
 
 def _exists(path: Path) -> bool:

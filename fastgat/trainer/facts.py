@@ -53,6 +53,9 @@ def _networks(config: TrainConfig, method: Method, state: TrainState, own: bool)
     networks = f"classifier {name} with {_size(state.classifier)} parameters"
     if state.generator is not None:
         networks += f", generator with {_size(state.generator)}"
+    resting = sum(not layer.training for layer in state.classifier.modules() if not list(layer.children()))
+    if resting:
+        networks += f"; {resting} layers of the classifier are in eval mode and stay so"
     if state.interacts:
         networks += f"; samples interact in the classifier: {SECOND_PULL_BACK[method.needs_generator]}"
     return networks

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import itertools
 import zlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple
 
 import torch
 from torch import nn
 
+from fastgat.batch import Batch
 from fastgat.config import TrainConfig
 from fastgat.data import Images, IterableLoader, Loader, choose, create_loader, load_dataset
 from fastgat.data.identity import Identity
@@ -28,6 +30,7 @@ class Feed(NamedTuple):
         passed_over: what was not taken for an image, for people.
         fingerprint: the same on ranks that have the same data.
         identity: by which a run that goes on tells whether its images have changed.
+        sample: one training batch of the user's loader, which has been looked at.
     """
 
     name: str
@@ -42,10 +45,19 @@ class Feed(NamedTuple):
     fingerprint: int
     passed_over: str = ""
     identity: Identity | None = None
+    sample: Batch | None = None
 
     @property
     def num_classes(self) -> int:
         return len(self.classes)
+
+    def training_batches(self, start: int) -> tuple[Batch, Iterator[Batch]]:
+        """A batch like those to come, and the classifier's batches from number `start` on."""
+        batches = self.train.stream(0, start)
+        if self.sample is not None:
+            return self.sample, batches
+        first = next(batches)
+        return first, itertools.chain([first], batches)
 
 
 def dataset_feed(
@@ -107,12 +119,12 @@ def own_feed(
     classifier: nn.Module, train: Iterable[Any], validation: Iterable[Any], device: torch.device, channels_last: bool
 ) -> Feed:
     """Loaders of one's own; the classifier's output tells how many classes there are, its batches how many channels."""
-    batch = next(IterableLoader(validation, num_classes=None, device=device).once(), None)
-    num_classes = check_networks(classifier.to(device), None, batch.images if batch else None)
-    channels = batch.images.shape[1] if batch else 0
+    sample = next(IterableLoader(train, None, device=device, channels_last=channels_last).once(), None)
+    num_classes = check_networks(classifier.to(device), None, sample.images if sample else None)
+    channels = sample.images.shape[1] if sample else 0
     loaders = [
         IterableLoader(source, num_classes, device=device, channels_last=channels_last)
         for source in (train, validation)
     ]
     own, classes = "loaders of your own", tuple(map(str, range(num_classes)))
-    return Feed("custom", own, "asked for", loaders[0], loaders[1], None, classes, channels, own, 0)
+    return Feed("custom", own, "asked for", loaders[0], loaders[1], None, classes, channels, own, 0, sample=sample)

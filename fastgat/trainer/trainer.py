@@ -19,6 +19,7 @@ from fastgat.config import TrainConfig, flatten, identity
 from fastgat.data.identity import Identity, split_rule
 from fastgat.data.registry import silent
 from fastgat.data.store import Progress
+from fastgat.engine.assemble import assemble, check_networks
 from fastgat.engine.device import pick_device, tf32
 from fastgat.engine.events import Callback, EarlyStopping
 from fastgat.engine.loop import Loop
@@ -31,17 +32,18 @@ from fastgat.engine.resume import (
     check_same_classes,
     check_same_run,
     find_checkpoint,
+    step_of,
 )
 from fastgat.engine.step import Stepper, missing_compiler
 from fastgat.errors import CompileError, ConfigError, DeviceError, OutputError
 from fastgat.files import sole_use
 from fastgat.methods import Method
+from fastgat.models import Generator, create_classifier
 from fastgat.processes import local_rank, restarted
 from fastgat.reporting.run_folder import RunFolder
 from fastgat.reporting.tensorboard import TensorBoard
 from fastgat.trainer.facts import run_facts
 from fastgat.trainer.feed import Feed, dataset_feed, own_feed
-from fastgat.trainer.players import fitting_state
 
 
 @dataclass(frozen=True)
@@ -72,6 +74,7 @@ class Trainer:
             classifier of your own, whose output tells the number of classes.
         callbacks: listeners to the run's events, beside the run folder's.
         progress: told how far the reading of data has come.
+        checkpoint: the one that `config.resume` names, where it has been read already.
     """
 
     def __init__(
@@ -84,6 +87,7 @@ class Trainer:
         validation_loader: Iterable[Any] | None = None,
         callbacks: Sequence[Callback] = (),
         progress: Progress = silent,
+        checkpoint: Checkpoint | None = None,
     ) -> None:
         if (train_loader is None) != (validation_loader is None):
             raise ConfigError("give both train_loader and validation_loader, or neither")
@@ -95,7 +99,7 @@ class Trainer:
         self.classifier, self.generator = classifier, generator
         self.train_loader, self.validation_loader = train_loader, validation_loader
         self.callbacks, self.progress = tuple(callbacks), progress
-        self._checkpoint: Checkpoint | None = None
+        self._checkpoint = checkpoint
         self._held: Path | None = None
         self._identity: Identity | None = None
 
@@ -136,7 +140,9 @@ class Trainer:
         ranks.check_same({**identity(self.config), **asked, **versions, "their kind of device": device.type})
         again = any(ranks.gather(restarted()))
         self._checkpoint = checkpoint = ranks.from_first(
-            lambda: find_checkpoint(after_restart(self.config.resume, self.config.output, again), self.config.output)
+            lambda: find_checkpoint(
+                after_restart(self.config.resume, self.config.output, again), self.config.output, self._checkpoint
+            )
         )
         feed = ranks.local_first(lambda: self._feed(share, device, ranks))
         ranks.check_same({"their data": feed.fingerprint, "batches an epoch": feed.train.batches_per_epoch})
@@ -145,14 +151,21 @@ class Trainer:
             raise ConfigError(
                 f"no full batch in an epoch: batch_size {self.config.batch_size} is larger than the training set"
             )
-        batch = ranks.agree(lambda: next(feed.train.stream(0)))
-        ranks.check_same({"the shape of their batches": tuple(batch.images.shape)})
-        state = ranks.agree(
-            lambda: fitting_state(self.config, self.method, self.classifier, self.generator, feed, batch, device, ranks)
+        start = step_of(checkpoint) if checkpoint is not None else 0
+        sample, batches = ranks.agree(lambda: feed.training_batches(start))
+        ranks.check_same({"the shape of their batches": tuple(sample.images.shape)})
+        classifier, generator = ranks.agree(lambda: self._networks(feed, device, ranks))
+        state = assemble(
+            self.method,
+            classifier,
+            generator,
+            sample,
+            optimizer=self.config.optimizer,
+            precision=self.config.precision,
+            statistics=self.config.model.batch_norm,
+            num_classes=feed.num_classes,
+            ranks=ranks,
         )
-        state.interacts = any(ranks.gather(state.interacts))
-        ranks.check_same({"number format": str(state.autocast), "their networks": state.structure()})
-        ranks.broadcast([*state.parameters(), *state.buffers()])
         config = replace(
             self.config,
             data=replace(self.config.data, dataset=feed.name, changed_data=False),
@@ -169,6 +182,8 @@ class Trainer:
             feed.train,
             feed.validation,
             feed.test,
+            sample=sample,
+            batches=batches,
             folder=config.output,
             header={
                 "config": config.to_dict(),
@@ -182,6 +197,24 @@ class Trainer:
         if checkpoint is not None:
             ranks.agree(lambda: self._restore(loop, checkpoint, config, feed))
         return loop
+
+    def _networks(self, feed: Feed, device: torch.device, ranks: Ranks) -> tuple[nn.Module, nn.Module | None]:
+        """The networks, the user's or new ones, on their device; raises ConfigError where images do not fit them."""
+        model, method = self.config.model, self.method
+        classifier, generator = self.classifier, self.generator if method.needs_generator else None
+        if classifier is None:
+            classifier = create_classifier(model.classifier, feed.num_classes, feed.channels, method.classifier_dropout)
+        if method.needs_generator and generator is None:
+            channels = method.generator_channels(feed.channels)
+            generator = Generator(model.generator_width, feed.channels, channels)
+        for network in (classifier, generator):
+            if network is not None:
+                network.to(device)
+        batch = next(feed.validation.once(), None)
+        if batch is not None or ranks.alone:  # a rank may have no image to validate
+            images = batch.images if batch is not None else None
+            check_networks(classifier, generator, images, method, feed.num_classes)
+        return classifier, generator
 
     def _restore(self, loop: Loop, checkpoint: Checkpoint, config: TrainConfig, feed: Feed) -> None:
         check_same_run(checkpoint, config)

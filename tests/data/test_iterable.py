@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from itertools import islice
 
 import pytest
@@ -68,3 +69,36 @@ def test_a_smaller_last_batch_says_what_to_do() -> None:
 def test_a_loader_needs_a_length() -> None:
     with pytest.raises(ConfigError, match="needs a length"):
         IterableLoader(iter([]), num_classes=8)
+
+
+def shuffled(**changes: object) -> DataLoader[tuple[torch.Tensor, ...]]:
+    data = TensorDataset(torch.rand(8, 3, 4, 4), torch.arange(8))
+    return DataLoader(data, batch_size=2, shuffle=True, **changes)  # type: ignore[arg-type]  # any of its options
+
+
+@pytest.mark.parametrize("own", [False, True], ids=["global generator", "generator of its own"])
+def test_a_shuffling_loader_goes_on_within_a_pass(own: bool) -> None:
+    def loader() -> IterableLoader:
+        return IterableLoader(shuffled(generator=torch.Generator().manual_seed(3) if own else None), num_classes=8)
+
+    torch.manual_seed(5)
+    first = loader()
+    before = labels(list(islice(first.stream(0), 6)))  # four batches a pass: into the second one
+    state, passes = torch.get_rng_state(), json.loads(json.dumps(first.passes))
+    torch.manual_seed(9)
+    later = loader()
+    later.continued = passes
+    torch.set_rng_state(state)
+    rest = labels(list(islice(later.stream(0, 6), 2)))
+    assert sorted(before[8:] + rest) == list(range(8))
+    assert torch.get_rng_state().equal(state), "skipped batches leave the generators as they were"
+
+
+def test_persistent_workers_serve_both_players_and_validation() -> None:
+    data = TensorDataset(torch.rand(8, 3, 4, 4), torch.arange(8))
+    loader = IterableLoader(DataLoader(data, batch_size=2, num_workers=1, persistent_workers=True), num_classes=8)
+    one, other = loader.stream(0), loader.stream(1)
+    taken = [labels([next(stream)]) for stream in (one, one, other, one, other)]
+    assert taken == [[0, 1], [2, 3], [0, 1], [4, 5], [2, 3]]
+    assert labels(list(loader.once())) == list(range(8))
+    assert labels([next(one)]) == [6, 7]

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import os
+import random
 import signal
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from torch import nn
 from fastgat import load_classifier
 from fastgat.config import OptimizerConfig, PrecisionConfig
 from fastgat.engine.checkpoint import load_checkpoint, save_checkpoint
+from fastgat.engine.resume import find_checkpoint
 from fastgat.errors import CheckpointError, ConfigError, OutputError
 from fastgat.methods import GAT, DropoutGAT
 from tests.engine.small import At, Small, assert_same_weights, config, loader, rows, trainer
@@ -59,6 +61,53 @@ def test_a_signal_writes_a_checkpoint_and_going_on_changes_nothing(
     assert [row["step"] for row in numbers[1]] == [6, 12, 18]
     for one, other in zip(*numbers, strict=True):
         assert one == pytest.approx(other)
+
+
+class Shuffling:
+    """A loader of one's own that draws the order of each pass, and its images' noise, from the global generators."""
+
+    def __init__(self) -> None:
+        self.batches, self.seen = list(loader(0)), list[int]()
+
+    def __len__(self) -> int:
+        return len(self.batches)
+
+    def __iter__(self) -> Iterator[Any]:
+        for number in torch.randperm(len(self.batches)).tolist():
+            self.seen.append(number)
+            images, labels = self.batches[number]
+            yield (images + random.random() / 10).clamp(0, 1), labels
+
+
+def test_a_shuffling_loader_of_one_s_own_goes_on_exactly(tmp_path: Path) -> None:
+    """Stopped within the second epoch; the sixth step of the first would be a whole pass."""
+    for name, stops in (("whole", ()), ("parts", (2, 8))):
+        for step in (*stops, None):
+            settings = config(tmp_path / name, epochs=2, method="baseline", resume="auto")
+            callbacks = (At(step, lambda: os.kill(os.getpid(), signal.SIGTERM)),) if step else ()
+            job = trainer(settings, callbacks=callbacks)
+            job.train_loader = Shuffling()
+            job.fit()
+    assert_same_weights(tmp_path / "whole", tmp_path / "parts")
+
+
+def test_a_checkpoint_that_has_been_read_is_not_read_again_unless_it_changes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trainer(config(tmp_path / "run", epochs=1, method="baseline")).fit()
+    read: list[Path] = []
+
+    def counted(path: Path) -> Any:
+        read.append(path)
+        return load_checkpoint(path)
+
+    monkeypatch.setattr("fastgat.engine.resume.load_checkpoint", counted)
+    first = find_checkpoint("auto", tmp_path / "run")
+    assert find_checkpoint("auto", tmp_path / "run", first) is first
+    assert len(read) == 1
+    os.utime(tmp_path / "run" / "last.safetensors", (0, 0))
+    assert find_checkpoint("auto", tmp_path / "run", first) is not first
+    assert len(read) == 2
 
 
 class Counting(Small):
