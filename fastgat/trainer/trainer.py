@@ -187,7 +187,7 @@ class Trainer:
             folder=config.output,
             header={
                 "config": config.to_dict(),
-                "model": self._model(feed, batch),
+                "model": self._model(feed, sample),
                 "data": feed.identity.record() if feed.identity else None,
             },
             facts=run_facts(self.config, self.method, feed, state, own_classifier=self.classifier is not None)
