@@ -102,10 +102,11 @@ def _show_kernels(console: Console, kernels: list[dict[str, Any]]) -> None:
 
 
 def _list(*columns: Literal["left", "right"]) -> Table:
-    """A table without a head, its columns aligned so; long names are cut."""
+    """A table without a head, its columns aligned so; long names are cut, and numbers are not."""
     table = Table(box=None, pad_edge=False, show_header=False)
     for justify in columns:
-        table.add_column(justify=justify, no_wrap=True, overflow="ellipsis")
+        width = 9 if justify == "right" else None
+        table.add_column(justify=justify, no_wrap=True, overflow="ellipsis", min_width=width)
     return table
 
 

@@ -78,12 +78,14 @@ def test_kernels_are_counted_and_timed_by_name() -> None:
 
 
 def test_the_slowest_kernels_are_shown_and_the_others_added_up() -> None:
-    kernels = [{"name": f"kernel {i}", "calls": 2.0, "us": 100.0 - i} for i in range(KERNELS + 3)]
+    kernels = [{"name": f"kernel {i} " + 200 * "x", "calls": 2.0, "us": 100.0 - i} for i in range(KERNELS + 3)]
     printed = io.StringIO()
     _show_kernels(Console(file=printed, width=100), kernels)
     lines = printed.getvalue().splitlines()
     assert sum("kernel " in line for line in lines) == 1 + KERNELS
     assert lines[-1].split() == ["252.0", "us", "15%", "6", "x", "3", "others"]
+    slowest = next(line for line in lines if "kernel 0 " in line)
+    assert slowest.split()[:5] == ["100.0", "us", "6%", "2", "x"], "a long name is cut, and no number"
 
 
 @pytest.mark.parametrize("way", WAYS)
