@@ -144,8 +144,8 @@ def _rendered(name: str, **values: Any) -> str:
 def deviations(plan: Plan, experiments: Sequence[Experiment], ran: Collection[str]) -> list[str]:
     """What the paper did otherwise, and what it does not say and was decided here; of searches, those of methods that
     `ran`."""
-    taken = {name for each in experiments for name in each.chosen if name in ran}
-    grids = {name: search.grid(plan, name) for name in paper.METHODS if name in taken}
+    chosen = {name for each in experiments for name in each.chosen if search.READINGS.get(name, (name,))[0] in ran}
+    grids = {name: search.grid(plan, name) for name in search.PARAMETERS if name in chosen}
     text = _rendered(
         "deviations",
         plan=plan,
