@@ -27,17 +27,17 @@ def problem() -> tuple[torch.nn.Module, torch.Tensor, torch.Tensor]:
     return model, torch.rand(IMAGES, 3, 32, 32, device=DEVICE), torch.randint(10, (IMAGES,), device=DEVICE)
 
 
-def turns(
+def compare(
     benchmark: BenchmarkFixture, ours: Callable[[], object], theirs: Callable[[], object], images: int, rounds: int = 5
 ) -> None:
-    """Times `ours`, and `theirs` in turn with it, on so many images."""
-    other: list[float] = []
+    """Time `ours` and `theirs` alternately on so many images."""
+    their_times: list[float] = []
 
     def setup() -> None:
         began = time.perf_counter()
         theirs()
         synchronize()
-        other.append(time.perf_counter() - began)
+        their_times.append(time.perf_counter() - began)
 
     def call() -> None:
         ours()
@@ -45,8 +45,9 @@ def turns(
 
     benchmark.pedantic(call, setup=setup, rounds=rounds, warmup_rounds=1)
     assert benchmark.stats is not None
-    own, median = benchmark.stats.stats.median, statistics.median(other[1:])
-    benchmark.extra_info |= {"other_ms": median * 1e3, "over_other": own / median, "images": images}
+    our_median, their_median = benchmark.stats.stats.median, statistics.median(their_times[1:])
+    ratio = our_median / their_median
+    benchmark.extra_info |= {"other_ms": their_median * 1e3, "over_other": ratio, "images": images}
 
 
 def synchronize() -> None:
@@ -67,7 +68,7 @@ def bench_sweep(benchmark: BenchmarkFixture) -> None:
                     for _ in EPSILONS:
                         model(x)
 
-    turns(benchmark, lambda: fast_gradient_sweep({"f": model}, batches, EPSILONS), parts, IMAGES)
+    compare(benchmark, lambda: fast_gradient_sweep({"f": model}, batches, EPSILONS), parts, IMAGES)
 
 
 @pytest.mark.parametrize("norm", ["linf", "l2"])
@@ -81,7 +82,7 @@ def bench_pgd(benchmark: BenchmarkFixture, norm: str) -> None:
     exactly = {"eps_for_division": 1e-30} if norm == "l2" else {}
     theirs = kind(model, eps=epsilon, alpha=epsilon / 4, steps=10, random_start=False, **exactly)
     ours = PGD(model, epsilon=epsilon, norm=norm, steps=10, step_size=epsilon / 4, random_start=False)
-    found, expected = ours(images, labels), theirs(images, labels)
-    error = (found - expected).norm() / (expected - images).norm()
+    perturbed, expected = ours(images, labels), theirs(images, labels)
+    error = (perturbed - expected).norm() / (expected - images).norm()
     assert error < 0.05, f"the two do not compute the same (relative error {error:.3g}): no figure is reported"
-    turns(benchmark, lambda: ours(images, labels), lambda: theirs(images, labels), len(images))
+    compare(benchmark, lambda: ours(images, labels), lambda: theirs(images, labels), len(images))
