@@ -26,10 +26,10 @@ def places(module: nn.Module) -> Places:
     parameters: dict[Tensor, list[str]] = {}
     buffers: dict[Tensor, list[str]] = {}
     for prefix, layer in module.named_modules():
-        for found, own in ((parameters, layer._parameters), (buffers, layer._buffers)):
-            for name, tensor in own.items():
+        for places_of, tensors in ((parameters, layer._parameters), (buffers, layer._buffers)):
+            for name, tensor in tensors.items():
                 if tensor is not None:
-                    found.setdefault(tensor, []).append(f"{prefix}.{name}" if prefix else name)
+                    places_of.setdefault(tensor, []).append(f"{prefix}.{name}" if prefix else name)
     for tensor in parameters.keys() & buffers.keys():
         raise ConfigError(
             f"{parameters[tensor][0]} is a parameter, and the same tensor is the buffer {buffers[tensor][0]}"

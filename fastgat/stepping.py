@@ -241,7 +241,8 @@ def compile_step(
 
     Args:
         classifier: images (B, C, H, W) in [0, 1] -> logits (B, K), trained in place, its modules in the modes (train,
-            or eval for batch norm that is frozen) that they are in at the first step.
+            or eval for batch norm that is frozen) that they are in at the first step; where every layer with weights
+            is in eval mode, in train mode.
         method: a method such as `fastgat.methods.GAT(cg=0.5)`, or the name of one.
         generator: input gradients -> perturbations, trained in place; by default Table 1's, for images of any size and
             number of channels.

@@ -19,9 +19,9 @@ from fastgat.reporting.environment import environment
 def info(as_json: bool) -> None:
     """Say what fastgat finds on this machine: versions, device, data sets, methods."""
     device = pick_device("auto")
-    found = environment()
+    installed = environment()
     content = {
-        **{name: found[name] for name in ("packages", "python", "platform", "cuda")},
+        **{name: installed[name] for name in ("packages", "python", "platform", "cuda")},
         "device": f"{device_name(device)} ({device})",
         "bfloat16": "in hardware" if has_fast_bfloat16(device) else "slow on this device",
         "datasets": {name: _where(name) for name in DATASETS},
@@ -41,7 +41,7 @@ def info(as_json: bool) -> None:
 
 def _where(name: str) -> str | None:
     try:
-        found = DATASETS[name].find(None)
+        folder = DATASETS[name].find(None)
     except DataError as error:
         return str(error)
-    return str(found) if found else None
+    return str(folder) if folder else None

@@ -104,9 +104,9 @@ class Loop:
                 error = RuntimeError(f"DataLoader worker, or a connection, has died ({error.strerror or error})")
             # The step may be half done: torch hears of these wherever the process happens to be.
             kept = f"{self.folder / LAST} holds the last checkpoint"
-            said = None if self.ranks.alone else connection_error(error, f"; {kept}: continue with --resume auto")
-            if said is not None:
-                raise said from None
+            lost = None if self.ranks.alone else connection_error(error, f"; {kept}: continue with --resume auto")
+            if lost is not None:
+                raise lost from None
             if "DataLoader worker" not in str(error):
                 raise
             raise DataError(f"{error} (--workers 0 needs no worker); {kept}") from None
@@ -114,7 +114,7 @@ class Loop:
     def _run(self) -> dict[str, Any] | None:
         at = self.position
         with Interrupts() as interrupts:
-            self.checkpoints.settle_in(at)
+            self.checkpoints.initialise_folder(at)
             self._tell(lambda callback: callback.on_start(self._start()))
             self._compile()
             generator_batches = self.train_loader.stream(1, self.method.generator_position(at.step))

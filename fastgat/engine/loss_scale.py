@@ -30,7 +30,7 @@ class LossScale(nn.Module):
         self.register_buffer("good_steps", torch.zeros((), dtype=torch.int64, device=device))
         self.register_buffer("skipped", torch.zeros((), dtype=torch.int64, device=device))
 
-    def settle(self, finite: Tensor, tensors: Iterable[Tensor], before: Iterable[Tensor]) -> None:
+    def commit_or_restore(self, finite: Tensor, tensors: Iterable[Tensor], before: Iterable[Tensor]) -> None:
         """End a step: take `tensors` back to what they were `before` unless the step was `finite` (0-d, bool)."""
         for tensor, old in zip(tensors, before, strict=True):
             tensor.copy_(torch.where(finite, tensor, old))

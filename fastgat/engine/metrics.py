@@ -42,10 +42,10 @@ class RunningMetrics(nn.Module):
         """
         # One transfer; float64 holds every step number exactly.
         packed = torch.cat([self.totals.double(), self.count.double()[None], self.first_bad.double()]).tolist()
-        said = self.ranks.gather(packed)
+        rows = self.ranks.gather(packed)
         size = len(self.names)
-        totals = [sum(each) / len(said) for each in zip(*(one[:size] for one in said), strict=True)]
-        bad = [[step for step in each if step >= 0] for each in zip(*(one[size + 1 :] for one in said), strict=True)]
+        totals = [sum(each) / len(rows) for each in zip(*(row[:size] for row in rows), strict=True)]
+        bad = [[step for step in each if step >= 0] for each in zip(*(row[size + 1 :] for row in rows), strict=True)]
         _check({name: int(min(steps)) for name, steps in zip(self.names, bad, strict=True) if steps})
         self.totals.zero_()
         self.count.zero_()

@@ -62,8 +62,8 @@ def seed_step(seed: int, step: int, device: torch.device, rank: int = 0) -> torc
     the step, which is the same for all ranks.
     """
     source, _ = np.random.SeedSequence((seed, DRAWS, step)).generate_state(2, np.uint64) >> np.uint64(1)
-    own = (seed, DRAWS, step, rank) if rank else (seed, DRAWS, step)
-    _, rest = np.random.SeedSequence(own).generate_state(2, np.uint64) >> np.uint64(1)
+    of_rank = (seed, DRAWS, step, rank) if rank else (seed, DRAWS, step)
+    _, rest = np.random.SeedSequence(of_rank).generate_state(2, np.uint64) >> np.uint64(1)
     seed_torch(int(rest), device)
     return torch.Generator(device).manual_seed(int(source))
 

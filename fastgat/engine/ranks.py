@@ -91,9 +91,9 @@ class Ranks:
         """What `work` returns or raises on rank 0, on all of them; the others do not do it."""
         if self.alone:
             return work()
-        said: list[Any] = [_attempt(work) if self.first else None]
-        dist.broadcast_object_list(said, src=0)
-        result, error = said[0]
+        sent: list[Any] = [_attempt(work) if self.first else None]
+        dist.broadcast_object_list(sent, src=0)
+        result, error = sent[0]
         if error is not None:
             raise error
         return result
@@ -121,11 +121,11 @@ class Ranks:
 
     def check_same(self, what: Mapping[str, Any]) -> None:
         """Raises RankError, naming the first difference, unless every rank says the same."""
-        said = self.gather(dict(what))
-        for rank, other in enumerate(said):
-            for key in said[0] | other:
-                if said[0].get(key) != other.get(key):
-                    raise RankError(f"ranks differ in {key}: 0 has {said[0].get(key)}, {rank} has {other.get(key)}")
+        first, *others = self.gather(dict(what))
+        for rank, other in enumerate(others, 1):
+            for key in first | other:
+                if first.get(key) != other.get(key):
+                    raise RankError(f"ranks differ in {key}: 0 has {first.get(key)}, {rank} has {other.get(key)}")
 
     def broadcast(self, tensors: list[Tensor]) -> None:
         """Make these rank 0's, in place."""
@@ -252,7 +252,7 @@ def _one_line(ranks: Ranks) -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:
-        said = None if ranks.alone else connection_error(error)
-        if said is None:
+        lost = None if ranks.alone else connection_error(error)
+        if lost is None:
             raise
-        raise said from None
+        raise lost from None

@@ -125,22 +125,22 @@ class AcrossRanks(_BatchNorm):
         return x
 
     def _normalised(self, x: Tensor) -> Tensor:
-        wide = x.to(accumulation_dtype(x.dtype))
+        accum = x.to(accumulation_dtype(x.dtype))
         dims = [d for d in range(x.dim()) if d != 1]
         shape = [-1 if d == 1 else 1 for d in range(x.dim())]
-        own, own_mean = torch.var_mean(wide, dims, correction=0)
-        mean, variance = self._of_all(own_mean, own)
+        local_variance, local_mean = torch.var_mean(accum, dims, correction=0)
+        mean, variance = self._over_ranks(local_mean, local_variance)
         count = x.numel() // x.shape[1] * self.ranks.count
         self._keep(mean.detach(), variance.detach() * (count / (count - 1)))
         scale = torch.rsqrt(variance + self.eps)
         if self.weight is not None:
             scale = scale * self.weight
-        wide = (wide - mean.view(shape)) * scale.view(shape)
+        accum = (accum - mean.view(shape)) * scale.view(shape)
         if self.bias is not None:
-            wide = wide + self.bias.view(shape)
-        return wide.to(x.dtype)
+            accum = accum + self.bias.view(shape)
+        return accum.to(x.dtype)
 
-    def _of_all(self, mean: Tensor, variance: Tensor) -> tuple[Tensor, Tensor]:
+    def _over_ranks(self, mean: Tensor, variance: Tensor) -> tuple[Tensor, Tensor]:
         """Mean and variance of all ranks' batches, which are of one size, from those of this rank's."""
         mine = torch.stack([mean, variance])
         nothing = torch.zeros_like(mine)

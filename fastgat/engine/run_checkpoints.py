@@ -61,9 +61,9 @@ class RunCheckpoints:
 
         Raises CheckpointError if it is one of other networks or data.
         """
-        own = {name: tensor for name, tensor in tensors.items() if not name.startswith("random.")}
-        own = self.state.completed(self.state.part_of(own))
-        check_match(own, self.state)
+        state_tensors = {name: tensor for name, tensor in tensors.items() if not name.startswith("random.")}
+        state_tensors = self.state.completed(self.state.part_of(state_tensors))
+        check_match(state_tensors, self.state)
         try:
             position = Position.read(header["position"])
             restore_random_state(tensors, header["random"], self.state.device)
@@ -72,10 +72,10 @@ class RunCheckpoints:
         if position.steps_per_epoch != steps_per_epoch:
             before = position.steps_per_epoch
             raise CheckpointError(f"the checkpoint had {before} batches an epoch, the data now have {steps_per_epoch}")
-        self.state.load_state_dict(own)
+        self.state.load_state_dict(state_tensors)
         return position
 
-    def settle_in(self, at: Position) -> None:
+    def initialise_folder(self, at: Position) -> None:
         """Make the folder hold a checkpoint of this moment, and the best one only if it is this run's."""
         if self.state.ranks.first:
             for part in self.folder.glob(".*.safetensors.*"):  # left behind by a kill within a write
@@ -101,8 +101,8 @@ class RunCheckpoints:
     def classifier_in(self, name: str) -> dict[str, Tensor]:
         """The classifier's tensors in a file of the run, on the state's device."""
         tensors, _ = self.state.ranks.from_first(lambda: load_checkpoint(self.folder / name))
-        found = classifier_tensors(tensors, self.state.classifier)
-        return {name: tensor.to(self.state.device) for name, tensor in found.items()}
+        classifier = classifier_tensors(tensors, self.state.classifier)
+        return {name: tensor.to(self.state.device) for name, tensor in classifier.items()}
 
     def with_what_is_kept(self, error: DataError, at: Position | None = None) -> DataError:
         """The error, and what it has not cost: the run up to `at`, which is saved, or up to the last checkpoint."""

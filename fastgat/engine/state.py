@@ -61,9 +61,9 @@ class TrainState(nn.Module):
             if not trainable_parameters(player):
                 raise ConfigError(f"the {name} has no trainable parameters")
         self._trainable = [
-            (name, of, parameter, parameter.requires_grad)
-            for name, player in players.items()
-            for of, parameter in player.named_parameters()
+            (player, name, parameter, parameter.requires_grad)
+            for player, module in players.items()
+            for name, parameter in module.named_parameters()
         ]
         _refuse_extra_state(players)
         device = next(classifier.parameters()).device
@@ -105,23 +105,23 @@ class TrainState(nn.Module):
                 change = "frozen" if before else "made trainable"
                 raise ConfigError(f"{name} of the {player} was {change} after the first step: make a new step for that")
 
-    def begin(self) -> list[Tensor]:
-        """What a step may have to be taken back to."""
-        return [tensor.clone() for tensor in self._revocable()]
+    def snapshot(self) -> list[Tensor]:
+        """Copies that a skipped float16 step restores; none where no step is skipped."""
+        return [tensor.clone() for tensor in self._restorable()]
 
     def update(
         self, players: Players, *, classifier: Tensors | None = None, generator: Tensors | None = None
     ) -> Players:
         """Apply gradients to the players' parameters, in place (`fastgat.methods.players.Update`)."""
         with phase("updates"):
-            of_classifier = self._classifier_mean.start(classifier) if classifier is not None else None
-            of_generator = self._generator_mean.start(generator) if generator is not None else None
-            if of_generator is not None:
+            classifier_mean = self._classifier_mean.start(classifier) if classifier is not None else None
+            generator_mean = self._generator_mean.start(generator) if generator is not None else None
+            if generator_mean is not None:
                 assert players.generator is not None
                 assert self.generator_optimizer is not None
-                self.generator_optimizer.update(players.generator.parameters, self._clipped(of_generator()))
-            if of_classifier is not None:
-                self.classifier_optimizer.update(players.classifier.parameters, self._clipped(of_classifier()))
+                self.generator_optimizer.update(players.generator.parameters, self._clipped(generator_mean()))
+            if classifier_mean is not None:
+                self.classifier_optimizer.update(players.classifier.parameters, self._clipped(classifier_mean()))
                 if self.ema is not None:
                     self.ema.update(players.classifier.parameters)
         return players
@@ -133,7 +133,7 @@ class TrainState(nn.Module):
             if self.loss_scale is not None:
                 finite = all_finite([*self._learned(), *self._memories(), *metrics.values()])
                 finite = everywhere(finite, self.ranks)
-                self.loss_scale.settle(finite, self._revocable(), before)
+                self.loss_scale.commit_or_restore(finite, self._restorable(), before)
             self.step.add_(1)
             self.metrics.add(metrics, self.step, finite)
 
@@ -210,11 +210,11 @@ class TrainState(nn.Module):
 
     def structure(self) -> int:
         """A checksum of the networks' layers, their modes, and the names, shapes and dtypes of their tensors."""
-        said = [
+        structure = [
             [(name, type(module).__name__, module.training) for name, module in self.named_modules()],
             [(name, str(tensor.dtype), tuple(tensor.shape)) for name, tensor in self.state_dict().items()],
         ]
-        return zlib.crc32(repr(said).encode())
+        return zlib.crc32(repr(structure).encode())
 
     def _memories(self) -> list[Tensor]:
         return [] if self.memory is None else [self.memory]
@@ -236,7 +236,7 @@ class TrainState(nn.Module):
             statistics=self.statistics if classifier else "both",
         )
 
-    def _revocable(self) -> list[Tensor]:
+    def _restorable(self) -> list[Tensor]:
         """The tensors of which a skipped step changes none, where steps may be skipped."""
         if self.loss_scale is None:
             return []
@@ -249,12 +249,12 @@ class TrainState(nn.Module):
         """The players' trainable parameters, and moments. Not the rest: a mask, say, may be infinite by right."""
         return [
             tensor
-            for name, module, adam in (
+            for name, module, optimizer in (
                 ("classifier", self.classifier, self.classifier_optimizer),
                 ("generator", self.generator, self.generator_optimizer),
             )
-            if module is not None and adam is not None and (not players or name in players)
-            for tensor in (*trainable_parameters(module).values(), *adam.buffers())
+            if module is not None and optimizer is not None and (not players or name in players)
+            for tensor in (*trainable_parameters(module).values(), *optimizer.buffers())
         ]
 
     def _clipped(self, gradients: Tensors) -> Tensors:

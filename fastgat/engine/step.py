@@ -45,7 +45,7 @@ def train_step(state: TrainState, method: Method, kind: str, batches: Sequence[B
 
     It is called where torch records no gradients.
     """
-    before = state.begin()
+    before = state.snapshot()
     players, metrics = method.step(state.players(), batches, draws, state.update, kind)
     state.keep_buffers(players)
     state.finish(metrics, before)

@@ -126,5 +126,5 @@ def own_feed(
         IterableLoader(source, num_classes, device=device, channels_last=channels_last)
         for source in (train, validation)
     ]
-    own, classes = "loaders of your own", tuple(map(str, range(num_classes)))
-    return Feed("custom", own, "asked for", loaders[0], loaders[1], None, classes, channels, own, 0, sample=sample)
+    what, classes = "loaders of your own", tuple(map(str, range(num_classes)))
+    return Feed("custom", what, "asked for", *loaders, None, classes, channels, what, 0, sample=sample)

@@ -68,7 +68,7 @@ class Trainer:
         config: everything that defines the run; by default GAT on CIFAR-10, or on digits where there is none.
         classifier: a module of your own, images (B, C, H, W) in [0, 1] -> logits (B, K); it is trained in place. Its
             dropout, if any, is its own: the rate of a method with dropout is not applied to it. Layers of it that are
-            in eval mode, as frozen batch norm is, stay so, unless all of it is in eval mode.
+            in eval mode, as frozen batch norm is, stay so, unless every layer with weights is.
         generator: a module of your own, input gradients (B, C, H, W) -> perturbations of that shape, trained in place.
         train_loader, validation_loader: sized iterables of (images, labels) instead of a data set; they need a
             classifier of your own, whose output tells the number of classes.

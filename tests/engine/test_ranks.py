@@ -86,7 +86,7 @@ def talk(ranks: Ranks, folder: Path) -> None:
         network, None, OptimizerConfig(), Baseline.metrics, memory=torch.zeros(2, 3) + ranks.rank, ranks=ranks
     )
     half = TrainState(*players(dtype=torch.float32), OptimizerConfig(), ("loss",), torch.float16, ranks=ranks)
-    weight, before = next(half.classifier.parameters()), half.begin()
+    weight, before = next(half.classifier.parameters()), half.snapshot()
     for overflowing, kept in (([1], True), ([], False)):
         old = weight.detach().clone()
         with torch.no_grad():
