@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -84,7 +84,7 @@ def _is_zero(node: Any) -> bool:
     """Whether a node is a constant tensor of zeros, spread out over a shape or not."""
     if isinstance(node, Node) and node.target is EXPAND:
         node = node.args[0]
-    return isinstance(node, Node) and (node.target is ZEROS or (node.target is FULL and node.args[1] == 0))
+    return isinstance(node, Node) and bool(node.target is ZEROS or (node.target is FULL and node.args[1] == 0))
 
 
 def _add_nothing(node: Node) -> None:
@@ -114,26 +114,26 @@ def cast_inputs_at_once(graph: Graph) -> None:
         if first is not node:
             node.replace_all_uses_with(first)
             graph.erase_node(node)
-    together = [cast for cast in casts.values() if _is_large(cast)]
+    together = [node for node in casts.values() if _is_large(node)]
     if len(together) < 2:
         return
-    sources = [cast.args[0] for cast in together]
+    sources = [node.args[0] for node in together]
     with graph.inserting_before(next(node for node in graph.nodes if node.op != "placeholder")):
         # The casts say the dtypes of the copies, and are never computed.
         copies = graph.call_function(COPY_ALL, (together, sources))
-    copies.meta["val"] = [cast.meta["val"] for cast in together]
-    for cast in together:
-        copies.prepend(cast)
+    copies.meta["val"] = [node.meta["val"] for node in together]
+    for node in together:
+        copies.prepend(node)
     with graph.inserting_before(copies.next):
-        for i, cast in enumerate(together):
+        for i, node in enumerate(together):
             copy = graph.call_function(operator.getitem, (copies, i))
-            copy.meta["val"] = cast.meta["val"]
-            cast.replace_all_uses_with(copy, delete_user_cb=lambda user: user is not copies)
+            copy.meta["val"] = node.meta["val"]
+            node.replace_all_uses_with(copy, delete_user_cb=lambda user: user is not copies)
 
 
-def _is_large(cast: Node) -> bool:
+def _is_large(node: Node) -> bool:
     """Whether a cast on a GPU, to a narrower dtype, is of what a convolution or a product reads."""
-    source, narrow = value_of(cast.args[0]), value_of(cast)
+    source, narrow = value_of(node.args[0]), value_of(node)
     return source.is_cuda and source.dim() > 1 and source.is_floating_point() and narrow.itemsize < source.itemsize
 
 
@@ -177,8 +177,7 @@ class _Padding:
         if not (filters or channels):
             return
         if sizes is not None:  # of the bias
-            assert isinstance(sizes, list | tuple)
-            sizes = [size + filters for size in sizes]
+            sizes = [size + filters for size in cast(list[int], sizes)]
         with self.graph.inserting_before(node):
             operands = (
                 self._pad(seed, 0, filters),

@@ -182,13 +182,16 @@ class Loop:
             self._hear(interrupts)
             save = self._signal or unreadable or at.step % run.checkpoint_interval == 0
             if at.step % run.log_interval == 0 or at.step == epoch_end or save:
-                metrics = self._read_metrics()
+                metrics = at.add(*self.state.metrics.read())
+                self.state.check_loss_scale()
                 now = time.perf_counter()
                 at.epoch_seconds += now - started
                 at.epoch_waited += self._waited
                 at.epoch_images += images
                 if images:
-                    self._emit_interval(metrics, images / (now - started), self._waited / (now - started))
+                    epoch, seconds = epoch_end // self.steps_per_epoch, now - started
+                    event = Interval(at.step, epoch, metrics, images / seconds, self._waited / seconds)
+                    self._tell(lambda callback: callback.on_interval(event))  # noqa: B023  # called at once
                 started, images, self._waited = now, 0, 0.0
             if save and at.step < epoch_end:
                 self.checkpoints.save(LAST, at)
@@ -218,12 +221,6 @@ class Loop:
         """The random draws of the next step, one for each of its minibatches."""
         step, state = self.position.step, self.state
         return step_draws(self.method, state.classifier, minibatches, self.config.seed, step, self.ranks)
-
-    def _read_metrics(self) -> dict[str, float]:
-        """Means of the interval, added to the epoch's sums."""
-        sums, steps = self.state.metrics.read()
-        self.state.check_loss_scale()
-        return self.position.add(sums, steps)
 
     def _finish_epoch(self) -> None:
         """Validate, save (the best first, so that the last never knows of a best that is not there), report."""
@@ -288,11 +285,6 @@ class Loop:
         known = self.position.skipped
         known += [reason for reason in dict.fromkeys(now) if reason not in known]
         return Skipped(len(known), known[0] if known else None)
-
-    def _emit_interval(self, metrics: dict[str, float], rate: float, waited: float) -> None:
-        at = self.position
-        event = Interval(at.step, (at.step - 1) // self.steps_per_epoch + 1, metrics, rate, waited)
-        self._tell(lambda callback: callback.on_interval(event))
 
     def _summary(self) -> dict[str, Any]:
         """The contents of summary.json; the test images are looked at here and nowhere else."""

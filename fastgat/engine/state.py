@@ -13,8 +13,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from fastgat.config import OptimizerConfig
-from fastgat.engine.loss_scale import SMALLEST, LossScale, all_finite
-from fastgat.engine.metrics import RunningMetrics
+from fastgat.engine.metrics import SMALLEST, LossScale, RunningMetrics, all_finite
 from fastgat.engine.optimizer import Adam, Ema, buffer_name, create_optimizer, trainable_parameters
 from fastgat.engine.ranks import ALONE, Ranks
 from fastgat.engine.reduction import GradientMean, everywhere

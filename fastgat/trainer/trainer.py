@@ -21,7 +21,7 @@ from fastgat.data.registry import silent
 from fastgat.data.store import Progress
 from fastgat.engine.assemble import assemble, check_networks
 from fastgat.engine.device import pick_device, tf32
-from fastgat.engine.events import Callback, EarlyStopping
+from fastgat.engine.events import Callback
 from fastgat.engine.loop import Loop
 from fastgat.engine.random import seeded
 from fastgat.engine.ranks import Ranks, check_restarts, joined
@@ -40,6 +40,7 @@ from fastgat.files import sole_use
 from fastgat.methods import Method
 from fastgat.models import Generator, create_classifier
 from fastgat.processes import local_rank, restarted
+from fastgat.reporting.early_stopping import EarlyStopping
 from fastgat.reporting.run_folder import RunFolder
 from fastgat.reporting.tensorboard import TensorBoard
 from fastgat.trainer.facts import run_facts

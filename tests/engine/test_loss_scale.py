@@ -7,7 +7,7 @@ import copy
 import pytest
 import torch
 
-from fastgat.engine.loss_scale import GROWTH_INTERVAL, SMALLEST
+from fastgat.engine.metrics import GROWTH_INTERVAL, SMALLEST
 from fastgat.engine.optimizer import Adam
 from fastgat.errors import NonFiniteError
 from fastgat.methods import GAT, FastGradientL2, Free, GradientPenalty, Method

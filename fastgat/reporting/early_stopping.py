@@ -1,0 +1,22 @@
+"""Early stopping, as a listener to a run's epochs."""
+
+from __future__ import annotations
+
+from fastgat.engine.events import Callback, EpochEnd, Start
+
+
+class EarlyStopping(Callback):
+    """Ends training when `patience` epochs have brought none that the run's rule prefers."""
+
+    def __init__(self, patience: int) -> None:
+        self.patience = patience
+
+    def on_start(self, event: Start) -> None:
+        self._check(event)
+
+    def on_epoch(self, event: EpochEnd) -> None:
+        self._check(event)
+
+    def _check(self, event: Start | EpochEnd) -> None:
+        if event.best_epoch is not None and event.epoch - event.best_epoch >= self.patience:
+            event.stop(f"no better epoch on the validation images for {self.patience} epochs")
