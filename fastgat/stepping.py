@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from fastgat.batch import Batch
 from fastgat.config import ModelConfig, OptimizerConfig, PrecisionConfig
 from fastgat.contract import check_labels, checked_batch
-from fastgat.engine.assemble import assemble, check_networks
+from fastgat.engine.assemble import assemble
 from fastgat.engine.checkpoint import check_match
 from fastgat.engine.device import tf32
 from fastgat.engine.random import seed_torch, step_draws
@@ -157,9 +157,6 @@ class TrainingStep:
         batch = taken[-1]
         device, ranks = batch.images.device, current()
         ranks.check_same({"the shape of their batches": tuple(batch.images.shape)})
-        self._num_classes = check_networks(self.classifier, self.generator, batch.images, self.method)
-        for each in taken:
-            check_labels(each.labels, self._num_classes)
         if self.method.needs_generator and self.generator is None:
             channels = batch.images.shape[1]
             seed_torch(self._seed, device)
@@ -175,6 +172,9 @@ class TrainingStep:
             statistics=self._batch_norm,
             ranks=ranks,
         )
+        self._num_classes = state.num_classes
+        for minibatch in taken[:-1]:
+            check_labels(minibatch.labels, self._num_classes)
         players = [module for module in (self.classifier, self.generator) if module is not None]
         self._modes = [(module, module.training) for player in players for module in player.modules()]
         if self._restored is not None:

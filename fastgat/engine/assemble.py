@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from fastgat.batch import Batch
 from fastgat.config import OptimizerConfig, PrecisionConfig
-from fastgat.contract import checked_logits, explained
+from fastgat.contract import check_labels, checked_logits, explained
 from fastgat.engine.device import autocast_dtype
 from fastgat.engine.random import seed_torch, step_draws
 from fastgat.engine.ranks import ALONE, Ranks
@@ -46,13 +46,14 @@ def assemble(
     """
     players = [module for module in (classifier, generator) if module is not None]
 
-    def probe() -> bool:
+    def probe() -> tuple[int, bool]:
         for module in players:
             restore_train_mode(module)
             if precision.channels_last:
                 module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch's stub lacks it
-        check_networks(classifier, generator, batch.images, method, num_classes)
-        return samples_interact(classifier, batch.images)
+        classes = check_networks(classifier, generator, batch.images, method, num_classes)
+        check_labels(batch.labels, classes)
+        return classes, samples_interact(classifier, batch.images)
 
     def build() -> TrainState:
         state = TrainState(
@@ -61,15 +62,17 @@ def assemble(
             optimizer,
             method.metrics,
             autocast_dtype(precision.amp_dtype, batch.images.device) if precision.amp else None,
-            interacts=interacts,
+            interacts=any(ranks_interact),
             statistics=statistics,
             memory=torch.zeros_like(batch.images) if method.remembers else None,
             ranks=ranks,
         )
+        state.num_classes = classes
         try_step(state, method, batch)
         return state
 
-    interacts = any(ranks.gather(ranks.agree(probe)))
+    classes, interacts = ranks.agree(probe)
+    ranks_interact = ranks.gather(interacts)
     state = ranks.agree(build)
     ranks.check_same({"number format": str(state.autocast), "their networks": state.structure()})
     ranks.broadcast([*state.parameters(), *state.buffers()])

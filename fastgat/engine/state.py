@@ -36,8 +36,12 @@ class TrainState(nn.Module):
         memory: what the method hands on from step to step, at first, for this rank's part of a batch; it is changed in
             place.
         ranks: those that train together, each on its part of every batch.
+
+    Attributes:
+        num_classes: the classes that the classifier tells apart, where `assemble` has looked.
     """
 
+    num_classes: int | None = None
     step: Tensor
     memory: Tensor | None
 

@@ -172,7 +172,8 @@ def loss_and_slope(
         return -z.log_softmax(1).gather(1, labels[:, None])[:, 0], buffers
 
     def forward_mode(parameters: Tensors) -> tuple[tuple[Tensor, Tensor], Tensors]:
-        value, slope, buffers = torch.func.jvp(lambda x: loss(parameters, x), (images,), (direction,), has_aux=True)
+        result = torch.func.jvp(lambda x: loss(parameters, x), (images,), (direction,), has_aux=True)
+        value, slope, buffers = result  # type: ignore[misc]  # typed as if without aux
         return (value, (-torch.exp(-value) * slope if probability else slope).sum()), buffers
 
     def double_backward(parameters: Tensors) -> tuple[tuple[Tensor, Tensor], Tensors]:

@@ -127,4 +127,4 @@ def own_feed(
         for source in (train, validation)
     ]
     what, classes = "loaders of your own", tuple(map(str, range(num_classes)))
-    return Feed("custom", what, "asked for", *loaders, None, classes, channels, what, 0, sample=sample)
+    return Feed("custom", what, "asked for", loaders[0], loaders[1], None, classes, channels, what, 0, sample=sample)

@@ -49,8 +49,8 @@ def test_only_convolutions_by_zeros_are_left_out(constant: float) -> None:
 
     def sums(x: Tensor, weight: Tensor, seed: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         other = torch.full([], constant).expand(4, 3, 3, 3)
-        one, pull = vjp(functional.conv2d, x, weight)
-        two, pull_other = vjp(lambda at: functional.conv2d(at, other), x)
+        one, pull = vjp(functional.conv2d, x, weight)  # type: ignore[misc]  # typed as if with aux
+        two, pull_other = vjp(lambda at: functional.conv2d(at, other), x)  # type: ignore[misc]  # typed as if with aux
         by_image, by_weight = pull(seed)
         return one + two, by_image + pull_other(seed)[0], by_weight
 
