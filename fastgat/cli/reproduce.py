@@ -20,7 +20,7 @@ from fastgat.engine.device import keep_freed_memory
 from fastgat.errors import ConfigError, FastgatError
 from fastgat.experiments import EXPERIMENTS, PAPER, Experiment, Plan, RunStore
 from fastgat.experiments.images import load_images
-from fastgat.experiments.page import check_page, collect, sections, write_page
+from fastgat.experiments.page import check_page, collect, sections, usable_figures, write_page
 from fastgat.experiments.search import check_grids
 from fastgat.experiments.work import work_together
 from fastgat.options import convert, suggestion
@@ -119,13 +119,14 @@ def reproduce(
             complete = run_experiments(experiments, plan, store, console, jobs)
         except FastgatError as error:  # what is done is shown all the same
             failure = error
-    results = collect(experiments, plan, store)
-    if complete and results["figures"]:
-        for title, section in sections(experiments, plan, results).items():
-            console.print(Markdown(f"## {title}\n\n{section}"))
-        store.write_archive()
-        written = write_page(page, experiments, plan, results, _command(sys.argv[1:]))
-        click.echo(f"{written[0]}")
+    with usable_figures(folder):
+        results = collect(experiments, plan, store)
+        if complete and results["figures"]:
+            for title, section in sections(experiments, plan, results).items():
+                console.print(Markdown(f"## {title}\n\n{section}"))
+            store.write_archive()
+            written = write_page(page, experiments, plan, results, _command(sys.argv[1:]))
+            click.echo(f"{written[0]}")
     if failure is not None:
         raise failure
     if not complete:

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections import defaultdict
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from fastgat.errors import ConfigError
+from jinja2 import TemplateError
+
+from fastgat.errors import ConfigError, DataError, FastgatError
 from fastgat.experiments import paper, search
 from fastgat.experiments.archive import Environment
 from fastgat.experiments.base import Experiment
@@ -21,7 +24,8 @@ from fastgat.files import write_atomically
 from fastgat.methods import GAT
 from fastgat.reporting.page import render
 from fastgat.reporting.plots import saved
-from fastgat.store import make_folder
+from fastgat.store import UNKNOWN_CONTENT, make_folder
+from fastgat.typed import shown
 
 RUN_BY_RUN = (
     "diverged",
@@ -71,6 +75,17 @@ def collect(experiments: Sequence[Experiment], plan: Plan, store: RunStore) -> d
         for name, content in contents.items()
     ]
     return {"dataset": plan.dataset, "figures": figures, "runs": runs, "measured": measured}
+
+
+@contextlib.contextmanager
+def usable_figures(folder: Path) -> Iterator[None]:
+    """Raises DataError where a page cannot be made of the figures in `folder`, whose form only experiments know."""
+    try:
+        yield
+    except FastgatError:
+        raise
+    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError, TemplateError) as error:
+        raise DataError(f"{folder}: holds figures that are {UNKNOWN_CONTENT} ({shown(error)})") from error
 
 
 def sections(experiments: Sequence[Experiment], plan: Plan, results: dict[str, Any]) -> dict[str, str]:
