@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from typing import Any, TypedDict
 
@@ -17,6 +18,13 @@ class EpochRow(TypedDict):
     seconds: float
     validation_accuracy: float
     validation_loss: float
+
+
+class Pass(TypedDict):
+    """Where a loader of one's own was: the number of the pass, and the random states that this began with."""
+
+    number: int
+    states: dict[str, Any]
 
 
 @dataclass
@@ -57,8 +65,11 @@ class Position:
         """
         at = cls(**values)
         check_type(at.epochs, list[EpochRow], "position.epochs")
-        if at.step < 0 or at.steps_per_epoch < 1 or min(at.seconds, at.epoch_seconds, at.epoch_waited) < 0:
-            raise ValueError("a number of its position is too small")
+        check_type(at.epochs, list[dict[str, float]], "position.epochs")
+        check_type(at.passes, dict[str, Pass], "position.passes")
+        times = (at.seconds, at.epoch_seconds, at.epoch_waited)
+        if at.step < 0 or at.steps_per_epoch < 1 or not all(0 <= seconds < math.inf for seconds in times):
+            raise ValueError("a number of its position is not possible")
         done = at.step // at.steps_per_epoch
         if at.epoch_steps and at.step % at.steps_per_epoch == 0:  # the last one is not validated yet
             done -= 1

@@ -9,6 +9,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from fastgat.engine.checkpoint import (
@@ -22,6 +23,7 @@ from fastgat.engine.position import Position
 from fastgat.engine.random import random_state, restore_random_state
 from fastgat.engine.state import TrainState
 from fastgat.errors import CheckpointError, DataError, NonFiniteError
+from fastgat.randomness import from_text, restore_generators
 
 LAST, BEST = "last.safetensors", "best.safetensors"
 SUMMARY = "summary.json"
@@ -66,6 +68,10 @@ class RunCheckpoints:
         check_match(state_tensors, self.state)
         try:
             position = Position.read(header["position"])
+            for each in position.passes.values():  # a loader restores them later: now is the time to fail
+                restore_generators(each["states"])
+                if "generator" in each:
+                    torch.Generator().set_state(from_text(each["generator"]))
             restore_random_state(tensors, header["random"], self.state.device)
         except (KeyError, TypeError, ValueError, RuntimeError, OverflowError) as error:
             raise CheckpointError(f"the checkpoint's header is not one of this version ({error})") from None

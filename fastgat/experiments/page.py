@@ -24,7 +24,7 @@ from fastgat.files import write_atomically
 from fastgat.methods import GAT
 from fastgat.reporting.page import render
 from fastgat.reporting.plots import saved
-from fastgat.store import UNKNOWN_CONTENT, make_folder
+from fastgat.store import make_folder
 from fastgat.typed import shown
 
 RUN_BY_RUN = (
@@ -85,7 +85,7 @@ def usable_figures(folder: Path) -> Iterator[None]:
     except FastgatError:
         raise
     except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError, TemplateError) as error:
-        raise DataError(f"{folder}: holds figures that are {UNKNOWN_CONTENT} ({shown(error)})") from error
+        raise DataError(f"{folder}: holds figures that fastgat cannot have written ({shown(error)})") from error
 
 
 def sections(experiments: Sequence[Experiment], plan: Plan, results: dict[str, Any]) -> dict[str, str]:

@@ -370,7 +370,9 @@ class Fuzzer:
         from tests.engine.small import config, trainer
 
         command("train", "--resume", path, "--print-config")
-        trainer(config(path.parent / "resumed", resume=str(path))).prepare()
+        loop = trainer(config(path.parent / "resumed", resume=str(path))).prepare()
+        for player in (0, 1):
+            next(loop.train_loader.stream(player, loop.position.step))
 
     @staticmethod
     def go_on(run: Path) -> None:
