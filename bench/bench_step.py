@@ -62,7 +62,7 @@ def bench_step(benchmark: BenchmarkFixture, worker: Callable[[Spec], Worker], ca
     side, textbook = worker(ours), worker(theirs)
     check_parity(side.ask("prepare")["moments"], textbook.ask("prepare")["moments"], ours)
 
-    block = max(BLOCK, method.turn)
+    block = max(BLOCK, method.period)
     times: list[float] = []
 
     def take_turns() -> tuple[tuple[Any, ...], dict[str, Any]]:

@@ -38,6 +38,7 @@ def gat_loss(
     alpha: float = 0.5,
     cg: float = 1.0,
     delta: str = "fixed",
+    clamp: bool = False,
 ) -> GATLoss:
     """Both losses of one minibatch, both players at the same point (schedule "simultaneous").
 
@@ -50,13 +51,14 @@ def gat_loss(
         images: (B, C, H, W), floating point, in [0, 1]; they need no gradient and get none.
         labels: (B,), of any integer type.
         alpha, cg: as in the equations.
+        clamp: keep x + G(Delta) in [0, 1]; the power is that of G(Delta) before it.
         delta: "fixed" holds Delta constant in (10); "through" differentiates it by the classifier's parameters too.
 
     Raises ConfigError where images or labels are not as described, which waits for the device, where the generator's
     output has not the images' shape, where the classifier changes its input in place, and for another `delta`.
     """
     images, labels = checked_batch(images, labels)
-    method = GAT(alpha=alpha, cg=cg, delta=delta)
+    method = GAT(alpha=alpha, cg=cg, delta=delta, clamp=clamp)
     x = images.detach().requires_grad_()
     with explained(images):
         z = classifier(x)  # one that works in place fails: x is a leaf
@@ -68,8 +70,9 @@ def gat_loss(
     if p.shape != images.shape:
         raise ConfigError(f"the generator made {tuple(p.shape)} for images of {tuple(images.shape)}")
     met = _frozen(generator, input_gradient) if through else p.detach()
-    perturbed = functional.cross_entropy(classifier(images + met), labels)
-    fooled = _frozen(classifier, images + p)
+    x_perturbed, x_fooling = ((images + q).clamp(0, 1) if method.clamp else images + q for q in (met, p))
+    perturbed = functional.cross_entropy(classifier(x_perturbed), labels)
+    fooled = _frozen(classifier, x_fooling)
     power = p.to(accumulation_dtype(p.dtype)).flatten(1).square().sum(1)
     each = fooled.softmax(1).gather(1, labels[:, None])[:, 0] + cg * power
     return GATLoss(alpha * functional.cross_entropy(z, labels) + (1 - alpha) * perturbed, each.mean())

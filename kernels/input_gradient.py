@@ -89,8 +89,11 @@ def _input_gradient_kernel(
         factor = 1.0
     elif MODE == "l2":
         largest = tl.maximum(tl.abs(first), TINY)
-        squares = (first / largest) * (first / largest)
-        if not SINGLE:
+        if SINGLE:
+            unit = 1 / tl.max(largest, 0)
+            squares = (first * unit) * (first * unit)
+        else:
+            squares = (first / largest) * (first / largest)
             for start in range(BLOCK, elements, BLOCK):
                 index = start + lane
                 g = tl.load(gradient_ptr + index, index < elements, other=0.0).to(tl.float32)
@@ -98,8 +101,9 @@ def _input_gradient_kernel(
                 scale = 1 / new_largest
                 squares = squares * (largest * scale) * (largest * scale) + (g * scale) * (g * scale)
                 largest = new_largest
-        unit = 1 / tl.max(largest, 0)
-        length = tl.sqrt_rn(tl.sum(squares * (largest * unit) * (largest * unit), 0))
+            unit = 1 / tl.max(largest, 0)
+            squares *= (largest * unit) * (largest * unit)
+        length = tl.sqrt_rn(tl.sum(squares, 0))
         factor /= tl.where(length > 0, length, 1.0)
     zeros = _store(value_ptr, lane, inside, first, unit, factor, MODE)
     if not SINGLE:

@@ -139,14 +139,8 @@ def specialised(launch: Launch) -> Any:
 
 
 def _type_name(dtype: torch.dtype) -> str:
-    names = {
-        torch.bool: "i1",
-        torch.uint8: "u8",
-        torch.int32: "i32",
-        torch.int64: "i64",
-        **{dtype: short for short, dtype in DTYPES.items()},
-    }
-    return names[dtype]
+    whole = {torch.bool: "i1", torch.uint8: "u8", torch.int32: "i32", torch.int64: "i64"}
+    return (whole | {dtype: short for short, dtype in DTYPES.items()})[dtype]
 
 
 def compile_all(capability: int, folder: Path) -> Path:
@@ -162,10 +156,8 @@ def compile_all(capability: int, folder: Path) -> Path:
         name = launch.kernel.__name__.strip("_").removesuffix("_kernel")
         cubin = folder / f"{name}.{case.name}.sm_{capability}.cubin"
         cubin.write_bytes(compiled.asm["cubin"])
-        shared = compiled.metadata.shared
-        rows.append(
-            {"kernel": name, "case": case.name, "wide": case.wide, "shared": shared, **resources(cubin, compiled)}
-        )
+        row = {"kernel": name, "case": case.name, "wide": case.wide, "shared": compiled.metadata.shared}
+        rows.append(row | resources(cubin, compiled))
     report = folder / f"resources-sm_{capability}.json"
     report.write_text(json.dumps({"capability": capability, "triton": triton.__version__, "rows": rows}, indent=1))
     return report
@@ -227,10 +219,8 @@ def check(report: Path) -> int:
         general = budgets[row["kernel"]]
         problems = failures(row, general | general.get(f"sm_{content['capability']}", {}))
         bad += bool(problems)
-        figures = (
-            f"{row['registers']:9} {row['spills']:6} {row['fp64']:4} {row['shared']:6} {row['load']:4} {row['store']:5}"
-        )
-        print(f"{row['kernel']:22} {row['case']:26} {figures}  {'; '.join(problems)}")
+        used = "{registers:9} {spills:6} {fp64:4} {shared:6} {load:4} {store:5}".format(**row)
+        print(f"{row['kernel']:22} {row['case']:26} {used}  {'; '.join(problems)}")
     return bad
 
 

@@ -1,24 +1,17 @@
-"""The rows of Table 2, and the adversarial training of others, one file each, by their names on the command line."""
+"""The rows of Table 2 and the adversarial training of others, by their names on the command line; a file a family."""
 
 from __future__ import annotations
 
 from typing import Any
 
 from fastgat.errors import ConfigError
-from fastgat.methods.adversarial import Adversarial
+from fastgat.methods.adversarial import Adversarial, FGSMRandomStart, NoisyFGSM, PGDTraining
 from fastgat.methods.base import Method
-from fastgat.methods.baseline import Baseline
-from fastgat.methods.dropout import Dropout
-from fastgat.methods.dropout_gat import DropoutGAT
-from fastgat.methods.fg_l2 import FastGradientL2
-from fastgat.methods.fg_linf import FastGradientLinf
-from fastgat.methods.fgsm_rs import FGSMRandomStart
+from fastgat.methods.baseline import Baseline, Dropout
+from fastgat.methods.fast_gradient import FastGradientL2, FastGradientLinf, RandomPerturbation
 from fastgat.methods.free import Free
-from fastgat.methods.gat import GAT
+from fastgat.methods.gat import GAT, DropoutGAT
 from fastgat.methods.gradient_penalty import GradientPenalty
-from fastgat.methods.n_fgsm import NoisyFGSM
-from fastgat.methods.pgd import PGDTraining
-from fastgat.methods.random import RandomPerturbation
 from fastgat.methods.trades import TRADES
 from fastgat.options import suggestion
 

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from fastgat.batch import Batch
 from fastgat.methods.base import OnePlayer, epsilon_option
 from fastgat.methods.joints import perturbation, projected_step, sample_loss
-from fastgat.methods.players import Draws, Metrics, Network, Tensors, logits, mean, pull_back
+from fastgat.methods.players import Draws, Metrics, Network, Tensors, classify, mean
 from fastgat.options import option
 
 
@@ -54,44 +54,77 @@ class Adversarial(OnePlayer):
     @property
     def size(self) -> float:
         """a, how far a step goes in each pixel."""
-        raise NotImplementedError
+        return self.epsilon
 
     def draw(self, classifier: nn.Module, images: Tensor, source: torch.Generator) -> Draws:
         return Draws(noise=torch.empty_like(images).uniform_(-1, 1, generator=source))
 
-    def perturbation(self, classifier: Network, minibatch: Batch, noise: Tensor) -> Tensor:
+    def delta(self, classifier: Network, minibatch: Batch, noise: Tensor) -> Tensor:
         """delta_k, (B, C, H, W)."""
         images, labels = minibatch
-        delta = inside(images, self.start * noise)
+        delta = torch.clamp(self.start * noise, -images, 1 - images)
         for _ in range(self.steps):
-            gradient = loss_gradient(classifier, images + delta, labels)
+            z, pull, _ = classify(classifier, images + delta, by="images")
+            (loss_gradient,) = pull(sample_loss(z, labels).gradient)
             radius = self.epsilon if self.projects else None
-            delta = projected_step(images, delta, gradient, size=self.size, epsilon=radius)
+            delta = projected_step(images, delta, loss_gradient, size=self.size, epsilon=radius)
         return delta
 
     def gradients(self, classifier: Network, minibatch: Batch, draws: Draws) -> tuple[Tensors, Metrics, Tensors]:
         assert draws.noise is not None
-        moved = perturbation(minibatch.images, self.perturbation(classifier, minibatch, draws.noise), tanh=False)
-        of = logits(classifier, draws.perturbed)
-        z, pull, buffers = pull_back(classifier, lambda p: of(p, moved.perturbed), classifier.parameters)
-        half = sample_loss(z, minibatch.labels)
-        (gradients,) = pull(half.gradient)
+        delta = self.delta(classifier, minibatch, draws.noise)
+        x_perturbed, power = perturbation(minibatch.images, delta, tanh=False)
+        z, pull, buffers = classify(classifier, x_perturbed, draws.perturbed)
+        perturbed = sample_loss(z, minibatch.labels)
+        (gradients,) = pull(perturbed.gradient)
         metrics = {
-            "loss": half.loss.mean(),
-            "perturbed_accuracy": half.correct.float().mean(),
-            "perturbation_norm": moved.power.sqrt().mean(),
+            "loss": perturbed.loss.mean(),
+            "perturbed_accuracy": perturbed.correct.float().mean(),
+            "perturbation_norm": power.sqrt().mean(),
         }
         return mean(gradients, len(z)), metrics, buffers
 
 
-def loss_gradient(classifier: Network, at: Tensor, labels: Tensor) -> Tensor:
-    """dJ/dx at these images, (B, C, H, W)."""
-    of = logits(classifier)
-    z, pull, _ = pull_back(classifier, lambda x: of(classifier.parameters, x), at)
-    (gradient,) = pull(sample_loss(z, labels).gradient)
-    return gradient
+@dataclass(frozen=True)
+class PGDTraining(Adversarial):
+    """PGD adversarial training (Madry et al. 2018): k projected signed steps from a random start in the ball."""
+
+    name: ClassVar[str] = "pgd"
+
+    attack_steps: int = attack_steps_option(7)
+    step_size: float = step_size_option(2 / 255, "size of a gradient step in each pixel")
+
+    @property
+    def steps(self) -> int:
+        return self.attack_steps
+
+    @property
+    def size(self) -> float:
+        return self.step_size
 
 
-def inside(images: Tensor, delta: Tensor) -> Tensor:
-    """delta cut so that x + delta is an image, in [0, 1]."""
-    return torch.clamp(delta, -images, 1 - images)
+@dataclass(frozen=True)
+class FGSMRandomStart(Adversarial):
+    """FGSM-RS (Wong, Rice and Kolter 2020): one signed step of 1.25 eps from a random start, projected."""
+
+    name: ClassVar[str] = "fgsm-rs"
+
+    overshoot: float = option(1.25, "size of the step over epsilon", at_least=0)
+
+    @property
+    def size(self) -> float:
+        return self.overshoot * self.epsilon
+
+
+@dataclass(frozen=True)
+class NoisyFGSM(Adversarial):
+    """N-FGSM (de Jorge et al. 2022): noise of up to k eps, then one signed step of eps, and no projection."""
+
+    name: ClassVar[str] = "n-fgsm"
+    projects: ClassVar[bool] = False
+
+    noise_factor: float = option(2.0, "k, the noise over epsilon", at_least=0)
+
+    @property
+    def start(self) -> float:
+        return self.noise_factor * self.epsilon

@@ -35,18 +35,18 @@ class Method(Options):
     metrics: ClassVar[tuple[str, ...]]
 
     @property
-    def kinds(self) -> tuple[str, ...]:
-        """The kinds of step that there are: "full", and "resting" where the generator sits some steps out."""
-        return ("full",)
-
-    def kind(self, step: int) -> str:
-        """The kind of step number `step`, from 0."""
-        return "full"
-
-    @property
-    def turn(self) -> int:
+    def period(self) -> int:
         """After how many steps their kinds repeat."""
         return 1
+
+    def kind(self, step: int) -> str:
+        """The kind of step number `step`, from 0: "full", or "resting" where the generator sits it out."""
+        return "full" if step % self.period == 0 else "resting"
+
+    @property
+    def kinds(self) -> tuple[str, ...]:
+        """The kinds of step that there are."""
+        return ("full", "resting") if self.period > 1 else ("full",)
 
     @property
     def generator_minibatches(self) -> int:
@@ -117,6 +117,10 @@ def alpha_option() -> Any:
 
 def epsilon_option(default: float) -> Any:
     return option(default, "size of the perturbation in its norm, pixels in [0, 1]", at_least=0)
+
+
+def clamp_option() -> Any:
+    return option(False, "keep perturbed images in [0, 1]; the paper does not")
 
 
 def dropout_option() -> Any:

@@ -1,14 +1,17 @@
-"""Baseline: the mean cross entropy of clean images, J(x, y) (8)."""
+"""Baseline: the mean cross entropy of clean images, J(x, y) (8); and the same with dropout."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import ClassVar
 
+import torch
+from torch import Tensor, nn
+
 from fastgat.batch import Batch
-from fastgat.methods.base import OnePlayer
+from fastgat.methods.base import OnePlayer, dropout_masks, dropout_option
 from fastgat.methods.joints import sample_loss
-from fastgat.methods.players import Draws, Metrics, Network, Tensors, logits, mean, pull_back
+from fastgat.methods.players import Draws, Metrics, Network, Tensors, classify, mean
 
 
 @dataclass(frozen=True)
@@ -17,9 +20,24 @@ class Baseline(OnePlayer):
     metrics: ClassVar[tuple[str, ...]] = ("loss", "accuracy")
 
     def gradients(self, classifier: Network, minibatch: Batch, draws: Draws) -> tuple[Tensors, Metrics, Tensors]:
-        of = logits(classifier, draws.clean)
-        z, pull, buffers = pull_back(classifier, lambda p: of(p, minibatch.images), classifier.parameters)
-        half = sample_loss(z, minibatch.labels)
-        (gradients,) = pull(half.gradient)
-        metrics = {"loss": half.loss.mean(), "accuracy": half.correct.float().mean()}
+        z, pull, buffers = classify(classifier, minibatch.images, draws.clean)
+        clean = sample_loss(z, minibatch.labels)
+        (gradients,) = pull(clean.gradient)
+        metrics = {"loss": clean.loss.mean(), "accuracy": clean.correct.float().mean()}
         return mean(gradients, len(z)), metrics, buffers
+
+
+@dataclass(frozen=True)
+class Dropout(Baseline):
+    """The baseline on a classifier with dropout, its masks drawn from the step's seeded stream."""
+
+    name: ClassVar[str] = "dropout"
+
+    dropout: float = dropout_option()
+
+    @property
+    def classifier_dropout(self) -> float:
+        return self.dropout
+
+    def draw(self, classifier: nn.Module, images: Tensor, source: torch.Generator) -> Draws:
+        return Draws(clean=dropout_masks(classifier, images, source))

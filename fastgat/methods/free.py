@@ -16,9 +16,10 @@ from typing import ClassVar
 import torch
 
 from fastgat.batch import Batch
+from fastgat.kernels.backend import accumulation_dtype
 from fastgat.methods.base import Method, epsilon_option
 from fastgat.methods.joints import perturbation, projected_step, sample_loss
-from fastgat.methods.players import Draws, Metrics, Players, Update, logits, mean, pull_back
+from fastgat.methods.players import Draws, Metrics, Players, Update, classify, mean
 from fastgat.options import option
 
 
@@ -42,26 +43,24 @@ class Free(Method):
         ((images, labels),) = minibatches
         delta = players.memory
         assert delta is not None
-        wide = torch.promote_types(images.dtype, torch.float32)
-        found: list[Metrics] = []
+        replays: list[Metrics] = []
         for _ in range(self.replays):
-            classifier, of = players.classifier, logits(players.classifier)
-            moved = perturbation(images, delta, tanh=False, clamp=True)
-            z, pull, buffers = pull_back(classifier, of, classifier.parameters, moved.perturbed)
-            half = sample_loss(z, labels)
-            gradients, loss_gradient = pull(half.gradient)
-            whole = images.to(wide) + delta
+            x_perturbed, _ = perturbation(images, delta, tanh=False, clamp=True)
+            z, pull, buffers = classify(players.classifier, x_perturbed, by="both")
+            perturbed = sample_loss(z, labels)
+            gradients, loss_gradient = pull(perturbed.gradient)
+            cut = (images.to(accumulation_dtype(images.dtype)) + delta).clamp(0, 1) - images
             delta = projected_step(
                 images, delta, loss_gradient, size=self.epsilon, epsilon=self.epsilon, through_clamp=True
             )
-            players = players._replace(classifier=classifier._replace(buffers=buffers))
+            players = players._replace(classifier=players.classifier._replace(buffers=buffers))
             players = update(players, classifier=mean(gradients, len(labels)))
-            found.append(
+            replays.append(
                 {
-                    "loss": half.loss.mean(),
-                    "perturbed_accuracy": half.correct.float().mean(),
-                    "perturbation_norm": (whole.clamp(0, 1) - images).flatten(1).norm(dim=1).mean(),
+                    "loss": perturbed.loss.mean(),
+                    "perturbed_accuracy": perturbed.correct.float().mean(),
+                    "perturbation_norm": cut.flatten(1).norm(dim=1).mean(),
                 }
             )
-        means = {name: torch.stack([one[name] for one in found]).mean() for name in self.metrics}
+        means = {name: torch.stack([one[name] for one in replays]).mean() for name in self.metrics}
         return players._replace(memory=delta), means

@@ -24,19 +24,13 @@ from dataclasses import dataclass
 from typing import ClassVar, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from fastgat.batch import Batch
 from fastgat.errors import ConfigError
 from fastgat.kernels.dual_loss import SampleLoss
-from fastgat.methods.base import Method, alpha_option
-from fastgat.methods.joints import (
-    input_gradient,
-    perturbation,
-    perturbation_gradient,
-    perturbed_loss,
-    sample_loss,
-)
+from fastgat.methods.base import Method, alpha_option, clamp_option, dropout_masks, dropout_option
+from fastgat.methods.joints import input_gradient, perturbation, perturbation_gradient, perturbed_loss, sample_loss
 from fastgat.methods.players import (
     Draws,
     Metrics,
@@ -44,7 +38,7 @@ from fastgat.methods.players import (
     Players,
     Tensors,
     Update,
-    logits,
+    classify,
     loss_and_slope,
     mean,
     mix,
@@ -59,17 +53,17 @@ class Clean(NamedTuple):
     gradients summed over samples (none where Delta is not fixed: they come with the derivative through it)."""
 
     classifier: Network
-    half: SampleLoss
+    loss: SampleLoss
     delta: Tensor
     zeros: Tensor
     gradients: Tensors
 
 
-class Moved(NamedTuple):
+class PerturbedImages(NamedTuple):
     """x + p and the power of p = G(Delta), and the pull-back from (dL/dx', dL/dpower) to G's gradients and dL/dDelta
     (None where Delta is fixed); with J' of each sample, from (dJ'/dx', dL/dpower, J')."""
 
-    perturbed: Tensor
+    images: Tensor
     power: Tensor
     pull: Callable[[Tensor, Tensor, Tensor | None], tuple[Tensors, Tensor | None]]
 
@@ -110,6 +104,7 @@ class GAT(Method):
         "Delta as the function of them that it is",
         choices=("fixed", "through"),
     )
+    clamp: bool = clamp_option()
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -120,14 +115,7 @@ class GAT(Method):
             )
 
     @property
-    def kinds(self) -> tuple[str, ...]:
-        return ("full", "resting") if self.generator_interval > 1 else ("full",)
-
-    def kind(self, step: int) -> str:
-        return "full" if step % self.generator_interval == 0 else "resting"
-
-    @property
-    def turn(self) -> int:
+    def period(self) -> int:
         return self.generator_interval
 
     @property
@@ -171,83 +159,70 @@ class GAT(Method):
 
     def input_gradient(self, players: Players, minibatch: Batch, draws: Draws) -> tuple[Tensor, Players]:
         """Delta alone: the seed of F(x)_y instead of that of J."""
-        classifier = players.classifier
-        of = logits(classifier, draws.clean)
-        z, pull, buffers = pull_back(classifier, lambda x: of(classifier.parameters, x), minibatch.images)
-        half = sample_loss(z, minibatch.labels)
-        (delta,) = pull(of_probability(half.gradient, half.probability))
+        z, pull, buffers = classify(players.classifier, minibatch.images, draws.clean, by="images")
+        clean = sample_loss(z, minibatch.labels)
+        (delta,) = pull(of_probability(clean.gradient, clean.probability))
         return delta, players.after_classifier("clean", buffers)
 
     def clean_pass(self, players: Players, minibatch: Batch, draws: Draws) -> tuple[Clean, Players]:
         """J(x), F's gradients of it, and Delta, from one forward and one shared backward pass."""
         classifier = players.classifier
-        of = logits(classifier, draws.clean)
         # Where Delta is not fixed, the pass that differentiates through it gives F's gradients too.
-        parameters = classifier.parameters if self.delta == "fixed" else {}
-        z, pull, buffers = pull_back(
-            classifier, lambda p, x: of({**classifier.parameters, **p}, x), parameters, minibatch.images
-        )
-        half = sample_loss(z, minibatch.labels)
-        gradients, loss_gradient = pull(half.gradient)
+        by = "both" if self.delta == "fixed" else "images"
+        z, pull, buffers = classify(classifier, minibatch.images, draws.clean, by=by)
+        loss = sample_loss(z, minibatch.labels)
+        *gradients, loss_gradient = pull(loss.gradient)
         if classifier.interacts:
-            _, probability_gradient = pull(of_probability(half.gradient, half.probability))
+            *_, probability_gradient = pull(of_probability(loss.gradient, loss.probability))
             delta = input_gradient(probability_gradient, "none")
         else:
-            delta = input_gradient(loss_gradient, "probability", loss=half.loss)
-        clean = Clean(classifier, half, delta.value, delta.zeros.mean(), gradients)
+            delta = input_gradient(loss_gradient, "probability", loss=loss.loss)
+        clean = Clean(classifier, loss, delta.value, delta.zeros.mean(), gradients[0] if gradients else {})
         return clean, players.after_classifier("clean", buffers)
 
     def generator_gradients(
         self, players: Players, delta: Tensor, minibatch: Batch, draws: Draws
     ) -> tuple[Tensors, Metrics, Players]:
         """G's gradients of the mean L_G (9), and that loss."""
-        moved, players = self.generate(players, delta, minibatch.images)
-        classifier = players.classifier
-        of = logits(classifier, draws.perturbed)
-        z, pull, buffers = pull_back(classifier, lambda x: of(classifier.parameters, x), moved.perturbed)
-        half = sample_loss(z, minibatch.labels)
-        (probability_gradient,) = pull(of_probability(half.gradient, half.probability))
-        gradients = self.pull_generator(moved, probability_gradient)
-        metrics = {"generator_loss": self.generator_loss(half, moved)}
+        x, players = self.perturb(players, delta, minibatch.images)
+        z, pull, buffers = classify(players.classifier, x.images, draws.perturbed, by="images")
+        perturbed = sample_loss(z, minibatch.labels)
+        (probability_gradient,) = pull(of_probability(perturbed.gradient, perturbed.probability))
+        gradients = self.pull_generator(x, probability_gradient)
+        metrics = {"generator_loss": self.generator_loss(perturbed, x)}
         return gradients, metrics, players.after_classifier("perturbed", buffers)
 
     def classifier_gradients(
-        self, players: Players, clean: Clean, minibatch: Batch, draws: Draws
-    ) -> tuple[Tensors, Metrics, Players]:
-        """F's gradients of the mean L_F (10), and metrics."""
-        moved, players = self.generate(players, clean.delta, minibatch.images)
-        classifier = players.classifier
-        of = logits(classifier, draws.perturbed)
-        z, pull, buffers = pull_back(classifier, of, classifier.parameters, moved.perturbed)
-        half, loss = perturbed_loss(z, minibatch.labels, clean.half.loss, self.alpha)
-        gradients, loss_gradient = pull(half.gradient)
-        gradients = self.both_halves(clean, gradients, moved, loss_gradient, minibatch, draws)
-        return gradients, self.measured(clean, half, loss, moved), players.after_classifier("perturbed", buffers)
-
-    def both_gradients(
-        self, players: Players, clean: Clean, minibatch: Batch, draws: Draws
+        self, players: Players, clean: Clean, minibatch: Batch, draws: Draws, both: bool = False
     ) -> tuple[Tensors, Tensors, Metrics, Players]:
-        """F's gradients of (10) and G's of (9) from one perturbed pass, and metrics."""
-        moved, players = self.generate(players, clean.delta, minibatch.images)
-        classifier = players.classifier
-        of = logits(classifier, draws.perturbed)
-        z, pull, buffers = pull_back(classifier, of, classifier.parameters, moved.perturbed)
-        half, loss = perturbed_loss(z, minibatch.labels, clean.half.loss, self.alpha)
-        gradients, loss_gradient = pull(half.gradient)
-        if classifier.interacts:
-            _, probability_gradient = pull(of_probability(half.gradient, half.probability))
-            generator_gradients = self.pull_generator(moved, probability_gradient)
-        else:
-            generator_gradients = self.pull_generator(moved, loss_gradient, of=half.loss)
-        gradients = self.both_halves(clean, gradients, moved, loss_gradient, minibatch, draws)
-        metrics = self.measured(clean, half, loss, moved)
+        """F's gradients of the mean L_F (10), G's of the mean L_G (9) from the same pass if `both` (else none), and
+        metrics."""
+        x, players = self.perturb(players, clean.delta, minibatch.images)
+        z, pull, buffers = classify(players.classifier, x.images, draws.perturbed, by="both")
+        perturbed, loss = perturbed_loss(z, minibatch.labels, clean.loss.loss, self.alpha)
+        gradients, loss_gradient = pull(perturbed.gradient)
+        generator_gradients: Tensors = {}
+        if both and players.classifier.interacts:
+            _, probability_gradient = pull(of_probability(perturbed.gradient, perturbed.probability))
+            generator_gradients = self.pull_generator(x, probability_gradient)
+        elif both:
+            generator_gradients = self.pull_generator(x, loss_gradient, perturbed.loss)
+        gradients = self.both_halves(clean, gradients, x, loss_gradient, minibatch, draws)
+        metrics = {
+            "loss": loss.mean(),
+            "accuracy": clean.loss.correct.float().mean(),
+            "perturbed_accuracy": perturbed.correct.float().mean(),
+            "perturbation_norm": x.power.sqrt().mean(),
+            "generator_loss": self.generator_loss(perturbed, x),
+            "zero_gradients": clean.zeros,
+        }
         return gradients, generator_gradients, metrics, players.after_classifier("perturbed", buffers)
 
     def both_halves(
         self,
         clean: Clean,
         perturbed: Tensors,
-        moved: Moved,
+        x: PerturbedImages,
         loss_gradient: Tensor,
         minibatch: Batch,
         draws: Draws,
@@ -255,7 +230,7 @@ class GAT(Method):
         """F's gradients of the mean (10), from those of J' summed over samples and dJ'/dx'."""
         if self.delta == "fixed":
             return mix(clean.gradients, perturbed, self.alpha, len(loss_gradient))
-        _, d_delta = moved.pull(loss_gradient, torch.zeros_like(moved.power), None)
+        _, d_delta = x.pull(loss_gradient, torch.zeros_like(x.power), None)
         assert d_delta is not None
         # u . Delta is linear in u, which is small: scaled up, it is in the range of every dtype that F may compute in.
         size = d_delta.abs().amax().clamp_min(torch.finfo(d_delta.dtype).tiny)
@@ -264,7 +239,7 @@ class GAT(Method):
         (gradients,) = pull((torch.full_like(loss, self.alpha), (weight * size).to(loss.dtype)))
         return mean({name: g + weight * perturbed[name] for name, g in gradients.items()}, len(loss))
 
-    def generate(self, players: Players, delta: Tensor, images: Tensor) -> tuple[Moved, Players]:
+    def perturb(self, players: Players, delta: Tensor, images: Tensor) -> tuple[PerturbedImages, Players]:
         """x + G(Delta), its power and its pull-back. Table 1's tanh is part of the joint; another G has its own.
 
         Where F computes in float16, G computes in float32: its activations are as small as Delta, below 1e-8 once F is
@@ -274,41 +249,27 @@ class GAT(Method):
         assert generator is not None
         if generator.autocast == torch.float16:
             generator = generator._replace(autocast=None, scale=None)
-        bounded = getattr(generator.module, "ends_in_tanh", False)
+        tanh = getattr(generator.module, "ends_in_tanh", False)
         feed = self.generator_feed(delta, images)
-        moves = (feed,) if self.delta == "through" else ()
-        z, pull, buffers = pull_back(
-            generator,
-            lambda g, fed=feed: generator(g, fed, *([False] if bounded else [])),
-            generator.parameters,
-            *moves,
-        )
-        perturbed, power = perturbation(images, z, tanh=bounded)
+        by = (generator.parameters, feed) if self.delta == "through" else (generator.parameters,)
+        z, pull, buffers = pull_back(generator, lambda g, fed=feed: generator(g, fed, *([False] if tanh else [])), *by)
+        x_perturbed, power = perturbation(images, z, tanh=tanh, clamp=self.clamp)
 
-        def pull_moved(d_perturbed: Tensor, d_power: Tensor, loss: Tensor | None) -> tuple[Tensors, Tensor | None]:
-            gradients, *d_feed = pull(perturbation_gradient(images, z, d_perturbed, d_power, loss=loss, tanh=bounded))
+        def pull_perturbed(d_perturbed: Tensor, d_power: Tensor, loss: Tensor | None) -> tuple[Tensors, Tensor | None]:
+            d_z = perturbation_gradient(images, z, d_perturbed, d_power, loss=loss, tanh=tanh, clamp=self.clamp)
+            gradients, *d_feed = pull(d_z)
             return gradients, self.feed_gradient(delta, d_feed[0]) if d_feed else None
 
-        return Moved(perturbed, power, pull_moved), players.after_generator(buffers)
+        return PerturbedImages(x_perturbed, power, pull_perturbed), players.after_generator(buffers)
 
-    def pull_generator(self, moved: Moved, gradient: Tensor, of: Tensor | None = None) -> Tensors:
-        """G's gradients of the mean (9) from dF(x + p)_y/dx', or dJ/dx' `of` a loss J; that by the power is c_g."""
-        gradients, _ = moved.pull(gradient, torch.full_like(moved.power, self.cg), of)
-        return mean(gradients, len(moved.power))
+    def pull_generator(self, x: PerturbedImages, gradient: Tensor, loss: Tensor | None = None) -> Tensors:
+        """G's gradients of the mean (9) from dF(x')_y/dx', or from dJ'/dx' and J'; that by the power is c_g."""
+        gradients, _ = x.pull(gradient, torch.full_like(x.power, self.cg), loss)
+        return mean(gradients, len(x.power))
 
-    def generator_loss(self, half: SampleLoss, moved: Moved) -> Tensor:
-        """L_G (9) from the perturbed half, the mean over samples."""
-        return (half.probability + self.cg * moved.power).mean()
-
-    def measured(self, clean: Clean, half: SampleLoss, loss: Tensor, moved: Moved) -> Metrics:
-        return {
-            "loss": loss.mean(),
-            "accuracy": clean.half.correct.float().mean(),
-            "perturbed_accuracy": half.correct.float().mean(),
-            "perturbation_norm": moved.power.sqrt().mean(),
-            "generator_loss": self.generator_loss(half, moved),
-            "zero_gradients": clean.zeros,
-        }
+    def generator_loss(self, perturbed: SampleLoss, x: PerturbedImages) -> Tensor:
+        """L_G (9), the mean over samples."""
+        return (perturbed.probability + self.cg * x.power).mean()
 
 
 def paper(
@@ -321,8 +282,8 @@ def paper(
         gradients, metrics, players = method.generator_gradients(players, delta, minibatch, draw)
         players = update(players, generator=gradients)
     clean, players = method.clean_pass(players, minibatches[-1], draws[-1])
-    gradients, own, players = method.classifier_gradients(players, clean, minibatches[-1], draws[-1])
-    return update(players, classifier=gradients), own | metrics
+    gradients, _, step_metrics, players = method.classifier_gradients(players, clean, minibatches[-1], draws[-1])
+    return update(players, classifier=gradients), step_metrics | metrics
 
 
 def alternating(
@@ -335,8 +296,8 @@ def alternating(
     for _ in range(method.generator_steps):
         gradients, metrics, players = method.generator_gradients(players, clean.delta, minibatch, draw)
         players = update(players, generator=gradients)
-    gradients, own, players = method.classifier_gradients(players, clean, minibatch, draw)
-    return update(players, classifier=gradients), own | metrics
+    gradients, _, step_metrics, players = method.classifier_gradients(players, clean, minibatch, draw)
+    return update(players, classifier=gradients), step_metrics | metrics
 
 
 def simultaneous(
@@ -345,7 +306,9 @@ def simultaneous(
     """Both players step from the same point: one clean and one perturbed pass serve both."""
     (minibatch,), (draw,) = minibatches, draws
     clean, players = method.clean_pass(players, minibatch, draw)
-    gradients, generator_gradients, metrics, players = method.both_gradients(players, clean, minibatch, draw)
+    gradients, generator_gradients, metrics, players = method.classifier_gradients(
+        players, clean, minibatch, draw, both=True
+    )
     return update(players, classifier=gradients, generator=generator_gradients), metrics
 
 
@@ -355,8 +318,24 @@ def resting(
     """A step between two of the generator's (`generator_interval`): the classifier's alone."""
     (minibatch,), (draw,) = minibatches, draws
     clean, players = method.clean_pass(players, minibatch, draw)
-    gradients, metrics, players = method.classifier_gradients(players, clean, minibatch, draw)
+    gradients, _, metrics, players = method.classifier_gradients(players, clean, minibatch, draw)
     return update(players, classifier=gradients), metrics
 
 
 SCHEDULES = {"paper": paper, "alternating": alternating, "simultaneous": simultaneous}
+
+
+@dataclass(frozen=True)
+class DropoutGAT(GAT):
+    """Dropout + GAT: the clean pass and Delta share one mask, the perturbed pass has its own."""
+
+    name: ClassVar[str] = "dropout-gat"
+
+    dropout: float = dropout_option()
+
+    @property
+    def classifier_dropout(self) -> float:
+        return self.dropout
+
+    def draw(self, classifier: nn.Module, images: Tensor, source: torch.Generator) -> Draws:
+        return Draws(dropout_masks(classifier, images, source), dropout_masks(classifier, images, source))

@@ -14,7 +14,7 @@ import torch
 from fastgat.batch import Batch
 from fastgat.methods.base import OnePlayer
 from fastgat.methods.joints import sample_loss
-from fastgat.methods.players import Draws, Metrics, Network, Tensors, logits, loss_and_slope, mean, pull_back
+from fastgat.methods.players import Draws, Metrics, Network, Tensors, classify, loss_and_slope, mean
 from fastgat.options import option
 
 
@@ -27,8 +27,7 @@ class GradientPenalty(OnePlayer):
 
     def gradients(self, classifier: Network, minibatch: Batch, draws: Draws) -> tuple[Tensors, Metrics, Tensors]:
         images, labels = minibatch
-        classify = logits(classifier, draws.clean)
-        z, pull, buffers = pull_back(classifier, lambda x: classify(classifier.parameters, x), images)
+        z, pull, buffers = classify(classifier, images, draws.clean, by="images")
         clean = sample_loss(z, labels)
         (loss_gradient,) = pull(clean.gradient)
         power = loss_gradient.to(clean.loss.dtype).flatten(1).square().sum(1)

@@ -113,6 +113,19 @@ def logits(classifier: Network, masks: Masks = ()) -> Callable[[Tensors, Tensor]
     return function
 
 
+def classify(
+    classifier: Network, images: Tensor, masks: Masks = (), by: str = "parameters"
+) -> tuple[Tensor, Callable[[Tensor], Any], Tensors]:
+    """F's logits of images, the pull-back from their gradient to those by F's "parameters", the "images" or "both", and
+    F's buffers afterwards."""
+    function = logits(classifier, masks)
+    if by == "parameters":
+        return pull_back(classifier, lambda p: function(p, images), classifier.parameters)
+    if by == "images":
+        return pull_back(classifier, lambda x: function(classifier.parameters, x), images)
+    return pull_back(classifier, function, classifier.parameters, images)
+
+
 def pull_back(
     player: Network, function: Callable[..., tuple[Any, Left]], *at: Any
 ) -> tuple[Any, Callable[[Any], Any], Left]:
@@ -165,10 +178,10 @@ def loss_and_slope(
     """
     images, labels = minibatch
     direction = direction.to(images.dtype)
-    classify = logits(classifier, masks)
+    function = logits(classifier, masks)
 
     def loss(parameters: Tensors, x: Tensor) -> tuple[Tensor, Tensors]:
-        z, buffers = classify(parameters, x)
+        z, buffers = function(parameters, x)
         return -z.log_softmax(1).gather(1, labels[:, None])[:, 0], buffers
 
     def forward_mode(parameters: Tensors) -> tuple[tuple[Tensor, Tensor], Tensors]:
@@ -181,8 +194,8 @@ def loss_and_slope(
         (gradient,) = pull(-torch.exp(-value) if probability else torch.ones_like(value))
         return (value, (gradient * direction).sum()), buffers
 
-    function = double_backward if classifier.interacts or _has_input_statistics(classifier.module) else forward_mode
-    return pull_back(classifier, function, classifier.parameters)
+    slope_of = double_backward if classifier.interacts or _has_input_statistics(classifier.module) else forward_mode
+    return pull_back(classifier, slope_of, classifier.parameters)
 
 
 def _has_input_statistics(module: nn.Module) -> bool:

@@ -19,7 +19,7 @@ from fastgat.batch import Batch
 from fastgat.methods.adversarial import attack_steps_option, step_size_option
 from fastgat.methods.base import OnePlayer, epsilon_option
 from fastgat.methods.joints import projected_step
-from fastgat.methods.players import Draws, Metrics, Network, Players, Tensors, logits, mean, pull_back
+from fastgat.methods.players import Draws, Metrics, Network, Players, Tensors, classify, logits, mean, pull_back
 from fastgat.options import option
 
 START = 1e-3
@@ -39,13 +39,12 @@ class TRADES(OnePlayer):
     def draw(self, classifier: nn.Module, images: Tensor, source: torch.Generator) -> Draws:
         return Draws(noise=torch.empty_like(images).normal_(generator=source))
 
-    def perturbation(self, classifier: Network, images: Tensor, noise: Tensor) -> Tensor:
+    def delta(self, classifier: Network, images: Tensor, noise: Tensor) -> Tensor:
         """x' - x, (B, C, H, W)."""
-        of = logits(classifier)
-        clean = of(classifier.parameters, images)[0].softmax(1)
+        clean = logits(classifier)(classifier.parameters, images)[0].softmax(1)
         delta = START * noise
         for _ in range(self.attack_steps):
-            z, pull, _ = pull_back(classifier, lambda x: of(classifier.parameters, x), images + delta)
+            z, pull, _ = classify(classifier, images + delta, by="images")
             (gradient,) = pull(z.softmax(1) - clean)
             delta = projected_step(images, delta, gradient, size=self.step_size, epsilon=self.epsilon)
         return delta
@@ -53,7 +52,7 @@ class TRADES(OnePlayer):
     def gradients(self, classifier: Network, minibatch: Batch, draws: Draws) -> tuple[Tensors, Metrics, Tensors]:
         images, labels = minibatch
         assert draws.noise is not None
-        delta = self.perturbation(classifier, images, draws.noise)
+        delta = self.delta(classifier, images, draws.noise)
 
         def loss(parameters: Tensors) -> tuple[Tensor, tuple[Any, ...]]:
             z, buffers = logits(classifier, draws.clean)(parameters, images)

@@ -78,9 +78,11 @@ def profile(settings: Settings, announce: Callable[[str], None] = lambda line: N
             announce(f"{name}: networks, compilation and first step")
             first[name] = worker.ask("prepare")
         check_parity(first["fastgat"]["moments"], first["textbook"]["moments"], ours)
-        turn, blocks = ours.method.turn, dict.fromkeys(workers, ours.method.turn)
+        period, blocks = ours.method.period, dict.fromkeys(workers, ours.method.period)
         if device.type == "cuda":
-            blocks = {name: turn * turns_at_once(turn * worker.ask("steps", turn)) for name, worker in workers.items()}
+            blocks = {
+                name: period * turns_at_once(period * worker.ask("steps", period)) for name, worker in workers.items()
+            }
         times: dict[str, list[float]] = {name: [] for name in workers}
         for number in range(settings.rounds):
             announce(f"round {number + 1} of {settings.rounds}")

@@ -158,6 +158,7 @@ class Textbook(Side):
                 method.cg,
                 [(each.clean, each.perturbed) for each in draws],
                 through_delta=method.delta == "through",
+                clamp=method.clamp,
             )
         else:
             self._step_alone(method, batch, draw)
@@ -168,9 +169,9 @@ class Textbook(Side):
         match method:
             case FastGradientL2() | FastGradientLinf():
                 norm = "l2" if isinstance(method, FastGradientL2) else "linf"
-                textbook.fast_gradient_step(*players, method.epsilon, norm, method.alpha)
+                textbook.fast_gradient_step(*players, method.epsilon, norm, method.alpha, method.clamp)
             case RandomPerturbation():
-                textbook.random_perturbation_step(*players, drawn(draw), method.epsilon, method.alpha)
+                textbook.random_perturbation_step(*players, drawn(draw), method.epsilon, method.alpha, method.clamp)
             case Adversarial():
                 textbook.ball_step(
                     *players,

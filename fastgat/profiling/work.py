@@ -50,7 +50,7 @@ def work(side: Side, kind: str | None = None) -> dict[str, int]:
     """
     if kind is not None:
         return _work(side, kind)
-    kinds = [side.method.kind(step) for step in range(side.method.turn)]
+    kinds = [side.method.kind(step) for step in range(side.method.period)]
     amounts = {each: _work(side, each) for each in dict.fromkeys(kinds)}
     return {name: round(sum(amounts[each][name] for each in kinds) / len(kinds)) for name in ("flops", "bytes")}
 
@@ -102,7 +102,7 @@ def launches(side: Side) -> dict[str, Any] | None:
     """
     if side.device.type != "cuda":
         return None
-    steps = 5 * side.method.turn
+    steps = 5 * side.method.period
     with torch.profiler.profile(activities=list(torch.profiler.supported_activities()), acc_events=True) as recorded:
         for _ in range(steps):
             side.step()

@@ -5,10 +5,13 @@ place, and returns its losses as tensors, so that nothing waits for the device.
 """
 
 from fastgat.textbook.adversarial import ball_step, free_step, trades_step
-from fastgat.textbook.fast_gradient import fast_gradient_step
 from fastgat.textbook.gat import algorithm1_step, classifier_step, generator_step, input_gradient
-from fastgat.textbook.gradient_penalty import gradient_penalty_step
-from fastgat.textbook.standard import baseline_step, random_perturbation_step
+from fastgat.textbook.standard import (
+    baseline_step,
+    fast_gradient_step,
+    gradient_penalty_step,
+    random_perturbation_step,
+)
 
 __all__ = [
     "algorithm1_step",

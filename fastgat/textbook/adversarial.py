@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.optim import Optimizer
 
-Minibatch = tuple[Tensor, Tensor]
+from fastgat.textbook.standard import Minibatch, learn
 
 
 def ball_step(
@@ -38,7 +38,7 @@ def ball_step(
         if project:
             delta = delta.clamp(-epsilon, epsilon)
         delta = delta.clamp(-x, 1 - x)
-    return _learn(optimizer, functional.cross_entropy(classifier(x + delta), y))
+    return learn(optimizer, functional.cross_entropy(classifier(x + delta), y))
 
 
 def free_step(
@@ -51,7 +51,7 @@ def free_step(
         at = delta.clone().requires_grad_()
         loss = functional.cross_entropy(classifier((x + at).clamp(0, 1)), y)
         (gradient,) = torch.autograd.grad(loss, at, retain_graph=True)
-        losses.append(_learn(optimizer, loss))
+        losses.append(learn(optimizer, loss))
         delta.copy_((delta + epsilon * gradient.sign()).clamp(-epsilon, epsilon))
     return losses
 
@@ -68,22 +68,15 @@ def trades_step(
 ) -> Tensor:
     """One step of F on J(x) + beta KL(F(x) || F(x')) (Zhang et al. 2019); `noise` is normal."""
     x, y = minibatch
-    moved = x + 0.001 * noise
+    perturbed = x + 0.001 * noise
     with torch.no_grad():
         clean = classifier(x).softmax(1)
     for _ in range(steps):
-        moved = moved.detach().requires_grad_()
-        divergence = functional.kl_div(classifier(moved).log_softmax(1), clean, reduction="sum")
-        (gradient,) = torch.autograd.grad(divergence, moved)
-        moved = moved.detach() + size * gradient.sign()
-        moved = torch.min(torch.max(moved, x - epsilon), x + epsilon).clamp(0, 1)
+        perturbed = perturbed.detach().requires_grad_()
+        divergence = functional.kl_div(classifier(perturbed).log_softmax(1), clean, reduction="sum")
+        (gradient,) = torch.autograd.grad(divergence, perturbed)
+        perturbed = perturbed.detach() + size * gradient.sign()
+        perturbed = torch.min(torch.max(perturbed, x - epsilon), x + epsilon).clamp(0, 1)
     logits = classifier(x)
-    divergence = functional.kl_div(classifier(moved).log_softmax(1), logits.softmax(1), reduction="batchmean")
-    return _learn(optimizer, functional.cross_entropy(logits, y) + beta * divergence)
-
-
-def _learn(optimizer: Optimizer, loss: Tensor) -> Tensor:
-    optimizer.zero_grad()
-    loss.backward()
-    optimizer.step()
-    return loss.detach()
+    divergence = functional.kl_div(classifier(perturbed).log_softmax(1), logits.softmax(1), reduction="batchmean")
+    return learn(optimizer, functional.cross_entropy(logits, y) + beta * divergence)

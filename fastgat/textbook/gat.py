@@ -35,6 +35,11 @@ def input_gradient(
     return delta
 
 
+def perturbed(x: Tensor, perturbation: Tensor, clamp: bool) -> Tensor:
+    """x + G(Delta), kept in [0, 1] if `clamp`; the paper does not clamp."""
+    return (x + perturbation).clamp(0, 1) if clamp else x + perturbation
+
+
 def generator_step(
     classifier: nn.Module,
     generator: nn.Module,
@@ -42,12 +47,13 @@ def generator_step(
     minibatch: Minibatch,
     c_g: float,
     masks: Masks = ((), ()),
+    clamp: bool = False,
 ) -> Tensor:
     """One step of G on L_G = F(x + G(Delta))_y + c_g ||G(Delta)||_2^2 (9), the mean over samples; returns it."""
     x, y = minibatch
     delta = input_gradient(classifier, x, y, masks[0])
     perturbation = generator(delta)
-    fooled = probability(classifier, x + perturbation, y, masks[1])
+    fooled = probability(classifier, perturbed(x, perturbation, clamp), y, masks[1])
     power = perturbation.flatten(1).square().sum(1)
     loss = (fooled + c_g * power).mean()
     optimizer.zero_grad()
@@ -64,6 +70,7 @@ def classifier_step(
     alpha: float,
     masks: Masks = ((), ()),
     through_delta: bool = False,
+    clamp: bool = False,
 ) -> Tensor:
     """One step of F on L_F = alpha J(x) + (1 - alpha) J(x + G(Delta)) (10), the mean over samples; returns it.
 
@@ -75,8 +82,8 @@ def classifier_step(
     with torch.set_grad_enabled(through_delta):
         perturbation = generator(delta)
     clean = functional.cross_entropy(logits(classifier, x, masks[0]), y)
-    perturbed = functional.cross_entropy(logits(classifier, x + perturbation, masks[1]), y)
-    loss = alpha * clean + (1 - alpha) * perturbed
+    adversarial = functional.cross_entropy(logits(classifier, perturbed(x, perturbation, clamp), masks[1]), y)
+    loss = alpha * clean + (1 - alpha) * adversarial
     optimizer.zero_grad()
     loss.backward(inputs=[parameter for parameter in classifier.parameters() if parameter.requires_grad])
     optimizer.step()
@@ -93,6 +100,7 @@ def algorithm1_step(
     c_g: float = 1.0,
     masks: Sequence[Masks] | None = None,
     through_delta: bool = False,
+    clamp: bool = False,
 ) -> tuple[list[Tensor], Tensor]:
     """One round of Algorithm 1: a generator step on each minibatch but the last, a classifier step on the last.
 
@@ -100,10 +108,10 @@ def algorithm1_step(
     """
     masks = masks or [((), ())] * len(minibatches)
     generator_losses = [
-        generator_step(classifier, generator, generator_optimizer, minibatch, c_g, mask)
+        generator_step(classifier, generator, generator_optimizer, minibatch, c_g, mask, clamp)
         for minibatch, mask in zip(minibatches[:-1], masks[:-1], strict=True)
     ]
     loss = classifier_step(
-        classifier, generator, classifier_optimizer, minibatches[-1], alpha, masks[-1], through_delta
+        classifier, generator, classifier_optimizer, minibatches[-1], alpha, masks[-1], through_delta, clamp
     )
     return generator_losses, loss

@@ -30,6 +30,7 @@ FROZEN = {
     "--generator-input": {"gat": "gradient", "dropout-gat": "gradient"},
     "--schedule": "simultaneous",
     "--delta": {"gat": "fixed", "dropout-gat": "fixed"},
+    "--clamp": dict.fromkeys(("random", "fg-linf", "fg-l2", "gat", "dropout-gat"), False),
     "--penalty": 0.1,
     "--dropout": 0.2,
     "--epochs": 30,

@@ -78,3 +78,13 @@ def test_people_can_read_it_and_file_systems_take_it() -> None:
 def test_it_stays_the_same_from_version_to_version() -> None:
     """Runs that were kept are found by it."""
     assert Cell(CONFIG).name == "cifar10-gat-cg0.3-seed0-7233ea3c"
+
+
+def test_an_option_that_older_runs_lack_changes_nothing_until_it_is_used() -> None:
+    """`clamp` came later: its default is what they computed."""
+    older = CONFIG.to_dict()
+    assert older["method"].pop("clamp") is False
+    assert identity(TrainConfig.from_dict(older)) == identity(CONFIG)
+    clamped = replace(CONFIG, method=replace(CONFIG.method, clamp=True))
+    assert identity(clamped) != identity(CONFIG)
+    assert Cell(clamped).name != Cell(CONFIG).name

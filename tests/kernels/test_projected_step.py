@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from fastgat.kernels.projected_step import projected_step, projected_step_reference
@@ -9,7 +11,7 @@ from torch import Tensor
 
 from tests.kernels.oracle import DEVICE, assert_as_good_as_torch, dtypes, laid_out, layouts, shapes
 
-RULES = {
+RULES: dict[str, dict[str, Any]] = {
     "ball": {"epsilon": 0.1},
     "box": {"epsilon": None},
     "through clamp": {"epsilon": 0.1, "through_clamp": True},
@@ -24,10 +26,10 @@ def problem(shape: tuple[int, ...], dtype: torch.dtype = torch.float32) -> tuple
     return tuple(tensor.to(DEVICE, dtype) for tensor in tensors)  # type: ignore[return-value]  # three of them
 
 
-def by_pixel(x: float, delta: float, gradient: float, size: float, epsilon: float | None, through_clamp: bool) -> float:
+def by_pixel(x: float, delta: float, gradient: float, *, epsilon: float | None, through_clamp: bool) -> float:
     """The rules for one pixel, in plain Python."""
     moves = 0 <= x + delta <= 1 or not through_clamp
-    delta += size * ((gradient > 0) - (gradient < 0)) if moves else 0.0
+    delta += 0.07 * ((gradient > 0) - (gradient < 0)) if moves else 0.0
     if epsilon is not None:
         delta = max(-epsilon, min(epsilon, delta))
     return delta if through_clamp else max(-x, min(1 - x, delta))
@@ -35,11 +37,11 @@ def by_pixel(x: float, delta: float, gradient: float, size: float, epsilon: floa
 
 @rules
 def test_reference_is_the_rule_of_each_pixel(rule: str) -> None:
-    tensors = [tensor.double() for tensor in problem((2, 3, 6, 5))]
+    x, delta, gradient = (tensor.double() for tensor in problem((2, 3, 6, 5)))
     options = {"through_clamp": False, **RULES[rule]}
-    result = projected_step(*tensors, size=0.07, **options)
-    pixels = zip(*(tensor.flatten().tolist() for tensor in tensors), strict=True)
-    expected = [by_pixel(*pixel, 0.07, **options) for pixel in pixels]
+    result = projected_step(x, delta, gradient, size=0.07, **options)
+    pixels = zip(*(tensor.flatten().tolist() for tensor in (x, delta, gradient)), strict=True)
+    expected = [by_pixel(*pixel, **options) for pixel in pixels]
     assert result.flatten().tolist() == pytest.approx(expected, abs=1e-15)
 
 

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from fastgat import textbook
 from fastgat.batch import Batch
 from fastgat.errors import ConfigError
+from fastgat.losses import gat_loss
 from fastgat.methods import (
     GAT,
     Baseline,
@@ -25,7 +26,7 @@ from fastgat.methods import (
 )
 from fastgat.methods.players import Draws
 from fastgat.models import Generator
-from fastgat.textbook.fast_gradient import fast_gradient
+from fastgat.textbook.standard import fast_gradient
 from tests.support import BatchNormNet, Engine, compiled_by, largest_difference, minibatch, players
 
 STEPS = 10
@@ -59,6 +60,18 @@ ONE_PLAYER: list[tuple[Method, Step]] = [
         lambda f, o, b, d: textbook.fast_gradient_step(f, o, b, 0.03, "linf", 0.6),
     ),
     (FastGradientL2(epsilon=0.9), lambda f, o, b, d: textbook.fast_gradient_step(f, o, b, 0.9, "l2")),
+    (
+        RandomPerturbation(epsilon=5.0, clamp=True),
+        lambda f, o, b, d: textbook.random_perturbation_step(f, o, b, noise(d), 5.0, clamp=True),
+    ),
+    (
+        FastGradientLinf(epsilon=0.3, clamp=True),
+        lambda f, o, b, d: textbook.fast_gradient_step(f, o, b, 0.3, "linf", clamp=True),
+    ),
+    (
+        FastGradientL2(epsilon=5.0, clamp=True),
+        lambda f, o, b, d: textbook.fast_gradient_step(f, o, b, 5.0, "l2", clamp=True),
+    ),
     (GradientPenalty(penalty=0.4), lambda f, o, b, d: textbook.gradient_penalty_step(f, o, b, 0.4)),
 ]
 
@@ -94,12 +107,16 @@ GAT_CASES = [
     GAT(cg=0.3, schedule="paper", alpha=0.7, generator_steps=2, delta="through"),
     GAT(cg=0.3, schedule="alternating", delta="through"),
     DropoutGAT(dropout=0.4, cg=0.3, schedule="paper", delta="through"),
+    GAT(cg=0.03, schedule="paper", clamp=True),
+    DropoutGAT(dropout=0.4, cg=0.03, schedule="alternating", clamp=True),
+    GAT(cg=0.03, schedule="alternating", delta="through", clamp=True),
 ]
 
 
 def described(method: object) -> str:
     assert isinstance(method, GAT)
-    return f"{method.name}-{method.schedule}-{method.generator_steps}-{method.delta}"
+    clamped = "-clamped" if method.clamp else ""
+    return f"{method.name}-{method.schedule}-{method.generator_steps}-{method.delta}{clamped}"
 
 
 @pytest.mark.parametrize("method", GAT_CASES, ids=described)
@@ -128,7 +145,15 @@ def test_gat_through_delta_is_algorithm_1_under_instance_norm() -> None:
     check_gat(GAT(cg=0.3, schedule="alternating", delta="through"), classifier.double(), players()[1])
 
 
+@torch.no_grad()
+def enlarge(generator: nn.Module) -> None:
+    """Makes perturbations so large that some pixels leave [0, 1]."""
+    generator.body[0].weight.mul_(300)  # type: ignore[index,union-attr]  # a convolution
+
+
 def check_gat(method: GAT, classifier: nn.Module, generator: nn.Module) -> None:
+    if method.clamp:
+        enlarge(generator)
     engine = Engine(method, classifier, generator)
     optimizers = adam(classifier), adam(generator)
     start = copy.deepcopy(generator)
@@ -147,6 +172,7 @@ def check_gat(method: GAT, classifier: nn.Module, generator: nn.Module) -> None:
             method.cg,
             masks,
             method.delta == "through",
+            method.clamp,
         )
         assert metrics["loss"] == pytest.approx(float(loss), rel=1e-6)
         assert metrics["generator_loss"] == pytest.approx(float(generator_losses[-1]), rel=1e-6)
@@ -177,6 +203,62 @@ def test_simultaneous_steps_both_players_from_the_same_point(network: str, delta
         assert engine.state.generator is not None
         assert largest_difference(engine.state.generator, generator) < EXACT
         assert largest_difference(engine.state.classifier, classifier) < EXACT
+
+
+@pytest.mark.parametrize("delta", ["fixed", "through"])
+def test_simultaneous_with_clamp_is_the_gradient_of_both_losses(delta: str) -> None:
+    """Against `gat_loss` by autograd; some of the generator's images leave [0, 1]."""
+    classifier, generator = players()
+    enlarge(generator)
+    batch = minibatch()
+    engine = Engine(GAT(cg=0.03, clamp=True, delta=delta), classifier, generator)
+    unclamped = Engine(GAT(cg=0.03, delta=delta), classifier, generator)
+    optimizers = adam(classifier), adam(generator)
+    metrics = engine.step([batch])
+    unclamped.step([batch])
+    losses = gat_loss(classifier, generator, *batch, cg=0.03, delta=delta, clamp=True)
+    (losses.classifier + losses.generator).backward()
+    for optimizer in optimizers:
+        optimizer.step()
+    assert metrics["loss"] == pytest.approx(float(losses.classifier.detach()), rel=1e-6)
+    assert engine.state.generator is not None
+    assert unclamped.state.generator is not None
+    assert largest_difference(engine.state.generator, unclamped.state.generator) > 1e-6, "nothing was clamped"
+    assert largest_difference(engine.state.generator, generator) < EXACT
+    assert largest_difference(engine.state.classifier, classifier) < EXACT
+
+
+MASKED = [
+    GAT(cg=0.3, schedule="paper"),
+    GAT(cg=0.3, schedule="simultaneous"),
+    GAT(cg=0.3, schedule="simultaneous", delta="through"),
+    FastGradientL2(),
+    FastGradientLinf(),
+    RandomPerturbation(),
+]
+
+
+@pytest.mark.parametrize("method", MASKED, ids=lambda method: f"{method.name} {getattr(method, 'delta', '')}")
+def test_a_masked_class_trains(method: Method) -> None:
+    """A logit of -inf for a class that does not occur: the losses are finite, and so is every gradient."""
+
+    class Masked(nn.Module):
+        def __init__(self, body: nn.Module) -> None:
+            super().__init__()
+            self.body = body
+            self.register_buffer("mask", torch.arange(10) == 9)
+
+        def forward(self, images: Tensor) -> Tensor:
+            return self.body(images).masked_fill(self.mask, -torch.inf)
+
+    classifier, generator = players()
+    engine = Engine(method, Masked(classifier), generator)
+    for _ in range(2):
+        batches = [minibatch(classes=9) for _ in range(1 + method.generator_minibatches)]
+        metrics = engine.step(batches, [draws_for(engine, batch, 0) for batch in batches])
+        assert torch.tensor(list(metrics.values())).isfinite().all()
+    assert all(tensor.isfinite().all() for tensor in engine.state.parameters())
+    assert largest_difference(engine.state.classifier, Masked(classifier)) > 1e-4
 
 
 @pytest.mark.parametrize("statistics", ["clean", "perturbed", "both"])

@@ -91,8 +91,8 @@ def network(name: str, module: nn.Module, seed: int, interacts: bool = False) ->
 
 
 def draws_of(seed: int, noise: bool, dropout: bool) -> Draws:
-    masks = [(numbers(seed + i, SAMPLES, 4, SIDE, SIDE) >= 0.25,) if dropout else () for i in (0, 1)]
-    return Draws(*masks, noise=2 * numbers(seed + 2, SAMPLES, 3, SIDE, SIDE) - 1 if noise else None)
+    clean, perturbed = ((numbers(seed + i, SAMPLES, 4, SIDE, SIDE) >= 0.25,) if dropout else () for i in (0, 1))
+    return Draws(clean, perturbed, 2 * numbers(seed + 2, SAMPLES, 3, SIDE, SIDE) - 1 if noise else None)
 
 
 def update(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch.nn import functional
 
-from fastgat.textbook.fast_gradient import fast_gradient
+from fastgat.textbook.standard import fast_gradient
 from tests.support import minibatch, numerical_gradient, players
 
 
