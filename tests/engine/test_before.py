@@ -18,7 +18,6 @@ from torch import nn
 
 from fastgat import TrainConfig, Trainer
 from fastgat.engine.checkpoint import load_checkpoint
-from fastgat.engine.device import device_name
 
 BEFORE = Path(__file__).parent / "before"
 LEARNT = ("classifier", "generator", "ema")
@@ -58,7 +57,17 @@ def test_a_checkpoint_of_before_ends_with_the_same_weights(tmp_path: Path, run: 
             tensors[name].double().flatten(), torch.tensor(values).double(), rtol=1e-4, atol=1e-6
         )
     made_with = expected["made_with"]
-    if made_with["torch"] == torch.__version__ and device_name(torch.device("cpu")).startswith(made_with["processor"]):
+    if made_with == {"torch": torch.__version__, "processor": processor()}:
         learnt = (name for name in sorted(before) if name.startswith(LEARNT))
         content = b"".join(name.encode() + tensors[name].numpy().tobytes() for name in learnt)
-        assert hashlib.sha256(content).hexdigest() == expected["digest"]
+        assert hashlib.sha256(content).hexdigest() == expected["digest"], "bit for bit"
+
+
+def processor() -> str:
+    """A digest of what decides which instructions torch chooses."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().split("\n\n")[0].splitlines()
+    except OSError:
+        return ""
+    decides = ("vendor_id", "cpu family", "model", "stepping", "flags")
+    return hashlib.sha256("".join(line for line in lines if line.startswith(decides)).encode()).hexdigest()
