@@ -48,6 +48,14 @@ USAGE: list[tuple[tuple[object, ...], str]] = [
     ((*BASE, "--image-size", 64), "image_size 64: digits has images of 32 x 32 pixels, and no others"),
     (("train", "--cutout", 0), "cutout must be at least 1, got 0"),
     (("train", "--random-resized-crop", 1.5), "random_resized_crop must be at most 1, got 1.5"),
+    (("train", "--cg", "1e39"), "cg must be a number that float32 can hold, got '1e39'"),
+    (("train", "--weight-decay", "1e-60"), "weight_decay must be a number that float32 can hold"),
+    (("train", "--method", "fg-linf", "--epsilon", "1e39"), "epsilon must be a number that float32 can hold"),
+    (("train", "--epochs", 10**30), "epochs must be at most 2^63 - 1"),
+    (("train", "--epochs", "9" * 5000), "9 ... 9"),
+    (("train", "--output", "~nosuchuser/x"), "output: ~nosuchuser/x: there is no such user"),
+    (("train", "--resume", "~nosuchuser/x"), "resume: ~nosuchuser/x: there is no such user"),
+    (("train", "--config", "/dev/full"), "/dev/full: not a regular file"),
     (("data", "fetch", "folder:x"), "folder:x is a user's own: there is nothing to fetch"),
     (("data", "fetch", "cifar"), "unknown data set 'cifar'; did you mean"),
 ]
@@ -65,6 +73,8 @@ FAILURES: list[tuple[tuple[object, ...], str]] = [
     (("train", "--output", "x" * 300), "File name too long"),
     (("train", "--data-dir", "x" * 300), "File name too long"),
     (("data", "list", "--data-dir", "file/data"), "file/data"),
+    (("train", "--resume", "/dev/full"), "/dev/full: not a regular file"),
+    (("evaluate", "/dev/zero"), "/dev/zero: no such checkpoint"),
     (("evaluate", "file"), "file: damaged or not a checkpoint"),
     ((*BASE, "--lr", "1e30", "--output", "out"), "became NaN or infinite"),
 ]
@@ -114,11 +124,36 @@ def test_a_gpu_that_is_not_there(run: Run) -> None:
         ("[precision]\namp = 1", "amp must be of type bool, got 1"),
         ("[precision]\namp_dtype = 'float'", "amp_dtype: unknown value 'float'; did you mean 'float16'?"),
         ("= 3", "not TOML"),
+        ("epochs = " + "[" * 10_000 + "]" * 10_000, "not TOML: nested too deeply"),
+        ("epochs = " + "[" * 300 + "]" * 300, "epochs must be of type int, got [[["),
+        ("epochs = " + "9" * 5000, "not TOML: Exceeds the limit"),
+        ("epochs = 0x" + "f" * 5000, "epochs must be at most 2^63 - 1, got a value"),
+        ("epochs = " + "9" * 30, "epochs must be at most 2^63 - 1"),
+        ('[data]\ndataset = "folder:\\u0000"', "dataset must not have a null character"),
+        ("method = { name = 'gat', cg = 1e39 }", "cg must be a number that float32 can hold"),
     ],
+    ids=short,
 )
 def test_a_configuration_file(run: Run, text: str, message: str) -> None:
     Path("settings.toml").write_text(text)
     check(run, ("train", "--config", "settings.toml"), f"settings.toml: {message}", code=2)
+
+
+@pytest.mark.parametrize(("encoding", "code"), [("utf-8", 0), ("utf-8-sig", 0), ("utf-16", 2)])
+def test_a_configuration_file_in_another_encoding(run: Run, encoding: str, code: int) -> None:
+    Path("settings.toml").write_text('[data]\ndataset = "folder:Fotos é"\n', encoding)
+    result = run("train", "--config", "settings.toml", "--print-config")
+    assert result.code == code
+    assert ("folder:Fotos é" in result.out) if code == 0 else ("it is in UTF-16; save it in UTF-8" in result.err)
+
+
+def test_a_path_that_is_not_utf_8(run: Run) -> None:
+    place = "out\udcff"  # as Python has the byte 0xff in a path
+    assert run(*BASE, "--batch-size", 256, "--output", place).code == 0
+    assert run("export", place).code == 0
+    assert run("evaluate", place, "--clean").code == 0
+    assert run("train", "--config", f"{place}/config.toml", "--print-config").code == 0
+    check(run, ("evaluate", f"{place}/nothing"), "nothing: no such checkpoint", code=1)
 
 
 def test_a_run_is_not_written_over(run: Run) -> None:

@@ -91,6 +91,28 @@ def test_every_bit_of_the_header_counts(tmp_path: Path) -> None:
             load_checkpoint(path)
 
 
+@pytest.mark.parametrize(
+    "value",
+    [
+        *(
+            '{"dtype": "X9", "shape": [1], "data_offsets": [0, 4]}',
+            '{"dtype": "F8_E8M0", "shape": [4], "data_offsets": [0, 4]}',
+        ),
+        *('{"dtype": 7, "shape": [1], "data_offsets": [0, 4]}', '{"dtype": "F32", "shape": 1, "data_offsets": [0, 4]}'),
+        *(f'{{"dtype": "F32", "shape": [{2**62}, {2**62}], "data_offsets": [0, 4]}}', "3", "null", "[]"),
+        *(f'{{"dtype": "F32", "shape": [{10**30}], "data_offsets": [0, 4]}}', '{"dtype": "F32"}', "9" * 5000),
+        *('{"dtype": "F32", "shape": [1], "data_offsets": []}', "[" * 100_000 + "]" * 100_000),
+    ],
+    ids=lambda value: value[:60],
+)
+def test_a_header_of_safetensors_that_cannot_be(tmp_path: Path, value: str) -> None:
+    text = f'{{"a": {value}}}'.encode()
+    path = tmp_path / "odd"
+    path.write_bytes(len(text).to_bytes(8, "little") + text + bytes(4))
+    with pytest.raises(CheckpointError, match=r"odd: (damaged|not a checkpoint)"):
+        load_checkpoint(path)
+
+
 def test_another_program_s_file(tmp_path: Path) -> None:
     safetensors.torch.save_file(TENSORS, tmp_path / "other")
     with pytest.raises(CheckpointError, match="not a checkpoint of fastgat"):
