@@ -78,7 +78,8 @@ def check_type(value: Any, kind: Any, where: str) -> None:
     if plain is int and abs(value) >= INTEGERS:
         raise ValueError(f"{where} must be less than 2^63, got {shown(value)}")
     if parts:
-        for key, each in value.items() if plain is dict else enumerate(value):
+        inner: Any = value
+        for key, each in inner.items() if plain is dict else enumerate(inner):
             check_type(each, parts[-1], f"{where}.{key}")
 
 

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import io
 import json
 import os
@@ -70,6 +71,9 @@ VALUES = (
     '{"a":' * DEEP + "1" + "}" * DEEP,
 )
 """JSON texts that take another value's place."""
+
+
+DEVICES = ("/dev/full", "/dev/zero", "/dev/null", "/proc/self/mem")
 
 
 class Case(NamedTuple):
@@ -145,7 +149,8 @@ class Fuzzer:
         )
         value = self.source.choice([json.loads(v) if v.startswith('"') else v for v in VALUES if len(v) < 6000])
         value = value.replace("\0", "").replace("\ud800", "\udcff")
-        method = ["--method", setting.owner.name] if setting.table == "method" else []
+        owner: Any = setting.owner
+        method = ["--method", owner.name] if setting.table == "method" else []
         return Case(
             f"{setting.flag} {value[:60]}", lambda: command("train", *method, setting.flag, value, "--print-config")
         )
@@ -267,11 +272,8 @@ class Fuzzer:
             "folder": path.mkdir,
             "loop": lambda: path.symlink_to(path.name),
             "broken": lambda: path.symlink_to("nothing"),
-            "sparse": lambda: (path.touch(), os.truncate(path, 1 << 42)),
-            **{
-                name: lambda name=name: path.symlink_to(name)
-                for name in ("/dev/full", "/dev/zero", "/dev/null", "/proc/self/mem")
-            },
+            "sparse": functools.partial(_sparse, path),
+            **{device: functools.partial(path.symlink_to, device) for device in DEVICES},
         }
         kind = self.source.choice(list(kinds))
         kinds[kind]()
@@ -386,6 +388,12 @@ REPRODUCE = (
     *("--grid", "gat=1", "--classifier", "tests.experiments.tiny:build", "--generator-width", 4),
     *("--lr", 0.01, "--deterministic", "--collect-only"),
 )
+
+
+def _sparse(path: Path) -> None:
+    """A file of four terabytes that takes no space."""
+    path.touch()
+    os.truncate(path, 1 << 42)
 
 
 def _socket(path: Path) -> None:
