@@ -81,7 +81,9 @@ def _input_gradient_kernel(
     value_ptr += sample * elements
     lane = tl.arange(0, BLOCK)
     inside = lane < elements
-    first = tl.load(gradient_ptr + lane, inside, other=0.0).to(tl.float32)  # stays in registers until it is written
+    first = tl.load(gradient_ptr + lane, inside, other=0.0).to(
+        tl.float32
+    )  # a single block stays in registers until it is written
     unit, factor = 1.0, tl.cast(epsilon, tl.float32)  # Inductor passes floats as float64
     if MODE == "probability":
         factor = -tl.exp(-tl.load(loss_ptr + sample).to(tl.float32))
@@ -105,9 +107,11 @@ def _input_gradient_kernel(
             squares *= (largest * unit) * (largest * unit)
         length = tl.sqrt_rn(tl.sum(squares, 0))
         factor /= tl.where(length > 0, length, 1.0)
-    zeros = _store(value_ptr, lane, inside, first, unit, factor, MODE)
-    if not SINGLE:
-        for start in range(BLOCK, elements, BLOCK):  # for l2 from the second-level cache
+    zeros = 0
+    if SINGLE:
+        zeros = _store(value_ptr, lane, inside, first, unit, factor, MODE)
+    else:
+        for start in range(0, elements, BLOCK):  # for l2 from the second-level cache
             index = start + lane
             g = tl.load(gradient_ptr + index, index < elements, other=0.0).to(tl.float32)
             zeros += _store(value_ptr, index, index < elements, g, unit, factor, MODE)

@@ -10,7 +10,6 @@ Triton emits scalar loads, and nothing that is measured here would hold on a GPU
 
 from __future__ import annotations
 
-import contextlib
 import json
 import re
 import subprocess
@@ -165,7 +164,9 @@ def compile_all(capability: int, folder: Path) -> Path:
 
 def resources(cubin: Path, compiled: Any) -> dict[str, int | bool]:
     """Registers, spills, float64 instructions and access widths in bytes, from the machine code."""
-    code = _tool("cuobjdump", "--dump-resource-usage", "--dump-sass", cubin)
+    tool = Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump"
+    arguments = [tool, "--dump-resource-usage", "--dump-sass", cubin]
+    code = subprocess.run(arguments, capture_output=True, text=True, check=True).stdout
     (registers,) = re.findall(r"REG:(\d+)", code)
     widths = {kind: [_width(suffix) for suffix in re.findall(rf"\b{kind}\.E(\S*)", code)] for kind in ("LDG", "STG")}
     return {
@@ -187,25 +188,16 @@ def _width(suffix: str) -> int:
     return 4
 
 
-def _tool(name: str, *arguments: object) -> str:
-    path = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / name
-    return subprocess.run([path, *map(str, arguments)], capture_output=True, text=True, check=True).stdout
-
-
 def failures(row: dict[str, Any], budget: dict[str, int]) -> list[str]:
     """What a compiled case does that its budget does not allow."""
-    found = []
-    if row["registers"] > budget["registers"]:
-        found.append(f"{row['registers']} registers, budget {budget['registers']}")
-    if row["shared"] > budget["shared"]:
-        found.append(f"{row['shared']} bytes of shared memory, budget {budget['shared']}")
-    found += [f"{row[name]} {name}, none allowed" for name in ("spills", "fp64") if row[name]]
-    found += [
-        f"{name}s of {row[name]} bytes at most, not 16" for name in ("load", "store") if row["wide"] and row[name] < 16
-    ]
+    limits = (("registers", "registers"), ("shared", "bytes of shared memory"))
+    problems = [f"{row[n]} {what}, budget {budget[n]}" for n, what in limits if row[n] > budget[n]]
+    problems += [f"{row[n]} {n}, none allowed" for n in ("spills", "fp64") if row[n]]
+    if row["wide"]:
+        problems += [f"{n}s of {row[n]} bytes at most, not 16" for n in ("load", "store") if row[n] < 16]
     if not row["wide_addresses"]:
-        found.append("no 64-bit offsets")
-    return found
+        problems.append("no 64-bit offsets")
+    return problems
 
 
 def check(report: Path) -> int:
@@ -225,14 +217,11 @@ def check(report: Path) -> int:
 
 
 def main(arguments: list[str]) -> int:
-    with contextlib.suppress(ValueError):
-        command, *rest = arguments
-        if command == "compile":
-            capability, folder = rest
+    match arguments:
+        case ["compile", capability, folder] if capability.isdigit():
             compile_all(int(capability), Path(folder))
             return 0
-        if command == "check":
-            (report,) = rest
+        case ["check", report]:
             return 1 if check(Path(report)) else 0
     print(__doc__, file=sys.stderr)
     return 2
