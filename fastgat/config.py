@@ -12,7 +12,8 @@ from typing import Any
 
 import tomli_w
 
-from fastgat.data import LOADERS, Augmentation
+from fastgat.data import LOADERS
+from fastgat.data import Augmentation as Augmentation
 from fastgat.data.bad_samples import POLICIES
 from fastgat.data.decoding import MAX_PIXELS
 from fastgat.errors import ConfigError
@@ -290,18 +291,3 @@ def _check_keys(values: Mapping[str, Any], kind: type, prefix: str) -> None:
 def _plain(settings: Any) -> dict[str, Any]:
     values = {f.name: getattr(settings, f.name) for f in fields(settings) if "constraint" in f.metadata}
     return {k: str(v) if isinstance(v, Path) else v for k, v in values.items() if v is not None}
-
-
-__all__ = [
-    "Augmentation",
-    "DataConfig",
-    "ModelConfig",
-    "OptimizerConfig",
-    "PrecisionConfig",
-    "RunConfig",
-    "TrainConfig",
-    "flatten",
-    "identity",
-    "load_toml",
-    "merge",
-]

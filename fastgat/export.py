@@ -1,4 +1,4 @@
-"""A trained classifier in a format that other programs read, checked against its own logits before it is written."""
+"""Export of a trained classifier for other programs, compared with the classifier before the file gets its name."""
 
 from __future__ import annotations
 
@@ -100,9 +100,9 @@ def _configured_size(source: Path, header: dict[str, Any]) -> int:
 def check(classifier: nn.Module, exported: Callable[[Tensor], Tensor], batches: list[Tensor], format: str) -> None:
     """Raises FastgatError unless both give the same logits."""
     for images in batches:
-        expected, found = classifier(images), exported(images)
-        error = float((expected - found).abs().max() / expected.abs().max().clamp(min=1e-30))
-        if found.shape != expected.shape or not error <= ALLOWED:
+        expected, actual = classifier(images), exported(images)
+        error = float((expected - actual).abs().max() / expected.abs().max().clamp(min=1e-30))
+        if actual.shape != expected.shape or not error <= ALLOWED:
             raise FastgatError(f"the {format} export gives other logits (relative difference {error:.3g}); not written")
 
 
@@ -159,24 +159,24 @@ def _onnx(classifier: nn.Module, model: dict[str, Any], images: Tensor, path: Pa
     session = ReferenceEvaluator(str(path))
 
     def logits(given: Tensor) -> Tensor:
-        (found,) = session.run(None, {"images": given.numpy()})
-        return torch.from_numpy(found)
+        (output,) = session.run(None, {"images": given.numpy()})
+        return torch.from_numpy(output)
 
     return logits
 
 
 @contextlib.contextmanager
 def quiet(logger: str) -> Iterator[None]:
-    """Keep to itself what a library has to say of its own parts."""
-    own = logging.getLogger(logger)
-    level = own.level
-    own.setLevel(logging.ERROR)
+    """Hide a library's warnings about itself."""
+    log = logging.getLogger(logger)
+    level = log.level
+    log.setLevel(logging.ERROR)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             yield
     finally:
-        own.setLevel(level)
+        log.setLevel(level)
 
 
 def _first_line(error: Exception) -> str:

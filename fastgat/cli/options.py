@@ -72,13 +72,12 @@ def run_options(
 ) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     """Decorates a click command with the options of `settings` called `names` (all) but those `without`, and unless
     told otherwise with --method and all options of the methods; `defaults` are those that the command has otherwise."""
-    own = defaults or {}
 
     def decorate(command: Callable[..., Any]) -> Callable[..., Any]:
         for setting in reversed(list(settings())):
             name = setting.field.name
             if name not in without and (names is None or (method and setting.table == "method") or name in names):
-                command = click_option(setting, own.get(name))(command)
+                command = click_option(setting, (defaults or {}).get(name))(command)
         if not method:
             return command
         known = ", ".join(METHODS)

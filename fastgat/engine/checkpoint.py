@@ -151,16 +151,16 @@ def classifier_tensors(tensors: dict[str, Tensor], module: nn.Module) -> dict[st
 
     A tied parameter appears once. Raises CheckpointError if the checkpoint is of another classifier.
     """
-    own = {name.removeprefix(CLASSIFIER): tensor for name, tensor in tensors.items() if name.startswith(CLASSIFIER)}
-    check_match(own, module)
-    found = {}
+    saved = {name.removeprefix(CLASSIFIER): tensor for name, tensor in tensors.items() if name.startswith(CLASSIFIER)}
+    check_match(saved, module)
+    values = {}
     for name, tensor in (*module.named_parameters(), *module.named_buffers()):
         flat = buffer_name(name)
         held = (tensors.get(place) for place in (EMA + flat, CLASSIFIER + name, TRANSIENT + flat))
         value = next((value for value in held if value is not None), None)
         if value is not None and value.shape == tensor.shape:
-            found[name] = value
-    return found
+            values[name] = value
+    return values
 
 
 def check_match(tensors: dict[str, Tensor], module: nn.Module) -> None:

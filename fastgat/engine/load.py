@@ -32,10 +32,10 @@ def checkpoint_path(run: Path | str, checkpoint: str = "best") -> Path:
     try:
         if path.is_dir():
             path /= CHECKPOINTS[checkpoint]
-        found = path.is_file()
+        exists = path.is_file()
     except OSError as error:
         raise CheckpointError(f"{path}: {error.strerror}") from None
-    if not found:
+    if not exists:
         raise CheckpointError(f"{path}: no such checkpoint")
     return path
 
@@ -82,13 +82,13 @@ def trained_classifier(
     else:
         module = _build(path, model, [classifier] if isinstance(classifier, str) else list(classifier or ()))
     try:
-        found = classifier_tensors(tensors, module)
+        saved = classifier_tensors(tensors, module)
     except CheckpointError as error:
         raise CheckpointError(f"{path}: {error}") from None
     with torch.no_grad():
-        for name, own in (*module.named_parameters(), *module.named_buffers()):
-            if name in found:
-                own.copy_(found[name])
+        for name, tensor in (*module.named_parameters(), *module.named_buffers()):
+            if name in saved:
+                tensor.copy_(saved[name])
     return module.eval()
 
 

@@ -1,4 +1,4 @@
-"""Where a run is, and what it knows so far: the part of a checkpoint that is no tensor."""
+"""The position of a run: steps, epochs and results so far, as a checkpoint's header has them."""
 
 from __future__ import annotations
 

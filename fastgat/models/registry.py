@@ -1,4 +1,4 @@
-"""Classifiers by name: the paper's own, any of timm's when timm is installed, and what a factory of one's own makes."""
+"""Classifiers by name: the paper's, timm's where that is installed, and those that a user's factory makes."""
 
 from __future__ import annotations
 
