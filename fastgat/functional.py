@@ -15,7 +15,7 @@ Places = Mapping[str, tuple[str, ...]]
 
 
 def places(module: nn.Module) -> Places:
-    """Of each parameter and buffer, by its name in `named_parameters` or `named_buffers`, the names of all its places.
+    """The names of all places of each parameter and buffer, by its name in `named_parameters` or `named_buffers`.
 
     A tensor that several layers share has a place in each; a layer that stands in a module under several names has its
     places under the first alone. (torch's own tying would name the one slot of such a layer twice, and put the

@@ -79,6 +79,6 @@ def gat_loss(
 
 
 def _frozen(module: nn.Module, inputs: Tensor) -> Tensor:
-    """What the module makes of the inputs; gradients reach these alone, and its buffers stay as they are."""
+    """The module's output; gradients reach the inputs alone, and its buffers stay as they are."""
     tensors = {name: tensor.detach().clone() for name, tensor in (*module.named_parameters(), *module.named_buffers())}
     return call(module, tensors, (inputs,))[0]

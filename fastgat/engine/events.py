@@ -1,4 +1,4 @@
-"""What the engine tells its listeners. It prints nothing itself."""
+"""The events that the engine tells its listeners; it prints nothing itself."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is changed in the graph of a compiled step before Inductor makes kernels of it; its result stays the same."""
+"""Passes over the graph of a compiled step, before Inductor makes kernels of it; its result stays the same."""
 
 from __future__ import annotations
 
@@ -155,7 +155,7 @@ def pad_channels(graph: Graph) -> None:
 
 
 class _Padding:
-    """Of the convolutions of one graph, which share what is filled up."""
+    """Pads the convolutions of one graph; those with the same operand share its padded form."""
 
     def __init__(self, graph: Graph) -> None:
         self.graph = graph

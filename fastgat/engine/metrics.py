@@ -1,4 +1,4 @@
-"""What a step counts on the device, so that none waits for the host: running means, and float16's loss scale."""
+"""Running means and float16's loss scale, kept on the device so that no step waits for the host."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ def _check(first_bad: dict[str, int]) -> None:
 
 
 class LossScale(nn.Module):
-    """What backward passes are multiplied by, so that small gradients survive float16 (Micikevicius et al. 2018).
+    """The factor on backward passes by which small gradients survive float16 (Micikevicius et al. 2018).
 
     A step with a gradient that is not finite changes nothing but the scale, which it halves; 2000 good steps in a row
     double it.

@@ -1,4 +1,4 @@
-"""What changes the parameters: the classifier's optimisers by name, learning-rate schedules, and a moving average.
+"""Updates of parameters: the optimisers by name, learning-rate schedules, and a moving average.
 
 An optimiser is a module that holds every tensor it changes: its `state_dict()` is its checkpoint, and a compiled step
 finds its state at fixed addresses. torch's own keep theirs in dictionaries, and break the graph.
@@ -17,7 +17,7 @@ from torch.nn.modules.batchnorm import _NormBase
 from fastgat.config import OptimizerConfig
 
 WARM_UP, START, END = 0.3, 1 / 25, 1 / 250_000
-"""Of the schedule one-cycle: the share of steps that rise, and the factors at the start and at the end."""
+"""The schedule one-cycle: the share of steps that rise, and the factors at the start and at the end."""
 
 
 def trainable_parameters(module: nn.Module) -> dict[str, nn.Parameter]:

@@ -88,7 +88,7 @@ class Ranks:
         return result  # type: ignore[return-value]  # there is one where there is no error
 
     def from_first(self, work: Callable[[], Result]) -> Result:
-        """What `work` returns or raises on rank 0, on all of them; the others do not do it."""
+        """Do `work` on rank 0 alone; every rank gets what it returns, or raises what it raises."""
         if self.alone:
             return work()
         sent: list[Any] = [_attempt(work) if self.first else None]
@@ -99,7 +99,7 @@ class Ranks:
         return result
 
     def local_first(self, work: Callable[[], Result]) -> Result:
-        """As `agree`, but the first rank of each machine is done before the others begin: it may fetch files."""
+        """Like `agree`, but the first rank of each machine is done before the others begin: it may fetch files."""
         if self.alone:
             return work()
         mine = self.agree(lambda: work() if self.local_rank == 0 else None)
@@ -188,7 +188,7 @@ def joined(device: torch.device) -> Iterator[Ranks]:
 
 
 def account(message: str, *, lost: bool = False) -> str | None:
-    """What this rank tells people about an error; None where another rank has told them.
+    """The line by which this rank tells people of an error; None where another rank has told them.
 
     Of ranks with the same message the first one speaks. A rank that has only `lost` another says so where no rank has
     said anything. Before ranks are connected each speaks for itself: torchrun ends the rest when the first one ends.
@@ -211,7 +211,7 @@ def check_restarts(output: object) -> None:
 
 
 def connection_error(error: BaseException, remark: str = "") -> RankError | None:
-    """What torch says of the connection between ranks, in one line; None where the error is another one.
+    """The error of one line for what torch says of the connection between ranks; None for other errors.
 
     From here on this rank ignores SIGTERM, by which torchrun ends the rest: it is to say this first.
     """

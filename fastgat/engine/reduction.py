@@ -1,4 +1,4 @@
-"""What a step computes over all ranks: sums, differentiable ones too, and the mean of gradients, in few large buckets.
+"""Sums over ranks within a step: differentiable ones, means of gradients in few large buckets, and batch norm.
 
 These are functional collectives: torch.compile takes them into the step's graph, where Inductor starts each as soon as
 its inputs are there and waits for it as late as it can, so that it runs beside the rest of the backward pass.

@@ -76,7 +76,7 @@ def step_of(checkpoint: Checkpoint) -> int:
 
 
 def after_restart(resume: str | None, output: Path | None, restarted: bool) -> str | None:
-    """What to continue when torchrun has started a run again, which may have got further than what it began from."""
+    """The checkpoint to ask for after torchrun has started a run again, which may have got further than `resume`."""
     return "auto" if restarted and output is not None and _exists(output / LAST) else resume
 
 

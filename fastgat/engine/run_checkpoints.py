@@ -27,7 +27,7 @@ from fastgat.randomness import from_text, restore_generators
 
 LAST, BEST = "last.safetensors", "best.safetensors"
 SUMMARY = "summary.json"
-"""What a run that has ended leaves beside them."""
+"""The file that a run which has ended leaves beside them."""
 
 
 class RunCheckpoints:

@@ -178,12 +178,12 @@ class TrainState(nn.Module):
         return bad if bad or self.memory is None or bool(all_finite([self.memory])) else ["memory of the method"]
 
     def load_state_dict(self, *arguments: Any, **options: Any) -> Any:
-        """As torch's; learning rates are set anew by the next step."""
+        """Load as torch does; the next step sets the learning rates anew."""
         self.learning_rate_factor = math.nan
         return super().load_state_dict(*arguments, **options)
 
     def whole(self) -> Tensors:
-        """As `state_dict`, with the memory of all ranks: what a checkpoint holds, for any number of them."""
+        """The `state_dict` with the memory of all ranks: what a checkpoint holds, for any number of them."""
         tensors: Tensors = self.state_dict()
         if self.memory is not None:
             tensors["memory"] = torch.cat(self.ranks.gather(self.memory.cpu()))

@@ -174,7 +174,7 @@ def _end_generators_capture(stream: torch.cuda.Stream) -> None:
 
 
 def missing_compiler(device: torch.device) -> str | None:
-    """What compiling for `device` needs and this machine lacks, or None."""
+    """The compiler that this machine lacks for `device`, in words; None where it has one."""
     if device.type == "cuda":
         language, chosen, known = "C", os.environ.get("CC"), ("gcc", "clang", "cc")
     else:

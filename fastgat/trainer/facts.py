@@ -1,4 +1,4 @@
-"""What runs on what, for people: the first lines of a run, and its environment.json."""
+"""The first lines of a run, and of its environment.json: data, networks, device."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ SECOND_PULL_BACK = {
     True: "a second pull-back through it keeps Delta exact",
     False: "its gradients are the batch's",
 }
-"""What becomes of the shared backward pass under batch norm, with a generator and without."""
+"""The backward pass under batch norm, with a generator and without."""
 
 
 def run_facts(

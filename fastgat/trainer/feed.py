@@ -1,4 +1,4 @@
-"""What feeds a run: the loaders of a data set, or loaders of one's own, and what the networks must fit."""
+"""The feed of a run: loaders of a data set, or the user's own, and what the networks must fit."""
 
 from __future__ import annotations
 

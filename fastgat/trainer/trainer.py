@@ -49,7 +49,7 @@ from fastgat.trainer.feed import Feed, dataset_feed, own_feed
 
 @dataclass(frozen=True)
 class History:
-    """What a run has shown: a dictionary an epoch, the contents of summary.json (None if interrupted), its folder."""
+    """The result of a run: a dictionary an epoch, the contents of summary.json (None if interrupted), its folder."""
 
     epochs: list[dict[str, Any]]
     summary: dict[str, Any] | None
@@ -273,7 +273,7 @@ class Trainer:
         return dataset_feed(config, share, device, ranks, self.progress, rule)
 
     def _model(self, feed: Feed, batch: Batch) -> dict[str, Any]:
-        """What `load_classifier` needs to build the classifier again."""
+        """The part of a checkpoint's header by which `load_classifier` builds the classifier again."""
         return {
             "classifier": self.config.model.classifier if self.classifier is None else None,
             "num_classes": feed.num_classes,
