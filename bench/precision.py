@@ -124,11 +124,11 @@ def passed(method: GAT, players: Players, batch: Batch, dtype: torch.dtype | Non
     assert players.generator is not None
     players = Players(players.classifier._replace(autocast=dtype), players.generator._replace(autocast=dtype))
     clean, _ = method.clean_pass(players, batch, Draws())
-    perturbed, _ = method.generate(players, clean.delta, batch.images)
-    gradients, generator_gradients, metrics, _ = method.both_gradients(players, clean, batch, Draws())
+    perturbed, _ = method.perturb(players, clean.delta, batch.images)
+    gradients, generator_gradients, metrics, _ = method.classifier_gradients(players, clean, batch, Draws(), both=True)
     return {
         "Delta": clean.delta.flatten(1).float(),
-        "G(Delta)": (perturbed.perturbed - batch.images).flatten(1).float(),
+        "G(Delta)": (perturbed.images - batch.images).flatten(1).float(),
         "gradient of F": flat(gradients),
         "gradient of G": flat(generator_gradients),
         "perturbed accuracy": metrics["perturbed_accuracy"],

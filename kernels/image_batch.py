@@ -149,6 +149,6 @@ def image_batch(
     pointers = pixels, rows.contiguous(), placement.contiguous() if placement is not None else rows, images
     constants = {"PLACED": placement is not None, "RESIZE": resize, "CHANNELS_LAST": memory == torch.channels_last}
     # A placed element takes many registers, so that a thread has only the four of one store.
-    most = {"block": 1024, "each": 4} if placement is not None else {}
-    launch(_image_batch_kernel, images, *pointers, size.numel(), *size, hole, **constants, **most)
+    block, each = (1024, 4) if placement is not None else (4096, 16)
+    launch(_image_batch_kernel, images, *pointers, size.numel(), *size, hole, **constants, block=block, each=each)
     return images

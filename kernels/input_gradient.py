@@ -107,7 +107,7 @@ def _input_gradient_kernel(
             squares *= (largest * unit) * (largest * unit)
         length = tl.sqrt_rn(tl.sum(squares, 0))
         factor /= tl.where(length > 0, length, 1.0)
-    zeros = 0
+    zeros = tl.full((), 0, tl.int32)
     if SINGLE:
         zeros = _store(value_ptr, lane, inside, first, unit, factor, MODE)
     else:

@@ -165,8 +165,8 @@ def compile_all(capability: int, folder: Path) -> Path:
 def resources(cubin: Path, compiled: Any) -> dict[str, int | bool]:
     """Registers, spills, float64 instructions and access widths in bytes, from the machine code."""
     tool = Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump"
-    arguments = [tool, "--dump-resource-usage", "--dump-sass", cubin]
-    code = subprocess.run(arguments, capture_output=True, text=True, check=True).stdout
+    command = [str(tool), "--dump-resource-usage", "--dump-sass", str(cubin)]
+    code = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     (registers,) = re.findall(r"REG:(\d+)", code)
     widths = {kind: [_width(suffix) for suffix in re.findall(rf"\b{kind}\.E(\S*)", code)] for kind in ("LDG", "STG")}
     return {

@@ -85,6 +85,6 @@ def test_an_option_that_older_runs_lack_changes_nothing_until_it_is_used() -> No
     older = CONFIG.to_dict()
     assert older["method"].pop("clamp") is False
     assert identity(TrainConfig.from_dict(older)) == identity(CONFIG)
-    clamped = replace(CONFIG, method=replace(CONFIG.method, clamp=True))
+    clamped = replace(CONFIG, method=GAT(cg=0.3, clamp=True))
     assert identity(clamped) != identity(CONFIG)
     assert Cell(clamped).name != Cell(CONFIG).name

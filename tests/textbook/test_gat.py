@@ -193,7 +193,7 @@ def test_through_delta_the_whole_derivative_of_the_classifier_s_loss_is_taken() 
     for parameter in classifier.parameters():
         parameter.data.mul_(4)  # so that the slope of F(x)_y changes along x
     x, y = minibatch(size=3)
-    generator[0].weight.data.mul_(30)  # type: ignore[operator,union-attr]  # so that Delta matters
+    generator[0].weight.data.mul_(30)  # type: ignore[operator]  # so that Delta matters
 
     def loss(network: nn.Module) -> Tensor:
         delta = textbook.input_gradient(network, x, y)
