@@ -8,6 +8,9 @@ from typing import Any
 import numpy as np
 import torch
 
+STATE_LENGTH = 624
+"""Words of the state of numpy's Mersenne Twister."""
+
 
 def generator_states() -> dict[str, Any]:
     """The states of the three generators."""
@@ -17,9 +20,14 @@ def generator_states() -> dict[str, Any]:
 
 
 def restore_generators(states: dict[str, Any]) -> None:
-    """Put the generators whose states are given back to them."""
+    """Put the generators whose states are given back to them.
+
+    Raises LookupError, TypeError, ValueError, RuntimeError or OverflowError for states that cannot be.
+    """
     version, internal, gauss = states["python"]
     random.setstate((version, tuple(internal), gauss))
+    if not 0 <= states["numpy"]["state"]["pos"] <= STATE_LENGTH:  # where numpy would read other memory
+        raise ValueError("numpy's generator cannot be in such a state")
     np.random.set_state(states["numpy"])
     if "torch" in states:
         torch.set_rng_state(from_text(states["torch"]))

@@ -73,7 +73,7 @@ class RunCheckpoints:
                 if "generator" in each:
                     torch.Generator().set_state(from_text(each["generator"]))
             restore_random_state(tensors, header["random"], self.state.device)
-        except (KeyError, TypeError, ValueError, RuntimeError, OverflowError) as error:
+        except (LookupError, TypeError, ValueError, RuntimeError, OverflowError) as error:
             raise CheckpointError(f"the checkpoint's header is not one of this version ({error})") from None
         if position.steps_per_epoch != steps_per_epoch:
             before = position.steps_per_epoch

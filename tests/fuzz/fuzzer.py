@@ -185,7 +185,7 @@ class Fuzzer:
                 *('"~nosuchuser/x"', '"os:abort"', '"%s"' % ("x" * 5000), "2" + "0" * 30, "{ name = 1 }"),
             ]
         )
-        text = _toml(_with(values, place, "@HOLE@")).replace('"@HOLE@"', value)
+        text = _toml(replaced(values, place, "@HOLE@")).replace('"@HOLE@"', value)
         path = self.folder / "settings.toml"
         path.write_text(text)
         return Case(f"{_dotted(place)} = {value[:60]}", lambda: command("train", "--config", path, "--print-config"))
@@ -230,10 +230,10 @@ class Fuzzer:
             [place for place in _places(header) if place[0] != "random" or self.source.random() < 0.1]
         )
         if self.source.random() < 0.2:
-            value, text = "(gone)", json.dumps(_with(header, place, None, gone=True))
+            value, text = "(gone)", json.dumps(replaced(header, place, None, gone=True))
         else:
             value = self.source.choice(VALUES)
-            text = json.dumps(_with(header, place, "@HOLE@")).replace('"@HOLE@"', value)
+            text = json.dumps(replaced(header, place, "@HOLE@")).replace('"@HOLE@"', value)
         path = self.folder / "header.safetensors"
         path.write_bytes(self.forged(text))
         taker = self.source.choice([self.evaluate, self.resume, self.export])
@@ -255,7 +255,7 @@ class Fuzzer:
             f"[0, {2**62}]",
         )
         value = self.source.choice(values)
-        text = json.dumps(_with(outer, place, "@HOLE@")).replace('"@HOLE@"', value)
+        text = json.dumps(replaced(outer, place, "@HOLE@")).replace('"@HOLE@"', value)
         path = self.folder / "outer.safetensors"
         path.write_bytes(self.packed(text))
         return Case(f"{_dotted(place)} = {value[:60]}", lambda: self.evaluate(path))
@@ -320,7 +320,7 @@ class Fuzzer:
         if path.suffix == ".json":
             content = json.loads(path.read_text())
             place = self.source.choice(list(_places(content)))
-            path.write_text(json.dumps(_with(content, place, "@HOLE@")).replace('"@HOLE@"', value))
+            path.write_text(json.dumps(replaced(content, place, "@HOLE@")).replace('"@HOLE@"', value))
             where = f"{path.name} {_dotted(place)}"
         else:
             path.write_text(value + "\n" + path.read_text())
@@ -413,7 +413,7 @@ def _dotted(place: tuple[Any, ...]) -> str:
     return ".".join(map(str, place))
 
 
-def _with(value: Any, place: tuple[Any, ...], new: Any, *, gone: bool = False) -> Any:
+def replaced(value: Any, place: tuple[Any, ...], new: Any, *, gone: bool = False) -> Any:
     """`value` with another one at `place`, or with none there."""
     copy = json.loads(json.dumps(value))
     inner = copy

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from fastgat.errors import CheckpointError
-from tests.fuzz.fuzzer import Fuzzer, outcome, shown_table, small_run, table
+from fastgat.errors import CheckpointError, FastgatError
+from tests.fuzz.fuzzer import Fuzzer, outcome, replaced, shown_table, small_run, table
 
 KINDS = {
     "option": 60,
@@ -55,3 +55,28 @@ def test_what_the_fuzzer_forges_has_the_right_checksum(run: Path, tmp_path: Path
     path.write_bytes(path.read_bytes().replace(b"more", b"less"))
     with pytest.raises(CheckpointError, match="checksum"):
         fuzzer.evaluate(path)
+
+
+@pytest.mark.parametrize(
+    ("place", "value"),
+    [
+        (("random", "numpy", "state", "pos"), 10**9),  # numpy reads memory that is not its own there
+        (("random", "numpy", "state", "key"), [1, 2, 3]),
+        (("position", "passes", "1", "states", "numpy"), []),
+        (("position", "passes", "0", "states", "numpy", "state", "pos"), -1),
+        (("position", "passes", "0", "states"), 1),
+        (("position", "epochs", 0, "loss"), {"name": None}),
+        (("position", "step"), 2**62),
+        (("position", "seconds"), float("nan")),
+        (("config", "run", "compile"), "yes"),
+    ],
+    ids=str,
+)
+def test_a_header_that_no_run_has_written(
+    run: Path, tmp_path: Path, place: tuple[str | int, ...], value: object
+) -> None:
+    fuzzer = Fuzzer(tmp_path, run)
+    path = tmp_path / "header.safetensors"
+    path.write_bytes(fuzzer.forged(json.dumps(replaced(fuzzer.header(), place, value))))
+    with pytest.raises(FastgatError):
+        fuzzer.resume(path)
