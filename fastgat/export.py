@@ -7,6 +7,8 @@ import importlib
 import io
 import json
 import logging
+import subprocess
+import sys
 import tempfile
 import warnings
 from collections.abc import Callable, Iterator
@@ -32,6 +34,8 @@ SIDE, LARGEST = 32, 8192
 """Pixels a side where a run does not say, and at most."""
 BATCHES = (1, 3)
 """Batch sizes that an exported classifier is tried at."""
+Exported = Callable[[list[Tensor]], list[Tensor]]
+"""From batches of images to the logits that what was exported gives for them."""
 
 
 @torch.random.fork_rng([])
@@ -80,7 +84,8 @@ def export(
     try:
         # Beside the target, so that what is read back is what then gets its name, with the files that belong to it.
         with tempfile.TemporaryDirectory(prefix=".export-", dir=target.parent) as folder:
-            made = Path(folder) / target.name
+            made = Path(folder) / "made" / target.name
+            made.parent.mkdir()
             check(module, EXPORTERS[format](module, model, batches[-1], made), batches, format)
             for file in sorted(made.parent.iterdir(), reverse=True):  # data before the program that refers to them
                 file.replace(target.with_name(file.name))
@@ -97,30 +102,61 @@ def _configured_size(source: Path, header: dict[str, Any]) -> int:
 
 
 @torch.no_grad()
-def check(classifier: nn.Module, exported: Callable[[Tensor], Tensor], batches: list[Tensor], format: str) -> None:
+def check(classifier: nn.Module, exported: Exported, batches: list[Tensor], format: str) -> None:
     """Raises FastgatError unless both give the same logits."""
-    for images in batches:
-        expected, actual = classifier(images), exported(images)
+    for images, actual in zip(batches, exported(batches), strict=True):
+        expected = classifier(images)
         error = float((expected - actual).abs().max() / expected.abs().max().clamp(min=1e-30))
         if actual.shape != expected.shape or not error <= ALLOWED:
             raise FastgatError(f"the {format} export gives other logits (relative difference {error:.3g}); not written")
 
 
-def _safetensors(
-    classifier: nn.Module, model: dict[str, Any], images: Tensor, path: Path
-) -> Callable[[Tensor], Tensor]:
+def run_program(format: str, program: str, batches: str, logits: str) -> None:
+    """Write the logits that an exported program gives for batches of images, from file to file."""
+    images = safetensors.torch.load_file(batches)
+    if format == "torch-export":
+        run = torch.export.load(program).module()
+    else:
+        from onnx.reference import ReferenceEvaluator
+
+        session = ReferenceEvaluator(program)
+
+        def run(given: Tensor) -> Tensor:
+            return torch.from_numpy(session.run(None, {"images": given.numpy()})[0])
+
+    with torch.no_grad():
+        safetensors.torch.save_file({name: run(given).contiguous() for name, given in images.items()}, logits)
+
+
+def _read_back(format: str, path: Path) -> Exported:
+    """The program in `path`, loaded and run by a fresh process, to which this one has left nothing but the file."""
+
+    def exported(batches: list[Tensor]) -> list[Tensor]:
+        given, logits = (path.parent.parent / f"{name}.safetensors" for name in ("images", "logits"))
+        write_atomically(given, safetensors.torch.save({str(i): images for i, images in enumerate(batches)}))
+        code = "import sys; from fastgat.export import run_program; run_program(*sys.argv[1:])"
+        command = [sys.executable, "-c", code, format, str(path), str(given), str(logits)]
+        done = subprocess.run(command, capture_output=True, text=True, errors="replace", check=False)
+        if done.returncode:
+            lines = done.stderr.strip().splitlines() or [f"exit code {done.returncode}"]
+            raise FastgatError(f"the {format} export cannot be read back: {lines[-1]}; not written")
+        found = safetensors.torch.load(logits.read_bytes())
+        return [found[str(i)] for i in range(len(batches))]
+
+    return exported
+
+
+def _safetensors(classifier: nn.Module, model: dict[str, Any], images: Tensor, path: Path) -> Exported:
     # Copies: tensors that share memory (tied weights) are refused.
     tensors = {name: tensor.clone().contiguous() for name, tensor in classifier.state_dict().items()}
     write_atomically(path, safetensors.torch.save(tensors, {"fastgat.model": json.dumps(model)}))
     reread = safetensors.torch.load(path.read_bytes())
     if reread.keys() != tensors.keys():
         raise FastgatError("the safetensors export has other tensors; not written")
-    return lambda given: torch.func.functional_call(classifier, reread, given)
+    return lambda batches: [torch.func.functional_call(classifier, reread, given) for given in batches]
 
 
-def _torch_export(
-    classifier: nn.Module, model: dict[str, Any], images: Tensor, path: Path
-) -> Callable[[Tensor], Tensor]:
+def _torch_export(classifier: nn.Module, model: dict[str, Any], images: Tensor, path: Path) -> Exported:
     try:
         program = torch.export.export(classifier, (images,), dynamic_shapes=({0: torch.export.Dim("batch", min=1)},))
         content = io.BytesIO()  # torch's own writer aborts the process where the disk is full
@@ -128,10 +164,10 @@ def _torch_export(
     except Exception as error:  # noqa: BLE001  # whatever it is that torch cannot trace
         raise FastgatError(f"torch.export cannot take the classifier: {_first_line(error)}") from None
     write_atomically(path, content.getvalue())
-    return torch.export.load(path).module()
+    return _read_back("torch-export", path)
 
 
-def _onnx(classifier: nn.Module, model: dict[str, Any], images: Tensor, path: Path) -> Callable[[Tensor], Tensor]:
+def _onnx(classifier: nn.Module, model: dict[str, Any], images: Tensor, path: Path) -> Exported:
     for package in ("onnx", "onnxscript"):
         try:
             importlib.import_module(package)
@@ -154,15 +190,7 @@ def _onnx(classifier: nn.Module, model: dict[str, Any], images: Tensor, path: Pa
     except Exception as error:  # noqa: BLE001  # whatever it is that torch cannot translate
         raise FastgatError(f"torch.onnx cannot take the classifier: {_first_line(error)}") from None
     program.save(path)
-    from onnx.reference import ReferenceEvaluator
-
-    session = ReferenceEvaluator(str(path))
-
-    def logits(given: Tensor) -> Tensor:
-        (output,) = session.run(None, {"images": given.numpy()})
-        return torch.from_numpy(output)
-
-    return logits
+    return _read_back("onnx", path)
 
 
 @contextlib.contextmanager

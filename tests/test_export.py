@@ -56,6 +56,19 @@ def test_a_program(run_folder: Path) -> None:
         torch.testing.assert_close(program(given), load_classifier(run_folder)(given), rtol=1e-4, atol=1e-5)
 
 
+def test_a_program_that_a_fresh_process_cannot_read_is_not_written(
+    run_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(classifier: nn.Module, model: object, given: torch.Tensor, path: Path) -> fastgat.export.Exported:
+        path.write_bytes(b"no program")
+        return fastgat.export._read_back("torch-export", path)
+
+    monkeypatch.setitem(fastgat.export.EXPORTERS, "torch-export", broken)
+    with pytest.raises(FastgatError, match="the torch-export export cannot be read back: "):
+        export(run_folder, "torch-export", tmp_path / "out")
+    assert not list(tmp_path.iterdir())
+
+
 @pytest.mark.slow
 def test_onnx(run_folder: Path, tmp_path: Path) -> None:
     pytest.importorskip("onnx", reason="onnx is not installed")
@@ -71,9 +84,9 @@ def test_onnx(run_folder: Path, tmp_path: Path) -> None:
 def test_what_gives_other_logits_is_not_written(
     run_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def wrong(classifier: nn.Module, model: object, given: torch.Tensor, path: Path) -> nn.Module:
+    def wrong(classifier: nn.Module, model: object, given: torch.Tensor, path: Path) -> fastgat.export.Exported:
         path.write_bytes(b"wrong")
-        return Classifier().eval()
+        return lambda batches: [Classifier().eval()(images) for images in batches]
 
     monkeypatch.setitem(fastgat.export.EXPORTERS, "safetensors", wrong)
     with pytest.raises(FastgatError, match="other logits"):
