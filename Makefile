@@ -13,7 +13,7 @@ BIN := .venv/bin
 # imports, and keeps it, unless it was told not to; pip would take a minute for all that nobody imports.
 PIP := $(BIN)/python -m pip install -qq --constraint constraints.txt $(if $(PYTHONDONTWRITEBYTECODE),,--no-compile)
 
-.PHONY: train test test-all bench kernels gpu lint docs format clean
+.PHONY: train test test-all bench kernels gpu lint wheel docs format clean
 
 train: .venv/trainer
 	$(BIN)/fastgat train $(TRAIN)
@@ -53,6 +53,27 @@ lint: .venv/developer
 	@$(BIN)/python -c "$$LAY_OUT"
 	cd build/lint && ../../$(BIN)/mypy --config-file ../../pyproject.toml fastgat tests bench
 	$(BIN)/python -m pytest -q tests/test_imports.py
+
+# The wheel, tried as users have it: in an environment of its own, from an empty folder, with .venv's packages but not
+# its fastgat, which is this checkout.
+define TRY_WHEEL
+import pathlib, fastgat, fastgat.kernels, torch
+assert "wheel/environment" in fastgat.__file__ and "wheel/environment" in fastgat.kernels.__file__, fastgat.__file__
+summary = pathlib.Path("run/summary.json").read_text()
+assert fastgat.load_classifier("run")(torch.rand(2, 3, 32, 32)).shape == (2, 10), summary
+print(f"the wheel trains, and {fastgat.__file__} loads the run")
+endef
+export TRY_WHEEL
+wheel: .venv/developer
+	@rm -rf build/wheel
+	@mkdir -p build/wheel/empty
+	$(BIN)/python -m pip wheel -qq --no-deps --wheel-dir build/wheel .
+	$(BIN)/python -m venv --without-pip build/wheel/environment
+	@for to in build/wheel/environment/lib/python*/site-packages; do \
+		$(BIN)/python -c "import pathlib, click; print(pathlib.Path(click.__file__).parents[1])" > $$to/dependencies.pth; done
+	$(BIN)/python -m pip --python build/wheel/environment/bin/python install -qq --no-deps build/wheel/*.whl
+	cd build/wheel/empty && ../environment/bin/fastgat train --dataset digits --method baseline --epochs 1 --output run
+	@cd build/wheel/empty && ../environment/bin/python -c "$$TRY_WHEEL"
 
 # The pages of docs/ and the reference from the docstrings, as build/site; a warning is an error.
 docs: .venv/developer
