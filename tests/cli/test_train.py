@@ -109,7 +109,7 @@ def test_a_dry_run_writes_nothing(run: Run, tmp_path: Path) -> None:
 def test_print_config_is_a_configuration_file(run: Run, tmp_path: Path) -> None:
     first = run("train", "--method", "fg-linf", "--epsilon", "8/255", "--lr", "3e-4", "--print-config")
     values = tomllib.loads(first.out)
-    assert values["method"] == {"name": "fg-linf", "alpha": 0.5, "epsilon": 8 / 255}
+    assert values["method"] == {"name": "fg-linf", "alpha": 0.5, "epsilon": 8 / 255, "clamp": False}
     assert values["optimizer"]["lr"] == 3e-4
     (tmp_path / "settings.toml").write_text(first.out)
     assert run("train", "--config", "settings.toml", "--print-config").out == first.out
@@ -132,7 +132,7 @@ def test_the_command_line_goes_over_the_file(run: Run, tmp_path: Path) -> None:
 def test_another_method_takes_none_of_the_file_s_options_along(run: Run, tmp_path: Path) -> None:
     (tmp_path / "settings.toml").write_text('[method]\nname = "gat"\ncg = 3.0\n')
     values = tomllib.loads(run("train", "--config", "settings.toml", "--method", "fg-l2", "--print-config").out)
-    assert values["method"] == {"name": "fg-l2", "alpha": 0.5, "epsilon": 0.5}
+    assert values["method"] == {"name": "fg-l2", "alpha": 0.5, "epsilon": 0.5, "clamp": False}
 
 
 def test_a_run_goes_on_with_its_own_settings(run: Run, tmp_path: Path) -> None:
