@@ -114,18 +114,23 @@ def check(classifier: nn.Module, exported: Exported, batches: list[Tensor], form
 def run_program(format: str, program: str, batches: str, logits: str) -> None:
     """Write the logits that an exported program gives for batches of images, from file to file."""
     images = safetensors.torch.load_file(batches)
-    if format == "torch-export":
-        run = torch.export.load(program).module()
-    else:
-        from onnx.reference import ReferenceEvaluator
-
-        session = ReferenceEvaluator(program)
-
-        def run(given: Tensor) -> Tensor:
-            return torch.from_numpy(session.run(None, {"images": given.numpy()})[0])
-
+    run: Callable[[Tensor], Tensor] = (
+        torch.export.load(program).module() if format == "torch-export" else _onnx_session(program)
+    )
     with torch.no_grad():
         safetensors.torch.save_file({name: run(given).contiguous() for name, given in images.items()}, logits)
+
+
+def _onnx_session(program: str) -> Callable[[Tensor], Tensor]:
+    from onnx.reference import ReferenceEvaluator
+
+    session = ReferenceEvaluator(program)
+
+    def run(images: Tensor) -> Tensor:
+        (logits,) = session.run(None, {"images": images.numpy()})
+        return torch.from_numpy(logits)
+
+    return run
 
 
 def _read_back(format: str, path: Path) -> Exported:
