@@ -10,6 +10,7 @@ Triton emits scalar loads, and nothing that is measured here would hold on a GPU
 
 from __future__ import annotations
 
+import itertools
 import json
 import re
 import subprocess
@@ -63,12 +64,7 @@ def cases() -> Iterator[Case]:
         for mode in MODES:
             yield Case(f"{mode}-{short}", partial(input_gradient, x, mode, loss=losses))
         yield Case(f"l2-{short}-512", partial(input_gradient, images(dtype, side=512, batch=4), "l2"))
-        yield Case(f"plain-{short}", partial(perturbation, x, x, tanh=False))
-        for suffix, clamp in (("", False), ("-clamped", True)):
-            yield Case(f"tanh-{short}{suffix}", partial(perturbation, x, x, clamp=clamp))
-            gradient = partial(perturbation_gradient, x, x, x, losses, clamp=clamp)
-            yield Case(f"gradient-{short}{suffix}", gradient)
-            yield Case(f"gradient-{short}{suffix}-of-loss", partial(gradient, loss=losses))
+        yield from _perturbations(short, x, x, losses)
         step = partial(projected_step, x, x, x, size=0.1)
         yield Case(f"ball-{short}", partial(step, epsilon=0.1))
         yield Case(f"box-{short}", partial(step, epsilon=None))
@@ -78,9 +74,7 @@ def cases() -> Iterator[Case]:
             yield Case(f"clean-{short}-{classes}", partial(sample_loss, logits, labels), wide=classes > 10)
             perturbed = partial(perturbed_loss, logits, labels, losses, 0.5)
             yield Case(f"perturbed-{short}-{classes}", perturbed, wide=classes > 10)
-    x, z = images(torch.float32), images(torch.bfloat16)
-    yield Case("tanh-fp32-bf16", partial(perturbation, x, z))
-    yield Case("gradient-fp32-bf16", partial(perturbation_gradient, x, z, x, losses))
+    yield from _perturbations("fp32-bf16", images(torch.float32), images(torch.bfloat16), losses)
     rows, table = torch.zeros(128, dtype=torch.int64), torch.zeros(128, COLUMNS, dtype=torch.int32)
     for channels_last in (False, True):
         pixels, suffix = images(torch.uint8, channels_last=channels_last), "-channels-last" if channels_last else ""
@@ -98,6 +92,15 @@ def cases() -> Iterator[Case]:
     yield Case("ball-dot", partial(projected_step, dot, dot, dot, size=1, epsilon=1), wide=False)
     yield Case("perturbed-one-class", partial(perturbed_loss, dot[:, :1, 0, 0], labels, losses, 1), wide=False)
     yield Case("resized-dot", partial(image_batch, dot.to(torch.uint8), rows, table, hole=1), wide=False)
+
+
+def _perturbations(dtypes: str, x: Tensor, z: Tensor, losses: Tensor) -> Iterator[Case]:
+    for tanh, clamp in itertools.product((True, False), repeat=2):
+        name = f"{'tanh' if tanh else 'plain'}-{dtypes}{'-clamped' if clamp else ''}"
+        yield Case(name, partial(perturbation, x, z, tanh=tanh, clamp=clamp))
+        gradient = partial(perturbation_gradient, x, z, x, losses, tanh=tanh, clamp=clamp)
+        yield Case(f"{name}-gradient", gradient)
+        yield Case(f"{name}-gradient-of-loss", partial(gradient, loss=losses))
 
 
 def record(case: Case) -> Launch:

@@ -115,7 +115,7 @@ def _generator_step(
 
     @torch.no_grad()
     def step(batch: Batch) -> None:
-        delta, _ = method.input_gradient(players, batch, Draws())
+        delta, _ = method.delta_alone(players, batch, Draws())
         gradients, _, _ = method.generator_gradients(players, delta, batch, Draws())
         optimizer.update(dict(parameters), gradients)
 

@@ -322,12 +322,12 @@ class Loop:
             for row in at.epochs:
                 best = row if candidate.better(row, best) else best
             epoch = best["epoch"] if best is not None else None
-            if rule == "last":
+            if averaged and rule == self.config.select:
+                epoch, tensors = at.best_epoch, self.checkpoints.classifier_in(BEST)  # the run's own choice
+            elif rule == "last":
                 tensors = state.evaluation_parameters() if averaged else {}
             elif epoch is not None and at.kept.get(candidate.file) == epoch:
                 tensors = self.checkpoints.classifier_in(candidate.file)
-            elif averaged and rule == self.config.select and epoch is not None and at.best_epoch == epoch:
-                tensors = self.checkpoints.classifier_in(BEST)  # of a run that began before the others were kept
             else:
                 accuracies[rule] = None
                 continue

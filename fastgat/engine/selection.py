@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -25,9 +26,16 @@ class Candidate(NamedTuple):
         return f"best-{self.rule}{suffix(self.averaged).replace('_', '-')}.safetensors"
 
     def better(self, row: Mapping[str, Any], before: Mapping[str, Any] | None) -> bool:
-        """Whether the epoch of `row` is to be preferred to the one before, which None stands for the absence of."""
+        """Whether the epoch of `row` is better than that of `before`, which is None where there is no earlier one.
+
+        An epoch whose loss is NaN is never better.
+        """
+        if self.rule == "last":
+            return True
         key = validation_key(self.rule, self.averaged)
-        if before is None or self.rule == "last" or key not in before:
+        if key not in row or math.isnan(row[key]):
+            return False
+        if before is None or key not in before:
             return True
         return bool(row[key] > before[key] if self.rule == "accuracy" else row[key] < before[key])
 

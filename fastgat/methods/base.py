@@ -36,7 +36,7 @@ class Method(Options):
 
     @property
     def period(self) -> int:
-        """After how many steps their kinds repeat."""
+        """The kinds of step repeat every `period` steps."""
         return 1
 
     def kind(self, step: int) -> str:

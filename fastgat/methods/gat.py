@@ -60,8 +60,11 @@ class Clean(NamedTuple):
 
 
 class PerturbedImages(NamedTuple):
-    """x + p and the power of p = G(Delta), and the pull-back from (dL/dx', dL/dpower) to G's gradients and dL/dDelta
-    (None where Delta is fixed); with J' of each sample, from (dJ'/dx', dL/dpower, J')."""
+    """x + p for p = G(Delta), the power of p, and the way back through G.
+
+    `pull(gradient, d_power, loss)` gives G's gradients, and dL/dDelta (None where Delta is fixed). `gradient` is
+    dL/dx', or dJ'/dx' where `loss`, J' of each sample, is given; `d_power` is dL/dpower.
+    """
 
     images: Tensor
     power: Tensor
@@ -157,7 +160,7 @@ class GAT(Method):
         schedule = SCHEDULES[self.schedule] if kind == "full" else resting
         return schedule(self, players, minibatches, draws, update)
 
-    def input_gradient(self, players: Players, minibatch: Batch, draws: Draws) -> tuple[Tensor, Players]:
+    def delta_alone(self, players: Players, minibatch: Batch, draws: Draws) -> tuple[Tensor, Players]:
         """Delta alone: the seed of F(x)_y instead of that of J."""
         z, pull, buffers = classify(players.classifier, minibatch.images, draws.clean, by="images")
         clean = sample_loss(z, minibatch.labels)
@@ -278,7 +281,7 @@ def paper(
     """Algorithm 1: k generator steps, each on its own minibatch, then a classifier step on the last one."""
     metrics: Metrics = {}
     for minibatch, draw in zip(minibatches[:-1], draws[:-1], strict=True):
-        delta, players = method.input_gradient(players, minibatch, draw)
+        delta, players = method.delta_alone(players, minibatch, draw)
         gradients, metrics, players = method.generator_gradients(players, delta, minibatch, draw)
         players = update(players, generator=gradients)
     clean, players = method.clean_pass(players, minibatches[-1], draws[-1])

@@ -120,6 +120,13 @@ def test_bad_settings_are_one_line(tmp_path: Path) -> None:
         checkpoint_path(run, "loss")
 
 
+def test_an_epoch_without_a_loss_is_never_better() -> None:
+    candidate, nan = Candidate("loss"), {"validation_loss": float("nan")}
+    assert not candidate.better(nan, None)
+    assert not candidate.better(nan, {"validation_loss": 1.0})
+    assert candidate.better({"validation_loss": 1.0}, None)
+
+
 def test_the_mean_of_the_last_epochs() -> None:
     history = [{"validation_accuracy": value} for value in range(12)]
     assert mean_of_last(history) == pytest.approx(6.5)
