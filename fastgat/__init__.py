@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from fastgat.config import TrainConfig as TrainConfig
     from fastgat.engine.load import load_classifier as load_classifier
+    from fastgat.engine.weights import load_weights as load_weights
     from fastgat.errors import FastgatError as FastgatError
     from fastgat.losses import GATLoss as GATLoss
     from fastgat.losses import gat_loss as gat_loss
@@ -31,6 +32,7 @@ _WHERE = {
     "compile_step": "fastgat.stepping",
     "gat_loss": "fastgat.losses",
     "load_classifier": "fastgat.engine.load",
+    "load_weights": "fastgat.engine.weights",
 }
 __all__ = [
     "FastgatError",
@@ -42,6 +44,7 @@ __all__ = [
     "compile_step",
     "gat_loss",
     "load_classifier",
+    "load_weights",
 ]
 
 

@@ -69,7 +69,21 @@ class DataConfig(Options):
 class ModelConfig(Options):
     """Which networks."""
 
-    classifier: str = option("table1", "classifier: table1 (the paper's), a name from timm, or package.module:factory")
+    classifier: str = option(
+        "table1",
+        "classifier: table1 (the paper's), preactresnet18, wrn-28-10, wrn-34-10 (or another wrn-DEPTH-WIDTH), a name "
+        "from timm, or package.module:factory; preactresnet18-bn has a batch norm before its pooling, -v2 and -v2-bn "
+        "shortcuts that start after the first batch norm",
+    )
+    mean: str | None = option(
+        None,
+        "mean of each channel, X,X,X, for a layer of the classifier that normalises its input; or dataset: mean and "
+        "std as usual for cifar10 or cifar100",
+    )
+    std: str | None = option(None, "standard deviation of each channel, X,X,X, for that layer")
+    init_from: Path | None = option(
+        None, "start from these weights: a run, a checkpoint, a .safetensors file, or one that torch.save wrote"
+    )
     generator_width: int = option(48, "channels of the generator's hidden layers", at_least=1)
     batch_norm: str = option(
         "both",

@@ -25,12 +25,15 @@ COLOURS = {"PASS": "green", "WARN": "yellow", "FAIL": "red"}
 FULL = {"samples": None, "generator_images": 10_000, "generator_epochs": 20}
 """What --full asks for in place of the defaults."""
 
-OF_CLEAN = ("checkpoint", "split", "data_dir", "device", "on_bad_sample", "changed_data", "batch_size")
+OF_CLEAN = (
+    *("checkpoint", "split", "data_dir", "device", "on_bad_sample", "changed_data", "batch_size"),
+    *("weights", "dataset", "mean", "std"),
+)
 """Settings that clean accuracy has too."""
 
 
 @click.command()
-@click.argument("run", type=Path)
+@click.argument("run", type=Path, required=False)
 @click.option("--clean", is_flag=True, help="the accuracy on clean images, and nothing else")
 @click.option("--quick", is_flag=True, help="attack 100 images: minutes on two cores (the default)")
 @click.option("--full", is_flag=True, help="attack every image of the split")
@@ -46,7 +49,8 @@ OF_CLEAN = ("checkpoint", "split", "data_dir", "device", "on_bad_sample", "chang
     "classifiers",
     multiple=True,
     metavar="NAME",
-    help="package.module:factory of a run's classifier, to be imported; may be repeated",
+    help="package.module:factory of a run's classifier, to be imported; may be repeated. For --weights, first the "
+    "classifier that they are of, as fastgat train takes it",
 )
 @click.option(
     "--cg",
@@ -56,10 +60,12 @@ OF_CLEAN = ("checkpoint", "split", "data_dir", "device", "on_bad_sample", "chang
     help="c_g of a fresh generator to attack with; may be repeated  [default: 1]",
 )
 @click.option("--no-generator", is_flag=True, help="train no generator: it takes the longest")
-@click.option("--output", type=Path, metavar="PATH", help="folder for what is found  [default: the run's]")
+@click.option(
+    "--output", type=Path, metavar="PATH", help="folder for what is found  [default: the run's, or runs/evaluate-FILE]"
+)
 @click.option("--fresh", is_flag=True, help="compute everything anew, whatever an earlier evaluation has left")
 def evaluate(
-    run: Path,
+    run: Path | None,
     clean: bool,
     quick: bool,
     full: bool,
@@ -72,15 +78,18 @@ def evaluate(
     fresh: bool,
     **given: Any,
 ) -> None:
-    """Say what the classifier in RUN, a run folder or a checkpoint, is worth, in eager float32.
+    """Say what the classifier in RUN, a run folder or a checkpoint, or in --weights is worth, in eager float32.
 
     Clean accuracy, fast-gradient curves over epsilon, attacks (noise, fast gradient, PGD, APGD, Square, transfer, a
     fresh generator) at one epsilon, and a report card of what to believe of them. Goes to evaluation.json, report.html
-    and plots in the run folder (with --clean, to evaluation-clean.json alone); what is done is kept in
+    and plots in the run folder or --output (with --clean, to evaluation-clean.json alone); what is done is kept in
     evaluation-cache/ there, so that a second call goes on.
 
     Exit code 3 where the card has a FAIL.
     """
+    weights = given["weights"]
+    if (run is None) == (weights is None):
+        raise click.UsageError("name a RUN, or --weights FILE with --classifier and --dataset")
     asked = [name for name, value in given.items() if value is not None and name not in OF_CLEAN]
     if clean and (quick or full or sources or networks or cgs or no_generator or fresh or asked):
         raise click.UsageError("--clean attacks nothing: leave out what says how")
@@ -93,7 +102,7 @@ def evaluate(
     chosen = (FULL if full else {}) | {name: value for name, value in given.items() if value is not None}
     settings, attacks = RunSettings(**_of(RunSettings, chosen)), EvaluationSettings(**_of(EvaluationSettings, chosen))
     prices = () if no_generator else tuple(convert("cg", value, float) for value in cgs or ("1",))
-    folder = output or (run if run.is_dir() else run.parent)
+    folder = output or (_folder(run) if run is not None else Path("runs") / f"evaluate-{Path(weights).stem}")
     keep_freed_memory()
     console = Console()
     with contextlib.closing(TransferBar(console, transient=True)) as bar:
@@ -111,6 +120,8 @@ def evaluate(
         )
     if (c := result.clean) is not None:
         scores = f"accuracy {c.accuracy:.2%}, cross entropy {c.loss:.4f}"
+        for line in c.weights:
+            click.echo(f"{c.checkpoint}: {line}")
         click.echo(f"{c.checkpoint}: {c.split} {scores}, {c.samples:,} images of {c.dataset}")
     written = write_report(folder, result)
     if result.robustness is None:
@@ -120,6 +131,10 @@ def evaluate(
     console.print(f"\n{escape(str(page))}", highlight=False, soft_wrap=True)
     if result.robustness.verdict == "FAIL":
         click.get_current_context().exit(CARD_FAILED)
+
+
+def _folder(run: Path) -> Path:
+    return run if run.is_dir() else run.parent
 
 
 def _of(owner: type, chosen: dict[str, Any]) -> dict[str, Any]:

@@ -45,12 +45,14 @@ class _Later(TypedDict, total=False):
 
     classes: list[str] | None
     image_size: list[int]
+    normalization: list[list[float]] | None
 
 
 class ModelHeader(_Later):
     """What it takes to build the classifier again; its name is None where it was not built by name.
 
-    `image_size` is the height and width of the images that it was trained on.
+    `image_size` is the height and width of the images that it was trained on, `normalization` the mean and the std of
+    each channel, where the network was built with a layer for them.
     """
 
     classifier: str | None

@@ -107,4 +107,7 @@ def _build(path: Path, model: dict[str, Any], named: list[str]) -> nn.Module:
             f"{path}: asks to import and call {name!r}, which may run any code; if you trust it, say so: "
             f"--classifier {shlex.quote(name)}, in Python classifier={name!r}"
         )
-    return create_classifier(name, model["num_classes"], model["in_channels"], model["dropout"])
+    normalization = model.get("normalization")
+    if normalization is not None and len(normalization) != 2:
+        raise CheckpointError(f"{path}: its normalization is not a mean and a std")
+    return create_classifier(name, model["num_classes"], model["in_channels"], model["dropout"], normalization)

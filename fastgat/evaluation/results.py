@@ -54,6 +54,8 @@ class CleanResult:
     run_settings: dict[str, Any]
     classes: list[str]
     environment: dict[str, Any]
+    weights: list[str] = field(default_factory=list)
+    """What was done to the names of weights from elsewhere."""
 
 
 @dataclass(frozen=True)

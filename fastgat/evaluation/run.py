@@ -24,11 +24,13 @@ from fastgat.engine.device import pick_device, tf32
 from fastgat.engine.load import CHECKPOINTS, checkpoint_path, trained_classifier
 from fastgat.engine.resume import check_same_classes
 from fastgat.engine.run_checkpoints import BEST
+from fastgat.engine.weights import load_weights
 from fastgat.errors import ConfigError, DataError, NonFiniteError
 from fastgat.evaluation.cache import Cache
 from fastgat.evaluation.inputs import Batches, random_subset
 from fastgat.evaluation.protocol import evaluate
 from fastgat.evaluation.results import CleanResult, Evaluation, EvaluationSettings
+from fastgat.models import create_classifier, normalization
 from fastgat.options import Options, option
 from fastgat.reporting.environment import environment
 
@@ -59,6 +61,16 @@ class RunSettings(Options):
     device: str = option("auto", "cpu, cuda, cuda:N, or auto")
     on_bad_sample: str = option("error", "what becomes of an image that cannot be read", choices=POLICIES)
     changed_data: bool = option(False, "evaluate although images have come or gone since training")
+    weights: Path | None = option(
+        None,
+        "in place of RUN, weights from elsewhere: a .safetensors file, or one that torch.save wrote, with --classifier "
+        "and --dataset",
+    )
+    dataset: str | None = option(None, "data set for --weights, as fastgat train takes it")
+    mean: str | None = option(
+        None, "for --weights, mean of each channel, X,X,X, by which the network normalises its input, or dataset"
+    )
+    std: str | None = option(None, "for --weights, standard deviation of each channel, X,X,X")
     samples: int | None = option(QUICK, "images to attack", at_least=1)
     generator_images: int = option(1000, "images to train a fresh generator on, at most", at_least=64)
     generator_epochs: int = option(4, "passes over them, at most", at_least=1)
@@ -71,6 +83,7 @@ class LoadedRun(NamedTuple):
     classifier: nn.Module
     header: dict[str, Any]
     data: DataConfig
+    notes: list[str] = []  # noqa: RUF012  # never changed
 
 
 class RunData:
@@ -91,7 +104,7 @@ class RunData:
         if not len(self.part):
             raise DataError(f"{self.images.name} has no {settings.split} images; --split validation has some")
         check_same_classes(loaded.path, loaded.header, self.images.classes)
-        if identity := Identity.of(self.images, rule):
+        if settings.weights is None and (identity := Identity.of(self.images, rule)):
             identity.check(loaded.path, loaded.header, changed=settings.changed_data)
 
     def loader(self, images: Images, batch_size: int | None = None) -> Loader:
@@ -108,6 +121,27 @@ def load_run(run: Path, checkpoint: str, device: torch.device, classifiers: Coll
     tensors, header = load_checkpoint(path)
     classifier = trained_classifier(path, tensors, header, classifier=classifiers).to(device)
     return LoadedRun(path, classifier, header, TrainConfig.from_dict(header["config"], str(path)).data)
+
+
+def load_foreign(
+    settings: RunSettings, classifiers: Collection[str], batch_size: int, device: torch.device
+) -> tuple[LoadedRun, RunData]:
+    """The network whose weights are in `settings.weights`, and the images to evaluate it on.
+
+    Raises CheckpointError where they cannot be read or do not fit, ConfigError where the settings do not say enough.
+    """
+    path = settings.weights
+    assert path is not None
+    if not classifiers or settings.dataset is None:
+        raise ConfigError("--weights does not say what network it is of, or for which images: --classifier, --dataset")
+    data = DataConfig(dataset=settings.dataset)
+    header = {"model": {}, "data": {"split": "name"}}
+    images = RunData(LoadedRun(path, nn.Identity(), header, data), settings, batch_size, device)
+    normalise = normalization(settings.mean, settings.std, images.images.name)
+    name, channels = next(iter(classifiers)), images.images.train.shape[2]
+    classifier = create_classifier(name, len(images.images.classes), channels, normalization=normalise)
+    notes = load_weights(classifier, path)
+    return LoadedRun(path, classifier.to(device).eval(), header, data, notes), images
 
 
 def evaluate_clean(loaded: LoadedRun, others: dict[str, LoadedRun], data: RunData, progress: Progress) -> CleanResult:
@@ -135,11 +169,12 @@ def evaluate_clean(loaded: LoadedRun, others: dict[str, LoadedRun], data: RunDat
         run_settings={k: str(v) if isinstance(v, Path) else v for k, v in asdict(settings).items()},
         classes=list(data.images.classes),
         environment=environment(),
+        weights=loaded.notes,
     )
 
 
 def evaluate_run(
-    run: Path,
+    run: Path | None,
     settings: RunSettings | None = None,
     attacks: EvaluationSettings | None = None,
     *,
@@ -154,9 +189,10 @@ def evaluate_run(
     """Evaluate a trained classifier: clean accuracy, and what attacks leave of it.
 
     Args:
-        run: a run folder or a checkpoint.
+        run: a run folder or a checkpoint; None where `settings.weights` names a file of weights from elsewhere.
         sources, networks: other runs, as in `evaluate`.
-        classifiers: factories ("package.module:factory") that these runs may name and that may be imported.
+        classifiers: factories ("package.module:factory") that these runs may name and that may be imported; for weights
+            from elsewhere, first the name of their classifier.
         cgs: c_g of each generator that is trained against the classifier.
         clean_only: its accuracy on clean images, and nothing else.
 
@@ -166,9 +202,14 @@ def evaluate_run(
     seed, count = attacks.seed, settings.samples
     generators = [GeneratorTraining(cg=cg, epochs=settings.generator_epochs, seed=seed) for cg in cgs]
     device = pick_device(settings.device)
-    loaded = load_run(run, settings.checkpoint, device, classifiers)
-    data = RunData(loaded, settings, attacks.batch_size or BLOCK, device)
-    names = _names(run, sources, networks)
+    if settings.weights is not None:
+        loaded, data = load_foreign(settings, classifiers, attacks.batch_size or BLOCK, device)
+    elif run is None or (settings.dataset, settings.mean, settings.std) != (None, None, None):
+        raise ConfigError("name a RUN, or --weights, which --dataset, --mean and --std belong to")
+    else:
+        loaded = load_run(run, settings.checkpoint, device, classifiers)
+        data = RunData(loaded, settings, attacks.batch_size or BLOCK, device)
+    names = _names(settings.weights or run or loaded.path, sources, networks)
     others = {
         name: load_run(path, settings.checkpoint, device, classifiers)
         for name, path in zip(names[1:], (*sources, *networks), strict=True)

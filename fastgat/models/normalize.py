@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import OrderedDict
 from collections.abc import Sequence
 
@@ -9,6 +10,40 @@ import torch
 from torch import Tensor, nn
 
 from fastgat.errors import ConfigError
+
+USUAL = {
+    "cifar10": ((0.4914, 0.4822, 0.4465), (0.2471, 0.2435, 0.2616)),
+    "cifar100": ((0.5071, 0.4865, 0.4409), (0.2673, 0.2564, 0.2762)),
+}
+"""Mean and std of each channel of a data set's training images, as the field's code has them."""
+Normalization = tuple[tuple[float, ...], tuple[float, ...]]
+
+
+def normalization(mean: str | None, std: str | None, dataset: str) -> Normalization | None:
+    """The values that the options `mean` and `std` ask for; None where they are not given.
+
+    Raises ConfigError for text that is not a number a channel, one without the other, and "dataset" where nothing is
+    usual for that data set.
+    """
+    if mean == "dataset":
+        if std is not None:
+            raise ConfigError("mean 'dataset' stands for mean and std: leave out std")
+        if dataset not in USUAL:
+            raise ConfigError(f"no mean and std are usual for {dataset}: give both, such as mean 0.5,0.5,0.5")
+        return USUAL[dataset]
+    if mean is None and std is None:
+        return None
+    if mean is None or std is None:
+        raise ConfigError("mean and std belong together: give both, or neither")
+    values = []
+    for name, text in (("mean", mean), ("std", std)):
+        try:
+            values.append(tuple(float(part) for part in text.split(",")))
+        except ValueError:
+            raise ConfigError(f"{name} must be a number for each channel, such as 0.5,0.5,0.5; got {text!r}") from None
+    if not all(map(math.isfinite, (*values[0], *values[1]))):
+        raise ConfigError(f"mean and std must be finite, got {mean!r} and {std!r}")
+    return values[0], values[1]
 
 
 class Normalize(nn.Module):

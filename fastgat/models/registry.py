@@ -1,28 +1,40 @@
-"""Classifiers by name: the paper's, timm's where that is installed, and those that a user's factory makes."""
+"""Classifiers by name: the paper's, those of robust training, timm's where installed, and a user's own factory's."""
 
 from __future__ import annotations
 
 import contextlib
 import importlib
 import inspect
+import re
 import sys
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from torch import nn
 
 from fastgat.errors import ConfigError
-from fastgat.models.normalize import normalized
+from fastgat.models.normalize import Normalization, Normalize, normalized
+from fastgat.models.preact_resnet import PreActResNet18
 from fastgat.models.table1 import Classifier
+from fastgat.models.wide_resnet import WideResNet
 from fastgat.options import suggestion
 
-_CLASSIFIERS: dict[str, Callable[..., nn.Module]] = {"table1": Classifier}
+_CLASSIFIERS: dict[str, Callable[..., nn.Module]] = {
+    "table1": Classifier,
+    "preactresnet18": PreActResNet18,
+    "preactresnet18-bn": partial(PreActResNet18, final_norm=True),
+    "preactresnet18-v2": partial(PreActResNet18, late_shortcut=True),
+    "preactresnet18-v2-bn": partial(PreActResNet18, final_norm=True, late_shortcut=True),
+}
+WIDE_RESNET = re.compile(r"wrn-([0-9]{1,3})-([0-9]{1,2})")
+"""The names wrn-DEPTH-WIDTH."""
 
 
 def classifier_names() -> list[str]:
     """The names that need no other package."""
-    return list(_CLASSIFIERS)
+    return [*_CLASSIFIERS, "wrn-DEPTH-WIDTH"]
 
 
 def is_factory(name: str) -> bool:
@@ -30,24 +42,51 @@ def is_factory(name: str) -> bool:
     return ":" in name and not name.startswith("timm:")
 
 
-def create_classifier(name: str, num_classes: int, in_channels: int = 3, dropout: float = 0.0) -> nn.Module:
+def create_classifier(
+    name: str,
+    num_classes: int,
+    in_channels: int = 3,
+    dropout: float = 0.0,
+    normalization: Normalization | None = None,
+) -> nn.Module:
     """The classifier called `name`, freshly initialised: images (B, C, H, W) in [0, 1] -> logits (B, K).
 
     `timm:NAME` or a bare timm name takes timm's, behind the normalisation of the input that timm knows for it.
     `package.module:factory` calls that factory with num_classes, in_channels and dropout, as far as it takes them; its
-    module is sought in the working directory too.
+    module is sought in the working directory too. `normalization`, a mean and a std for each channel, is a layer before
+    all others.
 
-    Raises ConfigError for a name that nobody knows, a timm name where timm is not installed, and a factory that is not
-    there or makes no module.
+    Raises ConfigError for a name that nobody knows, a timm name where timm is not installed, a factory that is not
+    there or makes no module, and a normalization that does not fit.
     """
+    classifier = _create(name, num_classes, in_channels, dropout)
+    if normalization is None:
+        return classifier
+    if any(isinstance(module, Normalize) for module in classifier.modules()):
+        raise ConfigError(f"classifier {name!r} has a normalisation of its own: leave out mean and std")
+    if len(normalization[0]) != in_channels:
+        raise ConfigError(f"mean has {len(normalization[0])} values, but the images have {in_channels} channels")
+    return normalized(classifier, *normalization)
+
+
+def _create(name: str, num_classes: int, in_channels: int, dropout: float) -> nn.Module:
+    if wide := WIDE_RESNET.fullmatch(name):
+        return WideResNet(int(wide[1]), int(wide[2]), num_classes, in_channels, dropout)
     if name in _CLASSIFIERS:
-        return _CLASSIFIERS[name](num_classes=num_classes, in_channels=in_channels, dropout=dropout)
+        options: dict[str, Any] = {"num_classes": num_classes, "in_channels": in_channels}
+        if name == "table1":
+            options["dropout"] = dropout
+        elif dropout:
+            raise ConfigError(f"classifier {name!r} has no dropout: choose another method, or a wrn-DEPTH-WIDTH")
+        return _CLASSIFIERS[name](**options)
     if is_factory(name):
         return _made(name, {"num_classes": num_classes, "in_channels": in_channels, "dropout": dropout})
     timm_name = name.removeprefix("timm:")
     timm = _timm(required_by=name)
     if not timm.is_model(timm_name):
-        raise ConfigError(f"unknown classifier {name!r}{suggestion(timm_name, [*_CLASSIFIERS, *timm.list_models()])}")
+        raise ConfigError(
+            f"unknown classifier {name!r}{suggestion(timm_name, [*classifier_names(), *timm.list_models()])}"
+        )
     model = timm.create_model(timm_name, num_classes=num_classes, in_chans=in_channels, drop_rate=dropout)
     mean, std = (_for_channels(model.pretrained_cfg[key], in_channels) for key in ("mean", "std"))
     return normalized(model, mean, std)
@@ -103,7 +142,7 @@ def _timm(required_by: str) -> Any:
     try:
         return importlib.import_module("timm")
     except ModuleNotFoundError as missing:
-        known = ", ".join(_CLASSIFIERS)
+        known = ", ".join(classifier_names())
         raise ConfigError(
             f"unknown classifier {required_by!r} (known: {known}, package.module:factory); names from timm need "
             f"`pip install timm` ({missing.name} is not installed)"

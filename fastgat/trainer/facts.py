@@ -53,6 +53,8 @@ def _networks(config: TrainConfig, method: Method, state: TrainState, own: bool)
     networks = f"classifier {name} with {_size(state.classifier)} parameters"
     if state.generator is not None:
         networks += f", generator with {_size(state.generator)}"
+    if config.model.mean is not None:
+        networks += ", input normalised inside"
     resting = sum(not layer.training for layer in state.classifier.modules() if not list(layer.children()))
     if resting:
         networks += f"; {resting} layers of the classifier are in eval mode and stay so"

@@ -35,10 +35,11 @@ from fastgat.engine.resume import (
     step_of,
 )
 from fastgat.engine.step import Stepper, missing_compiler
+from fastgat.engine.weights import load_weights
 from fastgat.errors import CompileError, ConfigError, DeviceError, OutputError
 from fastgat.files import sole_use
 from fastgat.methods import Method
-from fastgat.models import Generator, create_classifier
+from fastgat.models import Generator, create_classifier, normalization
 from fastgat.processes import local_rank, restarted
 from fastgat.reporting.early_stopping import EarlyStopping
 from fastgat.reporting.run_folder import RunFolder
@@ -103,6 +104,7 @@ class Trainer:
         self._checkpoint = checkpoint
         self._held: Path | None = None
         self._identity: Identity | None = None
+        self._names_changed: list[str] = []
 
     def fit(self) -> History:
         """Train to the end, or until a signal, and write the run folder; as one of several ranks under torchrun.
@@ -192,6 +194,7 @@ class Trainer:
                 "data": feed.identity.record() if feed.identity else None,
             },
             facts=run_facts(self.config, self.method, feed, state, own_classifier=self.classifier is not None)
+            | self._weights_fact()
             | ({"step": why_not} if why_not else {}),
             callbacks=[RunFolder(config.output, config), *self._options(config.output), *self.callbacks],
         )
@@ -204,10 +207,20 @@ class Trainer:
         model, method = self.config.model, self.method
         classifier, generator = self.classifier, self.generator if method.needs_generator else None
         if classifier is None:
-            classifier = create_classifier(model.classifier, feed.num_classes, feed.channels, method.classifier_dropout)
+            classifier = create_classifier(
+                model.classifier,
+                feed.num_classes,
+                feed.channels,
+                method.classifier_dropout,
+                normalization(model.mean, model.std, feed.name),
+            )
+        elif (model.mean, model.std) != (None, None):
+            raise ConfigError("mean and std are for classifiers by name: give yours as fastgat.models.normalized(...)")
         if method.needs_generator and generator is None:
             channels = method.generator_channels(feed.channels)
             generator = Generator(model.generator_width, feed.channels, channels)
+        if model.init_from is not None and self._checkpoint is None:
+            self._names_changed = load_weights(classifier, model.init_from)
         for network in (classifier, generator):
             if network is not None:
                 network.to(device)
@@ -216,6 +229,11 @@ class Trainer:
             images = batch.images if batch is not None else None
             check_networks(classifier, generator, images, method, feed.num_classes)
         return classifier, generator
+
+    def _weights_fact(self) -> dict[str, str]:
+        """Where the weights come from that the run starts with, and what was done to their names."""
+        source = self.config.model.init_from
+        return {} if source is None else {"weights": "; ".join([f"from {source}", *self._names_changed])}
 
     def _restore(self, loop: Loop, checkpoint: Checkpoint, config: TrainConfig, feed: Feed) -> None:
         check_same_run(checkpoint, config)
@@ -274,8 +292,10 @@ class Trainer:
 
     def _model(self, feed: Feed, batch: Batch) -> dict[str, Any]:
         """The part of a checkpoint's header by which `load_classifier` builds the classifier again."""
+        model = self.config.model
         return {
-            "classifier": self.config.model.classifier if self.classifier is None else None,
+            "classifier": model.classifier if self.classifier is None else None,
+            "normalization": normalization(model.mean, model.std, feed.name),
             "num_classes": feed.num_classes,
             "classes": list(feed.classes) if self.train_loader is None else None,
             "in_channels": feed.channels,

@@ -182,3 +182,77 @@ def test_a_checkpoint_without_a_classifier(run: Run, runs: Path) -> None:
     assert result.err.count("\n") == 1
     safetensors.torch.save_file({"x": torch.zeros(1)}, path)
     assert "not a checkpoint of fastgat" in run("evaluate", runs / "seed0").err
+
+
+@pytest.fixture
+def foreign(runs: Path) -> Path:
+    """The weights of seed0 as another code would have written them."""
+    tensors, _ = load_checkpoint(runs / "seed0" / "best.safetensors")
+    state = {n.replace("classifier.", "module."): t for n, t in tensors.items() if n.startswith("classifier.")}
+    torch.save({"state_dict": state, "epoch": 8}, runs / "theirs.pth.tar")
+    return runs / "theirs.pth.tar"
+
+
+def test_weights_from_elsewhere(run: Run, runs: Path, foreign: Path) -> None:
+    """A run's weights are judged alike under another name, and attacked as a run's are."""
+    network = ("--weights", foreign, "--classifier", "table1", "--dataset", f"folder:{runs / 'images'}")
+    few = ("--samples", 4, "--steps", 2, "--restarts", 2, "--apgd-steps", 2, "--queries", 5, "--no-generator")
+    theirs = run("evaluate", *network, *few)
+    assert theirs.code in (0, 3), theirs.err
+    assert "theirs.pth.tar: taken from 'state_dict'" in theirs.out
+    assert "theirs.pth.tar: module.* -> *  (14 tensors)" in theirs.out
+    kept = Path("runs") / "evaluate-theirs.pth"
+    assert (kept / "report.html").exists()
+    assert run("evaluate", runs / "seed0", "--clean").code == 0
+    assert (
+        run("evaluate", *network, "--clean", "--mean", "0.5,0.5,0.5", "--std", "1,1,1", "--output", "other").code == 0
+    )
+    attacked, clean, other = (
+        json.loads(path.read_text())
+        for path in (
+            kept / "evaluation.json",
+            runs / "seed0" / "evaluation-clean.json",
+            Path("other", "evaluation-clean.json"),
+        )
+    )
+    for key in ("accuracy", "loss", "samples", "classes"):
+        assert attacked[key] == clean[key], key
+    assert attacked["attacked_samples"] == 4
+    assert other["loss"] != clean["loss"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message", "code"),
+    [
+        ((), "name a RUN, or --weights FILE with --classifier and --dataset", 2),
+        (("RUN", "--weights", "FILE"), "name a RUN, or --weights FILE with --classifier and --dataset", 2),
+        (("RUN", "--dataset", "digits"), "which --dataset, --mean and --std belong to", 2),
+        (("--weights", "FILE", "--dataset", "IMAGES"), "does not say what network it is of", 2),
+        (("--weights", "FILE", "--classifier", "table1"), "does not say what network it is of", 2),
+        (
+            ("--weights", "nowhere.pt", *("--classifier", "table1", "--dataset", "IMAGES")),
+            "nowhere.pt: No such file",
+            1,
+        ),
+        (
+            ("--weights", "FILE", *("--classifier", "wrn-10-1", "--dataset", "IMAGES")),
+            "missing block1.layer.0.bn1.weight (first of 38) and unexpected conv",
+            1,
+        ),
+        (("--weights", "FILE", *("--classifier", "table1", "--dataset", "digits")), "has shape (3,", 1),
+        (
+            ("--weights", "FILE", *("--classifier", "table1", "--dataset", "IMAGES", "--mean", "dataset")),
+            "no mean and std are usual for",
+            2,
+        ),
+    ],
+)
+def test_weights_that_do_not_fit(
+    run: Run, runs: Path, foreign: Path, arguments: tuple[str, ...], message: str, code: int
+) -> None:
+    named = {"RUN": runs / "seed0", "FILE": foreign, "IMAGES": f"folder:{runs / 'images'}"}
+    result = run("evaluate", *(named.get(word, word) for word in arguments))
+    assert message in result.err
+    assert result.err.count("\n") == 1
+    assert result.code == code
+    assert not Path("runs").joinpath("evaluate-theirs.pth").exists()

@@ -231,3 +231,26 @@ def test_no_command_shows_the_help(run: Run) -> None:
 def test_version_and_help(run: Run) -> None:
     assert run("--version").out.startswith("fastgat, version ")
     assert "train" in run("--help").out
+
+
+def test_a_network_by_name_with_its_normalization_and_weights_to_start_from(run: Run, tmp_path: Path) -> None:
+    """What a run has learnt can be loaded, and is what another run starts from."""
+    network = ("--classifier", "wrn-10-1", "--mean", "0.5,0.5,0.5", "--std", "0.25,0.25,0.25")
+    first = run(*BASE, *network, "--output", "first")
+    assert first.code == 0, first.err
+    assert "input normalised inside" in first.out
+    classifier = fastgat.load_classifier("first", checkpoint="last")
+    assert classifier.get_buffer("normalize.std").flatten().tolist() == [0.25] * 3
+    torch.save({"model": classifier.get_submodule("model").state_dict()}, "theirs.pt")
+    for source in ("theirs.pt", "first"):
+        second = run(*BASE, *network, "--init-from", source, "--lr", "1e-30", "--output", f"from-{source}")
+        assert second.code == 0, second.err
+        again = fastgat.load_classifier(f"from-{source}", checkpoint="last")
+        for (name, tensor), other in zip(classifier.named_parameters(), again.parameters(), strict=True):
+            assert torch.equal(tensor, other), name
+    on = run("train", "--resume", "from-theirs.pt", "--epochs", 2)
+    assert on.code == 0, on.err
+    wrong = run(*BASE, "--init-from", "theirs.pt", "--output", "wrong")
+    assert wrong.code == 1
+    assert "theirs.pt: not the weights of this network: missing conv1.bias" in wrong.err
+    assert wrong.err.count("\n") == 1

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from fastgat.errors import ConfigError
-from fastgat.models import Classifier, Normalize, create_classifier
+from fastgat.models import Classifier, Normalize, create_classifier, normalization
 
 
 def test_table1_by_name() -> None:
@@ -147,3 +147,40 @@ def test_dropout_is_not_left_out_silently(own: None) -> None:
 def test_a_normalisation_that_is_none(mean: tuple[float, ...], std: tuple[float, ...]) -> None:
     with pytest.raises(ConfigError, match="for each channel"):
         Normalize(mean, std)
+
+
+def test_a_normalization_is_the_first_layer() -> None:
+    torch.manual_seed(0)
+    classifier = create_classifier("wrn-10-1", 4, normalization=((0.1, 0.2, 0.3), (0.5, 0.6, 0.7))).eval()
+    images = torch.rand(2, 3, 16, 16)
+    mean, std = (torch.tensor(values)[:, None, None] for values in ((0.1, 0.2, 0.3), (0.5, 0.6, 0.7)))
+    torch.testing.assert_close(classifier(images), classifier.get_submodule("model")((images - mean) / std))
+
+
+def test_a_normalization_is_not_applied_twice(timm: list[tuple[str, dict[str, Any]]]) -> None:
+    with pytest.raises(ConfigError, match="'resnet18' has a normalisation of its own"):
+        create_classifier("resnet18", 4, normalization=((0.1, 0.2, 0.3), (0.5, 0.6, 0.7)))
+    with pytest.raises(ConfigError, match="mean has 3 values, but the images have 1 channels"):
+        create_classifier("table1", 4, in_channels=1, normalization=((0.1, 0.2, 0.3), (0.5, 0.6, 0.7)))
+
+
+def test_options_of_normalization() -> None:
+    assert normalization(None, None, "digits") is None
+    assert normalization("0.1,0.2", "1,2", "digits") == ((0.1, 0.2), (1, 2))
+    assert normalization("dataset", None, "cifar100") == ((0.5071, 0.4865, 0.4409), (0.2673, 0.2564, 0.2762))
+
+
+@pytest.mark.parametrize(
+    ("mean", "std", "message"),
+    [
+        ("0.5,0.5,0.5", None, "mean and std belong together"),
+        (None, "1", "mean and std belong together"),
+        ("0.5,x", "1,1", "mean must be a number for each channel"),
+        ("0.5,nan", "1,1", "must be finite"),
+        ("dataset", "1", "leave out std"),
+        ("dataset", None, "no mean and std are usual for digits"),
+    ],
+)
+def test_options_that_are_no_normalization(mean: str | None, std: str | None, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        normalization(mean, std, "digits")

@@ -1,0 +1,216 @@
+"""Weights from elsewhere: a file of tensors by name, copied into a module whose names may differ by a prefix.
+
+Nothing in a file is run: torch's are read by `torch.load(weights_only=True)` alone.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import pickle
+import re
+import warnings
+import zipfile
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import safetensors
+import safetensors.torch
+import torch
+from torch import Tensor, nn
+
+from fastgat.engine.checkpoint import HEADER, classifier_tensors, load_checkpoint
+from fastgat.engine.load import checkpoint_path
+from fastgat.errors import CheckpointError
+from fastgat.files import read_file
+from fastgat.typed import parse_json
+
+LARGEST = 2**33
+"""Bytes of a file of weights, at most."""
+NESTED = ("state_dict", "model_state_dict", "model", "net", "network", "ema", "ema_state_dict", "state_dict_ema")
+"""Keys under which training scripts keep a network's tensors, the first that is there being taken."""
+DEPTH = 4
+"""How deep those keys may be nested."""
+WRAPPERS = ("module.", "_orig_mod.")
+"""What DataParallel, AveragedModel and torch.compile put before names."""
+COUNTERS = ("num_batches_tracked", "n_averaged")
+"""Tensors that decide nothing in eval mode: they may be missing, or be there for nothing."""
+UNUSED = "sub_block1."
+"""Layers that the TRADES code's WideResNet has, and never uses."""
+STATISTICS = {"mean": "mean", "mu": "mean", "std": "std", "sigma": "std"}
+"""How codes that normalise inside the network call its buffers, and what they are."""
+
+
+def load_weights(module: nn.Module, path: Path | str) -> list[str]:
+    """Copy the tensors in a file into `module`, a classifier; returns a line for each thing done to their names.
+
+    Args:
+        module: on any device; every parameter and buffer of it must be in the file, in its shape.
+        path: a `.safetensors` file, another file that torch.save wrote, or a run folder or checkpoint of fastgat.
+            Tensors may be nested under one of NESTED, and their names begin with one of WRAPPERS or with the name of a
+            wrapping module.
+
+    Raises CheckpointError, and leaves `module` as it was, if the file cannot be read, needs code to be read, or does
+    not fit.
+    """
+    path = Path(path)
+    if path.is_dir():
+        path = checkpoint_path(path)
+    tensors, notes = _read(path)
+    if tensors is None:  # fastgat's
+        try:
+            matched = classifier_tensors(load_checkpoint(path)[0], module)
+        except CheckpointError as error:
+            text = str(error)
+            raise CheckpointError(text if text.startswith(f"{path}:") else f"{path}: {text}") from None
+    else:
+        matched = _match(path, _unwrap(path, tensors, notes), module, notes)
+    with torch.no_grad():
+        for name, tensor in (*module.named_parameters(), *module.named_buffers()):
+            if name in matched:
+                tensor.copy_(matched[name])
+    return notes
+
+
+def _read(path: Path) -> tuple[dict[str, Tensor] | None, list[str]]:
+    """The tensors of a file by name, and notes; None in their place for a checkpoint of fastgat."""
+    try:
+        raw = read_file(path, LARGEST)
+    except OSError as error:
+        raise CheckpointError(f"{path}: {error.strerror}") from None
+    if path.suffix == ".safetensors":
+        try:
+            tensors = safetensors.torch.load(raw)
+            metadata = parse_json(raw[8 : 8 + int.from_bytes(raw[:8], "little")]).get("__metadata__")
+        except (safetensors.SafetensorError, ValueError, KeyError, RuntimeError, TypeError) as error:
+            raise CheckpointError(f"{path}: damaged or not a safetensors file ({error})") from None
+        return (None if HEADER in (metadata or {}) else tensors), []
+    try:
+        _check_stored(raw)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            content = torch.load(io.BytesIO(raw), map_location="cpu", weights_only=True)
+    except Exception as error:  # noqa: BLE001  # a damaged file may fail anywhere in torch's reader
+        raise CheckpointError(f"{path}: {_reason(error)}") from None
+    notes: list[str] = []
+    return _descend(path, content, notes), notes
+
+
+def _check_stored(raw: bytes) -> None:
+    """Raises ValueError for an archive that would unpack to more than its size: torch.save compresses nothing."""
+    with contextlib.suppress(zipfile.BadZipFile), zipfile.ZipFile(io.BytesIO(raw)) as archive:
+        if sum(entry.file_size for entry in archive.infolist()) > len(raw):
+            raise ValueError("its contents are compressed")
+
+
+def _reason(error: Exception) -> str:
+    """Why torch could not read a file, in a few words."""
+    code = re.search(r"GLOBAL ([\w.]+)", str(error))
+    if isinstance(error, pickle.UnpicklingError) and code:
+        return f"needs {code[1]} to be read, which is code and is not run; save its state_dict alone"
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return f"damaged, or not written by torch.save ({lines[0][:200] if lines else type(error).__name__})"
+
+
+def _descend(path: Path, content: Any, notes: list[str]) -> dict[str, Tensor]:
+    """The tensors of `content`, or of the mapping that it keeps under one of NESTED."""
+    for _ in range(DEPTH):
+        inner = [key for key in NESTED if isinstance(content, Mapping) and isinstance(content.get(key), Mapping)]
+        if not inner:
+            break
+        others = f"; {', '.join(map(repr, inner[1:]))} left alone" if inner[1:] else ""
+        notes.append(f"taken from {inner[0]!r}{others}")
+        content = content[inner[0]]
+    tensors = content.items() if isinstance(content, Mapping) else ()
+    named = {name: tensor for name, tensor in tensors if isinstance(name, str) and isinstance(tensor, Tensor)}
+    if not named:
+        raise CheckpointError(f"{path}: holds no tensors by name, at the top or under {', '.join(NESTED)}")
+    return named
+
+
+def _unwrap(path: Path, tensors: dict[str, Tensor], notes: list[str]) -> dict[str, Tensor]:
+    """The tensors by their names without WRAPPERS."""
+    plain, counts = {}, dict.fromkeys(WRAPPERS, 0)
+    for name, tensor in tensors.items():
+        while wrapper := next((w for w in WRAPPERS if name.startswith(w)), None):
+            name, counts[wrapper] = name.removeprefix(wrapper), counts[wrapper] + 1
+        if name in plain:
+            raise CheckpointError(f"{path}: two of its tensors are called {name}, but for a prefix")
+        plain[name] = tensor
+    notes += [f"{wrapper}* -> *  ({count} tensors)" for wrapper, count in counts.items() if count]
+    return plain
+
+
+def _match(path: Path, tensors: dict[str, Tensor], module: nn.Module, notes: list[str]) -> dict[str, Tensor]:
+    """The file's tensors by the names that they have in `module`; everything that does not fit is an error."""
+    expected = module.state_dict()
+    drop, add = _prefixes(tensors, expected)
+    if drop or add:
+        count = sum(name.startswith(drop) for name in tensors)
+        notes.append(f"{drop}* -> {add}*  ({count} tensors)")
+    renamed = {add + name.removeprefix(drop) if name.startswith(drop) else name: t for name, t in tensors.items()}
+    _check_normalization(path, renamed, expected)
+    unused = [name for name in renamed if UNUSED in name and name not in expected]
+    if unused:
+        notes.append(f"{UNUSED}* skipped  ({len(unused)} tensors): no forward pass uses them")
+    unexpected = [name for name in renamed if name not in (*expected, *unused) and not _may_differ(name)]
+    missing = [name for name in expected if name not in renamed and not _may_differ(name)]
+    if missing or unexpected:
+        sides = [_first("missing", missing), _first("unexpected", unexpected)]
+        raise CheckpointError(f"{path}: not the weights of this network: {' and '.join(filter(None, sides))}")
+    matched = {name: tensor for name, tensor in renamed.items() if name in expected}
+    for name, tensor in matched.items():
+        here = expected[name]
+        if tensor.shape != here.shape:
+            shapes = f"{tuple(tensor.shape)}, here {tuple(here.shape)}"
+            raise CheckpointError(f"{path}: not the weights of this network: {name} has shape {shapes}")
+        dense = tensor.layout == torch.strided and tensor.device.type == "cpu" and not tensor.is_quantized
+        if not dense or (tensor.is_floating_point(), tensor.is_complex()) != (here.is_floating_point(), False):
+            raise CheckpointError(f"{path}: {name} is of {tensor.dtype}, {tensor.layout}, which cannot be copied")
+    return matched
+
+
+def _prefixes(names: Iterable[str], expected: Mapping[str, Any]) -> tuple[str, str]:
+    """The prefix to drop from names and the one to put there, by which the most are `expected`; none where that is less
+    than half, as of another network."""
+    names = list(names)
+    firsts = dict.fromkeys(name.partition(".")[0] + "." for name in names if "." in name)
+    wrapped = dict.fromkeys(name.partition(".")[0] + "." for name in expected if "." in name)
+    choices = [(drop, add) for drop in ("", *firsts) for add in ("", *wrapped)]
+    counts = {
+        (drop, add): sum(add + name.removeprefix(drop) in expected for name in names if name.startswith(drop))
+        for drop, add in choices
+    }
+    best = max(choices, key=counts.__getitem__)
+    return best if 2 * counts[best] >= len(expected) else ("", "")
+
+
+def _check_normalization(path: Path, tensors: dict[str, Tensor], expected: Mapping[str, Tensor]) -> None:
+    """Raises CheckpointError where the file normalises its input otherwise than the network does. Takes its mean and
+    std out of `tensors`."""
+    found = {}
+    for name in list(tensors):
+        statistic = STATISTICS.get(name.rpartition(".")[2])
+        if name not in expected and statistic is not None and 0 < tensors[name].numel() <= 16:
+            found[statistic] = tensors.pop(name).flatten().tolist()
+    for statistic, values in found.items():
+        here = expected.get(f"normalize.{statistic}")
+        text = {name: ",".join(f"{value:.6g}" for value in each) for name, each in found.items()}
+        if here is None:
+            options = " ".join(f"--{name} {each}" for name, each in text.items())
+            raise CheckpointError(f"{path}: its network normalises its input: give {options}")
+        mine = here.flatten().tolist()
+        if len(mine) != len(values) or any(abs(a - b) > 1e-3 for a, b in zip(mine, values, strict=True)):
+            given = ",".join(f"{value:.6g}" for value in mine)
+            raise CheckpointError(f"{path}: its network was made with {statistic} {text[statistic]}, not {given}")
+
+
+def _may_differ(name: str) -> bool:
+    """Whether a tensor need not be in both: a counter, or the normalisation that the user gives."""
+    return name.endswith(COUNTERS) or name in ("normalize.mean", "normalize.std")
+
+
+def _first(what: str, names: list[str]) -> str:
+    more = f" (first of {len(names)})" if len(names) > 1 else ""
+    return f"{what} {names[0][:200]}{more}" if names else ""
