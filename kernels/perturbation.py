@@ -134,7 +134,8 @@ def perturbation(images: Tensor, z: Tensor, *, tanh: bool = True, clamp: bool = 
     _check_shapes(images, z)
     if not runs_kernel(images, z):
         return perturbation_reference(images, z, tanh, clamp)
-    images, z = dense(images, z)
+    # A given p in another dtype than the images would spill registers on sm_86, where it is clamped.
+    images, z = dense(images, z if tanh else z.to(images.dtype))
     perturbed, power = empty_like(images), images.new_empty(len(images), dtype=torch.float32)
     pointers = images, z, perturbed, power
     launch(_perturbation_kernel, images, *pointers, images[0:1].numel(), TANH=tanh, CLAMP=clamp, whole=True)
