@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, fields
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from fastgat.data.bad_samples import POLICIES
 from fastgat.data.decoding import MAX_PIXELS
 from fastgat.errors import ConfigError
 from fastgat.methods import GAT, Method, create_method
-from fastgat.options import Options, option, suggestion
+from fastgat.options import Options, convert, option, suggestion
 from fastgat.typed import read_toml, shown
 
 
@@ -106,12 +107,36 @@ class OptimizerConfig(Options):
     momentum: float = option(0.9, "momentum of sgd", at_least=0, below=1)
     nesterov: bool = option(False, "sgd with Nesterov's momentum")
     lr_schedule: str = option(
-        "constant", "learning-rate schedule of both players", choices=("constant", "cosine", "one-cycle")
+        "constant",
+        "learning-rate schedule of both players; cyclic rises from 0 to --lr in half of the steps, and falls again",
+        choices=("constant", "cosine", "one-cycle", "multistep", "cyclic"),
+    )
+    milestones: str | None = option(
+        None,
+        "epochs at which multistep lowers the learning rate, such as 75,90  [default: after 1/2 and 3/4 of all epochs]",
+    )
+    lr_decay: float = option(0.1, "factor on the learning rate at each milestone", above=0, at_most=1)
+    warmup_epochs: float = option(
+        0.0, "epochs in which the learning rate rises to its value, before cosine begins to fall", at_least=0
     )
     clip_grad: float | None = option(None, "clip each player's gradient to this global L2 norm", above=0)
     ema: float | None = option(
         None, "decay of an exponential moving average of the classifier, used for validation", above=0, below=1
     )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.warmup_epochs and self.lr_schedule in ("one-cycle", "cyclic"):
+            raise ConfigError(f"lr_schedule {self.lr_schedule!r} begins low by itself: leave out warmup_epochs")
+        epochs = self.milestones_of(1)
+        if epochs[0] <= 0 or any(b <= a for a, b in pairwise(epochs)):
+            raise ConfigError(f"milestones must be above 0 and rise, such as 75,90; got {self.milestones!r}")
+
+    def milestones_of(self, epochs: int) -> list[float]:
+        """The milestones of a run of so many epochs."""
+        if self.milestones is None:
+            return [epochs / 2, epochs * 3 / 4]
+        return [convert("a number of milestones", text, float) for text in self.milestones.split(",")]
 
 
 @dataclass(frozen=True)
@@ -180,6 +205,8 @@ class TrainConfig(Options):
                 raise ConfigError(f"{name} must be a {kind.__name__}, got {shown(getattr(self, name))}")
         if self.select == "last" and self.run.early_stopping is not None:
             raise ConfigError("early_stopping waits for a better epoch: select must be accuracy or loss, not last")
+        if self.optimizer.warmup_epochs >= self.epochs:
+            raise ConfigError(f"warmup_epochs must be less than the {self.epochs} epochs of the run")
         if self.resume == "auto" and self.output is None:
             raise ConfigError("resume 'auto' continues the run in --output: name that folder")
 
@@ -236,6 +263,8 @@ def identity(config: TrainConfig) -> dict[str, Any]:
         free.add("precision.amp_dtype")
     if ":" not in config.data.dataset:  # it has a size of its own
         free.add("data.image_size")
+    if config.optimizer.lr_schedule != "multistep":
+        free |= {"optimizer.milestones", "optimizer.lr_decay"}
     if config.optimizer.optimizer != "sgd":
         free |= {"optimizer.momentum", "optimizer.nesterov"}
     assert isinstance(config.method, Method)

@@ -261,7 +261,7 @@ def compile_step(
         raise CompileError(f"compiling needs {missing}; none is installed (compile=False does without)")
     statistics = ModelConfig(batch_norm=batch_norm).batch_norm
     optimizer = optimizer or OptimizerConfig()
-    if optimizer.lr_schedule != "constant":
+    if optimizer.lr_schedule != "constant" or optimizer.warmup_epochs:
         raise ConfigError("a step has no learning-rate schedule: call scale_learning_rates from the loop")
     if optimizer.ema is not None:
         raise ConfigError("a step keeps no moving average: keep one in the loop, with torch.optim.swa_utils")

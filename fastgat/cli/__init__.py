@@ -23,6 +23,7 @@ COMMANDS = {
     "search": "Choose hyperparameters by validation accuracy.",
     "reproduce": "Run the paper's experiments, its figures beside ours.",
     "data": "Find, fetch and verify data sets.",
+    "recipes": "List the training recipes of others.",
     "info": "Say what fastgat finds on this machine.",
 }
 

@@ -11,6 +11,7 @@ import click
 from rich.console import Console
 
 from fastgat.cli.options import SectionedCommand, overrides, run_options
+from fastgat.cli.recipes import load_recipe
 from fastgat.config import TrainConfig, load_toml, merge
 from fastgat.data.registry import users_images
 from fastgat.engine.device import keep_freed_memory
@@ -26,15 +27,16 @@ from fastgat.trainer import Trainer
 @click.command(cls=SectionedCommand)
 @run_options()
 @click.option("--config", "file", metavar="FILE", type=Path, help="settings in TOML; options given here go over them")
+@click.option("--recipe", metavar="NAME", help="settings below those of --config; `fastgat recipes` lists them")
 @click.option("--print-config", is_flag=True, help="print the settings as TOML and stop")
 @click.option("--dry-run", is_flag=True, help="find data, device and networks, say what would run, and stop")
-def train(file: Path | None, print_config: bool, dry_run: bool, **given: Any) -> None:
+def train(file: Path | None, recipe: str | None, print_config: bool, dry_run: bool, **given: Any) -> None:
     """Train a classifier, by default by the paper's generative adversarial training.
 
     Without a data set named, CIFAR-10 is taken where it is on disk or can be downloaded, otherwise a set of handwritten
     digits that needs no download.
     """
-    config, checkpoint = _config(file, given)
+    config, checkpoint = _config(file, recipe, given)
     if print_config:
         click.echo(config.to_toml(), nl=False)
         return
@@ -59,13 +61,14 @@ def train(file: Path | None, print_config: bool, dry_run: bool, **given: Any) ->
             trainer.fit()
 
 
-def _config(file: Path | None, given: dict[str, Any]) -> tuple[TrainConfig, Checkpoint | None]:
-    """Defaults, below the settings of the run that is continued, below the file, below the command line; and the
-    checkpoint of that run."""
-    asked: dict[str, Any] = {}
+def _config(file: Path | None, recipe: str | None, given: dict[str, Any]) -> tuple[TrainConfig, Checkpoint | None]:
+    """Defaults, below the settings of the run that is continued, below the recipe, the file and the command line; and
+    the checkpoint of that run."""
+    asked = load_recipe(recipe) if recipe is not None else {}
     if file is not None:
-        asked = load_toml(file)
-        TrainConfig.from_dict({key: value for key, value in asked.items() if key != "resume"}, str(file))
+        in_file = load_toml(file)
+        TrainConfig.from_dict({key: value for key, value in in_file.items() if key != "resume"}, str(file))
+        asked = merge(asked, in_file)
     asked = merge(asked, overrides(given))
     output = asked.get("output")
     resume = after_restart(asked.get("resume"), Path(output) if output else None, restarted())

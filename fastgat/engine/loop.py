@@ -205,7 +205,7 @@ class Loop:
         """One training step; returns how many images the classifier has learnt from."""
         at, state = self.position, self.state
         config = self.config
-        state.set_learning_rates(learning_rate_factor(config.optimizer.lr_schedule, at.step, self.total_steps))
+        state.set_learning_rates(learning_rate_factor(config.optimizer, at.step, config.epochs, self.steps_per_epoch))
         kind = self.method.kind(at.step)
         began = time.perf_counter()
         with phase("data"):

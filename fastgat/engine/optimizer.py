@@ -205,17 +205,30 @@ def running_statistics(module: nn.Module) -> dict[str, Tensor]:
     return {name: buffer for name, buffer in module.named_buffers() if name in names}
 
 
-def learning_rate_factor(schedule: str, step: int, total: int) -> float:
-    """The factor on the base learning rate for step `step` of `total`.
+def learning_rate_factor(config: OptimizerConfig, step: int, epochs: int, steps_per_epoch: int) -> float:
+    """The factor on the base learning rate for step `step` of a run.
 
     constant    1
-    cosine      from 1 to 0 (Loshchilov and Hutter 2017, without restarts)
+    cosine      from 1 to 0 (Loshchilov and Hutter 2017, without restarts), after the warm-up
     one-cycle   from 1/25 up to 1 over 30 % of the steps, then down to 1/250000, both along a cosine (Smith 2018)
+    multistep   1, times the decay at each milestone
+    cyclic      from 0 up to 1 over half of the steps, then down to 0, both along a line (Smith 2017)
+
+    In the W steps of the warm-up it is 1/W, 2/W, ... up to 1.
     """
+    schedule, total = config.lr_schedule, epochs * steps_per_epoch
+    warm_up = round(config.warmup_epochs * steps_per_epoch)
+    if step < warm_up:
+        return (step + 1) / warm_up
     if schedule == "constant":
         return 1.0
     if schedule == "cosine":
-        return _cosine(1.0, 0.0, step / total)
+        return _cosine(1.0, 0.0, (step - warm_up) / (total - warm_up))
+    if schedule == "multistep":
+        passed = (step >= round(epoch * steps_per_epoch) for epoch in config.milestones_of(epochs))
+        return config.lr_decay ** sum(passed)
+    if schedule == "cyclic":
+        return 1.0 - abs(2 * step / total - 1)
     assert schedule == "one-cycle"
     peak = WARM_UP * total - 1
     if step <= peak:

@@ -18,8 +18,8 @@ import torch
 from torch import Tensor, nn
 
 from fastgat.batch import Batch
-from fastgat.methods.base import OnePlayer, epsilon_option
-from fastgat.methods.joints import perturbation, projected_step, sample_loss
+from fastgat.methods.base import OnePlayer, epsilon_option, label_smoothing_option
+from fastgat.methods.joints import perturbation, projected_step, sample_loss, smoothed_loss
 from fastgat.methods.players import Draws, Metrics, Network, Tensors, classify, mean
 from fastgat.options import option
 
@@ -41,6 +41,7 @@ class Adversarial(OnePlayer):
     """Whether |delta| <= eps holds after each step."""
 
     epsilon: float = epsilon_option(8 / 255)
+    label_smoothing: float = label_smoothing_option()
 
     @property
     def start(self) -> float:
@@ -75,7 +76,7 @@ class Adversarial(OnePlayer):
         delta = self.delta(classifier, minibatch, draws.noise)
         x_perturbed, power = perturbation(minibatch.images, delta, tanh=False)
         z, pull, buffers = classify(classifier, x_perturbed, draws.perturbed)
-        perturbed = sample_loss(z, minibatch.labels)
+        perturbed = smoothed_loss(z, minibatch.labels, self.label_smoothing)
         (gradients,) = pull(perturbed.gradient)
         metrics = {
             "loss": perturbed.loss.mean(),

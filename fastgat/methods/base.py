@@ -123,6 +123,15 @@ def clamp_option() -> Any:
     return option(False, "keep perturbed images in [0, 1]; the paper does not")
 
 
+def label_smoothing_option() -> Any:
+    return option(
+        0.0,
+        "share of the label that is spread evenly over all classes in the loss that is learnt, not in the attack's",
+        at_least=0,
+        below=1,
+    )
+
+
 def dropout_option() -> Any:
     return option(0.2, "dropout rate of the classifier", above=0, below=1)
 

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from fastgat.batch import Batch
-from fastgat.methods.base import OnePlayer, dropout_masks, dropout_option
-from fastgat.methods.joints import sample_loss
+from fastgat.methods.base import OnePlayer, dropout_masks, dropout_option, label_smoothing_option
+from fastgat.methods.joints import smoothed_loss
 from fastgat.methods.players import Draws, Metrics, Network, Tensors, classify, mean
 
 
@@ -19,9 +19,11 @@ class Baseline(OnePlayer):
     name: ClassVar[str] = "baseline"
     metrics: ClassVar[tuple[str, ...]] = ("loss", "accuracy")
 
+    label_smoothing: float = label_smoothing_option()
+
     def gradients(self, classifier: Network, minibatch: Batch, draws: Draws) -> tuple[Tensors, Metrics, Tensors]:
         z, pull, buffers = classify(classifier, minibatch.images, draws.clean)
-        clean = sample_loss(z, minibatch.labels)
+        clean = smoothed_loss(z, minibatch.labels, self.label_smoothing)
         (gradients,) = pull(clean.gradient)
         metrics = {"loss": clean.loss.mean(), "accuracy": clean.correct.float().mean()}
         return mean(gradients, len(z)), metrics, buffers

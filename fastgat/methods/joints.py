@@ -6,6 +6,9 @@ import functools
 from collections.abc import Callable
 from typing import ParamSpec, TypeVar
 
+from torch import Tensor
+from torch.nn import functional
+
 from fastgat.kernels import dual_loss
 from fastgat.kernels import input_gradient as _input_gradient
 from fastgat.kernels import perturbation as _perturbation
@@ -32,4 +35,24 @@ projected_step = _joint(_projected_step.projected_step)
 sample_loss = _joint(dual_loss.sample_loss)
 perturbed_loss = _joint(dual_loss.perturbed_loss)
 
-__all__ = ["input_gradient", "perturbation", "perturbation_gradient", "perturbed_loss", "projected_step", "sample_loss"]
+
+@_joint
+def smoothed_loss(logits: Tensor, labels: Tensor, smoothing: float) -> dual_loss.SampleLoss:
+    """As `sample_loss`, of (1 - s) J plus s times the mean of -log F_k over the classes, s the smoothing."""
+    plain = dual_loss.sample_loss(logits, labels)
+    if not smoothing:
+        return plain
+    gradient = plain.gradient + smoothing * (functional.one_hot(labels, logits.shape[1]) - 1 / logits.shape[1])
+    label_logit = logits.gather(1, labels[:, None]).squeeze(1)
+    return plain._replace(loss=plain.loss + smoothing * (label_logit - logits.mean(1)), gradient=gradient)
+
+
+__all__ = [
+    "input_gradient",
+    "perturbation",
+    "perturbation_gradient",
+    "perturbed_loss",
+    "projected_step",
+    "sample_loss",
+    "smoothed_loss",
+]

@@ -17,7 +17,7 @@ from torch.nn import functional
 
 from fastgat.batch import Batch
 from fastgat.methods.adversarial import attack_steps_option, step_size_option
-from fastgat.methods.base import OnePlayer, epsilon_option
+from fastgat.methods.base import OnePlayer, epsilon_option, label_smoothing_option
 from fastgat.methods.joints import projected_step
 from fastgat.methods.players import Draws, Metrics, Network, Players, Tensors, classify, logits, mean, pull_back
 from fastgat.options import option
@@ -35,6 +35,7 @@ class TRADES(OnePlayer):
     attack_steps: int = attack_steps_option(10)
     step_size: float = step_size_option(2 / 255, "size of a gradient step in each pixel")
     beta: float = option(6.0, "weight of the KL divergence", at_least=0)
+    label_smoothing: float = label_smoothing_option()
 
     def draw(self, classifier: nn.Module, images: Tensor, source: torch.Generator) -> Draws:
         return Draws(noise=torch.empty_like(images).normal_(generator=source))
@@ -59,7 +60,7 @@ class TRADES(OnePlayer):
             players = Players(classifier).after_classifier("clean", buffers)
             perturbed, buffers = logits(players.classifier, draws.perturbed)(parameters, images + delta)
             left = players.after_classifier("perturbed", buffers).classifier.buffers
-            each = functional.cross_entropy(z, labels, reduction="none")
+            each = functional.cross_entropy(z, labels, reduction="none", label_smoothing=self.label_smoothing)
             log_f = z.log_softmax(1), perturbed.log_softmax(1)
             divergence = functional.kl_div(log_f[1], log_f[0], reduction="none", log_target=True).sum(1)
             return each + self.beta * divergence, (z.argmax(1), perturbed.argmax(1), left)

@@ -2,7 +2,7 @@
 
 There are two forms of its blocks, with the same parameters: the shortcut of a strided block starts at x, as in the
 code of the single-step papers (FGSM-RS, N-FGSM), or after batch norm and ReLU, as He et al. draw it. Weights of one
-form load into the other without an error, and are worth little there.
+form load into the other without an error, where they make another network.
 """
 
 from __future__ import annotations

@@ -181,17 +181,25 @@ class Textbook(Side):
                     size=method.size,
                     steps=method.steps,
                     project=method.projects,
+                    label_smoothing=method.label_smoothing,
                 )
             case Free():
                 textbook.free_step(*players, self.memory, method.epsilon, method.replays)
             case GradientPenalty():
                 textbook.gradient_penalty_step(*players, method.penalty)
             case TRADES():
-                noise, epsilon = drawn(draw), method.epsilon
-                textbook.trades_step(*players, noise, epsilon, method.step_size, method.attack_steps, method.beta)
+                textbook.trades_step(
+                    *players,
+                    drawn(draw),
+                    method.epsilon,
+                    method.step_size,
+                    method.attack_steps,
+                    method.beta,
+                    method.label_smoothing,
+                )
             case _:
                 assert isinstance(method, Baseline)
-                textbook.baseline_step(*players, draw.clean)
+                textbook.baseline_step(*players, draw.clean, method.label_smoothing)
 
     def moments(self) -> Tensor:
         states = (self.optimizer.state[parameter] for parameter in self.classifier.parameters())

@@ -25,9 +25,10 @@ def ball_step(
     size: float,
     steps: int = 1,
     project: bool = True,
+    label_smoothing: float = 0.0,
 ) -> Tensor:
     """One step of F on J(x + delta): PGD (Madry et al. 2018), FGSM-RS (Wong et al. 2020), N-FGSM (de Jorge et al.
-    2022). `noise` is uniform in [-1, 1].
+    2022). `noise` is uniform in [-1, 1]. The labels that delta is made with are not smoothed.
     """
     x, y = minibatch
     delta = (start * noise).clamp(-x, 1 - x)
@@ -38,7 +39,7 @@ def ball_step(
         if project:
             delta = delta.clamp(-epsilon, epsilon)
         delta = delta.clamp(-x, 1 - x)
-    return learn(optimizer, functional.cross_entropy(classifier(x + delta), y))
+    return learn(optimizer, functional.cross_entropy(classifier(x + delta), y, label_smoothing=label_smoothing))
 
 
 def free_step(
@@ -65,6 +66,7 @@ def trades_step(
     size: float,
     steps: int,
     beta: float,
+    label_smoothing: float = 0.0,
 ) -> Tensor:
     """One step of F on J(x) + beta KL(F(x) || F(x')) (Zhang et al. 2019); `noise` is normal."""
     x, y = minibatch
@@ -79,4 +81,5 @@ def trades_step(
         perturbed = torch.min(torch.max(perturbed, x - epsilon), x + epsilon).clamp(0, 1)
     logits = classifier(x)
     divergence = functional.kl_div(classifier(perturbed).log_softmax(1), logits.softmax(1), reduction="batchmean")
-    return learn(optimizer, functional.cross_entropy(logits, y) + beta * divergence)
+    loss = functional.cross_entropy(logits, y, label_smoothing=label_smoothing)
+    return learn(optimizer, loss + beta * divergence)

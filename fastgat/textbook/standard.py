@@ -22,11 +22,16 @@ def learn(optimizer: Optimizer, loss: Tensor) -> Tensor:
 
 
 def baseline_step(
-    classifier: nn.Module, optimizer: Optimizer, minibatch: Minibatch, masks: tuple[Tensor, ...] = ()
+    classifier: nn.Module,
+    optimizer: Optimizer,
+    minibatch: Minibatch,
+    masks: tuple[Tensor, ...] = (),
+    label_smoothing: float = 0.0,
 ) -> Tensor:
     """One step of F on J(x, y) (8); with dropout masks, the dropout row."""
     x, y = minibatch
-    return learn(optimizer, functional.cross_entropy(classifier(x, masks) if masks else classifier(x), y))
+    logits = classifier(x, masks) if masks else classifier(x)
+    return learn(optimizer, functional.cross_entropy(logits, y, label_smoothing=label_smoothing))
 
 
 def perturbed_step(

@@ -8,7 +8,8 @@ from torch import Tensor, nn
 
 from fastgat import textbook
 from fastgat.batch import Batch
-from fastgat.methods import TRADES, Adversarial, FGSMRandomStart, Free, Method, NoisyFGSM, PGDTraining
+from fastgat.errors import ConfigError
+from fastgat.methods import TRADES, Adversarial, FGSMRandomStart, Free, Method, NoisyFGSM, PGDTraining, create_method
 from fastgat.methods.players import Draws
 from tests.support import (
     DOUBLE,
@@ -64,6 +65,51 @@ def test_trades() -> None:
         loss = textbook.trades_step(classifier, optimizer, batch, noise, EPSILON, 0.02, 3, 4.0)
         assert metrics["loss"] == pytest.approx(float(loss), rel=1e-6)
         assert largest_difference(engine.state.classifier, classifier) < EXACT
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+@pytest.mark.parametrize("name", ["baseline", "n-fgsm", "trades"])
+def test_label_smoothing_is_torchs(name: str, compiled: bool) -> None:
+    """In the loss that F learns from; the attack's labels are not smoothed."""
+    method = create_method(name, label_smoothing=0.3)
+    classifier = SmallClassifier().to(DOUBLE)
+    optimizer = torch.optim.Adam(classifier.parameters(), lr=1e-3)
+    with compiled_by("aot_eager"):
+        engine = Engine(method, classifier, compiled=compiled)
+        for number in range(3):
+            batch = minibatch()
+            if name == "baseline":
+                draws = Draws()
+                loss = textbook.baseline_step(classifier, optimizer, batch, label_smoothing=0.3)
+            else:
+                draws, noise = drawn(engine, batch.images, number)
+                if isinstance(method, NoisyFGSM):
+                    loss = textbook.ball_step(
+                        classifier,
+                        optimizer,
+                        batch,
+                        noise,
+                        method.epsilon,
+                        start=method.start,
+                        size=method.size,
+                        project=False,
+                        label_smoothing=0.3,
+                    )
+                else:
+                    assert isinstance(method, TRADES)
+                    attack = noise, method.epsilon, method.step_size, method.attack_steps
+                    loss = textbook.trades_step(classifier, optimizer, batch, *attack, method.beta, 0.3)
+            metrics = engine.step([batch], [draws])
+            assert metrics["loss"] == pytest.approx(float(loss), rel=1e-6)
+            assert (
+                largest_difference(engine.state.classifier, classifier) < 1e-7
+            )  # Adam enlarges the rounding of gradients near 0
+
+
+@pytest.mark.parametrize("name", ["gat", "dropout-gat", "free", "gradient-penalty", "fg-l2"])
+def test_label_smoothing_only_where_it_is_not_the_attacks(name: str) -> None:
+    with pytest.raises(ConfigError, match=f"method '{name}' has no option 'label_smoothing' .it belongs to baseline"):
+        create_method(name, label_smoothing=0.1)
 
 
 def test_free_carries_its_perturbation_on() -> None:
