@@ -20,6 +20,8 @@ COMMON = ["--batch-size", "128", "--ema", "0.999", "--amp", "--channels-last"]
 GIVEN = ["--grid", "dropout=0.5", "--grid", "fg-l2=0.25"]
 """As all-convolutional networks had dropout, and the epsilon that an earlier search chose."""
 READINGS = ["reproduce", "readings", *COMMON, *GIVEN]
+SHARED = {"seeds": "images-45000"}
+"""The parts that go on in another's folder, so that its runs are not trained again."""
 SEARCH = ["search", *COMMON, "--dataset", "cifar10", "--epochs", "100"]
 
 
@@ -68,7 +70,7 @@ def main(
     end = time.monotonic() + 60 * minutes
     for name in names or known:
         for number, command in enumerate(known[name]):
-            folder = out / (name if not number else f"{name}-{number + 1}")
+            folder = out / (SHARED.get(name, name) if not number else f"{name}-{number + 1}")
             where = ["--out", str(folder), "--jobs", str(jobs), *(["--data-dir", str(data_dir)] if data_dir else [])]
             code = run([sys.executable, "-m", "fastgat", *command, *where], end - time.monotonic())
             if code is None:

@@ -322,16 +322,17 @@ class Loop:
             for row in at.epochs:
                 best = row if candidate.better(row, best) else best
             epoch = best["epoch"] if best is not None else None
-            if averaged and rule == self.config.select:
-                epoch, tensors = at.best_epoch, self.checkpoints.classifier_in(BEST)  # the run's own choice
+            tensors: dict[str, Tensor] | None = None
+            if averaged and rule == self.config.select:  # the run's own choice, whose file may have been lost
+                epoch = at.best_epoch
+                tensors = self.checkpoints.classifier_in(BEST) if epoch is not None else None
             elif rule == "last":
                 tensors = state.evaluation_parameters() if averaged else {}
             elif epoch is not None and at.kept.get(candidate.file) == epoch:
                 tensors = self.checkpoints.classifier_in(candidate.file)
-            else:
+            if tensors is None or epoch is None:
                 accuracies[rule] = None
                 continue
-            assert epoch is not None
             if epoch not in by_epoch:
                 batches = self.test_loader.once()
                 by_epoch[epoch] = score(state.classifier, batches, tensors, state.autocast, self.ranks).accuracy

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -82,6 +83,13 @@ def test_test_images_are_judged_by_every_rule(tmp_path: Path) -> None:
     assert summary["last_validation_accuracy"] == pytest.approx(
         sum(row["validation_accuracy"] for row in epochs) / len(epochs)
     )
+
+    # Where the best epoch's file is lost and none is left to train, nothing is claimed of it.
+    (run / "best.safetensors").unlink()
+    again = Trainer(replace(settings, resume="auto"), classifier=network).fit().summary
+    assert again is not None
+    assert (again["best_epoch"], again["test_accuracy"]) == (None, None)
+    assert again["test_accuracies"]["last"] == pytest.approx(expected["last"])
 
 
 def test_a_run_that_stops_and_goes_on_keeps_the_same(tmp_path: Path) -> None:
