@@ -9,5 +9,5 @@ and before the step:
 
 image_batch      samples of a data set of bytes -> augmented images in [0, 1]
 
-images says how a kernel works through an image, backend chooses kernel or reference, offline compiles them all.
+images says how a kernel works through an image, backend chooses kernel or reference.
 """

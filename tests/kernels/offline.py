@@ -1,7 +1,7 @@
 """Compile every kernel for a GPU that is not here, and hold it to its budget of registers, spills and access widths.
 
-    python -m fastgat.kernels.offline compile 90 build/kernels     cubins and resources-sm_90.json
-    python -m fastgat.kernels.offline check build/kernels/resources-sm_90.json
+    python tests/kernels/offline.py compile 90 build/kernels     cubins and resources-sm_90.json
+    python tests/kernels/offline.py check build/kernels/resources-sm_90.json
 
 A kernel is specialised as Triton's launcher would: its launch is recorded on CPU tensors of the sizes that are used,
 and the types, the divisibility by 16 and the ones among its arguments are taken from there. Without the divisibility
