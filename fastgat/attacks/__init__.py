@@ -7,6 +7,7 @@ must be an image. None is targeted. Input normalisation belongs inside the model
 from fastgat.attacks.apgd import APGD
 from fastgat.attacks.autoattack import AutoAttack
 from fastgat.attacks.base import Attack
+from fastgat.attacks.fab import FAB
 from fastgat.attacks.fast_gradient import FastGradient
 from fastgat.attacks.generator import GeneratorAttack, GeneratorTraining, train_generator
 from fastgat.attacks.noise import Noise
@@ -15,6 +16,7 @@ from fastgat.attacks.square import Square
 
 __all__ = [
     "APGD",
+    "FAB",
     "PGD",
     "Attack",
     "AutoAttack",

@@ -1,9 +1,7 @@
-"""AutoAttack (Croce and Hein 2020) by torchattacks: a robust accuracy to compare with published ones."""
+"""AutoAttack (Croce and Hein 2020), the standard version: a robust accuracy to compare with published ones."""
 
 from __future__ import annotations
 
-import importlib
-import warnings
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,48 +9,40 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fastgat.attacks.base import Attack
-from fastgat.errors import ConfigError
+from fastgat.attacks.apgd import APGD
+from fastgat.attacks.base import Attack, correct
+from fastgat.attacks.fab import FAB
+from fastgat.attacks.square import Square
+from fastgat.options import option
 
 
 @dataclass(frozen=True)
 class AutoAttack(Attack):
-    """APGD-CE, APGD-T, FAB-T and Square, one after the other, each on what the others left. Needs torchattacks.
+    """APGD-CE, APGD-T, FAB-T and Square, one after the other, each on what the others left; one start each.
 
-    torchattacks draws for a whole batch: unlike those of the other attacks, its result depends on the batch size.
+    The defaults are those of the standard version, to which published figures belong.
     """
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if not self.clamp:
-            raise ConfigError("AutoAttack keeps pixels in [0, 1]: it has no clamp=False")
+    steps: int = option(100, "gradient steps of APGD-CE, and with each class of APGD-T and FAB-T", at_least=1)
+    targets: int = option(9, "classes to aim at with APGD-T and FAB-T", at_least=1)
+    queries: int = option(5000, "forward passes of Square", at_least=1)
 
-    def settings(self) -> dict[str, Any]:
-        return {**super().settings(), "batch_size": self.batch_size}
+    def parts(self) -> dict[str, Attack]:
+        """The four attacks by name, in their order."""
+        common: dict[str, Any] = {"epsilon": self.epsilon, "norm": self.norm, "clamp": self.clamp, "seed": self.seed}
+        common |= {"model": self.model, "batch_size": self.batch_size}
+        return {
+            "APGD-CE": APGD(**common, steps=self.steps),
+            "APGD-T": APGD(**common, steps=self.steps, loss="dlr-t", targets=self.targets),
+            "FAB-T": FAB(**common, steps=self.steps, targets=self.targets),
+            "Square": Square(**common, queries=self.queries),
+        }
 
     def perturb(self, images: Tensor, labels: Tensor, numbers: np.ndarray) -> Tensor:
-        with torch.no_grad():
-            classes = self.model(images[:1]).shape[1]
-        norm = {"linf": "Linf", "l2": "L2"}[self.norm]
-        attack = _torchattacks().AutoAttack(self.model, norm=norm, eps=self.epsilon, n_classes=classes, seed=self.seed)
-        with torch.random.fork_rng([images.device] if images.is_cuda else []):
-            perturbed: Tensor = attack(images, labels)
-        return perturbed
-
-
-def check_autoattack(classes: int) -> None:
-    """Raises ConfigError where torchattacks is missing, or the classifier has too few classes for it."""
-    _torchattacks()
-    if classes < 4:
-        raise ConfigError(f"AutoAttack needs at least 4 classes, and the network tells {classes} apart")
-
-
-def _torchattacks() -> Any:
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # torchattacks uses deprecated functions of other packages
-            return importlib.import_module("torchattacks")
-    except ImportError as missing:
-        raise ConfigError(
-            f"AutoAttack needs {missing.name}, which is not installed: pip install 'fastgat-trainer[autoattack]'"
-        ) from None
+        result = images.clone()
+        for attack in self.parts().values():
+            with torch.no_grad():
+                left = correct(self.model(result), labels).nonzero().flatten()
+            if len(left):
+                result[left] = attack.perturb(images[left], labels[left], numbers[left.cpu().numpy()])
+        return result

@@ -1,4 +1,4 @@
-"""Facts about a network beside its accuracy: whether its faster forms answer alike, and whether it has gradients."""
+"""Facts about a network beside its accuracy: whether it and its faster forms answer alike, whether it has gradients."""
 
 from __future__ import annotations
 
@@ -11,6 +11,9 @@ from fastgat.engine.device import autocast_dtype
 from fastgat.engine.step import missing_compiler, one_line
 from fastgat.errors import CompileError
 from fastgat.evaluation.inputs import Batches, Subject
+
+ROUNDING = 1e-4
+"""By how much of the largest logit rounding may change a logit from one pass to the next, on a GPU."""
 
 
 def agreement(subject: Subject, batch: Batch) -> tuple[dict[str, float], dict[str, str], int]:
@@ -35,6 +38,17 @@ def agreement(subject: Subject, batch: Batch) -> tuple[dict[str, float], dict[st
             except CompileError as error:
                 missing["compiled"] = f"cannot be compiled: {error}"
     return changed, missing, len(images)
+
+
+def repetition(subject: Subject, batch: Batch) -> tuple[float, bool, int]:
+    """The share of answers that differ between two passes, and whether logits differ by more than rounding.
+
+    The last number is that of the samples.
+    """
+    once, again = subject.logits(batch.images), subject.logits(batch.images)
+    finite = once.nan_to_num(posinf=0, neginf=0)
+    apart = (again.nan_to_num(posinf=0, neginf=0) - finite).abs().amax() > ROUNDING * finite.abs().amax()
+    return _share_changed(again, once), bool(apart), len(once)
 
 
 def gradient_shares(subject: Subject, batches: Batches) -> tuple[float, float, float, int]:

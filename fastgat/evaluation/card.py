@@ -116,6 +116,18 @@ def gradients(zero: float, non_finite: float, entries: float, samples: int) -> C
     )
 
 
+def repeats(changed: float, apart: bool, samples: int) -> Check:
+    """The check that the network answers alike each time; `apart`: logits differ by more than rounding."""
+    verdict = CLOSE.judge(changed, samples)
+    return Check(
+        "The network answers alike each time",
+        "WARN" if apart and verdict == "PASS" else verdict,
+        {"answers changed": changed, "logits changed": "yes" if apart else "no"},
+        f"answers that differ between two passes: {CLOSE}; WARN for logits that differ by more than rounding",
+        "the network is random: one pass says little, and attacks would have to average over many",
+    )
+
+
 def precisions(changed: Mapping[str, float], missing: Mapping[str, str], samples: int) -> Check:
     """The check that faster forms answer as eager float32 does; `missing` says which could not be tried, and why."""
     verdict = CLOSE.judge(max(changed.values(), default=0.0), samples)

@@ -111,11 +111,8 @@ def as_subjects(networks: Mapping[str, nn.Module] | None) -> list[Subject]:
     return [net if isinstance(net, Subject) else Subject(name, net) for name, net in (networks or {}).items()]
 
 
-def count_classes(subjects: Sequence[Subject], batches: Batches) -> int:
-    """The number of classes that all the networks tell apart.
-
-    Raises ConfigError or NonFiniteError unless each returns logits of that many classes for such images.
-    """
+def check_classes(subjects: Sequence[Subject], batches: Batches) -> None:
+    """Raises ConfigError or NonFiniteError unless each returns logits for such images, all of as many classes."""
     counts = []
     for subject in subjects:
         try:
@@ -126,4 +123,3 @@ def count_classes(subjects: Sequence[Subject], batches: Batches) -> int:
         if counts[-1] != counts[0]:
             both = f"{subject.name} tells {counts[-1]} classes apart, but {subjects[0].name} {counts[0]}"
             raise ConfigError(f"{both}: they do not compare")
-    return counts[0]

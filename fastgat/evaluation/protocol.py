@@ -12,7 +12,6 @@ import torch
 from torch import nn
 
 from fastgat.attacks import APGD, PGD, Attack, AutoAttack, FastGradient, GeneratorAttack, Noise, Square
-from fastgat.attacks.autoattack import check_autoattack
 from fastgat.attacks.generator import GeneratorTraining, train_generator
 from fastgat.batch import Batch
 from fastgat.data.loader import Loader
@@ -21,9 +20,9 @@ from fastgat.data.store import Progress
 from fastgat.engine.device import tf32
 from fastgat.errors import ConfigError
 from fastgat.evaluation import card
-from fastgat.evaluation.agreement import agreement, gradient_shares
+from fastgat.evaluation.agreement import agreement, gradient_shares, repetition
 from fastgat.evaluation.cache import Cache, batch_fingerprint
-from fastgat.evaluation.inputs import Batches, Subject, as_subjects, count_classes
+from fastgat.evaluation.inputs import Batches, Subject, as_subjects, check_classes
 from fastgat.evaluation.outcomes import Outcomes, clean_outcomes, examples, outcomes
 from fastgat.evaluation.power import equal_power
 from fastgat.evaluation.results import CURVES, AttackResult, Curve, Evaluation, EvaluationSettings, Robustness
@@ -80,9 +79,7 @@ def evaluate(
     images = Batches.of(batches)
     curve_images = Batches.of(curve_batches) if curve_batches else images
     (subject,), others, origins = as_subjects({name: model}), as_subjects(networks), as_subjects(sources)
-    classes = count_classes([subject, *others, *origins], images)
-    if settings.autoattack:
-        check_autoattack(classes)
+    check_classes([subject, *others, *origins], images)
 
     evaluator = _Evaluator(subject, images, settings, cache, progress)
     training: dict[float, dict[str, Any]] = {}
@@ -213,7 +210,7 @@ class _Evaluator:
         self.attack("APGD-T", APGD(model, **common, steps=s.apgd_steps, loss="dlr-t"))
         self.attack("Square", Square(model, **common, queries=s.queries))
         if s.autoattack:
-            self.attack("AutoAttack", AutoAttack(model, **common))
+            self._attack_by_autoattack()
 
     def _attack_by_pgd(self) -> None:
         """PGD with one start, with twice the steps, and with more starts, each of which goes on from the fewer ones."""
@@ -226,6 +223,17 @@ class _Evaluator:
                 rest = replace(pgd, restarts=restarts - starts, first_start=starts)
                 right, starts = self.attack(more, rest, among=right), restarts
             self.attacks[more], self.outcomes[more] = replace(pgd, restarts=restarts), right
+
+    def _attack_by_autoattack(self) -> None:
+        """AutoAttack part by part, so that each is kept by itself and takes over what it shares with the others."""
+        whole, right = AutoAttack(self.subject, **self.common), clean_outcomes(self.subject, self.batches, self.cache)
+        for name, part in whole.parts().items():
+            if name in self.attacks and self.attacks[name].settings() == part.settings():
+                right = right & self.outcomes[name]
+            else:
+                advance = self.counting(f"AutoAttack, {name}", self.batches.samples)
+                right = outcomes(self.subject, part, self.batches, self.cache, among=right, progress=advance)
+        self.attacks["AutoAttack"], self.outcomes["AutoAttack"] = whole, right
 
     def ladder(self) -> Curve:
         """PGD's accuracy over multiples of epsilon, and at one that leaves nothing of an image."""
@@ -280,4 +288,5 @@ class _Evaluator:
         )
         yield card.losses_agree(("PGD", most[1]), named("APGD-T"))
         yield card.gradients(*gradient_shares(self.subject, self.batches))
+        yield card.repeats(*repetition(self.subject, self.batches.first))
         yield card.precisions(*agreement(self.subject, self.batches.first))

@@ -28,7 +28,7 @@ class EvaluationSettings(Options):
     restarts: int = option(10, "starts of PGD", at_least=2)
     apgd_steps: int = option(100, "steps of APGD", at_least=1)
     queries: int = option(5000, "of the Square attack", at_least=1)
-    autoattack: bool = option(False, "run torchattacks' AutoAttack too (the extra autoattack)")
+    autoattack: bool = option(False, "run AutoAttack too, the standard version (APGD-CE, APGD-T, FAB-T, Square)")
     seed: int = option(0, "of everything that is drawn", at_least=0)
     batch_size: int | None = option(None, "images at a time  [default: 64 on a CPU, 256 on a GPU]", at_least=1)
 

@@ -17,7 +17,7 @@ from fastgat.attacks.base import Attack, ascent, correct, frozen, loss_gradient
 from fastgat.batch import Batch
 from fastgat.errors import ConfigError
 from fastgat.evaluation.cache import Cache
-from fastgat.evaluation.inputs import Batches, NumberedBatch, Subject, as_subjects, count_classes
+from fastgat.evaluation.inputs import Batches, NumberedBatch, Subject, as_subjects, check_classes
 from fastgat.evaluation.outcomes import outcomes
 
 Curves = dict[tuple[str, str], list[float]]
@@ -96,7 +96,7 @@ def _checked(
     if not epsilons or min(epsilons) < 0:
         raise ConfigError(f"epsilons must be at least 0, and some, got {list(epsilons)}")
     images, attacked, origins = Batches.of(batches), as_subjects(networks), as_subjects(sources)
-    count_classes([*attacked, *origins], images)
+    check_classes([*attacked, *origins], images)
     if sources is None:
         return images, [(network, network) for network in attacked]
     return images, [(network, source) for source in origins for network in attacked]

@@ -6,12 +6,15 @@ from typing import Any
 
 import numpy as np
 import pytest
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from fastgat.attacks import GeneratorTraining
 from fastgat.batch import Batch
 from fastgat.data import IterableLoader
 from fastgat.evaluation import EvaluationSettings, card, evaluate
+from fastgat.evaluation.agreement import repetition
+from fastgat.evaluation.inputs import Subject
 from tests.attacks.victim import Victim
 from tests.evaluation.masked import Loud, Stairs
 
@@ -88,6 +91,28 @@ def test_gradients_precisions_and_epsilons() -> None:
     assert card.falls([0, 1, 2, 3, 4, 5], [0.9, 0.5, 0.51, 0.52, 0.53, 0.54], 1000).verdict == "FAIL"
     assert card.vanishes(0.5, 0.0, 1000).verdict == "PASS"
     assert card.vanishes(0.5, 0.06, 1000).verdict == "FAIL"
+
+
+class Noisy(nn.Module):
+    """A network that adds noise to its images."""
+
+    def __init__(self, model: nn.Module, size: float) -> None:
+        super().__init__()
+        self.model, self.size = model, size
+
+    def forward(self, images: Tensor) -> Tensor:
+        logits: Tensor = self.model(images + self.size * torch.randn_like(images))
+        return logits
+
+
+@pytest.mark.parametrize(("size", "verdict"), [(0.0, "PASS"), (0.01, "WARN"), (1.0, "FAIL")])
+def test_a_random_network_is_said_to_be_one(victim: Victim, size: float, verdict: str) -> None:
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        check = card.repeats(
+            *repetition(Subject("f", Noisy(victim.model, size)), Batch(victim.images[:100], victim.labels[:100]))
+        )
+    assert check.verdict == verdict
 
 
 def test_too_few_samples_are_said_to_be() -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import copy
 import json
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils.data import DataLoader, TensorDataset
 
-from fastgat.attacks import PGD, Attack, GeneratorTraining
+from fastgat.attacks import PGD, Attack, AutoAttack, GeneratorTraining
 from fastgat.batch import Batch
 from fastgat.data import IterableLoader
 from fastgat.errors import ConfigError, NonFiniteError
@@ -122,6 +124,42 @@ def test_a_second_evaluation_attacks_nothing(victim: Victim, tmp_path: Path, mon
         monkeypatch.setattr(place, never)
     again = evaluate(victim.model, batches(victim), SETTINGS, **given, cache=Cache(tmp_path)).figures
     assert without_environment(again) == without_environment(first)
+
+
+def test_autoattack_is_kept_part_by_part(victim: Victim, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    short = partial(AutoAttack, steps=4, targets=2, queries=20)  # APGD-CE and Square are those of SETTINGS
+    monkeypatch.setattr("fastgat.evaluation.protocol.AutoAttack", short)
+    settings, told = replace(SETTINGS, autoattack=True), set()
+
+    def stop(what: str, done: int, total: int) -> None:
+        told.add(what)
+        if what == "AutoAttack, FAB-T" and done == total:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        evaluate(victim.model, batches(victim), settings, cache=Cache(tmp_path), progress=stop)
+    assert {what for what in told if what.startswith("AutoAttack")} == {"AutoAttack, APGD-T", "AutoAttack, FAB-T"}
+    monkeypatch.delattr("fastgat.attacks.fab.FAB._search")
+    figures = evaluate(victim.model, batches(victim), settings, cache=Cache(tmp_path)).figures
+    (entry,) = (attack for attack in figures["attacks"] if attack["name"] == "AutoAttack")
+    monkeypatch.undo()
+    alone = short(victim.model, norm="l2", epsilon=0.6)(victim.images[:40], victim.labels[:40])
+    assert entry["accuracy"] == pytest.approx(accuracy(victim, alone))
+    assert 0.1 < entry["accuracy"] < figures["clean_accuracy_of_attacked"]
+    assert (entry["steps"], entry["targets"], entry["queries"]) == (4, 2, 20)
+
+
+def test_autoattack_is_the_standard_version() -> None:
+    parts = {
+        name: attack.settings() for name, attack in AutoAttack(nn.Identity(), epsilon=0.1, norm="l2").parts().items()
+    }
+    assert list(parts) == ["APGD-CE", "APGD-T", "FAB-T", "Square"]
+    assert all((part["epsilon"], part["norm"]) == (0.1, "l2") for part in parts.values())
+    assert [parts[name]["steps"] for name in ("APGD-CE", "APGD-T", "FAB-T")] == [100] * 3
+    assert [parts[name]["loss"] for name in ("APGD-CE", "APGD-T")] == ["ce", "dlr-t"]
+    assert [parts[name]["targets"] for name in ("APGD-T", "FAB-T")] == [9, 9]
+    assert [parts[name]["restarts"] for name in ("APGD-CE", "APGD-T", "Square")] == [1] * 3
+    assert parts["Square"]["queries"] == 5000
 
 
 def test_the_matrix_is_network_by_source(victim: Victim) -> None:
@@ -267,15 +305,6 @@ def test_what_is_wrong_is_said(victim: Victim) -> None:
             NonFiniteError,
             "network returns logits that are NaN",
             lambda: clean_outcomes(Subject("network", Late()), Batches.of(given), Cache()),
-        ),
-        (
-            ConfigError,
-            "AutoAttack needs at least 4 classes, and the network tells 3",
-            lambda: evaluate(
-                nn.Sequential(nn.Flatten(), nn.Linear(3072, 3)),
-                [Batch(given[0].images, given[0].labels % 3)],
-                EvaluationSettings(autoattack=True),
-            ),
         ),
         (
             ConfigError,
