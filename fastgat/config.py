@@ -19,7 +19,7 @@ from fastgat.data.bad_samples import POLICIES
 from fastgat.data.decoding import MAX_PIXELS
 from fastgat.errors import ConfigError
 from fastgat.methods import GAT, Method, create_method
-from fastgat.options import Options, convert, option, suggestion
+from fastgat.options import Options, convert, declared, option, suggestion
 from fastgat.typed import read_toml, shown
 
 
@@ -332,5 +332,5 @@ def _check_keys(values: Mapping[str, Any], kind: type, prefix: str) -> None:
 
 
 def _plain(settings: Any) -> dict[str, Any]:
-    values = {f.name: getattr(settings, f.name) for f in fields(settings) if "constraint" in f.metadata}
+    values = {f.name: getattr(settings, f.name) for f in declared(settings)}
     return {k: str(v) if isinstance(v, Path) else v for k, v in values.items() if v is not None}

@@ -62,6 +62,11 @@ def constraint(f: Field[Any]) -> Constraint:
     return f.metadata["constraint"]
 
 
+def declared(settings: Any) -> list[Field[Any]]:
+    """The fields of a dataclass, or of one of its instances, that `option` declares."""
+    return [f for f in fields(settings) if "constraint" in f.metadata]
+
+
 def suggestion(word: str, known: Iterable[str]) -> str:
     """The end of an error message: the nearest known word, or all of them when none is near."""
     known, word = list(known), word[:100]
@@ -88,9 +93,7 @@ class Options:
     """Base of the configuration dataclasses: converts and checks every field declared with `option`."""
 
     def __post_init__(self) -> None:
-        for f in fields(self):  # type: ignore[arg-type]  # every subclass is a dataclass
-            if "constraint" not in f.metadata:
-                continue
+        for f in declared(self):
             plain, optional = value_type(type(self), f.name)
             value = getattr(self, f.name)
             if value is None and optional:

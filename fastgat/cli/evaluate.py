@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import contextlib
-from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 import click
 from rich.console import Console
 from rich.markup import escape
-from rich.table import Table
+from rich.table import Column, Table
 
-from fastgat.cli.options import settings_options
+from fastgat.cli.options import given_to, settings_options
 from fastgat.engine.device import keep_freed_memory
 from fastgat.evaluation import Cache, EvaluationSettings, RunSettings, evaluate_run, write_report
 from fastgat.evaluation.results import Robustness
@@ -99,12 +98,13 @@ def evaluate(
         raise click.UsageError(f"--quick attacks {QUICK} images: leave out --samples")
     if no_generator and cgs:
         raise click.UsageError("--cg trains a generator, and --no-generator none")
-    chosen = (FULL if full else {}) | {name: value for name, value in given.items() if value is not None}
-    settings, attacks = RunSettings(**_of(RunSettings, chosen)), EvaluationSettings(**_of(EvaluationSettings, chosen))
+    settings = RunSettings(**((FULL if full else {}) | given_to(RunSettings, given)))
+    attacks = EvaluationSettings(**given_to(EvaluationSettings, given))
     prices = () if no_generator else tuple(convert("cg", value, float) for value in cgs or ("1",))
-    folder = output or (_folder(run) if run is not None else Path("runs") / f"evaluate-{Path(weights).stem}")
+    if output is None:
+        output = Path("runs") / f"evaluate-{Path(weights).stem}" if run is None else run if run.is_dir() else run.parent
     keep_freed_memory()
-    console = Console()
+    console = Console(highlight=False)
     with contextlib.closing(TransferBar(console, transient=True)) as bar:
         result = evaluate_run(
             run,
@@ -115,7 +115,7 @@ def evaluate(
             classifiers=classifiers,
             cgs=prices,
             clean_only=clean,
-            cache=None if clean else Cache(folder / "evaluation-cache", fresh=fresh),
+            cache=None if clean else Cache(output / "evaluation-cache", fresh=fresh),
             progress=bar,
         )
     if (c := result.clean) is not None:
@@ -123,36 +123,25 @@ def evaluate(
         for line in c.weights:
             click.echo(f"{c.checkpoint}: {line}")
         click.echo(f"{c.checkpoint}: {c.split} {scores}, {c.samples:,} images of {c.dataset}")
-    written = write_report(folder, result)
+    written = write_report(output, result)
     if result.robustness is None:
         return
     _show(console, result.robustness)
-    page = next(path for path in written if path.suffix == ".html")
-    console.print(f"\n{escape(str(page))}", highlight=False, soft_wrap=True)
+    click.echo(f"\n{next(path for path in written if path.suffix == '.html')}")
     if result.robustness.verdict == "FAIL":
         click.get_current_context().exit(CARD_FAILED)
 
 
-def _folder(run: Path) -> Path:
-    return run if run.is_dir() else run.parent
-
-
-def _of(owner: type, chosen: dict[str, Any]) -> dict[str, Any]:
-    return {f.name: chosen[f.name] for f in fields(owner) if f.name in chosen}
-
-
 def _show(console: Console, result: Robustness) -> None:
     s = result.settings
-    console.print(f"\n{s.norm}, epsilon {s.bound:.4g}, {result.attacked_samples:,} images", highlight=False)
-    table = Table(box=None, pad_edge=False)
-    table.add_column("attack")
-    table.add_column("accuracy left", justify="right")
+    console.print(f"\n{s.norm}, epsilon {s.bound:.4g}, {result.attacked_samples:,} images")
+    table = Table("attack", Column("accuracy left", justify="right"), box=None, pad_edge=False)
     attacked = [(attack.name, attack.accuracy) for attack in result.attacks]
     worst = ("worst case, sample by sample", result.worst_case_accuracy)
     for name, accuracy in [("none", result.clean_accuracy_of_attacked), *attacked, worst]:
         table.add_row(escape(name), f"{accuracy:.1%}")
     console.print(table)
-    console.print("\nreport card", highlight=False)
+    console.print("\nreport card")
     table = Table(box=None, pad_edge=False, show_header=False)
     for check in result.card:
         figures = ", ".join(f"{k} {f'{v:.1%}' if isinstance(v, float) else v}" for k, v in check.figures.items())

@@ -5,7 +5,7 @@ Each field is one option of the same name; an option that is not given leaves it
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import Field, fields
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -15,8 +15,9 @@ import click
 from fastgat.config import TABLES, TrainConfig
 from fastgat.errors import ConfigError
 from fastgat.methods import GAT, METHODS
-from fastgat.options import constraint, suggestion, value_type
+from fastgat.options import constraint, declared, suggestion, value_type
 
+Decorator = Callable[[Callable[..., Any]], Callable[..., Any]]
 METAVARS = {int: "N", float: "X", str: "NAME", Path: "PATH"}
 SECTIONS = {"method": "Method", "": "Run", "run": "Running", "optimizer": "Optimisation"}
 
@@ -49,18 +50,14 @@ class SectionedCommand(click.Command):
                 formatter.write_dl(records)
 
 
-def settings() -> Iterator[Setting]:
+def settings() -> list[Setting]:
     """Every option of a training run, the method's first; a field that methods share appears once."""
-    seen: set[str] = set()
+    of_methods: dict[str, Setting] = {}
     for method in METHODS.values():
         for f in fields(method):
-            if f.name not in seen:
-                seen.add(f.name)
-                yield Setting("method", f, method)
-    for table, owner in {"": TrainConfig, **TABLES}.items():
-        for f in fields(owner):
-            if "constraint" in f.metadata:
-                yield Setting(table, f, owner)
+            of_methods.setdefault(f.name, Setting("method", f, method))
+    tables = {"": TrainConfig, **TABLES}.items()
+    return [*of_methods.values(), *(Setting(table, f, owner) for table, owner in tables for f in declared(owner))]
 
 
 def run_options(
@@ -69,21 +66,38 @@ def run_options(
     method: bool = True,
     without: Collection[str] = (),
     defaults: Mapping[str, object] | None = None,
-) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+) -> Decorator:
     """Decorates a click command with the options of `settings` called `names` (all) but those `without`, and unless
     told otherwise with --method and all options of the methods; `defaults` are those that the command has otherwise."""
+    chosen = [
+        click_option(setting, (defaults or {}).get(setting.field.name))
+        for setting in settings()
+        if names is None or setting.field.name in names or (method and setting.table == "method")
+        if setting.field.name not in without
+    ]
+    if method:
+        help_text = f"{', '.join(METHODS)}  [default: {GAT.name}]"
+        chosen.insert(0, click.option("--method", metavar="NAME", help=help_text))
+    return _all(chosen)
 
+
+def settings_options(*owners: type) -> Decorator:
+    """Decorates a click command with the options of these dataclasses."""
+    return _all([click_option(Setting("", f, owner)) for owner in owners for f in declared(owner)])
+
+
+def _all(options: list[Decorator]) -> Decorator:
     def decorate(command: Callable[..., Any]) -> Callable[..., Any]:
-        for setting in reversed(list(settings())):
-            name = setting.field.name
-            if name not in without and (names is None or (method and setting.table == "method") or name in names):
-                command = click_option(setting, (defaults or {}).get(name))(command)
-        if not method:
-            return command
-        known = ", ".join(METHODS)
-        return click.option("--method", metavar="NAME", help=f"{known}  [default: {GAT.name}]")(command)
+        for option in reversed(options):
+            command = option(command)
+        return command
 
     return decorate
+
+
+def given_to(owner: type, given: Mapping[str, Any]) -> dict[str, Any]:
+    """The options of the dataclass `owner` that were given."""
+    return {f.name: given[f.name] for f in declared(owner) if given.get(f.name) is not None}
 
 
 def overrides(given: dict[str, Any]) -> dict[str, Any]:
@@ -101,27 +115,14 @@ def overrides(given: dict[str, Any]) -> dict[str, Any]:
     return values
 
 
-def settings_options(*owners: type) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    """Decorates a click command with the options of these dataclasses."""
-
-    def decorate(command: Callable[..., Any]) -> Callable[..., Any]:
-        for owner in reversed(owners):
-            for f in reversed(fields(owner)):
-                if "constraint" in f.metadata:
-                    command = click_option(Setting("", f, owner))(command)
-        return command
-
-    return decorate
-
-
-def click_option(setting: Setting, default: object = None) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+def click_option(setting: Setting, default: object = None) -> Decorator:
     """The option of one field, whose help names its default, or the command's own; None where it is not given."""
     f = setting.field
     plain, _ = value_type(setting.owner, f.name)
     rule = constraint(f)
     text = rule.help
     if setting.table == "method":
-        text += f" (for {', '.join(method.name for method in _users(f.name))})"
+        text += f" (for {', '.join(_method_defaults(f.name))})"
     if f.default is True:
         text += "  [default: yes]"
     elif f.default is not None and plain is not bool:
@@ -133,14 +134,13 @@ def click_option(setting: Setting, default: object = None) -> Callable[[Callable
     return click.option(setting.flag, type=int if plain is int else str, metavar=METAVARS[plain], help=text)
 
 
-def _users(name: str) -> list[Any]:
-    """The methods that have an option called `name`."""
-    return [method for method in METHODS.values() if name in method.__dataclass_fields__]
+def _method_defaults(name: str) -> dict[str, Any]:
+    """The default of each method that has an option called `name`."""
+    return {method.name: f.default for method in METHODS.values() for f in fields(method) if f.name == name}
 
 
 def _default(setting: Setting) -> str:
-    f = setting.field
-    defaults = {user.name: user.__dataclass_fields__[f.name].default for user in _users(f.name)}
+    f, defaults = setting.field, _method_defaults(setting.field.name)
     if setting.table != "method" or len(set(defaults.values())) == 1:
         return f"{f.default:g}" if isinstance(f.default, float) else str(f.default)
     return ", ".join(f"{name} {value:.4g}" for name, value in defaults.items())

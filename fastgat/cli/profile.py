@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
 from typing import Any, Literal
 
 import click
 from rich.console import Console
-from rich.table import Table
+from rich.table import Column, Table
 
-from fastgat.cli.options import SectionedCommand, overrides, run_options
+from fastgat.cli.options import SectionedCommand, given_to, overrides, run_options, settings_options
 from fastgat.config import TrainConfig
 from fastgat.profiling import Settings
 from fastgat.profiling import profile as measure
@@ -27,60 +26,49 @@ KERNELS = 15
 
 @click.command(cls=SectionedCommand)
 @run_options(SHOWN)
-@click.option("--image-size", type=click.IntRange(8), default=32, show_default=True, help="pixels a side")
-@click.option("--num-classes", type=click.IntRange(2), default=10, show_default=True, help="classes")
-@click.option("--like-for-like", is_flag=True, help="the textbook in fastgat's number format and layout")
-@click.option("--rounds", type=click.IntRange(1), default=9, show_default=True, help="how often the sides take turns")
-@click.option("--trace", type=Path, metavar="FILE", help="write a Chrome trace of the step as written, phase by phase")
+@settings_options(Settings)
 @click.option("--json", "as_json", is_flag=True, help="as one JSON object")
-def profile(
-    image_size: int, num_classes: int, like_for_like: bool, rounds: int, trace: Path | None, as_json: bool, **given: Any
-) -> None:
+def profile(as_json: bool, **given: Any) -> None:
     """Time a training step on random images: the textbook in plain PyTorch against fastgat, in turns.
 
     The textbook is Algorithm 1 as the paper writes it, eager, in float32 and channels first unless --like-for-like.
     Each side has a process of its own, with PyTorch's and the system's own settings for the textbook. Both sides must
     compute the same gradient before anything is timed.
     """
-    config = TrainConfig.from_dict(overrides(given))
-    console = Console(stderr=True)
-    with console.status("starting") as status:
-        result = measure(
-            Settings(config, image_size, num_classes, like_for_like, rounds, trace),
-            lambda line: status.update(line),
-        )
+    measured = given_to(Settings, given)
+    run = {name: value for name, value in given.items() if name not in measured}
+    settings = Settings(TrainConfig.from_dict(overrides(run)), **measured)
+    with Console(stderr=True).status("starting") as status:
+        result = measure(settings, lambda line: status.update(line))
     if as_json:
         click.echo(json.dumps(result, indent=2))
     else:
-        _show(Console(), result)
+        _show(Console(highlight=False), result)
 
 
 def _show(console: Console, result: dict[str, Any]) -> None:
     config = result["config"]
-    console.print(f"{config['method']['name']}, batch {config['batch_size']}, on {result['device']}", highlight=False)
-    table = Table(box=None, pad_edge=False)
-    for column in ("", "textbook", "fastgat"):
-        table.add_column(column, justify="left" if not column else "right")
+    console.print(f"{config['method']['name']}, batch {config['batch_size']}, on {result['device']}")
+    columns = (Column(side, justify="right") for side in ("textbook", "fastgat"))
+    table = Table("", *columns, box=None, pad_edge=False)
     for name, cells in _rows(result):
         table.add_row(name, *cells)
     console.print(table)
-    console.print(f"speed-up {result['speedup']:.2f}", highlight=False)
+    console.print(f"speed-up {result['speedup']:.2f}")
     if "overhead" in result:
         console.print(
             f"GAT over fast gradient: textbook {result['overhead']['textbook']:.2f} (the paper: 3 to 4), "
             f"fastgat {result['overhead']['fastgat']:.2f}; "
-            f"fastgat's GAT over the textbook's fast gradient {result['fastgat_over_textbook_fast_gradient']:.2f}",
-            highlight=False,
+            f"fastgat's GAT over the textbook's fast gradient {result['fastgat_over_textbook_fast_gradient']:.2f}"
         )
     loader = result["fastgat"]["loader"]
     console.print(
         f"with its loader ({loader['name']}) {loader['step_ms']:.2f} ms, {loader['over_step']:.3f} times the step on a "
-        f"preloaded batch; {loader['data_wait']:.1%} of it waiting for data",
-        highlight=False,
+        f"preloaded batch; {loader['data_wait']:.1%} of it waiting for data"
     )
     phases = result["phases_ms"]
     total = sum(phases.values())
-    console.print("\nwhere the time of a full step of fastgat's goes, uncompiled:", highlight=False)
+    console.print("\nwhere the time of a full step of fastgat's goes, uncompiled:")
     table = _list("left", "right", "right")
     for name, milliseconds in phases.items():
         table.add_row(name, f"{milliseconds:.2f} ms", f"{milliseconds / total:.0%}")
@@ -90,7 +78,7 @@ def _show(console: Console, result: dict[str, Any]) -> None:
 
 
 def _show_kernels(console: Console, kernels: list[dict[str, Any]]) -> None:
-    console.print("\nand compiled, kernel by kernel:", highlight=False)
+    console.print("\nand compiled, kernel by kernel:")
     total = sum(kernel["us"] for kernel in kernels)
     shown = [(k["name"], k["calls"], k["us"]) for k in kernels[:KERNELS]]
     if rest := kernels[KERNELS:]:

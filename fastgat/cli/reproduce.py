@@ -6,7 +6,6 @@ import contextlib
 import shlex
 import sys
 from collections.abc import Sequence
-from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +13,7 @@ import click
 from rich.console import Console
 from rich.markdown import Markdown
 
-from fastgat.cli.options import SectionedCommand, overrides, run_options, settings_options
+from fastgat.cli.options import SectionedCommand, given_to, overrides, run_options, settings_options
 from fastgat.config import TrainConfig, merge
 from fastgat.engine.device import keep_freed_memory
 from fastgat.errors import ConfigError, FastgatError
@@ -159,9 +158,8 @@ def plan_from(quick: bool, dataset: str | None, grids: tuple[str, ...], given: d
             raise ConfigError(f"--grid: the values for {method} are given twice")
     chosen = {**(QUICK_GRIDS if quick else {}), **dict(given_grids)}
     check_grids(chosen)
-    extent = {f.name: given[f.name] for f in fields(Plan) if given.get(f.name) is not None}
     base = TrainConfig.from_dict(merge(runs, settings))
-    return Plan(**{**(QUICK if quick else {}), **extent}, base=base, grids=chosen)
+    return Plan(**{**(QUICK if quick else {}), **given_to(Plan, given)}, base=base, grids=chosen)
 
 
 def _names(what: tuple[str, ...]) -> list[str]:

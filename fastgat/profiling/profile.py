@@ -15,6 +15,7 @@ from fastgat.config import TrainConfig
 from fastgat.engine.device import device_name, pick_device
 from fastgat.errors import FastgatError, OutputError
 from fastgat.methods import GAT, FastGradientL2
+from fastgat.options import Options, option
 from fastgat.profiling.sides import Spec
 from fastgat.profiling.worker import Fed, Worker
 from fastgat.reporting.environment import environment
@@ -34,23 +35,18 @@ FED_ROUNDS = 3
 
 
 @dataclass(frozen=True)
-class Settings:
-    """What is profiled.
+class Settings(Options):
+    """What is profiled: `config` is fastgat's side.
 
-    Attributes:
-        config: fastgat's side.
-        like_for_like: give the textbook the same precision and layout; otherwise it is PyTorch as it comes.
-        rounds: how often the sides take turns.
-        trace: where to write a Chrome trace.
-        details: also time the step with its loader, and its phases; otherwise there is no `loader` and no `phases_ms`.
+    Without `details` the step is not timed with its loader, nor its phases: there is no `loader` and no `phases_ms`.
     """
 
     config: TrainConfig
-    image_size: int = 32
-    num_classes: int = 10
-    like_for_like: bool = False
-    rounds: int = 9
-    trace: Path | None = None
+    image_size: int = option(32, "pixels a side", at_least=8)
+    num_classes: int = option(10, "classes", at_least=2)
+    like_for_like: bool = option(False, "the textbook in fastgat's number format and layout")
+    rounds: int = option(9, "how often the sides take turns", at_least=1)
+    trace: Path | None = option(None, "write a Chrome trace of the step as written, phase by phase")
     details: bool = True
 
 
