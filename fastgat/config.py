@@ -205,10 +205,16 @@ class TrainConfig(Options):
                 raise ConfigError(f"{name} must be a {kind.__name__}, got {shown(getattr(self, name))}")
         if self.select == "last" and self.run.early_stopping is not None:
             raise ConfigError("early_stopping waits for a better epoch: select must be accuracy or loss, not last")
-        if self.optimizer.warmup_epochs >= self.epochs:
-            raise ConfigError(f"warmup_epochs must be less than the {self.epochs} epochs of the run")
+        if self.optimizer.warmup_epochs >= self.passes:
+            raise ConfigError(f"warmup_epochs must be less than the {self.passes} epochs of the run")
         if self.resume == "auto" and self.output is None:
             raise ConfigError("resume 'auto' continues the run in --output: name that folder")
+
+    @property
+    def passes(self) -> int:
+        """Passes over the data: the epochs, unless the method divides them."""
+        assert isinstance(self.method, Method)
+        return self.method.passes(self.epochs)
 
     def to_dict(self) -> dict[str, Any]:
         """Nested plain values as TOML has them: settings that are None are left out, paths are text."""

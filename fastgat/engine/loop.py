@@ -75,7 +75,7 @@ class Loop:
         self.position = Position(steps_per_epoch=self.steps_per_epoch)
         if isinstance(train_loader, IterableLoader):
             self.position.passes = train_loader.passes
-        self.total_steps = config.epochs * self.steps_per_epoch
+        self.total_steps = config.passes * self.steps_per_epoch
         self._stop_reason: str | None = None
         self._signal: str | None = None
         self._waited = 0.0
@@ -205,7 +205,7 @@ class Loop:
         """One training step; returns how many images the classifier has learnt from."""
         at, state = self.position, self.state
         config = self.config
-        state.set_learning_rates(learning_rate_factor(config.optimizer, at.step, config.epochs, self.steps_per_epoch))
+        state.set_learning_rates(learning_rate_factor(config.optimizer, at.step, config.passes, self.steps_per_epoch))
         kind = self.method.kind(at.step)
         began = time.perf_counter()
         with phase("data"):
@@ -344,7 +344,7 @@ class Loop:
         return Start(
             at.step,
             at.step // self.steps_per_epoch,
-            self.config.epochs,
+            self.config.passes,
             self.steps_per_epoch,
             at.best_epoch,
             self.position.epochs,

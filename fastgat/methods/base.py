@@ -39,6 +39,10 @@ class Method(Options):
         """The kinds of step repeat every `period` steps."""
         return 1
 
+    def passes(self, epochs: int) -> int:
+        """How many passes over the data a run of so many epochs makes."""
+        return epochs
+
     def kind(self, step: int) -> str:
         """The kind of step number `step`, from 0: "full", or "resting" where the generator sits it out."""
         return "full" if step % self.period == 0 else "resting"

@@ -3,12 +3,14 @@ classifier's gradient and for the next perturbation, which is carried from minib
 
     m times:  L_F = J(x + delta);  F learns;  delta = clamp(delta + eps sign(dJ/dx at x + delta), -eps, eps)
 
-x + delta is kept in [0, 1], and where that cuts, delta does not move. An epoch makes m updates a minibatch, so compare
-it with m epochs of other methods.
+x + delta is kept in [0, 1], and where that cuts, delta does not move. A pass over the data makes m updates a minibatch,
+and costs m passes of standard training. The authors' code (github.com/ashafahi/free_adv_train) therefore divides the
+number of passes by m, as `divide_epochs` does.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
@@ -31,6 +33,12 @@ class Free(Method):
 
     epsilon: float = epsilon_option(8 / 255)
     replays: int = option(4, "m, steps on each minibatch", at_least=1)
+    divide_epochs: bool = option(
+        False, "make epochs / m passes over the data, rounded up: then N epochs cost what N of standard training do"
+    )
+
+    def passes(self, epochs: int) -> int:
+        return math.ceil(epochs / self.replays) if self.divide_epochs else epochs
 
     def step(
         self,

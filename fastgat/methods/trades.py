@@ -2,12 +2,15 @@
 
     x'_0 = x + 0.001 n,  n normal            then k signed steps along dKL/dx', projected onto the ball and [0, 1]
 
-The seed of a step is the gradient of the KL by the perturbed logits, F(x') - F(x), with F(x) held fixed. The steps are
-taken in train mode; the authors' code takes them in eval mode, which differs where there is batch norm or dropout.
+The seed of a step is the gradient of the KL by the perturbed logits, F(x') - F(x), with F(x) held fixed. Train and eval
+mode differ where there is batch norm or dropout. The authors' code (github.com/yaodongyu/TRADES, trades.py) takes the
+steps in eval mode, with the running statistics; much of what came after takes them in train mode. Either way they leave
+the running statistics as they are.
 """
 
 from __future__ import annotations
 
+import contextlib
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -16,6 +19,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from fastgat.batch import Batch
+from fastgat.functional import in_eval_mode
 from fastgat.methods.adversarial import attack_steps_option, step_size_option
 from fastgat.methods.base import OnePlayer, epsilon_option, label_smoothing_option
 from fastgat.methods.joints import projected_step
@@ -35,6 +39,11 @@ class TRADES(OnePlayer):
     attack_steps: int = attack_steps_option(10)
     step_size: float = step_size_option(2 / 255, "size of a gradient step in each pixel")
     beta: float = option(6.0, "weight of the KL divergence", at_least=0)
+    attack_mode: str = option(
+        "train",
+        "mode of the classifier while its perturbation is made: train, or eval as in its authors' code",
+        choices=("train", "eval"),
+    )
     label_smoothing: float = label_smoothing_option()
 
     def draw(self, classifier: nn.Module, images: Tensor, source: torch.Generator) -> Draws:
@@ -42,12 +51,13 @@ class TRADES(OnePlayer):
 
     def delta(self, classifier: Network, images: Tensor, noise: Tensor) -> Tensor:
         """x' - x, (B, C, H, W)."""
-        clean = logits(classifier)(classifier.parameters, images)[0].softmax(1)
         delta = START * noise
-        for _ in range(self.attack_steps):
-            z, pull, _ = classify(classifier, images + delta, by="images")
-            (gradient,) = pull(z.softmax(1) - clean)
-            delta = projected_step(images, delta, gradient, size=self.step_size, epsilon=self.epsilon)
+        with in_eval_mode(classifier.module) if self.attack_mode == "eval" else contextlib.nullcontext():
+            clean = logits(classifier)(classifier.parameters, images)[0].softmax(1)
+            for _ in range(self.attack_steps):
+                z, pull, _ = classify(classifier, images + delta, by="images")
+                (gradient,) = pull(z.softmax(1) - clean)
+                delta = projected_step(images, delta, gradient, size=self.step_size, epsilon=self.epsilon)
         return delta
 
     def gradients(self, classifier: Network, minibatch: Batch, draws: Draws) -> tuple[Tensors, Metrics, Tensors]:

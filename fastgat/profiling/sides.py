@@ -196,6 +196,7 @@ class Textbook(Side):
                     method.attack_steps,
                     method.beta,
                     method.label_smoothing,
+                    attack_in_eval_mode=method.attack_mode == "eval",
                 )
             case _:
                 assert isinstance(method, Baseline)

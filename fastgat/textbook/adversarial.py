@@ -1,7 +1,7 @@
 """Adversarial training as its authors write it: PGD, FGSM-RS, N-FGSM, Free, TRADES, in L-inf, in plain eager PyTorch.
 
-Perturbations are made in train mode, which for TRADES is not as its authors have it. Images x are (B, C, H, W) in
-[0, 1]; `noise` is drawn by the caller, like x. Every step updates F in place and returns the mean loss.
+Images x are (B, C, H, W) in [0, 1]; `noise` is drawn by the caller, like x. Every step updates F, which is in train
+mode, in place and returns the mean loss.
 """
 
 from __future__ import annotations
@@ -67,10 +67,15 @@ def trades_step(
     steps: int,
     beta: float,
     label_smoothing: float = 0.0,
+    *,
+    attack_in_eval_mode: bool = False,
 ) -> Tensor:
-    """One step of F on J(x) + beta KL(F(x) || F(x')) (Zhang et al. 2019); `noise` is normal."""
+    """One step of F on J(x) + beta KL(F(x) || F(x')) (Zhang et al. 2019), whose code attacks in eval mode; `noise` is
+    normal.
+    """
     x, y = minibatch
     perturbed = x + 0.001 * noise
+    classifier.train(not attack_in_eval_mode)
     with torch.no_grad():
         clean = classifier(x).softmax(1)
     for _ in range(steps):
@@ -79,6 +84,7 @@ def trades_step(
         (gradient,) = torch.autograd.grad(divergence, perturbed)
         perturbed = perturbed.detach() + size * gradient.sign()
         perturbed = torch.min(torch.max(perturbed, x - epsilon), x + epsilon).clamp(0, 1)
+    classifier.train()
     logits = classifier(x)
     divergence = functional.kl_div(classifier(perturbed).log_softmax(1), logits.softmax(1), reduction="batchmean")
     loss = functional.cross_entropy(logits, y, label_smoothing=label_smoothing)

@@ -9,9 +9,11 @@ import pytest
 
 from fastgat.cli.recipes import FOLDER, load_recipe
 from fastgat.config import TrainConfig
+from fastgat.engine.checkpoint import load_checkpoint
+from fastgat.methods import Free
 from tests.cli.conftest import Run
 
-RECIPES = ("fgsm-rs-cifar10", "gat-cifar10", "n-fgsm-cifar10", "pgd-cifar10", "trades-cifar10")
+RECIPES = ("fgsm-rs-cifar10", "free-cifar10", "gat-cifar10", "n-fgsm-cifar10", "pgd-cifar10", "trades-cifar10")
 TINY: dict[str, tuple[object, ...]] = {
     "table1": ("--generator-width", 2),
     "preactresnet18-bn": ("--classifier", "wrn-10-1"),
@@ -60,3 +62,13 @@ def test_two_steps(run: Run, name: str) -> None:
     assert summary["method"] == name.removesuffix("-cifar10")
     rows = [json.loads(line) for line in Path("run", "metrics.jsonl").read_text().splitlines()]
     assert any(row.get("step") == 2 for row in rows)
+
+
+def test_free_counts_its_replays_as_epochs(run: Run) -> None:
+    assert [Free(replays=4, divide_epochs=True).passes(epochs) for epochs in (1, 4, 5, 8)] == [1, 1, 2, 2]
+    few = ("--dataset", "digits", "--train-images", 8, "--batch-size", 4, "--no-compile", "--lr-schedule", "cosine")
+    result = run("train", *few, "--method", "free", "--divide-epochs", "--epochs", 5, "--output", "run")
+    assert result.code == 0, result.err
+    assert json.loads(Path("run", "summary.json").read_text())["epochs"] == 2
+    _, header = load_checkpoint(Path("run", "last.safetensors"))
+    assert header["position"]["step"] == 4

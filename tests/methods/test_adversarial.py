@@ -54,17 +54,28 @@ def test_in_the_ball(method: Adversarial, settings: dict[str, float]) -> None:
         assert largest_difference(engine.state.classifier, classifier) < EXACT
 
 
-def test_trades() -> None:
-    method = TRADES(epsilon=EPSILON, attack_steps=3, step_size=0.02, beta=4.0)
-    classifier, _ = players()
-    engine, optimizer = Engine(method, classifier), torch.optim.Adam(classifier.parameters(), lr=1e-3)
-    for number in range(STEPS):
-        batch = minibatch()
-        draws, noise = drawn(engine, batch.images, number)
-        metrics = engine.step([batch], [draws])
-        loss = textbook.trades_step(classifier, optimizer, batch, noise, EPSILON, 0.02, 3, 4.0)
-        assert metrics["loss"] == pytest.approx(float(loss), rel=1e-6)
-        assert largest_difference(engine.state.classifier, classifier) < EXACT
+@pytest.mark.parametrize("compiled", [False, True])
+@pytest.mark.parametrize("mode", ["train", "eval"])
+def test_trades(mode: str, compiled: bool) -> None:
+    """Under batch norm, for which the attack's mode decides."""
+    method = TRADES(epsilon=EPSILON, attack_steps=3, step_size=0.02, beta=4.0, attack_mode=mode)
+    classifier = BatchNormNet().double()
+    engine = Engine(method, classifier, compiled=compiled)
+    optimizer = torch.optim.Adam(classifier.parameters(), lr=1e-3)
+    with compiled_by("aot_eager"):
+        for number in range(4):
+            batch = minibatch()
+            draws, noise = drawn(engine, batch.images, number)
+            metrics = engine.step([batch], [draws])
+            loss = textbook.trades_step(
+                classifier, optimizer, batch, noise, EPSILON, 0.02, 3, 4.0, attack_in_eval_mode=mode == "eval"
+            )
+            assert metrics["loss"] == pytest.approx(float(loss), rel=1e-6)
+            assert largest_difference(engine.state.classifier, classifier) < EXACT
+            assert all(module.training for module in engine.state.classifier.modules())
+    if mode == "eval":  # in train mode the textbook's attack moves them too
+        for name, buffer in engine.state.classifier.named_buffers():
+            torch.testing.assert_close(buffer, classifier.get_buffer(name), rtol=1e-10, atol=1e-12)
 
 
 @pytest.mark.parametrize("compiled", [False, True])
