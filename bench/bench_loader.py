@@ -25,9 +25,9 @@ from fastgat import TrainConfig
 from fastgat.config import DataConfig, PrecisionConfig
 from fastgat.data import Augmentation, EncodedSet, Images, ImageSet, create_loader
 from fastgat.data.folder import Folder
-from fastgat.data.loaders import cores
 from fastgat.data.registry import silent
 from fastgat.methods import GAT
+from fastgat.processes import cores
 from fastgat.profiling.profile import feeding
 from fastgat.profiling.sides import Spec
 from fastgat.profiling.worker import Fed, Worker

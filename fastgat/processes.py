@@ -44,3 +44,9 @@ def local_rank() -> int | None:
 def restarted() -> bool:
     """Whether torchrun has started this process in the place of one that failed."""
     return launched() and number("TORCHELASTIC_RESTART_COUNT", 0) > 0
+
+
+def cores() -> int:
+    """The cores that this process may use: of several ranks on a machine, its share."""
+    count = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, count // local_world_size())

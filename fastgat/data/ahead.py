@@ -2,27 +2,24 @@
 
 from __future__ import annotations
 
-import itertools
-import os
 from collections import deque
 from collections.abc import Callable, Generator
 from concurrent.futures import Future, ThreadPoolExecutor
+from itertools import islice
 from typing import TypeVar
 
-DEPTH = 4
-"""Results that are being prepared at a time."""
+from fastgat.processes import cores
 
 T = TypeVar("T")
 
 
-def ahead(work: Callable[[int], T], first: int = 0, count: int | None = None) -> Generator[T, None, None]:
-    """The results of `work(first)`, `work(first + 1)`, ..., up to number `count`; what `work` raises is raised here."""
-    numbers = itertools.count(first) if count is None else iter(range(first, count))
-    threads = ThreadPoolExecutor(min(DEPTH, os.cpu_count() or 1), thread_name_prefix="fastgat-reader")
-    waiting: deque[Future[T]] = deque()
+def ahead(work: Callable[[int], T], numbers: range, depth: int = 4) -> Generator[T, None, None]:
+    """The results of `work` on each number, `depth` of them being prepared at a time; its errors are raised here."""
+    threads = ThreadPoolExecutor(min(depth, cores()), thread_name_prefix="fastgat-reader")
+    left, waiting = iter(numbers), deque[Future[T]]()
     try:
         while True:
-            waiting.extend(threads.submit(work, number) for number in itertools.islice(numbers, DEPTH - len(waiting)))
+            waiting.extend(threads.submit(work, number) for number in islice(left, depth - len(waiting)))
             if not waiting:
                 return
             yield waiting.popleft().result()

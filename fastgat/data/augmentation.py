@@ -19,7 +19,7 @@ Uniforms = NDArray[np.float64]
 """(B, 7), or (B, 29) with --random-resized-crop, in [0, 1): the draws of each sample. The first seven are for
 shifts, mirroring and holes (two are unused), the others an area and an aspect ratio for ten tries, and a place. One
 augmentation does not change the draws of another."""
-VERTICAL, HORIZONTAL, MIRROR, HOLE_VERTICAL, HOLE_HORIZONTAL, FIRST_TRY = range(2, 8)
+SHIFT, MIRROR, HOLE, FIRST_TRY = slice(2, 4), 4, slice(5, 7), 7
 TRIES = 10
 
 STREAM, CROP_STREAM = 1, 2
@@ -86,21 +86,18 @@ class Augmentation(Options):
 
     def place(self, uniforms: Uniforms | None, sizes: NDArray[np.int64], output: tuple[int, int]) -> Placement:
         """Samples of `sizes`, (B, 2) height and width, placed in images of size `output`; without draws, centred."""
-        count, none = len(sizes), np.zeros((len(sizes), 2), np.int32)
+        boxes, none = largest_boxes(sizes, output), np.zeros((len(sizes), 2), np.int32)
         if uniforms is None:
-            return Placement(largest_boxes(sizes, output), none, np.zeros(count, np.int32), none)
-        boxes, shifts, holes = largest_boxes(sizes, output), none, none
-        vertical, horizontal = uniforms[:, VERTICAL], uniforms[:, HORIZONTAL]
+            return Placement(boxes, none, none[:, 0], none)
+        shifts = holes = none
         if self.random_resized_crop is not None:
             boxes = random_boxes(uniforms[:, FIRST_TRY:], sizes, output, self.random_resized_crop)
         if self.padded_crop is not None:
-            places = 2 * self.padded_crop + 1
-            shifts = np.column_stack([vertical * places, horizontal * places]).astype(np.int32) - self.padded_crop
-        flips = ((uniforms[:, MIRROR] < 0.5) & self.flip).astype(np.int32)
+            shifts = (uniforms[:, SHIFT] * (2 * self.padded_crop + 1)).astype(np.int32) - self.padded_crop
         if self.cutout is not None:
-            centres = uniforms[:, [HOLE_VERTICAL, HOLE_HORIZONTAL]] * output
-            holes = centres.astype(np.int32) - self.cutout // 2
-        return Placement(boxes, shifts.astype(np.int32), flips, holes.astype(np.int32))
+            holes = (uniforms[:, HOLE] * output).astype(np.int32) - self.cutout // 2
+        flips = (uniforms[:, MIRROR] < 0.5) & self.flip
+        return Placement(boxes, shifts, flips.astype(np.int32), holes)
 
 
 def largest_boxes(sizes: NDArray[np.int64], output: tuple[int, int]) -> NDArray[np.int32]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Iterable, Iterator
 
 import numpy as np
@@ -13,7 +12,6 @@ from fastgat.errors import DataError
 
 Rows = NDArray[np.int64]
 """Samples, by their numbers in a set."""
-Marks = NDArray[np.bool_]
 POLICIES = ("error", "skip")
 
 
@@ -27,41 +25,30 @@ class BadSamples:
     def __init__(self, policy: str = "error") -> None:
         self.policy = policy
         self.reasons: dict[int, str] = {}
-        self._lock = threading.Lock()
 
     def __len__(self) -> int:
         return len(self.reasons)
 
     def report(self, row: int, name: str, flaw: object) -> None:
-        """Take note of a bad sample, the file `name`. Raises DataError where that is the policy."""
+        """Take note of a bad sample, the file `name`; threads may. Raises DataError where that is the policy."""
         reason = f"{name}: {flaw}"
         if self.policy == "error":
             raise DataError(f"{reason}; --on-bad-sample skip goes on without it")
-        with self._lock:
-            self.reasons.setdefault(int(row), reason)
+        self.reasons.setdefault(int(row), reason)
 
-    def first(self) -> str | None:
-        """The first reason."""
-        return next(iter(self.reasons.values()), None)
+    def good_places(self, rows: Rows) -> Rows:
+        """The places of those that can be read, as far as is known; maybe none."""
+        return np.flatnonzero(~np.isin(rows, list(self.reasons)))
 
     def substitutes(self, rows: Rows) -> Rows:
         """For each place of a batch the place whose sample it gets: its own, or that of the next good one.
 
         Raises DataError where there is none.
         """
-        bad = self._marks(rows)
-        if not bad.any():
-            return np.arange(len(rows))
-        if bad.all():
+        good = self.good_places(rows)
+        if not len(good):
             raise DataError(f"no sample of a whole batch can be read; one of them: {self.reasons[int(rows[0])]}")
-        places = np.arange(2 * len(rows))
-        twice = np.concatenate([bad, bad])
-        after = np.minimum.accumulate(np.where(twice, len(twice), places)[::-1])[::-1]
-        return after[: len(rows)] % len(rows)
-
-    def good_places(self, rows: Rows) -> Rows:
-        """The places of those that can be read, as far as is known; maybe none."""
-        return np.flatnonzero(~self._marks(rows))
+        return good[np.searchsorted(good, np.arange(len(rows))) % len(good)]
 
     def without_empty(self, batches: Iterable[Batch]) -> Iterator[Batch]:
         """The batches that have a sample left. Raises DataError where none has."""
@@ -71,9 +58,5 @@ class BadSamples:
                 any_left = True
                 yield batch
         if self.reasons and not any_left:
-            raise DataError(f"no sample of the whole set can be read; one of them: {self.first()}")
-
-    def _marks(self, rows: Rows) -> Marks:
-        if not self.reasons:
-            return np.zeros(len(rows), bool)
-        return np.isin(rows, np.fromiter(list(self.reasons), np.int64))
+            first = next(iter(self.reasons.values()))
+            raise DataError(f"no sample of the whole set can be read; one of them: {first}")

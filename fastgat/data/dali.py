@@ -18,17 +18,17 @@ from numpy.typing import NDArray
 
 from fastgat.batch import Batch
 from fastgat.data.ahead import ahead
-from fastgat.data.augmentation import Placement, Uniforms
 from fastgat.data.bad_samples import Rows
 from fastgat.data.dali_graph import Graph, Work, check_decodable, missing, reason
 from fastgat.data.decoding import FLIPS, BadSampleError, decode, read_header, stored_boxes
 from fastgat.data.encoded import EncodedSet
-from fastgat.data.sampler import Sampled, Sampler
+from fastgat.data.loader import Request, SampledLoader
+from fastgat.data.sampler import Sampler
 from fastgat.data.sets import Images, ImageSet
 from fastgat.errors import DataError
 
 
-class DaliLoader(Sampled):
+class DaliLoader(SampledLoader):
     """Batches that DALI prepares with `threads` of its own.
 
     Raises DataError where DALI is missing, or is not for this machine's driver.
@@ -46,74 +46,52 @@ class DaliLoader(Sampled):
             axes = (0, 3, 1, 2) if layout == "CHW" else (0, 1, 2, 3)
             self.pixels = np.ascontiguousarray(images.images.transpose(axes))
 
-    def stream(self, player: int, start: int = 0) -> Iterator[Batch]:
-        def work(rows: Rows, number: int) -> Work:
-            return self._work(rows, self.skipped.substitutes, self.sampler.uniforms(player, start + number))
-
-        return self._batches(lambda number: self.sampler.rows(player, start + number), work)
-
-    def once(self) -> Iterator[Batch]:
-        everything = list(self.sampler.in_order())
-
-        def work(rows: Rows, number: int) -> Work:
-            return self._work(rows, self.skipped.good_places, None)
-
-        return self.skipped.without_empty(self._batches(everything.__getitem__, work, len(everything)))
-
     def _batches(
-        self, rows: Callable[[int], Rows], work: Callable[[Rows, int], Work], count: int | None = None
+        self, request: Callable[[int], Request], numbers: range, places: Callable[[Rows], Rows]
     ) -> Iterator[Batch]:
-        """What DALI makes of `work` on the samples `rows` of batch 0, 1, ..., past those that it cannot decode."""
-        number = 0
-        while count is None or number < count:
-            with closing(ahead(lambda number: work(rows(number), number), number, count)) as prepared:
+        """As the base says; after a batch with a sample that DALI cannot decode, DALI is started anew from there."""
+        while numbers:
+            with closing(ahead(lambda number: self._work(request(number), places), numbers)) as prepared:
                 under_way: deque[int] = deque()
-                given = _not_empty(enumerate(prepared, number), under_way)
+                given = _not_empty(zip(numbers, prepared, strict=False), under_way)
                 first = next(given, None)
                 if first is None:
                     return
                 try:
                     for images, labels in self.graph.run(chain([first], given), list(first)):
                         yield Batch(images, labels)
-                        number = under_way.popleft() + 1
+                        numbers = range(under_way.popleft() + 1, numbers.stop)
                     return
                 except RuntimeError as error:
-                    self._find_bad(rows(under_way[0] if under_way else number), error)
+                    self._find_bad(request(under_way[0] if under_way else numbers.start)[0], error)
 
-    def _work(self, rows: Rows, places_of: Callable[[Rows], Rows], uniforms: Uniforms | None) -> Work:
-        """The samples `rows`, placed; once they are read, `places_of` tells which to take."""
+    def _work(self, request: Request, places: Callable[[Rows], Rows]) -> Work:
+        """What DALI is to do for a request; once its samples are read, `places` tells which of them to take."""
+        rows, uniforms = request
         images, facts = self._read(rows)
-        places = places_of(rows)
-        work = {"images": images, "labels": self.images.labels[rows[places]]}
+        kept, augmentation = places(rows), self.sampler.augmentation
+        work = {"images": images, "labels": self.images.labels[rows[kept]]}
         if self.graph.in_files:
-            work["images"] = [images[place] for place in places]
+            work["images"] = [images[place] for place in kept]
         elif uniforms is None:
             return work
-        sizes, orientations = facts[places, :2], facts[places, 2]
-        augmentation, drawn = self.sampler.augmentation, None if uniforms is None else uniforms[places]
-        placement = augmentation.place(drawn, sizes, self.graph.output)
-        boxes = placement.boxes
+        sizes, orientations = facts[kept, :2], facts[kept, 2]
+        drawn = None if uniforms is None else uniforms[kept]
+        boxes, shifts, flips, holes = augmentation.place(drawn, sizes, self.graph.output)
         if self.graph.in_files:
             boxes = stored_boxes(boxes, sizes, orientations)
             work |= {"transposed": orientations >= 5, "stored_flips": FLIPS[orientations].astype(np.int32)}
         if self.graph.in_files or augmentation.random_resized_crop is not None:
             starts, shapes = boxes[:, :2], boxes[:, 2:]
             work |= {"starts": starts, "shapes": shapes, "scaled": (shapes != self.graph.output).any(1)}
-        return work if drawn is None else work | self._moves(placement)
-
-    def _moves(self, placement: Placement) -> Work:
-        """Shifts, flips and holes, of those that there are; holes cut at the edges."""
-        augmentation = self.sampler.augmentation
-        moves: Work = {}
-        if augmentation.padded_crop is not None:
-            moves["shifts"] = placement.shifts
-        if augmentation.flip:
-            moves["flips"] = placement.flips
-        if augmentation.hole:
-            first = placement.holes.clip(0)
-            last = np.minimum(placement.holes + augmentation.hole, self.graph.output)
-            moves |= {"holes": first.astype(np.float32), "hole_sizes": (last - first).astype(np.float32)}
-        return moves
+        if drawn is not None and augmentation.padded_crop is not None:
+            work["shifts"] = shifts
+        if drawn is not None and augmentation.flip:
+            work["flips"] = flips
+        if drawn is not None and augmentation.hole:  # cut at the edges
+            first, last = holes.clip(0), np.minimum(holes + augmentation.hole, self.graph.output)
+            work |= {"holes": first.astype(np.float32), "hole_sizes": (last - first).astype(np.float32)}
+        return work
 
     def _read(self, rows: Rows) -> tuple[Any, NDArray[np.int64]]:
         """Pixels, or the files of `rows`, and (B, 3) their height, width and orientation.

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import itertools
 import os
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -15,26 +14,24 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from fastgat.batch import Batch
-from fastgat.data.augmentation import Augmentation, Uniforms
-from fastgat.data.bad_samples import Rows
+from fastgat.data.augmentation import Augmentation
+from fastgat.data.bad_samples import BadSamples, Rows
 from fastgat.data.decoding import BadSampleError, arrange
 from fastgat.data.encoded import EncodedSet
-from fastgat.data.sampler import Sampled, Sampler
-from fastgat.data.sets import Images, ImageSet
+from fastgat.data.loader import Request, SampledLoader
+from fastgat.data.sampler import Sampler
+from fastgat.data.sets import Images
 from fastgat.kernels.image_batch import unit_scaled
 from fastgat.processes import launched
 
-Key = tuple[Rows, Uniforms | None]
-"""The rows of a batch, and what is drawn for them."""
-
 
 class Samples(NamedTuple):
-    """A batch of images, (B, H, W, C) uint8, and labels; black where there is a flaw."""
+    """The samples `rows`: images, (B, H, W, C) uint8, and labels; black where there is a flaw, which is kept by row."""
 
-    rows: Rows
+    rows: Tensor
     images: Tensor
     labels: Tensor
-    flaws: list[tuple[int, str]]
+    flaws: dict[int, str]
 
 
 @dataclass
@@ -44,23 +41,23 @@ class Arranged(Dataset[Samples]):
     images: Images
     augmentation: Augmentation
 
-    def __getitem__(self, key: Key) -> Samples:
-        rows, uniforms = key
-        output, hole = self.images.shape[:2], self.augmentation.hole if uniforms is not None else 0
-        arranged, flaws = np.zeros((len(rows), *self.images.shape), np.uint8), []
+    def __getitem__(self, request: Request) -> Samples:
+        rows, uniforms = request
+        pixels, flaws = np.zeros((len(rows), *self.images.shape), np.uint8), {}
         for place, row in enumerate(rows.tolist()):
             drawn = None if uniforms is None else uniforms[place : place + 1]
             try:
-                image = self.images.images[row] if isinstance(self.images, ImageSet) else self.images.decoded(row)
-                placement = self.augmentation.place(drawn, np.array([image.shape[:2]]), output)
-                arranged[place] = arrange(image, placement, output, hole)
+                pixels[place] = arrange(self.images.decoded(row), self.augmentation, drawn, self.images.shape[:2])
             except BadSampleError as error:
-                flaws.append((row, str(error)))
-        return Samples(rows, torch.from_numpy(arranged), torch.from_numpy(self.images.labels[rows]), flaws)
+                flaws[row] = str(error)
+        labels = torch.from_numpy(self.images.labels[rows])
+        return Samples(torch.from_numpy(rows), torch.from_numpy(pixels), labels, flaws)
 
-
-def _as_it_is(samples: Samples) -> Samples:
-    return samples
+    def report(self, samples: Samples, bad: BadSamples) -> None:
+        """Add those that have a flaw to the bad samples."""
+        for row, flaw in samples.flaws.items():
+            assert isinstance(self.images, EncodedSet)
+            bad.report(row, self.images.name(row), flaw)
 
 
 def leave_signals_to_the_run(worker: int) -> None:
@@ -72,43 +69,30 @@ def leave_signals_to_the_run(worker: int) -> None:
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
-class TorchLoader(Sampled):
+class TorchLoader(SampledLoader):
     """Batches that `workers` processes of a DataLoader prepare by Pillow, or this process where there are none."""
 
     def __init__(self, images: Images, sampler: Sampler, *, workers: int = 0, **common: Any) -> None:
         super().__init__(images, sampler, **common)
         self.workers = workers
 
-    def stream(self, player: int, start: int = 0) -> Iterator[Batch]:
-        numbers = itertools.count(start)
-        keys = ((self.sampler.rows(player, number), self.sampler.uniforms(player, number)) for number in numbers)
-        for samples in self._loaded(keys):
-            yield self._batch(samples, self.skipped.substitutes(samples.rows))
-
-    def once(self) -> Iterator[Batch]:
-        loaded = self._loaded((rows, None) for rows in self.sampler.in_order())
-        batches = (self._batch(samples, self.skipped.good_places(samples.rows)) for samples in loaded)
-        return self.skipped.without_empty(batches)
-
-    def _loaded(self, keys: Iterator[Key]) -> Iterator[Samples]:
+    def _batches(
+        self, request: Callable[[int], Request], numbers: range, places: Callable[[Rows], Rows]
+    ) -> Iterator[Batch]:
+        arranged = Arranged(self.images, self.sampler.augmentation)
         loader = DataLoader(
-            Arranged(self.images, self.sampler.augmentation),
+            arranged,
             batch_size=None,
-            sampler=keys,
+            sampler=map(request, numbers),
             num_workers=self.workers,
-            collate_fn=_as_it_is,  # type: ignore[arg-type]  # torch's annotation knows of lists only
             worker_init_fn=leave_signals_to_the_run,
             pin_memory=self.device.type == "cuda",
         )
         for samples in loader:
-            for row, flaw in samples.flaws:
-                assert isinstance(self.images, EncodedSet)
-                self.skipped.report(row, self.images.name(row), flaw)
-            yield samples
-
-    def _batch(self, samples: Samples, places: Rows) -> Batch:
-        images, labels = samples.images, samples.labels
-        if samples.flaws:
-            images, labels = images[torch.from_numpy(places)], labels[torch.from_numpy(places)]
-        images = images.to(self.device, non_blocking=True).permute(0, 3, 1, 2).contiguous(memory_format=self.layout)
-        return Batch(unit_scaled(images), labels.to(self.device, non_blocking=True))
+            arranged.report(samples, self.skipped)
+            images, labels = samples.images, samples.labels
+            if samples.flaws:
+                kept = torch.from_numpy(places(samples.rows.numpy()))
+                images, labels = images[kept], labels[kept]
+            images = images.to(self.device, non_blocking=True).permute(0, 3, 1, 2).contiguous(memory_format=self.layout)
+            yield Batch(unit_scaled(images), labels.to(self.device, non_blocking=True))

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from fastgat.data.augmentation import Placement
+from fastgat.data.augmentation import Augmentation, Uniforms
 
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp")
 FORMATS = ("JPEG", "PNG", "WEBP")
@@ -146,19 +146,20 @@ def stored_boxes(
 
 
 def arrange(
-    image: NDArray[np.uint8], placement: Placement, output: tuple[int, int], hole: int = 0
+    image: NDArray[np.uint8], augmentation: Augmentation, uniforms: Uniforms | None, output: tuple[int, int]
 ) -> NDArray[np.uint8]:
-    """`image`, (H, W, C), as its placement (of one sample) has it, in an image of size `output`."""
-    (top, left, height, width), (dy, dx) = placement.boxes[0], placement.shifts[0]
+    """`image`, (H, W, C), in size `output`: augmented by the draws `uniforms` (of one sample), or as it is."""
+    boxes, shifts, flips, holes = augmentation.place(uniforms, np.array([image.shape[:2]]), output)
+    (top, left, height, width), (dy, dx) = boxes[0], shifts[0]
     part = image[top : top + height, left : left + width]
     if part.shape[:2] != output:
         part = _scaled(part, output)
     if dy or dx:
         part = _shifted(part, int(dy), int(dx))
-    if placement.flips[0]:
+    if flips[0]:
         part = part[:, ::-1]
-    if hole:
-        first, last = placement.holes[0].clip(0), (placement.holes[0] + hole).clip(0)
+    if uniforms is not None and augmentation.hole:
+        first, last = holes[0].clip(0), (holes[0] + augmentation.hole).clip(0)
         part = part.copy()
         part[first[0] : last[0], first[1] : last[1]] = 0
     return np.ascontiguousarray(part)

@@ -48,12 +48,12 @@ class EncodedSet:
         """Height, width and channels of a decoded image."""
         return self.size, self.size, 3
 
-    def take(self, indices: NDArray[np.int64]) -> EncodedSet:
+    def take(self, indices: NDArray[np.int64] | slice) -> EncodedSet:
         return replace(self, numbers=self.numbers[indices], labels=self.labels[indices])
 
     def first(self, count: int | None) -> EncodedSet:
         """The first `count` images, or all of them."""
-        return self if count is None else self.take(np.arange(min(count, len(self))))
+        return self.take(slice(count))
 
     def keys(self) -> list[str]:
         return [self.files.key(number) for number in self.numbers.tolist()]

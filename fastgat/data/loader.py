@@ -1,12 +1,22 @@
-"""The protocol of everything that feeds a run with batches."""
+"""What feeds a run with batches: the protocol of every loader, and the base of fastgat's own."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import sys
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator
 from typing import Protocol
 
+import torch
+
 from fastgat.batch import Batch
-from fastgat.data.bad_samples import BadSamples
+from fastgat.data.augmentation import Uniforms
+from fastgat.data.bad_samples import BadSamples, Rows
+from fastgat.data.sampler import Sampler
+from fastgat.data.sets import Images
+
+Request = tuple[Rows, Uniforms | None]
+"""The samples of a batch and, in training, what augmentation draws for them."""
 
 
 class Loader(Protocol):
@@ -30,3 +40,49 @@ class Loader(Protocol):
     def once(self) -> Iterator[Batch]:
         """Every sample once, in order, the last batch smaller where need be."""
         ...
+
+
+class SampledLoader(ABC):
+    """Base of the loaders: images, the order in which they are shown, and where batches go.
+
+    Args:
+        images: in memory, or in files.
+        sampler: which samples are in which batch.
+        device: where batches are wanted, float32 in [0, 1].
+        skipped: samples that are not to be used, added to as they are met.
+    """
+
+    def __init__(
+        self,
+        images: Images,
+        sampler: Sampler,
+        *,
+        device: torch.device | str = "cpu",
+        channels_last: bool = False,
+        skipped: BadSamples | None = None,
+    ) -> None:
+        self.images, self.sampler, self.device = images, sampler, torch.device(device)
+        self.layout = torch.channels_last if channels_last else torch.contiguous_format
+        self.skipped = skipped if skipped is not None else BadSamples()
+
+    @property
+    def batches_per_epoch(self) -> int:
+        return self.sampler.batches_per_epoch
+
+    def stream(self, player: int, start: int = 0) -> Iterator[Batch]:
+        def request(number: int) -> Request:
+            return self.sampler.rows(player, number), self.sampler.uniforms(player, number)
+
+        return self._batches(request, range(start, sys.maxsize), self.skipped.substitutes)
+
+    def once(self) -> Iterator[Batch]:
+        parts = list(self.sampler.in_order())
+        batches = self._batches(lambda number: (parts[number], None), range(len(parts)), self.skipped.good_places)
+        return self.skipped.without_empty(batches)
+
+    @abstractmethod
+    def _batches(
+        self, request: Callable[[int], Request], numbers: range, places: Callable[[Rows], Rows]
+    ) -> Iterator[Batch]:
+        """What is requested for each of the numbers. `places` says which of a batch's samples to use, once it is known
+        which of them cannot be read."""

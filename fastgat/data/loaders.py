@@ -2,22 +2,20 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 
+from fastgat.data.ahead import ahead
 from fastgat.data.augmentation import Augmentation
 from fastgat.data.bad_samples import BadSamples
 from fastgat.data.dali import DaliLoader
 from fastgat.data.dali_graph import missing as dali_missing
-from fastgat.data.dataloader import TorchLoader
-from fastgat.data.decoding import BadSampleError, arrange
+from fastgat.data.dataloader import Arranged, Samples, TorchLoader
 from fastgat.data.encoded import EncodedSet
 from fastgat.data.loader import Loader
 from fastgat.data.resident import ResidentLoader
@@ -25,12 +23,12 @@ from fastgat.data.sampler import Sampler
 from fastgat.data.sets import Images, ImageSet
 from fastgat.data.store import Progress
 from fastgat.errors import DataError
-from fastgat.processes import local_world_size
+from fastgat.processes import cores, local_world_size
 
 LOADERS = ("auto", "dali", "resident", "torch")
 PLAIN = Augmentation()
-WINDOW = 256
-"""Images that are decoded between two reports."""
+WINDOW = 64
+"""Images that are decoded together, between two reports."""
 
 
 class Choice(NamedTuple):
@@ -41,23 +39,15 @@ class Choice(NamedTuple):
 
 
 def choose(name: str, images: Images, device: torch.device) -> Choice:
-    """The loader called `name`; `auto` is DALI on a GPU and for images in files, otherwise resident.
-
-    Raises DataError where DALI is asked for and missing.
-    """
+    """The loader called `name`; `auto` is DALI on a GPU and for images in files, otherwise resident."""
     in_files = isinstance(images, EncodedSet)
-    if name == "auto" and device.type == "cpu" and not in_files:
+    if name != "auto":
+        return Choice(name, "asked for")
+    if device.type == "cpu" and not in_files:
         return Choice("resident", "the images are in memory")
-    if name in ("resident", "torch"):
-        return Choice(name, "asked for")
-    absent = dali_missing()
-    if name == "dali":
-        if absent:
-            raise DataError(absent)
-        return Choice(name, "asked for")
-    if absent is None:
-        return Choice("dali", "the images are in files" if in_files else "on a GPU")
-    return Choice("torch" if in_files else "resident", absent)
+    if absent := dali_missing():
+        return Choice("torch" if in_files else "resident", absent)
+    return Choice("dali", "the images are in files" if in_files else "on a GPU")
 
 
 def create_loader(
@@ -104,12 +94,6 @@ def create_loader(
     return ResidentLoader(images, sampler, **common)
 
 
-def cores() -> int:
-    """The cores that this process may use: of several ranks on a machine, its share."""
-    count = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return max(1, count // local_world_size())
-
-
 def check_fits(images: EncodedSet, device: torch.device) -> None:
     """Raises DataError if the decoded images, a set for each rank, would take more than half of the memory that is
     free here or there."""
@@ -136,36 +120,29 @@ def host_memory() -> int | None:
 
 def decode_all(images: EncodedSet, bad: BadSamples, progress: Progress) -> ImageSet:
     """Every image, decoded and scaled, in memory; a bad one is black and taken note of."""
-    pixels = np.zeros((len(images), *images.shape), np.uint8)
-
-    def keep(row: int, image: NDArray[np.uint8]) -> None:
-        placement = PLAIN.place(None, np.array([image.shape[:2]]), images.shape[:2])
-        pixels[row] = arrange(image, placement, images.shape[:2])
-
-    _decode_each(images, keep, bad, progress)
+    pixels = np.empty((len(images), *images.shape), np.uint8)
+    for samples in _decoded(images, bad, progress):
+        pixels[samples.rows.numpy()] = samples.images
     return ImageSet(pixels, images.labels)
 
 
 def unreadable(images: EncodedSet, progress: Progress) -> list[str]:
     """What is wrong with the images that cannot be decoded, a line each."""
     bad = BadSamples("skip")
-    _decode_each(images, lambda row, image: None, bad, progress)
+    for _ in _decoded(images, bad, progress):
+        """Bad ones have been taken note of."""
     return list(bad.reasons.values())
 
 
-def _decode_each(
-    images: EncodedSet, use: Callable[[int, NDArray[np.uint8]], None], bad: BadSamples, progress: Progress
-) -> None:
-    """Decode every image by Pillow, one thread a core, and `use` it there."""
+def _decoded(images: EncodedSet, bad: BadSamples, progress: Progress) -> Iterator[Samples]:
+    """All images in order, decoded by Pillow, one thread a core."""
+    arranged = Arranged(images, PLAIN)
 
-    def one(row: int) -> None:
-        try:
-            use(row, images.decoded(row))
-        except BadSampleError as error:
-            bad.report(row, images.name(row), error)
+    def window(first: int) -> Samples:
+        return arranged[np.arange(first, min(first + WINDOW, len(images))), None]
 
-    with ThreadPoolExecutor(cores()) as pool:
-        for first in range(0, len(images), WINDOW):
-            rows = range(first, min(first + WINDOW, len(images)))
-            list(pool.map(one, rows))
-            progress("decoding", rows.stop, len(images))
+    with closing(ahead(window, range(0, len(images), WINDOW), depth=2 * cores())) as windows:
+        for samples in windows:
+            arranged.report(samples, bad)
+            yield samples
+            progress("decoding", int(samples.rows[-1]) + 1, len(images))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -11,12 +11,13 @@ from torch import Tensor
 
 from fastgat.batch import Batch
 from fastgat.data.bad_samples import Rows
-from fastgat.data.sampler import Sampled, Sampler
+from fastgat.data.loader import Request, SampledLoader
+from fastgat.data.sampler import Sampler
 from fastgat.data.sets import ImageSet
 from fastgat.kernels.image_batch import image_batch
 
 
-class ResidentLoader(Sampled):
+class ResidentLoader(SampledLoader):
     """Batches that are gathered and augmented on the device, to which the whole set in memory is copied."""
 
     def __init__(self, images: ImageSet, sampler: Sampler, **common: Any) -> None:
@@ -24,45 +25,22 @@ class ResidentLoader(Sampled):
         pixels = torch.from_numpy(np.ascontiguousarray(images.images)).permute(0, 3, 1, 2)
         self.pixels = pixels.to(self.device).contiguous(memory_format=self.layout)
         self.labels = torch.from_numpy(images.labels).to(self.device)
-        self.sizes = np.array([images.images.shape[1:3]])
-        self._orders: dict[int, tuple[int, Tensor]] = {}
 
-    def stream(self, player: int, start: int = 0) -> Iterator[Batch]:
-        while True:
-            yield self._batch(player, start)
-            start += 1
-
-    def once(self) -> Iterator[Batch]:
-        return self.skipped.without_empty(self._in_order())
-
-    def _in_order(self) -> Iterator[Batch]:
-        for rows in self.sampler.in_order():
-            good = self._sent(rows[self.skipped.good_places(rows)])
-            yield Batch(image_batch(self.pixels, good), self.labels[good])
-
-    def _batch(self, player: int, number: int) -> Batch:
-        uniforms = self.sampler.uniforms(player, number)
-        places = self.skipped.substitutes(self.sampler.rows(player, number)) if len(self.skipped) else None
-        rows = self._rows(player, number, places)
-        if uniforms is None:
-            return Batch(image_batch(self.pixels, rows), self.labels[rows])
-        uniforms = uniforms if places is None else uniforms[places]
-        augmentation, sizes = self.sampler.augmentation, self.sizes.repeat(len(rows), 0)
-        table = augmentation.place(uniforms, sizes, tuple(self.sizes[0])).table()
+    def _batches(
+        self, request: Callable[[int], Request], numbers: range, places: Callable[[Rows], Rows]
+    ) -> Iterator[Batch]:
+        augmentation, size = self.sampler.augmentation, self.images.shape[:2]
         resize = augmentation.random_resized_crop is not None
-        images = image_batch(self.pixels, rows, self._sent(table), hole=augmentation.hole, resize=resize)
-        return Batch(images, self.labels[rows])
-
-    def _rows(self, player: int, number: int, places: Rows | None) -> Tensor:
-        """The rows of a batch, on the device, where the order of a whole epoch is kept."""
-        if places is not None:
-            return self._sent(self.sampler.rows(player, number)[places])
-        epoch, part = self.sampler.locate(number)
-        known, order = self._orders.get(player, (-1, self.labels))
-        if known != epoch:
-            order = self._sent(self.sampler.permutation(player, epoch))
-            self._orders[player] = (epoch, order)
-        return order[part]
+        for rows, uniforms in map(request, numbers):
+            table = None
+            if len(self.skipped):
+                kept = places(rows)
+                rows, uniforms = rows[kept], None if uniforms is None else uniforms[kept]
+            if uniforms is not None:
+                table = self._sent(augmentation.place(uniforms, np.tile(size, (len(rows), 1)), size).table())
+            indices = self._sent(rows)
+            images = image_batch(self.pixels, indices, table, hole=augmentation.hole, resize=resize)
+            yield Batch(images, self.labels[indices])
 
     def _sent(self, array: np.ndarray[Any, Any]) -> Tensor:
         """On the device, without waiting for it."""

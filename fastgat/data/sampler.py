@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 import numpy as np
-import torch
 
 from fastgat.data.augmentation import Augmentation, Uniforms
-from fastgat.data.bad_samples import BadSamples, Rows
-from fastgat.data.sets import Images
+from fastgat.data.bad_samples import Rows
 from fastgat.errors import DataError
 
 
@@ -33,14 +32,13 @@ class Sampler:
     rank: int = 0
     ranks: int = 1
     augmentation: Augmentation = field(default_factory=Augmentation)
-    _known: dict[int, tuple[int, Rows]] = field(default_factory=dict, repr=False)
 
     @property
     def batches_per_epoch(self) -> int:
         return self.count // (self.batch_size * self.ranks)
 
-    def locate(self, number: int) -> tuple[int, slice]:
-        """The epoch of batch `number`, and the slice of its permutation that is this rank's part.
+    def rows(self, player: int, number: int) -> Rows:
+        """This rank's samples of batch `number` of a player's stream.
 
         Raises DataError where there are too few samples for a single batch.
         """
@@ -48,22 +46,10 @@ class Sampler:
             raise DataError(f"{self.count} samples are too few for a batch of {self.batch_size * self.ranks}")
         epoch, position = divmod(number, self.batches_per_epoch)
         first = (position * self.ranks + self.rank) * self.batch_size
-        return epoch, slice(first, first + self.batch_size)
-
-    def permutation(self, player: int, epoch: int) -> Rows:
-        known, order = self._known.get(player, (-1, None))
-        if known != epoch or order is None:
-            order = np.random.default_rng((self.seed, player, epoch)).permutation(self.count)
-            self._known[player] = (epoch, order)
-        return order
-
-    def rows(self, player: int, number: int) -> Rows:
-        """The samples of batch `number` of a player's stream."""
-        epoch, part = self.locate(number)
-        return self.permutation(player, epoch)[part]
+        return permutation(self.seed, player, epoch, self.count)[first : first + self.batch_size]
 
     def uniforms(self, player: int, number: int) -> Uniforms | None:
-        """What augmentation draws for them, if there is any."""
+        """What augmentation draws for those samples; None where there is no augmentation."""
         if not self.augmentation.active:
             return None
         drawn = self.augmentation.draw(self.seed, player, number, self.batch_size * self.ranks)
@@ -76,29 +62,7 @@ class Sampler:
             yield mine[first : first + self.batch_size]
 
 
-class Sampled:
-    """Base of the loaders: images, the order in which they are shown, and where batches go.
-
-    Args:
-        images: in memory, or in files.
-        sampler: which samples are in which batch.
-        device: where batches are wanted, float32 in [0, 1].
-        skipped: samples that are not to be used, added to as they are found.
-    """
-
-    def __init__(
-        self,
-        images: Images,
-        sampler: Sampler,
-        *,
-        device: torch.device | str = "cpu",
-        channels_last: bool = False,
-        skipped: BadSamples | None = None,
-    ) -> None:
-        self.images, self.sampler, self.device = images, sampler, torch.device(device)
-        self.layout = torch.channels_last if channels_last else torch.contiguous_format
-        self.skipped = skipped if skipped is not None else BadSamples()
-
-    @property
-    def batches_per_epoch(self) -> int:
-        return self.sampler.batches_per_epoch
+@functools.lru_cache(4)  # two players, in the epoch that is read and in the one that is read ahead
+def permutation(seed: int, player: int, epoch: int, count: int) -> Rows:
+    """The order of a player's `count` samples in an epoch."""
+    return np.random.default_rng((seed, player, epoch)).permutation(count)

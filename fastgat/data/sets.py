@@ -38,12 +38,16 @@ class ImageSet:
         _, height, width, channels = self.images.shape
         return height, width, channels
 
-    def take(self, indices: NDArray[np.int64]) -> ImageSet:
+    def take(self, indices: NDArray[np.int64] | slice) -> ImageSet:
         return ImageSet(self.images[indices], self.labels[indices])
 
     def first(self, count: int | None) -> ImageSet:
         """The first `count` images, or all of them."""
-        return self if count is None else ImageSet(self.images[:count], self.labels[:count])
+        return self.take(slice(count))
+
+    def decoded(self, row: int) -> NDArray[np.uint8]:
+        """(H, W, C), as it is."""
+        return self.images[row]
 
 
 Images = ImageSet | EncodedSet

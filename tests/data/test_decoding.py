@@ -12,7 +12,6 @@ from fastgat.kernels.image_batch import image_batch
 from PIL import Image, ImageFile
 
 from fastgat.data import Augmentation
-from fastgat.data.augmentation import Placement
 from fastgat.data.decoding import BadSampleError, arrange, decode, flaw, read_header
 from tests.data.pictures import KINDS, encoded, picture
 
@@ -95,6 +94,5 @@ def test_arranged_as_the_kernel_does_where_nothing_is_scaled() -> None:
         hole=augmentation.hole,
         resize=False,
     )
-    alone = [Placement(*(column[i : i + 1] for column in placement)) for i in range(20)]
-    arranged = np.stack([arrange(images[i], alone[i], (9, 13), augmentation.hole) for i in range(20)])
+    arranged = np.stack([arrange(images[i], augmentation, uniforms[i : i + 1], (9, 13)) for i in range(20)])
     assert kernel.equal(torch.from_numpy(arranged).permute(0, 3, 1, 2).float() / 255)

@@ -315,8 +315,9 @@ def test_auto_takes_what_suits_and_says_why(tmp_path: Path, monkeypatch: pytest.
     monkeypatch.setattr("fastgat.data.loaders.dali_missing", lambda: "DALI is not installed")
     assert choose("auto", noise(), gpu) == ("resident", "DALI is not installed")
     assert choose("auto", files, gpu) == ("torch", "DALI is not installed")
+    monkeypatch.setattr("fastgat.data.dali.missing", lambda: "DALI is not installed")
     with pytest.raises(DataError, match="DALI is not installed"):
-        choose("dali", noise(), cpu)
+        create_loader(choose("dali", noise(), cpu).name, noise(), 2)
 
 
 def test_resident_refuses_what_does_not_fit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
