@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
+from typing import ParamSpec, TypeVar
 
 import torch
 
@@ -18,6 +20,8 @@ PHASES = (
     "updates",
 )
 
+Arguments = ParamSpec("Arguments")
+Result = TypeVar("Result")
 Span = Callable[[str], AbstractContextManager[None]]
 _span: Span | None = None
 
@@ -27,6 +31,17 @@ def phase(name: str) -> AbstractContextManager[None]:
     if torch.compiler.is_compiling() or _span is None:
         return contextlib.nullcontext()
     return _span(name)
+
+
+def joint(function: Callable[Arguments, Result]) -> Callable[Arguments, Result]:
+    """The function, a kernel's public one, marked as part of the phase "joints"."""
+
+    @functools.wraps(function)
+    def marked(*arguments: Arguments.args, **options: Arguments.kwargs) -> Result:
+        with phase("joints"):
+            return function(*arguments, **options)
+
+    return marked
 
 
 @contextlib.contextmanager

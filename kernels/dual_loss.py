@@ -13,6 +13,8 @@ from fastgat.kernels.backend import accumulation_dtype, launching_on, runs_kerne
 from torch import Tensor
 from torch.nn import functional
 
+from fastgat.phases import joint
+
 
 class SampleLoss(NamedTuple):
     """J, F(x)_y = exp(-J) and whether the prediction is right, (B,), and dJ/dlogits, (B, K)."""
@@ -108,6 +110,7 @@ def _launch(logits: Tensor, labels: Tensor, clean_loss: Tensor | None, alpha: fl
     return SampleLoss(row_stats[0], row_stats[1], correct, gradient), row_stats[2]
 
 
+@joint
 def sample_loss(logits: Tensor, labels: Tensor) -> SampleLoss:
     """The clean half of a step: J, F(x)_y, correctness and the seed of the backward pass. Not differentiable.
 
@@ -123,6 +126,7 @@ def sample_loss(logits: Tensor, labels: Tensor) -> SampleLoss:
     return sample_loss_reference(logits.detach(), labels)
 
 
+@joint
 def perturbed_loss(logits: Tensor, labels: Tensor, clean_loss: Tensor, alpha: float) -> tuple[SampleLoss, Tensor]:
     """The perturbed half, and alpha J + (1 - alpha) J' (10) of each sample from the clean half's loss, (B,)."""
     if runs_kernel(logits):

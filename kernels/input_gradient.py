@@ -18,6 +18,8 @@ from fastgat.kernels.backend import accumulation_dtype, runs_kernel, tl, triton
 from fastgat.kernels.images import block_size, dense, empty_like, launch, per_sample
 from torch import Tensor
 
+from fastgat.phases import joint
+
 MODES = ("probability", "l2", "linf", "none")
 
 
@@ -118,6 +120,7 @@ def _input_gradient_kernel(
     tl.store(zeros_ptr + sample, zeros.to(tl.float32) / elements)
 
 
+@joint
 def input_gradient(gradient: Tensor, mode: str, *, loss: Tensor | None = None, epsilon: float = 1.0) -> InputGradient:
     """What a method feeds on, from the gradient of each sample's loss by its image. Not differentiable.
 

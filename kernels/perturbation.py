@@ -17,6 +17,8 @@ from fastgat.kernels.backend import accumulation_dtype, runs_kernel, tl, triton
 from fastgat.kernels.images import dense, empty_like, launch, per_sample
 from torch import Tensor
 
+from fastgat.phases import joint
+
 
 class Perturbation(NamedTuple):
     """x', (B, C, H, W), and ||p||_2^2, (B,)."""
@@ -118,6 +120,7 @@ def _perturbation_gradient_kernel(
     tl.store(d_z_ptr + index, d.to(d_z_ptr.dtype.element_ty), inside)
 
 
+@joint
 def perturbation(images: Tensor, z: Tensor, *, tanh: bool = True, clamp: bool = False) -> Perturbation:
     """x' and ||p||_2^2: the generator's last step (7) and the power of (9). Not differentiable.
 
@@ -142,6 +145,7 @@ def perturbation(images: Tensor, z: Tensor, *, tanh: bool = True, clamp: bool = 
     return Perturbation(perturbed, power)
 
 
+@joint
 def perturbation_gradient(
     images: Tensor,
     z: Tensor,

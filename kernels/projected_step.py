@@ -13,6 +13,8 @@ from fastgat.kernels.backend import accumulation_dtype, runs_kernel, tl, triton
 from fastgat.kernels.images import dense, empty_like, launch
 from torch import Tensor
 
+from fastgat.phases import joint
+
 
 def projected_step_reference(
     images: Tensor, delta: Tensor, gradient: Tensor, size: float, epsilon: float | None, through_clamp: bool
@@ -55,6 +57,7 @@ def _projected_step_kernel(
     tl.store(result_ptr + index, d.to(result_ptr.dtype.element_ty), inside)
 
 
+@joint
 def projected_step(
     images: Tensor, delta: Tensor, gradient: Tensor, *, size: float, epsilon: float | None, through_clamp: bool = False
 ) -> Tensor:

@@ -18,8 +18,10 @@ import torch
 from torch import Tensor, nn
 
 from fastgat.batch import Batch
-from fastgat.methods.base import OnePlayer, epsilon_option, label_smoothing_option
-from fastgat.methods.joints import perturbation, projected_step, sample_loss, smoothed_loss
+from fastgat.kernels.dual_loss import sample_loss
+from fastgat.kernels.perturbation import perturbation
+from fastgat.kernels.projected_step import projected_step
+from fastgat.methods.base import OnePlayer, epsilon_option, label_smoothing_option, smoothed_loss
 from fastgat.methods.players import Draws, Metrics, Network, Tensors, classify, mean
 from fastgat.options import option
 

@@ -12,8 +12,10 @@ from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from fastgat.batch import Batch
+from fastgat.kernels.dual_loss import SampleLoss, sample_loss
 from fastgat.methods.players import Draws, Masks, Metrics, Network, Players, Tensors, Update
 from fastgat.options import Options, option
 
@@ -134,6 +136,16 @@ def label_smoothing_option() -> Any:
         at_least=0,
         below=1,
     )
+
+
+def smoothed_loss(logits: Tensor, labels: Tensor, smoothing: float) -> SampleLoss:
+    """As `sample_loss`, of (1 - s) J plus s times the mean of -log F_k over the classes, s the smoothing."""
+    plain = sample_loss(logits, labels)
+    if not smoothing:
+        return plain
+    gradient = plain.gradient + smoothing * (functional.one_hot(labels, logits.shape[1]) - 1 / logits.shape[1])
+    label_logit = logits.gather(1, labels[:, None]).squeeze(1)
+    return plain._replace(loss=plain.loss + smoothing * (label_logit - logits.mean(1)), gradient=gradient)
 
 
 def dropout_option() -> Any:

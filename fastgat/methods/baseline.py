@@ -9,8 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from fastgat.batch import Batch
-from fastgat.methods.base import OnePlayer, dropout_masks, dropout_option, label_smoothing_option
-from fastgat.methods.joints import smoothed_loss
+from fastgat.methods.base import OnePlayer, dropout_masks, dropout_option, label_smoothing_option, smoothed_loss
 from fastgat.methods.players import Draws, Metrics, Network, Tensors, classify, mean
 
 

@@ -15,8 +15,10 @@ import torch
 from torch import Tensor, nn
 
 from fastgat.batch import Batch
+from fastgat.kernels.dual_loss import perturbed_loss, sample_loss
+from fastgat.kernels.input_gradient import input_gradient
+from fastgat.kernels.perturbation import perturbation
 from fastgat.methods.base import OnePlayer, alpha_option, clamp_option, epsilon_option
-from fastgat.methods.joints import input_gradient, perturbation, perturbed_loss, sample_loss
 from fastgat.methods.players import Draws, Metrics, Network, Players, Tensors, classify, mix
 
 

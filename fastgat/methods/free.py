@@ -19,8 +19,10 @@ import torch
 
 from fastgat.batch import Batch
 from fastgat.kernels.backend import accumulation_dtype
+from fastgat.kernels.dual_loss import sample_loss
+from fastgat.kernels.perturbation import perturbation
+from fastgat.kernels.projected_step import projected_step
 from fastgat.methods.base import Method, epsilon_option
-from fastgat.methods.joints import perturbation, projected_step, sample_loss
 from fastgat.methods.players import Draws, Metrics, Players, Update, classify, mean
 from fastgat.options import option
 

@@ -28,9 +28,10 @@ from torch import Tensor, nn
 
 from fastgat.batch import Batch
 from fastgat.errors import ConfigError
-from fastgat.kernels.dual_loss import SampleLoss
+from fastgat.kernels.dual_loss import SampleLoss, perturbed_loss, sample_loss
+from fastgat.kernels.input_gradient import input_gradient
+from fastgat.kernels.perturbation import perturbation, perturbation_gradient
 from fastgat.methods.base import Method, alpha_option, clamp_option, dropout_masks, dropout_option
-from fastgat.methods.joints import input_gradient, perturbation, perturbation_gradient, perturbed_loss, sample_loss
 from fastgat.methods.players import (
     Draws,
     Metrics,

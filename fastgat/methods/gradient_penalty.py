@@ -12,8 +12,8 @@ from typing import ClassVar
 import torch
 
 from fastgat.batch import Batch
+from fastgat.kernels.dual_loss import sample_loss
 from fastgat.methods.base import OnePlayer
-from fastgat.methods.joints import sample_loss
 from fastgat.methods.players import Draws, Metrics, Network, Tensors, classify, loss_and_slope, mean
 from fastgat.options import option
 

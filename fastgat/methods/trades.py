@@ -20,9 +20,9 @@ from torch.nn import functional
 
 from fastgat.batch import Batch
 from fastgat.functional import in_eval_mode
+from fastgat.kernels.projected_step import projected_step
 from fastgat.methods.adversarial import attack_steps_option, step_size_option
 from fastgat.methods.base import OnePlayer, epsilon_option, label_smoothing_option
-from fastgat.methods.joints import projected_step
 from fastgat.methods.players import Draws, Metrics, Network, Players, Tensors, classify, logits, mean, pull_back
 from fastgat.options import option
 
