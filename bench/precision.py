@@ -124,13 +124,14 @@ def passed(method: GAT, players: Players, batch: Batch, dtype: torch.dtype | Non
     assert players.generator is not None
     players = Players(players.classifier._replace(autocast=dtype), players.generator._replace(autocast=dtype))
     clean, _ = method.clean_pass(players, batch, Draws())
-    perturbed, _ = method.perturb(players, clean.delta, batch.images)
-    gradients, generator_gradients, metrics, _ = method.classifier_gradients(players, clean, batch, Draws(), both=True)
+    images, *_ = method.perturb(players, clean.delta, batch.images)
+    perturbed, _ = method.perturbed_pass(players, clean.delta, batch, Draws(), clean.loss.loss)
+    metrics = method.step_metrics(clean, perturbed)
     return {
         "Delta": clean.delta.flatten(1).float(),
-        "G(Delta)": (perturbed.images - batch.images).flatten(1).float(),
-        "gradient of F": flat(gradients),
-        "gradient of G": flat(generator_gradients),
+        "G(Delta)": (images - batch.images).flatten(1).float(),
+        "gradient of F": flat(method.classifier_gradients(clean, perturbed, batch, Draws())),
+        "gradient of G": flat(method.generator_gradients(perturbed)),
         "perturbed accuracy": metrics["perturbed_accuracy"],
         "generator loss": metrics["generator_loss"].mean(),
     }

@@ -116,8 +116,8 @@ def _generator_step(
     @torch.no_grad()
     def step(batch: Batch) -> None:
         delta, _ = method.delta_alone(players, batch, Draws())
-        gradients, _, _ = method.generator_gradients(players, delta, batch, Draws())
-        optimizer.update(dict(parameters), gradients)
+        perturbed, _ = method.perturbed_pass(players, delta, batch, Draws())
+        optimizer.update(dict(parameters), method.generator_gradients(perturbed))
 
     if not compiled:
         return step

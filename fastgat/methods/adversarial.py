@@ -1,10 +1,10 @@
-"""Adversarial training in the L-inf ball: J(x + delta, y), delta made by signed gradient steps from a random start.
+"""Adversarial training in the L-inf ball: J(x + p, y), p made by signed gradient steps from a random start.
 
-    delta_0 = start * u,                        u uniform in [-1, 1] per pixel
-    delta_i = clamp(delta_(i-1) + a sign(dJ/dx at x + delta_(i-1)))
-    L_F     = J(x + delta_k)                    mean over samples
+    p_0 = start * u                             u uniform in [-1, 1] per pixel
+    p_i = clamp(p_(i-1) + a sign(dJ/dx at x + p_(i-1)))
+    L_F = J(x + p_k)                            mean over samples
 
-where clamp keeps |delta| <= eps (unless the method does without) and x + delta in [0, 1]. The gradient steps are taken
+where clamp keeps |p| <= eps (unless the method does without) and x + p in [0, 1]. The gradient steps are taken
 in train mode, like everything else; in the running statistics of batch norm they leave no trace, and the pass that F
 learns from always counts: there is no clean one.
 """
@@ -40,14 +40,14 @@ class Adversarial(OnePlayer):
 
     metrics: ClassVar[tuple[str, ...]] = ("loss", "perturbed_accuracy", "perturbation_norm")
     projects: ClassVar[bool] = True
-    """Whether |delta| <= eps holds after each step."""
+    """Whether |p| <= eps holds after each step."""
 
     epsilon: float = epsilon_option(8 / 255)
     label_smoothing: float = label_smoothing_option()
 
     @property
     def start(self) -> float:
-        """The largest entry of delta_0."""
+        """The largest entry of p_0."""
         return self.epsilon
 
     @property
@@ -62,21 +62,21 @@ class Adversarial(OnePlayer):
     def draw(self, classifier: nn.Module, images: Tensor, source: torch.Generator) -> Draws:
         return Draws(noise=torch.empty_like(images).uniform_(-1, 1, generator=source))
 
-    def delta(self, classifier: Network, minibatch: Batch, noise: Tensor) -> Tensor:
-        """delta_k, (B, C, H, W)."""
+    def attack(self, classifier: Network, minibatch: Batch, noise: Tensor) -> Tensor:
+        """The perturbation p_k, (B, C, H, W)."""
         images, labels = minibatch
-        delta = torch.clamp(self.start * noise, -images, 1 - images)
+        p = torch.clamp(self.start * noise, -images, 1 - images)
         for _ in range(self.steps):
-            z, pull, _ = classify(classifier, images + delta, by="images")
+            z, pull, _ = classify(classifier, images + p, by="images")
             (loss_gradient,) = pull(sample_loss(z, labels).gradient)
             radius = self.epsilon if self.projects else None
-            delta = projected_step(images, delta, loss_gradient, size=self.size, epsilon=radius)
-        return delta
+            p = projected_step(images, p, loss_gradient, size=self.size, epsilon=radius)
+        return p
 
     def gradients(self, classifier: Network, minibatch: Batch, draws: Draws) -> tuple[Tensors, Metrics, Tensors]:
         assert draws.noise is not None
-        delta = self.delta(classifier, minibatch, draws.noise)
-        x_perturbed, power = perturbation(minibatch.images, delta, tanh=False)
+        p = self.attack(classifier, minibatch, draws.noise)
+        x_perturbed, power = perturbation(minibatch.images, p, tanh=False)
         z, pull, buffers = classify(classifier, x_perturbed, draws.perturbed)
         perturbed = smoothed_loss(z, minibatch.labels, self.label_smoothing)
         (gradients,) = pull(perturbed.gradient)

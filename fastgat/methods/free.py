@@ -1,10 +1,10 @@
 """Free adversarial training (Shafahi et al. 2019): m steps on each minibatch, each with one backward pass, for the
 classifier's gradient and for the next perturbation, which is carried from minibatch to minibatch.
 
-    m times:  L_F = J(x + delta);  F learns;  delta = clamp(delta + eps sign(dJ/dx at x + delta), -eps, eps)
+    m times:  L_F = J(x + p);  F learns;  p = clamp(p + eps sign(dJ/dx at x + p), -eps, eps)
 
-x + delta is kept in [0, 1], and where that cuts, delta does not move. A pass over the data makes m updates a minibatch,
-and costs m passes of standard training. The authors' code (github.com/ashafahi/free_adv_train) therefore divides the
+x + p is kept in [0, 1], and where that cuts, p does not change. A pass over the data makes m updates a minibatch, and
+costs m passes of standard training. The authors' code (github.com/ashafahi/free_adv_train) therefore divides the
 number of passes by m, as `divide_epochs` does.
 """
 
@@ -51,18 +51,16 @@ class Free(Method):
         kind: str = "full",
     ) -> tuple[Players, Metrics]:
         ((images, labels),) = minibatches
-        delta = players.memory
-        assert delta is not None
+        p = players.memory
+        assert p is not None
         replays: list[Metrics] = []
         for _ in range(self.replays):
-            x_perturbed, _ = perturbation(images, delta, tanh=False, clamp=True)
+            x_perturbed, _ = perturbation(images, p, tanh=False, clamp=True)
             z, pull, buffers = classify(players.classifier, x_perturbed, by="both")
             perturbed = sample_loss(z, labels)
             gradients, loss_gradient = pull(perturbed.gradient)
-            cut = (images.to(accumulation_dtype(images.dtype)) + delta).clamp(0, 1) - images
-            delta = projected_step(
-                images, delta, loss_gradient, size=self.epsilon, epsilon=self.epsilon, through_clamp=True
-            )
+            cut = (images.to(accumulation_dtype(images.dtype)) + p).clamp(0, 1) - images
+            p = projected_step(images, p, loss_gradient, size=self.epsilon, epsilon=self.epsilon, through_clamp=True)
             players = players._replace(classifier=players.classifier._replace(buffers=buffers))
             players = update(players, classifier=mean(gradients, len(labels)))
             replays.append(
@@ -73,4 +71,4 @@ class Free(Method):
                 }
             )
         means = {name: torch.stack([one[name] for one in replays]).mean() for name in self.metrics}
-        return players._replace(memory=delta), means
+        return players._replace(memory=p), means

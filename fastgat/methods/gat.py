@@ -6,8 +6,12 @@
 
 Since J = -log F_y, dF_y/dx = -F_y dJ/dx: one backward pass of J with a unit seed per sample serves both players. Where
 samples interact inside F (train-mode batch norm) that is not so, and a second pull-back with the seed -F_y is taken.
-The schedules say which minibatch each player sees, and which passes they share. Every pass returns the players with
-the buffers that it left behind.
+Every pass returns the players with the buffers that it left behind. The schedules:
+
+    paper           k generator steps on minibatches of their own, then a classifier step on another (Algorithm 1)
+    alternating     the same order on one minibatch: its clean pass serves all of these steps
+    simultaneous    both players step from the same point: one clean and one perturbed pass serve both
+    resting         the classifier alone, between two steps of the generator (`generator_interval`)
 
 Delta depends on F's parameters theta. `delta` says whether (10) is differentiated there too. "fixed" holds Delta
 constant. "through" adds, with u = dL_F/dDelta held fixed,
@@ -21,7 +25,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import ClassVar, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -43,15 +47,19 @@ from fastgat.methods.players import (
     loss_and_slope,
     mean,
     mix,
-    of_probability,
+    probability_seed,
     pull_back,
 )
 from fastgat.options import option
 
+PullGenerator = Callable[[Tensor, Tensor, Tensor | None], tuple[Tensors, Tensor | None]]
+"""From dL/dx' and dL/dpower to G's gradients, and dL/dDelta where it is differentiated through. With a loss, J' of each
+sample, the first is dJ'/dx' and stands for dF(x')_y/dx'."""
 
-class Clean(NamedTuple):
-    """The clean half of a step: F as it was before it, J(x) and its companions, Delta and its share of zeros, and F's
-    gradients summed over samples (none where Delta is not fixed: they come with the derivative through it)."""
+
+class CleanHalf(NamedTuple):
+    """The pass of x: F as it was before it, J(x) and its companions, Delta and its share of zeros, and F's gradients
+    summed over samples (none where they come with the derivative through Delta)."""
 
     classifier: Network
     loss: SampleLoss
@@ -60,16 +68,26 @@ class Clean(NamedTuple):
     gradients: Tensors
 
 
-class PerturbedImages(NamedTuple):
-    """x + p for p = G(Delta), the power of p, and the way back through G.
+class PerturbedHalf(NamedTuple):
+    """The pass of x' = x + p, p = G(Delta), and the ways back.
 
-    `pull(gradient, d_power, loss)` gives G's gradients, and dL/dDelta (None where Delta is fixed). `gradient` is
-    dL/dx', or dJ'/dx' where `loss`, J' of each sample, is given; `d_power` is dL/dpower.
+    Attributes:
+        power: ||p||_2^2 of each sample.
+        loss: J(x') and its companions.
+        dual_loss: alpha J(x) + (1 - alpha) J(x') of each sample; None for a generator step, as the next two.
+        gradients, loss_gradient: of J(x') by F's parameters, summed over samples, and by x'.
+        pull_classifier: from a gradient by F's logits to those of which the last is by x'.
+        interacts: whether samples interact inside F.
     """
 
-    images: Tensor
     power: Tensor
-    pull: Callable[[Tensor, Tensor, Tensor | None], tuple[Tensors, Tensor | None]]
+    loss: SampleLoss
+    dual_loss: Tensor | None
+    gradients: Tensors
+    loss_gradient: Tensor | None
+    pull_classifier: Callable[[Tensor], Sequence[Any]]
+    pull_generator: PullGenerator
+    interacts: bool
 
 
 @dataclass(frozen=True)
@@ -118,6 +136,148 @@ class GAT(Method):
                 "choose paper or alternating"
             )
 
+    def step(
+        self,
+        players: Players,
+        minibatches: Sequence[Batch],
+        draws: Sequence[Draws],
+        update: Update,
+        kind: str = "full",
+    ) -> tuple[Players, Metrics]:
+        """Algorithm 1: k generator steps, then one of the classifier, on the minibatches that the schedule says."""
+        schedule = self.schedule if kind == "full" else "resting"
+        generator_loss: Metrics = {}
+        if schedule == "paper":
+            for minibatch, draw in zip(minibatches[:-1], draws[:-1], strict=True):
+                delta, players = self.delta_alone(players, minibatch, draw)
+                players, generator_loss = self.generator_step(players, delta, minibatch, draw, update)
+        minibatch, draw = minibatches[-1], draws[-1]
+        clean, players = self.clean_pass(players, minibatch, draw)
+        if schedule == "alternating":
+            for _ in range(self.generator_steps):
+                players, generator_loss = self.generator_step(players, clean.delta, minibatch, draw, update)
+        perturbed, players = self.perturbed_pass(players, clean.delta, minibatch, draw, clean.loss.loss)
+        gradients = {"classifier": self.classifier_gradients(clean, perturbed, minibatch, draw)}
+        if schedule == "simultaneous":
+            gradients["generator"] = self.generator_gradients(perturbed)
+        return update(players, **gradients), self.step_metrics(clean, perturbed) | generator_loss
+
+    def generator_step(
+        self, players: Players, delta: Tensor, minibatch: Batch, draws: Draws, update: Update
+    ) -> tuple[Players, Metrics]:
+        """A step of G alone, and its loss."""
+        perturbed, players = self.perturbed_pass(players, delta, minibatch, draws)
+        players = update(players, generator=self.generator_gradients(perturbed))
+        return players, {"generator_loss": self.generator_loss(perturbed)}
+
+    def generator_loss(self, perturbed: PerturbedHalf) -> Tensor:
+        """L_G = F(x + p)_y + c_g ||p||_2^2 (9), the mean over samples."""
+        return (perturbed.loss.probability + self.cg * perturbed.power).mean()
+
+    def generator_gradients(self, perturbed: PerturbedHalf) -> Tensors:
+        """G's gradients of the mean L_G (9), by dF(x')_y/dx' = -F(x')_y dJ(x')/dx' where that was computed for F."""
+        gradient, loss = perturbed.loss_gradient, perturbed.loss.loss
+        if gradient is None or perturbed.interacts:
+            (*_, gradient), loss = perturbed.pull_classifier(probability_seed(perturbed.loss)), None
+        gradients, _ = perturbed.pull_generator(gradient, torch.full_like(perturbed.power, self.cg), loss)
+        return mean(gradients, len(perturbed.power))
+
+    def classifier_gradients(
+        self, clean: CleanHalf, perturbed: PerturbedHalf, minibatch: Batch, draws: Draws
+    ) -> Tensors:
+        """F's gradients of the mean L_F = alpha J(x) + (1 - alpha) J(x + p) (10)."""
+        if not self.through:
+            return mix(clean.gradients, perturbed.gradients, self.alpha, len(perturbed.power))
+        assert perturbed.loss_gradient is not None
+        _, u = perturbed.pull_generator(perturbed.loss_gradient, torch.zeros_like(perturbed.power), None)
+        assert u is not None
+        # u . Delta is linear in u, which is small: scaled up, it is in the range of every dtype that F may compute in.
+        size = u.abs().amax().clamp_min(torch.finfo(u.dtype).tiny)
+        (loss, _), pull, _ = loss_and_slope(clean.classifier, minibatch, u / size, draws.clean, probability=True)
+        weight = 1 - self.alpha
+        (gradients,) = pull((torch.full_like(loss, self.alpha), (weight * size).to(loss.dtype)))
+        return mean({name: g + weight * perturbed.gradients[name] for name, g in gradients.items()}, len(loss))
+
+    def step_metrics(self, clean: CleanHalf, perturbed: PerturbedHalf) -> Metrics:
+        """The metrics of a step that trains F."""
+        assert perturbed.dual_loss is not None
+        return {
+            "loss": perturbed.dual_loss.mean(),
+            "accuracy": clean.loss.correct.float().mean(),
+            "perturbed_accuracy": perturbed.loss.correct.float().mean(),
+            "perturbation_norm": perturbed.power.sqrt().mean(),
+            "generator_loss": self.generator_loss(perturbed),
+            "zero_gradients": clean.zeros,
+        }
+
+    def delta_alone(self, players: Players, minibatch: Batch, draws: Draws) -> tuple[Tensor, Players]:
+        """Delta alone: the seed of F(x)_y instead of that of J."""
+        z, pull, buffers = classify(players.classifier, minibatch.images, draws.clean, by="images")
+        (delta,) = pull(probability_seed(sample_loss(z, minibatch.labels)))
+        return delta, players.after_classifier("clean", buffers)
+
+    def clean_pass(self, players: Players, minibatch: Batch, draws: Draws) -> tuple[CleanHalf, Players]:
+        """J(x), F's gradients of it, and Delta, from one forward and one shared backward pass."""
+        classifier = players.classifier
+        # The pass that differentiates through Delta gives F's gradients too.
+        by = "images" if self.through else "both"
+        z, pull, buffers = classify(classifier, minibatch.images, draws.clean, by=by)
+        loss = sample_loss(z, minibatch.labels)
+        *gradients, loss_gradient = pull(loss.gradient)
+        if classifier.interacts:
+            *_, probability_gradient = pull(probability_seed(loss))
+            delta = input_gradient(probability_gradient, "none")
+        else:
+            delta = input_gradient(loss_gradient, "probability", loss=loss.loss)
+        clean = CleanHalf(classifier, loss, delta.value, delta.zeros.mean(), gradients[0] if gradients else {})
+        return clean, players.after_classifier("clean", buffers)
+
+    def perturbed_pass(
+        self, players: Players, delta: Tensor, minibatch: Batch, draws: Draws, clean_loss: Tensor | None = None
+    ) -> tuple[PerturbedHalf, Players]:
+        """x' = x + G(Delta) and J(x'), with F's gradients of it where J(x) is given, because F learns too."""
+        images, power, pull_generator, players = self.perturb(players, delta, minibatch.images)
+        by = "images" if clean_loss is None else "both"
+        z, pull, buffers = classify(players.classifier, images, draws.perturbed, by=by)
+        gradients: Tensors = {}
+        dual_loss = loss_gradient = None
+        if clean_loss is None:
+            loss = sample_loss(z, minibatch.labels)
+        else:
+            loss, dual_loss = perturbed_loss(z, minibatch.labels, clean_loss, self.alpha)
+            gradients, loss_gradient = pull(loss.gradient)
+        ways_back = pull, pull_generator, players.classifier.interacts
+        perturbed = PerturbedHalf(power, loss, dual_loss, gradients, loss_gradient, *ways_back)
+        return perturbed, players.after_classifier("perturbed", buffers)
+
+    def perturb(self, players: Players, delta: Tensor, images: Tensor) -> tuple[Tensor, Tensor, PullGenerator, Players]:
+        """x + G(Delta), its power and its pull-back. Table 1's tanh is part of the joint; another G has its own.
+
+        Where F computes in float16, G computes in float32: its activations are as small as Delta, below 1e-8 once F is
+        confident, and a loss scale helps gradients alone.
+        """
+        generator = players.generator
+        assert generator is not None
+        if generator.autocast == torch.float16:
+            generator = generator._replace(autocast=None, scale=None)
+        tanh = getattr(generator.module, "ends_in_tanh", False)
+        feed = self.generator_feed(delta, images)
+        by = (generator.parameters, feed) if self.through else (generator.parameters,)
+        z, pull, buffers = pull_back(generator, lambda g, fed=feed: generator(g, fed, *([False] if tanh else [])), *by)
+        x_perturbed, power = perturbation(images, z, tanh=tanh, clamp=self.clamp)
+
+        def pull_generator(d_perturbed: Tensor, d_power: Tensor, loss: Tensor | None) -> tuple[Tensors, Tensor | None]:
+            d_z = perturbation_gradient(images, z, d_perturbed, d_power, loss=loss, tanh=tanh, clamp=self.clamp)
+            gradients, *d_feed = pull(d_z)
+            return gradients, self.feed_gradient(delta, d_feed[0]) if d_feed else None
+
+        return x_perturbed, power, pull_generator, players.after_generator(buffers)
+
+    @property
+    def through(self) -> bool:
+        """Whether (10) is differentiated through Delta."""
+        return self.delta == "through"
+
     @property
     def period(self) -> int:
         return self.generator_interval
@@ -149,184 +309,6 @@ class GAT(Method):
             across = d_delta - unit * (d_delta * unit).flatten(1).sum(1).view(-1, 1, 1, 1)
             d_delta = torch.where(length > 0, across / length, 0)
         return d_delta
-
-    def step(
-        self,
-        players: Players,
-        minibatches: Sequence[Batch],
-        draws: Sequence[Draws],
-        update: Update,
-        kind: str = "full",
-    ) -> tuple[Players, Metrics]:
-        schedule = SCHEDULES[self.schedule] if kind == "full" else resting
-        return schedule(self, players, minibatches, draws, update)
-
-    def delta_alone(self, players: Players, minibatch: Batch, draws: Draws) -> tuple[Tensor, Players]:
-        """Delta alone: the seed of F(x)_y instead of that of J."""
-        z, pull, buffers = classify(players.classifier, minibatch.images, draws.clean, by="images")
-        clean = sample_loss(z, minibatch.labels)
-        (delta,) = pull(of_probability(clean.gradient, clean.probability))
-        return delta, players.after_classifier("clean", buffers)
-
-    def clean_pass(self, players: Players, minibatch: Batch, draws: Draws) -> tuple[Clean, Players]:
-        """J(x), F's gradients of it, and Delta, from one forward and one shared backward pass."""
-        classifier = players.classifier
-        # Where Delta is not fixed, the pass that differentiates through it gives F's gradients too.
-        by = "both" if self.delta == "fixed" else "images"
-        z, pull, buffers = classify(classifier, minibatch.images, draws.clean, by=by)
-        loss = sample_loss(z, minibatch.labels)
-        *gradients, loss_gradient = pull(loss.gradient)
-        if classifier.interacts:
-            *_, probability_gradient = pull(of_probability(loss.gradient, loss.probability))
-            delta = input_gradient(probability_gradient, "none")
-        else:
-            delta = input_gradient(loss_gradient, "probability", loss=loss.loss)
-        clean = Clean(classifier, loss, delta.value, delta.zeros.mean(), gradients[0] if gradients else {})
-        return clean, players.after_classifier("clean", buffers)
-
-    def generator_gradients(
-        self, players: Players, delta: Tensor, minibatch: Batch, draws: Draws
-    ) -> tuple[Tensors, Metrics, Players]:
-        """G's gradients of the mean L_G (9), and that loss."""
-        x, players = self.perturb(players, delta, minibatch.images)
-        z, pull, buffers = classify(players.classifier, x.images, draws.perturbed, by="images")
-        perturbed = sample_loss(z, minibatch.labels)
-        (probability_gradient,) = pull(of_probability(perturbed.gradient, perturbed.probability))
-        gradients = self.pull_generator(x, probability_gradient)
-        metrics = {"generator_loss": self.generator_loss(perturbed, x)}
-        return gradients, metrics, players.after_classifier("perturbed", buffers)
-
-    def classifier_gradients(
-        self, players: Players, clean: Clean, minibatch: Batch, draws: Draws, both: bool = False
-    ) -> tuple[Tensors, Tensors, Metrics, Players]:
-        """F's gradients of the mean L_F (10), G's of the mean L_G (9) from the same pass if `both` (else none), and
-        metrics."""
-        x, players = self.perturb(players, clean.delta, minibatch.images)
-        z, pull, buffers = classify(players.classifier, x.images, draws.perturbed, by="both")
-        perturbed, loss = perturbed_loss(z, minibatch.labels, clean.loss.loss, self.alpha)
-        gradients, loss_gradient = pull(perturbed.gradient)
-        generator_gradients: Tensors = {}
-        if both and players.classifier.interacts:
-            _, probability_gradient = pull(of_probability(perturbed.gradient, perturbed.probability))
-            generator_gradients = self.pull_generator(x, probability_gradient)
-        elif both:
-            generator_gradients = self.pull_generator(x, loss_gradient, perturbed.loss)
-        gradients = self.both_halves(clean, gradients, x, loss_gradient, minibatch, draws)
-        metrics = {
-            "loss": loss.mean(),
-            "accuracy": clean.loss.correct.float().mean(),
-            "perturbed_accuracy": perturbed.correct.float().mean(),
-            "perturbation_norm": x.power.sqrt().mean(),
-            "generator_loss": self.generator_loss(perturbed, x),
-            "zero_gradients": clean.zeros,
-        }
-        return gradients, generator_gradients, metrics, players.after_classifier("perturbed", buffers)
-
-    def both_halves(
-        self,
-        clean: Clean,
-        perturbed: Tensors,
-        x: PerturbedImages,
-        loss_gradient: Tensor,
-        minibatch: Batch,
-        draws: Draws,
-    ) -> Tensors:
-        """F's gradients of the mean (10), from those of J' summed over samples and dJ'/dx'."""
-        if self.delta == "fixed":
-            return mix(clean.gradients, perturbed, self.alpha, len(loss_gradient))
-        _, d_delta = x.pull(loss_gradient, torch.zeros_like(x.power), None)
-        assert d_delta is not None
-        # u . Delta is linear in u, which is small: scaled up, it is in the range of every dtype that F may compute in.
-        size = d_delta.abs().amax().clamp_min(torch.finfo(d_delta.dtype).tiny)
-        (loss, _), pull, _ = loss_and_slope(clean.classifier, minibatch, d_delta / size, draws.clean, probability=True)
-        weight = 1 - self.alpha
-        (gradients,) = pull((torch.full_like(loss, self.alpha), (weight * size).to(loss.dtype)))
-        return mean({name: g + weight * perturbed[name] for name, g in gradients.items()}, len(loss))
-
-    def perturb(self, players: Players, delta: Tensor, images: Tensor) -> tuple[PerturbedImages, Players]:
-        """x + G(Delta), its power and its pull-back. Table 1's tanh is part of the joint; another G has its own.
-
-        Where F computes in float16, G computes in float32: its activations are as small as Delta, below 1e-8 once F is
-        confident, and a loss scale helps gradients alone.
-        """
-        generator = players.generator
-        assert generator is not None
-        if generator.autocast == torch.float16:
-            generator = generator._replace(autocast=None, scale=None)
-        tanh = getattr(generator.module, "ends_in_tanh", False)
-        feed = self.generator_feed(delta, images)
-        by = (generator.parameters, feed) if self.delta == "through" else (generator.parameters,)
-        z, pull, buffers = pull_back(generator, lambda g, fed=feed: generator(g, fed, *([False] if tanh else [])), *by)
-        x_perturbed, power = perturbation(images, z, tanh=tanh, clamp=self.clamp)
-
-        def pull_perturbed(d_perturbed: Tensor, d_power: Tensor, loss: Tensor | None) -> tuple[Tensors, Tensor | None]:
-            d_z = perturbation_gradient(images, z, d_perturbed, d_power, loss=loss, tanh=tanh, clamp=self.clamp)
-            gradients, *d_feed = pull(d_z)
-            return gradients, self.feed_gradient(delta, d_feed[0]) if d_feed else None
-
-        return PerturbedImages(x_perturbed, power, pull_perturbed), players.after_generator(buffers)
-
-    def pull_generator(self, x: PerturbedImages, gradient: Tensor, loss: Tensor | None = None) -> Tensors:
-        """G's gradients of the mean (9) from dF(x')_y/dx', or from dJ'/dx' and J'; that by the power is c_g."""
-        gradients, _ = x.pull(gradient, torch.full_like(x.power, self.cg), loss)
-        return mean(gradients, len(x.power))
-
-    def generator_loss(self, perturbed: SampleLoss, x: PerturbedImages) -> Tensor:
-        """L_G (9), the mean over samples."""
-        return (perturbed.probability + self.cg * x.power).mean()
-
-
-def paper(
-    method: GAT, players: Players, minibatches: Sequence[Batch], draws: Sequence[Draws], update: Update
-) -> tuple[Players, Metrics]:
-    """Algorithm 1: k generator steps, each on its own minibatch, then a classifier step on the last one."""
-    metrics: Metrics = {}
-    for minibatch, draw in zip(minibatches[:-1], draws[:-1], strict=True):
-        delta, players = method.delta_alone(players, minibatch, draw)
-        gradients, metrics, players = method.generator_gradients(players, delta, minibatch, draw)
-        players = update(players, generator=gradients)
-    clean, players = method.clean_pass(players, minibatches[-1], draws[-1])
-    gradients, _, step_metrics, players = method.classifier_gradients(players, clean, minibatches[-1], draws[-1])
-    return update(players, classifier=gradients), step_metrics | metrics
-
-
-def alternating(
-    method: GAT, players: Players, minibatches: Sequence[Batch], draws: Sequence[Draws], update: Update
-) -> tuple[Players, Metrics]:
-    """The order of Algorithm 1 on one minibatch: its clean pass serves the k generator steps and the classifier's."""
-    (minibatch,), (draw,) = minibatches, draws
-    clean, players = method.clean_pass(players, minibatch, draw)
-    metrics: Metrics = {}
-    for _ in range(method.generator_steps):
-        gradients, metrics, players = method.generator_gradients(players, clean.delta, minibatch, draw)
-        players = update(players, generator=gradients)
-    gradients, _, step_metrics, players = method.classifier_gradients(players, clean, minibatch, draw)
-    return update(players, classifier=gradients), step_metrics | metrics
-
-
-def simultaneous(
-    method: GAT, players: Players, minibatches: Sequence[Batch], draws: Sequence[Draws], update: Update
-) -> tuple[Players, Metrics]:
-    """Both players step from the same point: one clean and one perturbed pass serve both."""
-    (minibatch,), (draw,) = minibatches, draws
-    clean, players = method.clean_pass(players, minibatch, draw)
-    gradients, generator_gradients, metrics, players = method.classifier_gradients(
-        players, clean, minibatch, draw, both=True
-    )
-    return update(players, classifier=gradients, generator=generator_gradients), metrics
-
-
-def resting(
-    method: GAT, players: Players, minibatches: Sequence[Batch], draws: Sequence[Draws], update: Update
-) -> tuple[Players, Metrics]:
-    """A step between two of the generator's (`generator_interval`): the classifier's alone."""
-    (minibatch,), (draw,) = minibatches, draws
-    clean, players = method.clean_pass(players, minibatch, draw)
-    gradients, _, metrics, players = method.classifier_gradients(players, clean, minibatch, draw)
-    return update(players, classifier=gradients), metrics
-
-
-SCHEDULES = {"paper": paper, "alternating": alternating, "simultaneous": simultaneous}
 
 
 @dataclass(frozen=True)

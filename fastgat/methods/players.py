@@ -18,6 +18,7 @@ from fastgat.batch import Batch
 from fastgat.errors import ConfigError
 from fastgat.functional import Places, call
 from fastgat.kernels.backend import accumulation_dtype
+from fastgat.kernels.dual_loss import SampleLoss
 from fastgat.phases import phase
 
 Tensors = dict[str, Tensor]
@@ -204,9 +205,9 @@ def _has_input_statistics(module: nn.Module) -> bool:
     return any(layer.training or not layer.track_running_stats for layer in layers)
 
 
-def of_probability(seed: Tensor, probability: Tensor) -> Tensor:
-    """The seed of F(x)_y by the logits from that of J: dF_y = -F_y dJ, since J = -log F_y."""
-    return -probability[:, None] * seed
+def probability_seed(loss: SampleLoss) -> Tensor:
+    """dF(x)_y by the logits, (B, K), from that of J: dF_y = -F_y dJ, since J = -log F_y."""
+    return -loss.probability[:, None] * loss.gradient
 
 
 def mix(gradients: Mapping[str, Tensor], others: Mapping[str, Tensor], alpha: float, samples: int) -> Tensors:

@@ -49,26 +49,26 @@ class TRADES(OnePlayer):
     def draw(self, classifier: nn.Module, images: Tensor, source: torch.Generator) -> Draws:
         return Draws(noise=torch.empty_like(images).normal_(generator=source))
 
-    def delta(self, classifier: Network, images: Tensor, noise: Tensor) -> Tensor:
-        """x' - x, (B, C, H, W)."""
-        delta = START * noise
+    def attack(self, classifier: Network, images: Tensor, noise: Tensor) -> Tensor:
+        """The perturbation p = x' - x, (B, C, H, W)."""
+        p = START * noise
         with in_eval_mode(classifier.module) if self.attack_mode == "eval" else contextlib.nullcontext():
             clean = logits(classifier)(classifier.parameters, images)[0].softmax(1)
             for _ in range(self.attack_steps):
-                z, pull, _ = classify(classifier, images + delta, by="images")
+                z, pull, _ = classify(classifier, images + p, by="images")
                 (gradient,) = pull(z.softmax(1) - clean)
-                delta = projected_step(images, delta, gradient, size=self.step_size, epsilon=self.epsilon)
-        return delta
+                p = projected_step(images, p, gradient, size=self.step_size, epsilon=self.epsilon)
+        return p
 
     def gradients(self, classifier: Network, minibatch: Batch, draws: Draws) -> tuple[Tensors, Metrics, Tensors]:
         images, labels = minibatch
         assert draws.noise is not None
-        delta = self.delta(classifier, images, draws.noise)
+        p = self.attack(classifier, images, draws.noise)
 
         def loss(parameters: Tensors) -> tuple[Tensor, tuple[Any, ...]]:
             z, buffers = logits(classifier, draws.clean)(parameters, images)
             players = Players(classifier).after_classifier("clean", buffers)
-            perturbed, buffers = logits(players.classifier, draws.perturbed)(parameters, images + delta)
+            perturbed, buffers = logits(players.classifier, draws.perturbed)(parameters, images + p)
             left = players.after_classifier("perturbed", buffers).classifier.buffers
             each = functional.cross_entropy(z, labels, reduction="none", label_smoothing=self.label_smoothing)
             log_f = z.log_softmax(1), perturbed.log_softmax(1)
@@ -81,6 +81,6 @@ class TRADES(OnePlayer):
             "loss": each.mean(),
             "accuracy": (answers == labels).float().mean(),
             "perturbed_accuracy": (perturbed_answers == labels).float().mean(),
-            "perturbation_norm": delta.flatten(1).norm(dim=1).mean(),
+            "perturbation_norm": p.flatten(1).norm(dim=1).mean(),
         }
         return mean(gradients, len(each)), metrics, buffers

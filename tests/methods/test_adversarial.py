@@ -154,11 +154,11 @@ def test_perturbed_images_stay_images_and_in_the_ball() -> None:
     method = PGDTraining(epsilon=EPSILON, attack_steps=4, step_size=0.03)
     engine, batch = Engine(method, classifier), minibatch(16)
     _, noise = drawn(engine, batch.images, 0)
-    delta = method.delta(engine.state.players().classifier, batch, noise)
-    assert delta.abs().max() <= EPSILON
-    assert float((batch.images + delta).min()) >= 0
-    assert float((batch.images + delta).max()) <= 1
-    assert (delta.abs() == EPSILON).double().mean() > 0.5, "most pixels reach the edge"
+    p = method.attack(engine.state.players().classifier, batch, noise)
+    assert p.abs().max() <= EPSILON
+    assert float((batch.images + p).min()) >= 0
+    assert float((batch.images + p).max()) <= 1
+    assert (p.abs() == EPSILON).double().mean() > 0.5, "most pixels reach the edge"
 
 
 def test_a_gradient_that_overflows_where_the_image_is_cut_spoils_nothing() -> None:

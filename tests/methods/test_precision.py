@@ -136,8 +136,8 @@ def test_a_perturbation_of_a_confident_classifier_survives_float16() -> None:
             for name, network in (("classifier", classifier), ("generator", module))
         )
         with torch.no_grad():
-            x_perturbed, _ = GAT().perturb(Players(f, g), delta, images)
-            found.append((x_perturbed.power, flat(x_perturbed.pull(delta, torch.zeros(4), None)[0].values())))
+            _, power, pull, _ = GAT().perturb(Players(f, g), delta, images)
+            found.append((power, flat(pull(delta, torch.zeros(4), None)[0].values())))
     (exact_power, exact), (power, gradients) = found
     assert exact_power.all()
     torch.testing.assert_close(power, exact_power)
@@ -178,9 +178,10 @@ def test_float16_differentiates_through_delta_however_small_its_gradient_is() ->
             )
             with torch.no_grad():
                 clean, both = method.clean_pass(Players(f, g), batch, Draws())
-                x_perturbed, _ = method.perturb(both, clean.delta, batch.images)
+                perturbed, _ = method.perturbed_pass(both, clean.delta, batch, Draws(), clean.loss.loss)
                 nothing = {name: torch.zeros_like(parameter) for name, parameter in f.parameters.items()}
-                gradients = method.both_halves(clean, nothing, x_perturbed, size * loss_gradient, batch, Draws())
+                perturbed = perturbed._replace(gradients=nothing, loss_gradient=size * loss_gradient)
+                gradients = method.classifier_gradients(clean, perturbed, batch, Draws())
                 found.append(flat(gradients.values()))
         exact, rounded = found
         errors.append(float((rounded - exact).norm() / exact.norm()))
