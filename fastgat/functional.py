@@ -11,6 +11,7 @@ from torch.func import functional_call
 
 from fastgat.errors import ConfigError
 
+Modes = list[tuple[nn.Module, bool]]
 Places = Mapping[str, tuple[str, ...]]
 
 
@@ -62,13 +63,23 @@ def call(
 @contextmanager
 def in_eval_mode(*networks: nn.Module | None) -> Iterator[None]:
     """Within, every module is in eval mode; afterwards each is in the mode that it was in."""
-    present = [network for network in networks if network is not None]
-    modules = [module for network in present for module in network.modules()]
-    before = [(module, module.training) for module in modules if hasattr(module, "training")]  # frozen TorchScript
+    before = modes(*networks)
     try:
-        for network in present:
-            network.eval()
+        for network in networks:
+            if network is not None:
+                network.eval()
         yield
     finally:
-        for module, mode in before:
-            module.training = mode
+        set_modes(before)
+
+
+def modes(*networks: nn.Module | None) -> Modes:
+    """The modules of some networks, and whether each is in train mode; frozen TorchScript has no mode."""
+    modules = [module for network in networks if network is not None for module in network.modules()]
+    return [(module, module.training) for module in modules if hasattr(module, "training")]
+
+
+def set_modes(modes: Modes) -> None:
+    """Put modules into the modes that `modes` has told."""
+    for module, mode in modes:
+        module.training = mode

@@ -21,41 +21,77 @@ from fastgat.engine.reduction import batch_norm_across
 from fastgat.engine.state import TrainState
 from fastgat.engine.step import Stepper, missing_compiler
 from fastgat.errors import CompileError, ConfigError
+from fastgat.functional import Modes, modes, set_modes
 from fastgat.methods import Method, create_method
 from fastgat.methods.players import Draws
 from fastgat.models import Generator
 
 
 class TrainingStep:
-    """A method's whole step for a classifier: gradients, updates and all, compiled into one graph; see `compile_step`.
+    """fastgat's training step for any classifier, to be called in a loop of one's own, under the name `compile_step`:
+
+        step = fastgat.compile_step(classifier, method="gat")
+        for images, labels in loader:
+            step(images, labels)
+
+    Where torch.distributed connects several ranks, each brings its part of every batch, all of one size, and the step
+    is that of the whole batch, from rank 0's weights: gradients and batch norm's statistics are taken over all ranks.
+
+    Args:
+        classifier: images (B, C, H, W) in [0, 1] -> logits (B, K), trained in place, its modules in the modes (train,
+            or eval for batch norm that is frozen) that they are in at the first step; where every layer with weights
+            is in eval mode, in train mode.
+        method: a method such as `fastgat.methods.GAT(cg=0.5)`, or the name of one.
+        generator: input gradients -> perturbations, trained in place; by default Table 1's, for images of any size and
+            number of channels.
+        optimizer, precision: as in `fastgat.TrainConfig`; schedules and moving averages are the loop's own.
+        batch_norm: which passes the classifier's running statistics see: "clean", "perturbed" or "both".
+        compile: into one graph at the first step; without it the same step runs as it is written.
+        cuda_graph: on a GPU, replay the compiled step as one CUDA graph.
+        seed: of the generator's initial weights and of random draws.
 
     Attributes:
         classifier, generator: the players, trained in place; `generator` is None for methods without one.
         steps: how many have been taken.
+
+    Raises ConfigError for settings that make no sense, CompileError where there is no compiler.
     """
 
     def __init__(
         self,
         classifier: nn.Module,
-        method: Method,
-        generator: nn.Module | None,
-        optimizer: OptimizerConfig,
-        precision: PrecisionConfig,
-        batch_norm: str,
-        compiled: bool,
-        cuda_graph: bool,
-        seed: int,
+        method: Method | str = "gat",
+        *,
+        generator: nn.Module | None = None,
+        optimizer: OptimizerConfig | None = None,
+        precision: PrecisionConfig | None = None,
+        batch_norm: str = "both",
+        compile: bool = True,
+        cuda_graph: bool = True,
+        seed: int = 0,
     ) -> None:
-        self.classifier, self.method, self.generator = classifier, method, generator
+        self.method = create_method(method) if isinstance(method, str) else method
+        device = next((parameter.device for parameter in classifier.parameters()), torch.device("cpu"))
+        missing = missing_compiler(device) if compile else None
+        if missing is not None:
+            raise CompileError(f"compiling needs {missing}; none is installed (compile=False does without)")
+        self._statistics = ModelConfig(batch_norm=batch_norm).batch_norm
+        self._optimizer, self._precision = optimizer or OptimizerConfig(), precision or PrecisionConfig()
+        if self._optimizer.lr_schedule != "constant" or self._optimizer.warmup_epochs:
+            raise ConfigError("a step has no learning-rate schedule: call scale_learning_rates from the loop")
+        if self._optimizer.ema is not None:
+            raise ConfigError("a step keeps no moving average: keep one in the loop, with torch.optim.swa_utils")
+        if generator is not None and not self.method.needs_generator:
+            raise ConfigError(f"method {self.method.name!r} has no generator")
+        self.classifier, self.generator = classifier, generator
         self.steps = 0
-        self._optimizer, self._precision, self._batch_norm = optimizer, precision, batch_norm
-        self._compiled, self._cuda_graph, self._seed = compiled, cuda_graph, seed
+        self._compiled, self._cuda_graph, self._seed = compile, cuda_graph, seed
         self._rate = 1.0
         self._num_classes: int | None = None
         self._check_values = True
         self._stepper: Stepper | None = None
         self._made_for: tuple[torch.Size, torch.dtype] | None = None
-        self._modes: list[tuple[nn.Module, bool]] = []
+        self._modes: Modes = []
         self._restored: dict[str, Tensor] | None = None
 
     def __call__(
@@ -169,14 +205,13 @@ class TrainingStep:
             batch,
             optimizer=self._optimizer,
             precision=self._precision,
-            statistics=self._batch_norm,
+            statistics=self._statistics,
             ranks=ranks,
         )
         self._num_classes = state.num_classes
         for minibatch in taken[:-1]:
             check_labels(minibatch.labels, self._num_classes)
-        players = [module for module in (self.classifier, self.generator) if module is not None]
-        self._modes = [(module, module.training) for player in players for module in player.modules()]
+        self._modes = modes(self.classifier, self.generator)
         if self._restored is not None:
             self._load(state, self._restored)
         state.set_learning_rates(self._rate)
@@ -208,65 +243,12 @@ class TrainingStep:
     @contextmanager
     def _in_their_modes(self) -> Iterator[None]:
         """Every module in the mode that it had at the first step, since when the loop may have evaluated."""
-        before = [(module, module.training) for module, _ in self._modes]
-        for module, mode in self._modes:
-            module.training = mode
+        before = modes(self.classifier, self.generator)
+        set_modes(self._modes)
         try:
             yield
         finally:
-            for module, mode in before:
-                module.training = mode
+            set_modes(before)
 
 
-def compile_step(
-    classifier: nn.Module,
-    method: Method | str = "gat",
-    *,
-    generator: nn.Module | None = None,
-    optimizer: OptimizerConfig | None = None,
-    precision: PrecisionConfig | None = None,
-    batch_norm: str = "both",
-    compile: bool = True,
-    cuda_graph: bool = True,
-    seed: int = 0,
-) -> TrainingStep:
-    """fastgat's training step for any classifier, to be called in a loop of one's own:
-
-        step = fastgat.compile_step(classifier, method="gat")
-        for images, labels in loader:
-            step(images, labels)
-
-    Where torch.distributed connects several ranks, each brings its part of every batch, all of one size, and the step
-    is that of the whole batch, from rank 0's weights: gradients and batch norm's statistics are taken over all ranks.
-
-    Args:
-        classifier: images (B, C, H, W) in [0, 1] -> logits (B, K), trained in place, its modules in the modes (train,
-            or eval for batch norm that is frozen) that they are in at the first step; where every layer with weights
-            is in eval mode, in train mode.
-        method: a method such as `fastgat.methods.GAT(cg=0.5)`, or the name of one.
-        generator: input gradients -> perturbations, trained in place; by default Table 1's, for images of any size and
-            number of channels.
-        optimizer, precision: as in `fastgat.TrainConfig`; schedules and moving averages are the loop's own.
-        batch_norm: which passes the classifier's running statistics see: "clean", "perturbed" or "both".
-        compile: into one graph at the first step; without it the same step runs as it is written.
-        cuda_graph: on a GPU, replay the compiled step as one CUDA graph.
-        seed: of the generator's initial weights and of random draws.
-
-    Raises ConfigError for settings that make no sense, CompileError where there is no compiler.
-    """
-    chosen = create_method(method) if isinstance(method, str) else method
-    device = next((parameter.device for parameter in classifier.parameters()), torch.device("cpu"))
-    missing = missing_compiler(device) if compile else None
-    if missing is not None:
-        raise CompileError(f"compiling needs {missing}; none is installed (compile=False does without)")
-    statistics = ModelConfig(batch_norm=batch_norm).batch_norm
-    optimizer = optimizer or OptimizerConfig()
-    if optimizer.lr_schedule != "constant" or optimizer.warmup_epochs:
-        raise ConfigError("a step has no learning-rate schedule: call scale_learning_rates from the loop")
-    if optimizer.ema is not None:
-        raise ConfigError("a step keeps no moving average: keep one in the loop, with torch.optim.swa_utils")
-    if generator is not None and not chosen.needs_generator:
-        raise ConfigError(f"method {chosen.name!r} has no generator")
-    return TrainingStep(
-        classifier, chosen, generator, optimizer, precision or PrecisionConfig(), statistics, compile, cuda_graph, seed
-    )
+compile_step = TrainingStep

@@ -84,7 +84,7 @@ class Stepper:
             for kind in self.method.kinds:
                 taken = (batches, draws) if kind == "full" else (batches[-1:], draws[-1:])
                 inputs: Inputs = tree_map_only(Tensor, torch.clone, taken)  # clone: captured inputs must not alias
-                step = compile_step(self._uncompiled(kind), self.state.device, self.state.ranks)
+                step = as_one_graph(self._uncompiled(kind), self.state.device, self.state.ranks)
                 with one_line(CompileError, "the step cannot be compiled: {}"), warnings.catch_warnings():
                     # Whether they are wanted is a setting of ours.
                     warnings.filterwarnings("ignore", "TensorFloat32 tensor cores", UserWarning)
@@ -111,7 +111,7 @@ class Stepper:
         return functools.partial(train_step, self.state, self.method, kind)
 
 
-def compile_step(step: Step, device: torch.device, ranks: Ranks = ALONE) -> Step:
+def as_one_graph(step: Step, device: torch.device, ranks: Ranks = ALONE) -> Step:
     """`step` as one graph, compiled for `device` at its first call; a break in the graph is an error."""
     from fastgat.engine.graph import GraphPasses  # imports Inductor, which takes seconds
 

@@ -25,7 +25,7 @@ from fastgat.engine.graph import GraphPasses
 from fastgat.engine.optimizer import Adam
 from fastgat.engine.random import seed_step
 from fastgat.engine.ranks import ALONE
-from fastgat.engine.step import ON_A_GPU, OVERLAP, Captured, Stepper, compile_step, missing_compiler, one_line
+from fastgat.engine.step import ON_A_GPU, OVERLAP, Captured, Stepper, as_one_graph, missing_compiler, one_line
 from fastgat.errors import CaptureError, CompileError
 from fastgat.methods import (
     GAT,
@@ -141,7 +141,7 @@ def test_inductor_is_given_its_passes(monkeypatch: pytest.MonkeyPatch) -> None:
     together: Any = SimpleNamespace(alone=False)
     for device in ("cpu", "cuda"):
         for ranks in (ALONE, together):
-            compile_step(step, torch.device(device), ranks)
+            as_one_graph(step, torch.device(device), ranks)
     for how in asked:
         assert how["fullgraph"] is True
         assert isinstance(how["options"].pop("post_grad_custom_pre_pass"), GraphPasses)
