@@ -13,7 +13,7 @@ import statistics
 import subprocess
 import sys
 from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -22,7 +22,7 @@ import click
 from fastgat.experiments.archive import Row, read_archive
 from fastgat.experiments.paper import FAST_GRADIENT, METHODS
 from fastgat.experiments.search import PARAMETERS
-from fastgat.experiments.spread import percent, points, table
+from fastgat.experiments.spread import escaped, percent, points
 from fastgat.files import write_atomically
 from fastgat.methods import create_method
 
@@ -124,6 +124,12 @@ def section(title: str, page: str, kept: list[Run]) -> str:
                 ("margin, points", "test, best accuracy", *(f"validation, {h}" for h in heads)), margins
             )
     return text
+
+
+def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """A Markdown table; a | in a cell stands for itself."""
+    lines = ["| " + " | ".join(map(escaped, cells)) + " |" for cells in (header, ["---"] * len(header), *rows)]
+    return "\n".join(lines) + "\n"
 
 
 def _margin(chosen: dict[str, list[Run]], method: str, over: str, column: str) -> str:

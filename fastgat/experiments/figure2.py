@@ -20,13 +20,11 @@ from fastgat.experiments.jobs import Advance, Measurement
 from fastgat.experiments.plan import Plan
 from fastgat.experiments.store import RunStore
 from fastgat.methods import Baseline
+from fastgat.reporting.plots import plot_power
 
 PRICES = (0.1, 0.3, 1.0, 3.0, 10.0)
 """c_g of each generator: the paper draws a curve over the power, and does not say at which."""
 GENERATOR_BATCH = 64
-
-
-_Accuracies: Any = TypedDict("_Accuracies", dict.fromkeys(SIDES, float))  # type: ignore[misc]  # names with blanks
 
 
 class _Row(TypedDict):
@@ -34,7 +32,7 @@ class _Row(TypedDict):
 
     cg: float
     power: float
-    accuracy: _Accuracies
+    accuracy: dict[str, float]
     epochs: int
     best_epoch: int
 
@@ -67,8 +65,6 @@ class Figure2(Experiment):
         return sum(row["accuracy"]["generator"] < row["accuracy"][side] for row in rows)
 
     def plots(self, figures: dict[str, Any]) -> dict[str, Any]:
-        from fastgat.reporting.plots import plot_power
-
         return {"figure2": plot_power(figures["rows"])}
 
 
@@ -77,22 +73,9 @@ def _baseline(plan: Plan) -> Cell:
 
 
 def _measurements(plan: Plan) -> list[Measurement]:
-    return [
-        Measurement(
-            "figure2",
-            {
-                "cell": _baseline(plan).name,
-                "cg": cg,
-                "images": plan.generator_images,
-                "epochs": plan.generator_epochs,
-                "width": plan.base.model.generator_width,
-                "samples": plan.samples,
-            },
-            partial(_compute, plan, cg),
-            _Row,
-        )
-        for cg in PRICES
-    ]
+    extent = {"images": plan.generator_images, "epochs": plan.generator_epochs, "samples": plan.samples}
+    key = {"cell": _baseline(plan).name, "width": plan.base.model.generator_width, **extent}
+    return [Measurement("figure2", {**key, "cg": cg}, partial(_compute, plan, cg), _Row) for cg in PRICES]
 
 
 @tf32(False)

@@ -13,7 +13,7 @@ from jinja2 import TemplateError
 
 from fastgat.errors import ConfigError, DataError, FastgatError
 from fastgat.experiments import paper, search
-from fastgat.experiments.archive import Environment
+from fastgat.experiments.archive import KeptRun, Measured
 from fastgat.experiments.base import Experiment
 from fastgat.experiments.cell import DATASETS, Cell
 from fastgat.experiments.jobs import Training
@@ -28,25 +28,10 @@ from fastgat.store import make_folder
 from fastgat.typed import shown
 
 RUN_BY_RUN = (
-    "diverged",
-    "validation_accuracy",
-    "test_accuracy",
-    "best_epoch",
-    "epochs",
-    "seconds",
-    "images_per_second",
+    *("diverged", "validation_accuracy", "test_accuracy", "best_epoch"),
+    *("epochs", "seconds", "images_per_second"),
 )
 """What results.json tells of each run."""
-WORDS = {
-    "optimizer.lr": "The classifier's learning rate is {value:g}; the paper's is 0.001.",
-    "optimizer.generator_lr": "The generator's learning rate is {value:g}; the paper's is 1e-06.",
-    "model.classifier": "The classifier is {value}, not Table 1's.",
-    "model.generator_width": "The generator's width is {value}; Table 1's is 48.",
-    "precision.amp": "Automatic mixed precision; the paper, as far as it says, float32.",
-}
-"""How a setting that differs from the paper's is told; others by their names."""
-SILENT = ("precision.amp_dtype", "precision.channels_last")
-"""Those that need no word: they follow from others, or change nothing but the order of sums."""
 
 
 def check_page(path: Path) -> None:
@@ -66,12 +51,7 @@ def collect(experiments: Sequence[Experiment], plan: Plan, store: RunStore) -> d
     runs = [run for job in jobs.values() if isinstance(job, Training) and (run := _run(store, job.cell)) is not None]
     contents = {name: content for each in experiments for name, content in each.measured(plan, store).items()}
     measured = [
-        {
-            "name": name,
-            "diverged": content.get("diverged"),
-            "seconds": content.get("seconds"),
-            **_machine(content.get("environment", {})),
-        }
+        {"name": name, **{key: content.get(key) for key in ("diverged", "seconds")}, **_machine(content)}
         for name, content in contents.items()
     ]
     return {"dataset": plan.dataset, "figures": figures, "runs": runs, "measured": measured}
@@ -105,10 +85,8 @@ def write_page(
     folder = path.with_suffix("")
     make_folder(folder)
     pictures: dict[str, list[Path]] = defaultdict(list)
-    for each in experiments:
-        for name, figure in (
-            each.plots(results["figures"][each.name]).items() if each.name in results["figures"] else ()
-        ):
+    for each in (each for each in experiments if each.name in results["figures"]):
+        for name, figure in each.plots(results["figures"][each.name]).items():
             pictures[each.title].append(folder / f"{name}.png")
             write_atomically(folder / f"{name}.png", saved(figure, "png"))
     text = sections(experiments, plan, results)
@@ -124,23 +102,21 @@ def _run(store: RunStore, cell: Cell) -> dict[str, Any] | None:
     run = store.run(cell)
     if run is None:
         return None
-    summary = run["summary"]
-    outcome = {key: value for key, value in (summary or {"diverged": run["diverged"]}).items() if key in RUN_BY_RUN}
+    outcome = run["summary"] or {"diverged": run["diverged"]}
+    told = {key: value for key, value in outcome.items() if key in RUN_BY_RUN}
     method = cell.config.to_dict()["method"]["name"]
-    machine = _machine(run.get("environment", {}))
-    return {"name": cell.name, "method": method, "seed": cell.seed, **outcome, **machine}
+    return {"name": cell.name, "method": method, "seed": cell.seed, **told, **_machine(run)}
 
 
-def _machine(environment: Environment) -> dict[str, str]:
+def _machine(kept: KeptRun | Measured) -> dict[str, str]:
     """What something ran on, in words."""
+    environment = kept.get("environment", {})
     packages, gpus = environment.get("packages", {}), environment.get("gpus")
     cpu = f"{environment.get('cpus', 'unknown')} CPUs, {environment.get('cpu_capability', 'unknown')}"
-    versions = (
-        f"{name} {packages.get(package, 'unknown')}"
-        for name, package in (("fastgat", "fastgat-trainer"), ("torch", "torch"))
-    )
     device = environment.get("device") or (", ".join(gpus) if gpus else cpu)
-    return {"device": device if gpus or device == cpu else f"{device}; {cpu}", "versions": ", ".join(versions)}
+    fastgat, torch = (packages.get(package, "unknown") for package in ("fastgat-trainer", "torch"))
+    device = device if gpus or device == cpu else f"{device}; {cpu}"
+    return {"device": device, "versions": f"fastgat {fastgat}, torch {torch}"}
 
 
 def _account(plan: Plan, results: dict[str, Any]) -> str:
@@ -169,7 +145,5 @@ def deviations(plan: Plan, experiments: Sequence[Experiment], ran: Collection[st
         size=DATASETS[plan.dataset],
         tried={name: len(values) for name, values in grids.items() if values is not None},
         remarks=[line for each in experiments for line in each.remarks(plan)],
-        words=WORDS,
-        silent=SILENT,
     )
     return list(dict.fromkeys(text.splitlines()))

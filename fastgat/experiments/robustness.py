@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from abc import abstractmethod
 from functools import partial
 from typing import Any, ClassVar, TypedDict
 
@@ -14,6 +13,7 @@ from fastgat.experiments.cell import Cell
 from fastgat.experiments.images import load_images, test_batches
 from fastgat.experiments.jobs import Advance, Measurement
 from fastgat.experiments.plan import Plan
+from fastgat.experiments.plots import plot_robustness
 from fastgat.experiments.store import RunStore
 from fastgat.methods import Baseline
 
@@ -32,15 +32,16 @@ class _Curves(TypedDict):
 
 
 class Robustness(search.Searching):
-    """Base of both figures."""
+    """Base of both figures: `indirect` where perturbations are made on another network than the attacked one."""
 
     template: ClassVar[str] = "robustness"
     shown = SHOWN
     chosen: ClassVar[tuple[str, ...]] = NETWORKS
+    indirect: ClassVar[bool]
 
-    @abstractmethod
-    def source(self, plan: Plan) -> Cell | None:
-        """The network that perturbations are made on; None for each network itself."""
+    def source(self, plan: Plan) -> Cell:
+        """The other network: a baseline of a seed that no attacked network has."""
+        return plan.cell(Baseline(), plan.numbers.stop)
 
     def cells(self, plan: Plan, store: RunStore) -> list[Cell]:
         return [cell for seed in plan.numbers for cell in self._networks(plan, store, seed).values()]
@@ -65,22 +66,17 @@ class Robustness(search.Searching):
         return {"norm": NORM, "epsilons": list(EPSILONS), "accuracies": curves, "samples": plan.samples}
 
     def remarks(self, plan: Plan) -> list[str]:
-        source = self.source(plan)
-        if source is None:
-            return []
-        return [f"Figure 4's perturbations are made on the baseline of seed {source.seed}."]
+        remark = f"Figure 4's perturbations are made on the baseline of seed {self.source(plan).seed}."
+        return [remark] if self.indirect else []
 
     def plots(self, figures: dict[str, Any]) -> dict[str, Any]:
-        from fastgat.experiments.plots import plot_robustness
-
         return {self.name: plot_robustness(figures, self.title)}
 
     def _networks(self, plan: Plan, store: RunStore, seed: int) -> dict[str, Cell]:
         """The networks whose method has been chosen, and the source."""
         methods = {name: search.chosen(plan, store, name) for name in NETWORKS}
         cells = {name: plan.cell(method, seed) for name, method in methods.items() if method is not None}
-        source = self.source(plan)
-        return cells if source is None else {**cells, SOURCE: source}
+        return {**cells, SOURCE: self.source(plan)} if self.indirect else cells
 
     def _measurement(self, plan: Plan, cells: dict[str, Cell], seed: int) -> Measurement:
         names = {name: cell.name for name, cell in cells.items()}
@@ -92,18 +88,13 @@ class Robustness(search.Searching):
 class Figure3(Robustness):
     name: ClassVar[str] = "figure3"
     title: ClassVar[str] = "Figure 3: direct attack, fast gradient L2 made on each network itself"
-
-    def source(self, plan: Plan) -> None:
-        return None
+    indirect: ClassVar[bool] = False
 
 
 class Figure4(Robustness):
     name: ClassVar[str] = "figure4"
     title: ClassVar[str] = "Figure 4: indirect attack, fast gradient L2 made on another baseline"
-
-    def source(self, plan: Plan) -> Cell:
-        """A baseline of a seed that no attacked network has."""
-        return plan.cell(Baseline(), plan.numbers.stop)
+    indirect: ClassVar[bool] = True
 
 
 @tf32(False)

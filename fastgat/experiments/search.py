@@ -116,7 +116,8 @@ def best(rows: Sequence[dict[str, Any]]) -> int | None:
 
 def cells(plan: Plan, store: RunStore, methods: tuple[str, ...]) -> list[Cell]:
     """The runs from which `methods` are chosen, those of the first seed first."""
-    candidates = [cell for name in methods for cell in _candidates(plan, store, name)]
+    variants = [_variants(plan, store, name) for name in methods]
+    candidates = [cell for tried in variants if len(tried) > 1 for method in tried for cell in _cells(plan, method)]
     return sorted(candidates, key=lambda cell: cell.seed)
 
 
@@ -129,28 +130,22 @@ def chosen(plan: Plan, store: RunStore, name: str) -> Method | None:
 
 def choose(plan: Plan, store: RunStore, name: str) -> Choice | None:
     """How the method called `name` is chosen, or None as long as there are runs to be done."""
-    values = grid(plan, name)
-    if values is None:
-        return Choice(create_method(name), [])
     methods = _variants(plan, store, name)
-    if methods is None:
+    if not methods:
         return None
-    if len(values) == 1:
+    if len(methods) == 1:
         return Choice(methods[0], [])
-    rows = []
-    for value, method in zip(values, methods, strict=True):
-        tried = _cells(plan, method)
-        if not all(store.finished(cell) for cell in tried):
-            return None
-        rows.append({"value": value, **compare(store, tried)})
+    tried = [_cells(plan, method) for method in methods]
+    if not all(store.finished(cell) for cells in tried for cell in cells):
+        return None
+    values = grid(plan, name)
+    rows = [{"value": value, **compare(store, cells)} for value, cells in zip(values, tried, strict=True)]
     number = best(rows)
     return Choice(None if number is None else methods[number], rows)
 
 
-def grid(plan: Plan, name: str) -> tuple[float, ...] | None:
-    """The values of the method's hyperparameter, or None where it has none."""
-    if name not in PARAMETERS:
-        return None
+def grid(plan: Plan, name: str) -> tuple[float, ...]:
+    """The values of a method's hyperparameter."""
     return tuple(plan.grids.get(name, GRIDS[name]))
 
 
@@ -167,25 +162,18 @@ def check_grids(grids: dict[str, tuple[float, ...]]) -> None:
             rule.check(f"{parameter} of {name}", value)
 
 
-def _variants(plan: Plan, store: RunStore, name: str) -> list[Method] | None:
-    """The method with each of its values; None where another choice has to come first."""
+def _variants(plan: Plan, store: RunStore, name: str) -> list[Method]:
+    """The method with each value of its hyperparameter, if it has one; none where another choice has to come first."""
+    if name not in PARAMETERS:
+        return [create_method(name)]
     method, reading = READINGS.get(name, (name, {}))
     options = plan.gat_options() | reading if "cg" in METHODS[method].__dataclass_fields__ else {}
     if name == "dropout-gat":
         dropout = chosen(plan, store, "dropout")
         if dropout is None:
-            return None
+            return []
         options["dropout"] = dropout.classifier_dropout
-    values = grid(plan, name)
-    assert values is not None
-    return [create_method(method, **{**options, PARAMETERS[name]: value}) for value in values]
-
-
-def _candidates(plan: Plan, store: RunStore, name: str) -> list[Cell]:
-    methods = _variants(plan, store, name) if grid(plan, name) is not None else None
-    if methods is None or len(methods) == 1:
-        return []
-    return [cell for method in methods for cell in _cells(plan, method)]
+    return [create_method(method, **{**options, PARAMETERS[name]: value}) for value in grid(plan, name)]
 
 
 def seeds(plan: Plan) -> range:

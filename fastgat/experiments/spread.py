@@ -43,13 +43,8 @@ def interval(values: Sequence[float]) -> float | None:
     return float(stdtrit(n - 1, 0.975)) * statistics.stdev(values) / math.sqrt(n) if n > 1 else None
 
 
-def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """A Markdown table; a | in a cell stands for itself."""
-    lines = ["| " + " | ".join(map(escaped, cells)) + " |" for cells in (header, ["---"] * len(header), *rows)]
-    return "\n".join(lines) + "\n"
-
-
 def escaped(cell: str) -> str:
+    """A cell of a Markdown table, in which a | stands for itself."""
     return cell.replace("|", "\\|")
 
 
@@ -62,22 +57,18 @@ def percent(values: Iterable[float] | None, places: int = 2) -> str:
     return text if spread.sd is None else f"{text} ± {100 * spread.sd:.{places}f}"
 
 
-def accuracy(values: Iterable[float] | None) -> str:
+def accuracy(values: Iterable[float] | None, sign: str = "") -> str:
     """The mean in percent, ± its 95 % interval where there are several values."""
     if not (values := list(values or ())):
         return "-"
     half_width = interval(values)
-    text = f"{100 * statistics.mean(values):.2f}"
+    text = f"{100 * statistics.mean(values):{sign}.2f}"
     return text if half_width is None else f"{text} ± {100 * half_width:.2f}"
 
 
 def points(values: float | Iterable[float] | None) -> str:
     """A difference in percentage points, or the mean of several, ± its 95 % interval: +2.85 ± 0.30."""
-    if values is None or not (values := [values] if isinstance(values, float) else list(values)):
-        return "-"
-    half_width = interval(values)
-    text = f"{100 * statistics.mean(values):+.2f}"
-    return text if half_width is None else f"{text} ± {100 * half_width:.2f}"
+    return accuracy([values] if isinstance(values, float) else values, "+")
 
 
 FILTERS: dict[str, Callable[..., Any]] = {

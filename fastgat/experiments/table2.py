@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import replace
 from typing import Any, ClassVar
 
 from fastgat.experiments import paper, search
 from fastgat.experiments.cell import Cell
 from fastgat.experiments.plan import Plan
+from fastgat.experiments.plots import plot_searches
 from fastgat.experiments.rules import COLUMNS, by_rule
 from fastgat.experiments.spread import Spread, verdict
 from fastgat.experiments.store import RunStore
@@ -33,7 +35,7 @@ class Table2(search.Searching):
         rows = [row for name in self.chosen if (row := _row(plan, store, name)) is not None]
         if not any(row["accuracy"] or row["curve"] or row["diverged"] for row in rows):
             return None
-        margins = {"margins": _margins(plan, rows), "margins_by_rule": _margins_by_rule(rows)}
+        margins = {"margins": _margins(plan, rows, self.expected(plan)), "margins_by_rule": _margins_by_rule(rows)}
         return {"dataset": plan.dataset, "columns": COLUMNS, "rows": rows, **margins}
 
     def remarks(self, plan: Plan) -> list[str]:
@@ -41,13 +43,13 @@ class Table2(search.Searching):
             return []
         return ["Test accuracy is taken in mixed precision too; that of the figures in float32."]
 
-    def expected(self, plan: Plan, method: str) -> paper.Accuracy | None:
-        """What the paper reports, where its classifier is used."""
-        return paper.TABLE2.get(plan.dataset, {}).get(method) if plan.base.model.classifier == "table1" else None
+    def expected(self, plan: Plan) -> dict[str, paper.Accuracy]:
+        """What the paper reports, by method, where its classifier is used."""
+        return paper.TABLE2.get(plan.dataset, {}) if plan.base.model.classifier == "table1" else {}
 
     def verdict(self, plan: Plan, row: dict[str, Any]) -> str:
         """How a row of `collect` compares with the paper's."""
-        expected = self.expected(plan, row["method"])
+        expected = self.expected(plan).get(row["method"])
         if expected is None or not row["accuracy"] or not plan.comparable:
             return "-"
         return verdict(Spread.of(list(row["accuracy"].values())), expected)
@@ -77,8 +79,6 @@ class Table2(search.Searching):
         return [row["method"] for row in rows if _taken(row) in edges.get(row["method"], ())]
 
     def plots(self, figures: dict[str, Any]) -> dict[str, Any]:
-        from fastgat.experiments.plots import plot_searches
-
         curves = {row["method"]: row for row in figures["rows"] if row["curve"]}
         return {f"{self.name}-search": plot_searches(curves)} if curves else {}
 
@@ -118,12 +118,9 @@ def _row(plan: Plan, store: RunStore, name: str) -> dict[str, Any] | None:
     choice = search.choose(plan, store, name)
     if choice is None:
         return None
-    if choice.method is None:
-        nothing: dict[str, Any] = {key: {} for key in ("settings", "accuracy", "validation", "best_epoch", "by_rule")}
-        return {"method": name, "curve": choice.curve, "diverged": 0, "cells": [], **nothing}
-    cells = {seed: plan.cell(choice.method, seed) for seed in plan.numbers}
-    done = {str(seed): summary for seed, cell in cells.items() if (summary := store.summary(cell)) is not None}
-    settings = cells[plan.base.seed].config.to_dict()["method"]
+    cells = {str(seed): plan.cell(choice.method, seed) for seed in plan.numbers} if choice.method is not None else {}
+    done = {seed: summary for seed, cell in cells.items() if (summary := store.summary(cell)) is not None}
+    settings = next((cell.config.to_dict()["method"] for cell in cells.values()), {})
     return {
         "method": name,
         "settings": {key: value for key, value in settings.items() if key != "name"},
@@ -131,31 +128,31 @@ def _row(plan: Plan, store: RunStore, name: str) -> dict[str, Any] | None:
         "accuracy": {seed: summary["test_accuracy"] for seed, summary in done.items()},
         "validation": {seed: summary["validation_accuracy"] for seed, summary in done.items()},
         "best_epoch": {seed: summary["best_epoch"] for seed, summary in done.items()},
-        "by_rule": by_rule(store, {seed: cells[int(seed)] for seed in done}),
+        "by_rule": by_rule(store, {seed: cells[seed] for seed in done}),
         "diverged": sum(store.diverged(cell) is not None for cell in cells.values()),
-        "cells": [cells[int(seed)].name for seed in done],
+        "cells": [cells[seed].name for seed in done],
     }
 
 
-def _margins(plan: Plan, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+def _margins(plan: Plan, rows: list[dict[str, Any]], theirs: dict[str, paper.Accuracy]) -> list[dict[str, Any]]:
     """GAT over the baseline and over the better fast gradient (on validation), seed by seed; the paper's, where the
     classifier is the paper's. The runs that chose a value are in its favour: `unsearched` is without their seeds."""
     done = {row["method"]: row for row in rows if row["accuracy"]}
     if "gat" not in done:
         return []
-    theirs = paper.TABLE2.get(plan.dataset) if plan.base.model.classifier == "table1" else None
     margins = []
     for over, label in _rivals({name: row["validation"] for name, row in done.items()}).items():
         differences = _differences(done["gat"]["accuracy"], done[over]["accuracy"])
+        if not differences:
+            continue
         searched = {str(seed) for name in ("gat", over) if done[name]["curve"] for seed in search.seeds(plan)}
         unsearched = [value for seed, value in differences.items() if seed not in searched] if searched else None
-        if differences:
-            expected = None
-            if theirs is not None:
-                best_of_paper = max(paper.FAST_GRADIENT, key=lambda name: theirs[name].mean)
-                expected = theirs["gat"].mean - theirs["baseline" if over == "baseline" else best_of_paper].mean
-            margin = {"over": label, "differences": list(differences.values())}
-            margins.append({**margin, "unsearched": unsearched, "paper": expected})
+        expected = None
+        if theirs:
+            rivals = ("baseline",) if over == "baseline" else paper.FAST_GRADIENT
+            expected = theirs["gat"].mean - max(theirs[name].mean for name in rivals)
+        margin = {"over": label, "differences": list(differences.values())}
+        margins.append({**margin, "unsearched": unsearched, "paper": expected})
     return margins
 
 
@@ -165,13 +162,11 @@ def _margins_by_rule(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     for weights in dict.fromkeys(weights for row in rows for weights in row["by_rule"]):
         done = {row["method"]: row["by_rule"][weights] for row in rows if weights in row["by_rule"]}
         rivals = _rivals({row["method"]: row["validation"] for row in rows if row["method"] in done})
-        for method, row in done.items():
-            for over, label in rivals.items():
-                if method != over and method != "baseline" and not {method, over} <= {*paper.FAST_GRADIENT}:
-                    pairs = {
-                        column: _differences(row.get(column, {}), done[over].get(column, {})) for column in COLUMNS
-                    }
-                    margins.append({"method": method, "over": label, "weights": weights, "differences": pairs})
+        for method, over in itertools.product(done, rivals):
+            if method not in (over, "baseline") and not {method, over} <= {*paper.FAST_GRADIENT}:
+                ours, theirs = done[method], done[over]
+                pairs = {column: _differences(ours.get(column, {}), theirs.get(column, {})) for column in COLUMNS}
+                margins.append({"method": method, "over": rivals[over], "weights": weights, "differences": pairs})
     return margins
 
 
