@@ -9,7 +9,6 @@ results.json         all of these without weights, written with the page; it is 
 from __future__ import annotations
 
 import contextlib
-import json
 import platform
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
@@ -38,7 +37,7 @@ from fastgat.experiments.archive import (
 from fastgat.experiments.cell import Cell, deciding
 from fastgat.files import locked
 from fastgat.reporting.run_folder import read_metrics
-from fastgat.store import Store, make_folder, read_object
+from fastgat.store import Store, key_text, make_folder, read_object
 from fastgat.typed import check_type
 
 
@@ -78,7 +77,7 @@ class RunStore:
             if run is None and archived is None:
                 return None
             merged: Any = {"environment": {}, **(archived or {}), **(run or {})}
-            if _plain(merged["settings"]) != _plain(deciding(cell.config)):
+            if key_text(merged["settings"]) != key_text(deciding(cell.config)):
                 raise DataError(f"{self.run_folder(cell)}: holds another run than its name says; move it away")
             self._runs[cell.name] = merged  # a finished cell does not change
         return self._runs[cell.name]
@@ -186,8 +185,3 @@ class RunStore:
         if (archive := Archive(cells, measured, epochs)) != self.archive:
             write_archive(self.folder, archive)
             self.archive = archive
-
-
-def _plain(settings: Mapping[str, Any]) -> Any:
-    """Settings as they come back from JSON."""
-    return json.loads(json.dumps(settings))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import time
+from collections.abc import Callable
 
 import torch
 from torch.nn import functional
@@ -36,14 +36,6 @@ def ceilings(side: Side) -> dict[str, float]:
     return {"flops_per_second": max(products), "bytes_per_second": copied}
 
 
-def _best(side: Side, operation: object) -> float:
+def _best(side: Side, operation: Callable[[], object]) -> float:
     """Seconds of the fastest of several calls, after a warm-up."""
-    assert callable(operation)
-    times = []
-    for _ in range(REPEATS + 1):
-        began = time.perf_counter()
-        operation()
-        if side.device.type == "cuda":
-            torch.cuda.synchronize(side.device)
-        times.append(time.perf_counter() - began)
-    return min(times[1:])
+    return min([side.seconds(operation) for _ in range(REPEATS + 1)][1:])

@@ -11,7 +11,7 @@ import torch
 
 from fastgat.engine.step import train_step
 from fastgat.phases import PHASES, listening
-from fastgat.profiling.sides import Fastgat
+from fastgat.profiling.sides import Fastgat, synchronize
 
 STEPS, SECONDS = 5, 10.0
 """Steps that are looked at, and of which phases are timed for about so long at most: of slow steps fewer will do."""
@@ -52,8 +52,7 @@ class Clock:
         self._since = now
 
     def _now(self) -> float:
-        if self.device.type == "cuda":
-            torch.cuda.synchronize(self.device)
+        synchronize(self.device)
         return time.perf_counter()
 
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import itertools
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
@@ -106,6 +107,15 @@ class Side:
         """The classifier's first moments, flat: after one step, a tenth of its gradient."""
         raise NotImplementedError
 
+    def seconds(self, action: Callable[[], object], count: int = 1) -> float:
+        """How long a call of `action` takes, over `count` calls with a synchronised clock."""
+        synchronize(self.device)
+        began = time.perf_counter()
+        for _ in range(count):
+            action()
+        synchronize(self.device)
+        return (time.perf_counter() - began) / count
+
     def _placed(self, module: nn.Module) -> nn.Module:
         return module.to(self.device).to(memory_format=self.layout).train()  # type: ignore[call-overload]  # torch's stub lacks it
 
@@ -143,30 +153,25 @@ class Textbook(Side):
             self._step(batches, draws)
 
     def _step(self, batches: list[Batch], draws: list[Draws]) -> None:
-        method, batch, draw = self.method, batches[-1], draws[-1]
-        if isinstance(method, GAT):
-            assert self.generator is not None
-            if method.generator_input != "gradient":
-                raise ConfigError("no textbook has this generator_input: the paper's is the gradient")
-            textbook.algorithm1_step(
-                self.classifier,
-                self.generator,
-                self.optimizer,
-                self.generator_optimizer,
-                batches,
-                method.alpha,
-                method.cg,
-                [(each.clean, each.perturbed) for each in draws],
-                through_delta=method.delta == "through",
-                clamp=method.clamp,
-            )
-        else:
-            self._step_alone(method, batch, draw)
-
-    def _step_alone(self, method: Method, batch: Batch, draw: Draws) -> None:
-        """A step of a method without a generator."""
-        players = (self.classifier, self.optimizer, batch)
+        method, draw = self.method, draws[-1]
+        players = (self.classifier, self.optimizer, batches[-1])
         match method:
+            case GAT():
+                assert self.generator is not None
+                if method.generator_input != "gradient":
+                    raise ConfigError("no textbook has this generator_input: the paper's is the gradient")
+                textbook.algorithm1_step(
+                    self.classifier,
+                    self.generator,
+                    self.optimizer,
+                    self.generator_optimizer,
+                    batches,
+                    method.alpha,
+                    method.cg,
+                    [(each.clean, each.perturbed) for each in draws],
+                    through_delta=method.delta == "through",
+                    clamp=method.clamp,
+                )
             case FastGradientL2() | FastGradientLinf():
                 norm = "l2" if isinstance(method, FastGradientL2) else "linf"
                 textbook.fast_gradient_step(*players, method.epsilon, norm, method.alpha, method.clamp)
@@ -239,19 +244,19 @@ class Fastgat(Side):
         return Feeder(spec.config, shape, spec.num_classes, self.device)
 
     def step(self) -> None:
-        kind = self.method.kind(self.number)
-        batches, draws = self.next_inputs()
-        first = 0 if kind == "full" else len(batches) - 1
-        self.stepper(batches[first:], draws[first:], kind)
-        self.number += 1
+        self.stepper(*self._next_step())
 
     def fed_step(self) -> None:
         """One step whose minibatches come from a loader."""
-        kind = self.method.kind(self.number)
-        _, draws = self.next_inputs()
-        draws = draws if kind == "full" else draws[-1:]
+        _, draws, kind = self._next_step()
         self.stepper(self.feeder.minibatches(len(draws)), draws, kind)
+
+    def _next_step(self) -> tuple[list[Batch], list[Draws], str]:
+        """Minibatches, draws and kind of the next step."""
+        kind = self.method.kind(self.number)
         self.number += 1
+        batches, draws = self.next_inputs()
+        return (batches, draws, kind) if kind == "full" else (batches[-1:], draws[-1:], kind)
 
     def moments(self) -> Tensor:
         adam = self.state.classifier_optimizer
@@ -263,6 +268,11 @@ class Fastgat(Side):
         batches, draws = next(self.inputs)
         taken = 1 + self.method.generator_minibatches
         return batches[-taken:], draws[-taken:]
+
+
+def synchronize(device: torch.device) -> None:
+    """Wait for what `device` has been given to do."""
+    torch.get_device_module(device).synchronize(device)
 
 
 def drawn(draws: Draws) -> Tensor:

@@ -16,7 +16,7 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
 
 from fastgat.engine.step import train_step
-from fastgat.profiling.sides import Fastgat, Side
+from fastgat.profiling.sides import Fastgat, Side, synchronize
 
 
 class Counter(TorchDispatchMode):
@@ -106,7 +106,7 @@ def launches(side: Side) -> dict[str, Any] | None:
     with torch.profiler.profile(activities=list(torch.profiler.supported_activities()), acc_events=True) as recorded:
         for _ in range(steps):
             side.step()
-        torch.cuda.synchronize(side.device)
+        synchronize(side.device)
     return summarised(recorded.events() or [], steps)
 
 

@@ -15,7 +15,7 @@ import torch
 from fastgat.engine.device import give_back_freed_memory
 from fastgat.profiling.ceilings import ceilings
 from fastgat.profiling.phases import phase_times, trace
-from fastgat.profiling.sides import Fastgat, Side, Spec, build
+from fastgat.profiling.sides import Fastgat, Side, Spec, build, synchronize
 from fastgat.profiling.work import launches, work
 from fastgat.worker import WorkerProcess
 
@@ -35,25 +35,15 @@ class Worker(WorkerProcess):
 
 def prepare(side: Side) -> dict[str, Any]:
     """Take the first step; the time from nothing to its end, compilation included, and the gradient that it took."""
-    began = time.perf_counter()
-    side.step()
-    _synchronize(side)
-    seconds = side.build_seconds + time.perf_counter() - began
+    seconds = side.build_seconds + side.seconds(side.step)
     first = {"cold_start_seconds": seconds, "moments": side.moments().numpy()}
-    for _ in range(3):
-        side.step()
-    _synchronize(side)
+    steps(side, 3)  # to warm up
     return first
 
 
 def steps(side: Side, count: int) -> float:
     """Milliseconds a step, over `count` steps with a synchronised clock."""
-    _synchronize(side)
-    began = time.perf_counter()
-    for _ in range(count):
-        side.step()
-    _synchronize(side)
-    return (time.perf_counter() - began) * 1e3 / count
+    return 1e3 * side.seconds(side.step, count)
 
 
 BUFFERED = 8
@@ -74,12 +64,10 @@ def fed_steps(side: Fastgat, count: int) -> Fed:
     for _ in range(BUFFERED):  # what the loader has made ready meanwhile
         side.feeder.minibatches(1 + side.method.generator_minibatches)
     side.fed_step()
-    _synchronize(side)
-    began, side.feeder.waited = time.perf_counter(), 0.0
-    for _ in range(count):
-        side.fed_step()
-    _synchronize(side)
-    return Fed(bare, (time.perf_counter() - began) * 1e3 / count, side.feeder.waited * 1e3 / count)
+    synchronize(side.device)
+    side.feeder.waited = 0.0
+    fed = side.seconds(side.fed_step, count)
+    return Fed(bare, 1e3 * fed, side.feeder.waited * 1e3 / count)
 
 
 def loader(side: Fastgat) -> str:
@@ -91,7 +79,7 @@ def peak_memory(side: Side) -> int | None:
     """The most memory that steps take, in bytes: on a GPU what its allocator holds, weights and all; on a CPU what the
     process grows by, from rest to the peak. None where the system does not tell."""
     if side.device.type == "cuda":
-        torch.cuda.synchronize(side.device)
+        synchronize(side.device)
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats(side.device)
         steps(side, 2)
@@ -117,11 +105,6 @@ QUESTIONS: dict[str, Callable[..., Any]] = {
     function.__name__: function
     for function in (prepare, steps, fed_steps, loader, peak_memory, work, launches, ceilings, phase_times, trace)
 }
-
-
-def _synchronize(side: Side) -> None:
-    if side.device.type == "cuda":
-        torch.cuda.synchronize(side.device)
 
 
 def serve(pipe: Connection, spec: Spec) -> None:
