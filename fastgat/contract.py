@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from fastgat.batch import Batch
-from fastgat.errors import ConfigError, FastgatError, is_out_of_memory
+from fastgat.errors import ConfigError, FastgatError, first_line, is_out_of_memory
 
 ROUNDING = 1e-5
 """How far outside [0, 1] rounding may leave a pixel, such as one that was normalised and denormalised in float32."""
@@ -106,8 +106,9 @@ def explained(images: Tensor, what: str = "take") -> Iterator[None]:
     except Exception as error:
         if isinstance(error, FastgatError) or is_out_of_memory(error):
             raise
-        reason = " ".join(str(error).split("\n")[0].split()) or type(error).__name__
-        raise ConfigError(f"the networks do not {what} images of shape {tuple(images.shape)}: {reason}") from None
+        raise ConfigError(
+            f"the networks do not {what} images of shape {tuple(images.shape)}: {first_line(error)}"
+        ) from None
 
 
 def _holds_integers(tensor: Tensor) -> bool:

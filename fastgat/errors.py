@@ -51,6 +51,12 @@ class CaptureError(CompileError):
     """A compiled step that cannot be captured as a CUDA graph."""
 
 
+def first_line(error: BaseException) -> str:
+    """The first line of an error's text, or the name of its class where it has none."""
+    lines = [" ".join(line.split()) for line in str(error).splitlines() if line.strip()]
+    return lines[0] if lines else type(error).__name__
+
+
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether memory ran out: torch's own error on a GPU, a RuntimeError of its allocator on a CPU, or Python's."""
     named = isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"

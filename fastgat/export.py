@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-import importlib
+import importlib.util
 import io
 import json
 import logging
@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from fastgat.config import TrainConfig
 from fastgat.engine.checkpoint import load_checkpoint
 from fastgat.engine.load import CHECKPOINTS, checkpoint_path, trained_classifier
-from fastgat.errors import ConfigError, FastgatError, OutputError
+from fastgat.errors import ConfigError, FastgatError, OutputError, first_line
 from fastgat.files import write_atomically
 from fastgat.options import suggestion
 
@@ -71,7 +71,9 @@ def export(
     source = checkpoint_path(run, checkpoint)
     tensors, header = load_checkpoint(source)
     module = trained_classifier(source, tensors, header, classifier=classifier)
-    size = image_size or header["model"].get("image_size") or _configured_size(source, header)
+    size = image_size or header["model"].get("image_size")
+    if not size:  # of an older checkpoint
+        size = TrainConfig.from_dict(header["config"], str(source)).data.image_size or SIDE
     sides = [size, size] if isinstance(size, int) else list(size)
     if len(sides) != 2 or not all(0 < side <= LARGEST for side in sides):  # dimensions
         raise ConfigError(f"image_size must be one or two numbers of 1 to {LARGEST} pixels, got {size}")
@@ -96,11 +98,6 @@ def export(
     return target
 
 
-def _configured_size(source: Path, header: dict[str, Any]) -> int:
-    """Pixels a side of the images of a run whose checkpoint does not say more."""
-    return TrainConfig.from_dict(header["config"], str(source)).data.image_size or SIDE
-
-
 @torch.no_grad()
 def check(classifier: nn.Module, exported: Exported, batches: list[Tensor], format: str) -> None:
     """Raises FastgatError unless both give the same logits."""
@@ -113,24 +110,19 @@ def check(classifier: nn.Module, exported: Exported, batches: list[Tensor], form
 
 def run_program(format: str, program: str, batches: str, logits: str) -> None:
     """Write the logits that an exported program gives for batches of images, from file to file."""
-    images = safetensors.torch.load_file(batches)
-    run: Callable[[Tensor], Tensor] = (
-        torch.export.load(program).module() if format == "torch-export" else _onnx_session(program)
-    )
+    run = _load_program(format, program)
     with torch.no_grad():
-        safetensors.torch.save_file({name: run(given).contiguous() for name, given in images.items()}, logits)
+        answers = {name: run(images).contiguous() for name, images in safetensors.torch.load_file(batches).items()}
+    safetensors.torch.save_file(answers, logits)
 
 
-def _onnx_session(program: str) -> Callable[[Tensor], Tensor]:
+def _load_program(format: str, program: str) -> Callable[[Tensor], Tensor]:
+    if format == "torch-export":
+        return torch.export.load(program).module()
     from onnx.reference import ReferenceEvaluator
 
     session = ReferenceEvaluator(program)
-
-    def run(images: Tensor) -> Tensor:
-        (logits,) = session.run(None, {"images": images.numpy()})
-        return torch.from_numpy(logits)
-
-    return run
+    return lambda images: torch.from_numpy(session.run(None, {"images": images.numpy()})[0])
 
 
 def _read_back(format: str, path: Path) -> Exported:
@@ -167,19 +159,14 @@ def _torch_export(classifier: nn.Module, model: dict[str, Any], images: Tensor, 
         content = io.BytesIO()  # torch's own writer aborts the process where the disk is full
         torch.export.save(program, content)
     except Exception as error:  # noqa: BLE001  # whatever it is that torch cannot trace
-        raise FastgatError(f"torch.export cannot take the classifier: {_first_line(error)}") from None
+        raise FastgatError(f"torch.export cannot take the classifier: {first_line(error)}") from None
     write_atomically(path, content.getvalue())
     return _read_back("torch-export", path)
 
 
 def _onnx(classifier: nn.Module, model: dict[str, Any], images: Tensor, path: Path) -> Exported:
-    for package in ("onnx", "onnxscript"):
-        try:
-            importlib.import_module(package)
-        except ModuleNotFoundError:
-            raise ConfigError(
-                f"the onnx format needs `pip install 'fastgat-trainer[onnx]'` ({package} is missing)"
-            ) from None
+    if missing := [package for package in ("onnx", "onnxscript") if importlib.util.find_spec(package) is None]:
+        raise ConfigError(f"the onnx format needs `pip install 'fastgat-trainer[onnx]'` ({missing[0]} is missing)")
     try:
         with quiet("torch.onnx"):
             program = torch.onnx.export(
@@ -193,7 +180,7 @@ def _onnx(classifier: nn.Module, model: dict[str, Any], images: Tensor, path: Pa
             )
             assert program is not None
     except Exception as error:  # noqa: BLE001  # whatever it is that torch cannot translate
-        raise FastgatError(f"torch.onnx cannot take the classifier: {_first_line(error)}") from None
+        raise FastgatError(f"torch.onnx cannot take the classifier: {first_line(error)}") from None
     program.save(path)
     return _read_back("onnx", path)
 
@@ -205,16 +192,10 @@ def quiet(logger: str) -> Iterator[None]:
     level = log.level
     log.setLevel(logging.ERROR)
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
+        with warnings.catch_warnings(action="ignore"):
             yield
     finally:
         log.setLevel(level)
-
-
-def _first_line(error: Exception) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[0] if lines else type(error).__name__
 
 
 EXPORTERS = {"safetensors": _safetensors, "torch-export": _torch_export, "onnx": _onnx}

@@ -12,8 +12,8 @@ Every value passes the same checks, wherever it comes from; a bad one raises Con
 from __future__ import annotations
 
 import difflib
-import functools
 import math
+import operator
 import types
 import typing
 from collections.abc import Iterable
@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from fastgat.errors import ConfigError
-from fastgat.typed import INTEGERS, shown
+from fastgat.typed import INTEGERS, shown, type_hints
 
 FLOAT32 = 2.0**-149, (2 - 2.0**-23) * 2.0**127
 """The least and the greatest number that float32 has above 0."""
@@ -44,12 +44,12 @@ class Constraint:
         if self.choices and value not in self.choices:
             raise ConfigError(f"{name}: unknown value {shown(value)}{suggestion(str(value), self.choices)}")
         for bound, holds, words in (
-            (self.at_least, lambda b: value >= b, "at least"),
-            (self.above, lambda b: value > b, "above"),
-            (self.at_most, lambda b: value <= b, "at most"),
-            (self.below, lambda b: value < b, "below"),
+            (self.at_least, operator.ge, "at least"),
+            (self.above, operator.gt, "above"),
+            (self.at_most, operator.le, "at most"),
+            (self.below, operator.lt, "below"),
         ):
-            if bound is not None and not holds(bound):
+            if bound is not None and not holds(value, bound):
                 raise ConfigError(f"{name} must be {words} {bound:g}, got {shown(value)}")
 
 
@@ -76,17 +76,11 @@ def suggestion(word: str, known: Iterable[str]) -> str:
 
 def value_type(cls: type, name: str) -> tuple[type, bool]:
     """The plain type of a field and whether it may be None."""
-    hint = _hints(cls)[name]
+    hint = type_hints(cls)[name]
     if isinstance(hint, types.UnionType):
         (plain,) = (t for t in typing.get_args(hint) if t is not type(None))
         return plain, True
     return hint, False
-
-
-@functools.cache
-def _hints(cls: Any) -> dict[str, Any]:
-    """The types of a dataclass's fields, whose evaluation takes longer than all the rest of a check."""
-    return typing.get_type_hints(cls)
 
 
 class Options:
