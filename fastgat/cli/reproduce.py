@@ -51,6 +51,7 @@ QUICK: dict[str, Any] = {
     "generator_epochs": 1,
     "rounds": 1,
     "timed": "gat",
+    "points": "8/1,8/2,48/1",
 }
 QUICK_GRIDS = {
     "dropout": (0.2,),
@@ -99,8 +100,7 @@ def reproduce(
 
     WHAT is table2, figure2, figure3, figure4, time, or all of these; or a question that the paper leaves open: readings
     (of the derivative through Delta, with a gradient penalty beside them), capacity (of the generator), inputs (of the
-    generator), larger (a ResNet-18). Hyperparameters are chosen on validation
-    images.
+    generator), larger (a ResNet-18, or another --classifier). Hyperparameters are chosen on validation images.
 
     Every run and figure is kept in --out when it is done; a command that was stopped goes on, and several at once, on
     machines that share the folder too, do nothing twice. --jobs trains several runs side by side.

@@ -6,34 +6,41 @@ from abc import abstractmethod
 from dataclasses import replace
 from typing import Any, ClassVar
 
-from fastgat.experiments import search
+from fastgat.experiments import front, search
 from fastgat.experiments.archive import Measured
+from fastgat.experiments.attacked import STEPS, THREAT, WORST_CASE_IMAGES, attacked
 from fastgat.experiments.cell import Cell
-from fastgat.experiments.jobs import Measurement
+from fastgat.experiments.front import Variant
+from fastgat.experiments.jobs import Job, Measurement
 from fastgat.experiments.plan import Plan
 from fastgat.experiments.store import RunStore
-from fastgat.experiments.timing import measured, timing, timings
+from fastgat.experiments.timing import costed, costing, costs
 from fastgat.methods import GAT
 
-WIDTHS = (8, 16, 32, 48, 64)
-INTERVALS = (1, 2, 4)
 INPUTS = {
-    "gradient": "Delta, the paper's",
+    "gradient": "Delta",
     "normalised": "Delta / ||Delta||",
     "with-image": "Delta and x",
 }
 
 
 class GeneratorVariants(search.Searching):
-    """Base: GAT with the c_g that was chosen, and its generator changed in one way."""
+    """Base: GAT with the c_g that was chosen, and its generator changed in one way: accuracy over the cost of a step.
+
+    `reference` is the name of the paper's generator, `column` what the names tell.
+    """
 
     chosen: ClassVar[tuple[str, ...]] = ("gat",)
+    template: ClassVar[str] = "generator"
+    front = front
+    reference: ClassVar[str]
+    column: ClassVar[str]
 
     @abstractmethod
-    def variants(self, plan: Plan, method: GAT, seed: int) -> dict[Any, Cell]:
-        """The runs of one seed, by what was changed."""
+    def variants(self, plan: Plan, method: GAT, seed: int) -> dict[str, Cell]:
+        """The runs of one seed, by the name of what was changed."""
 
-    def of_seed(self, plan: Plan, store: RunStore, seed: int) -> dict[Any, Cell]:
+    def of_seed(self, plan: Plan, store: RunStore, seed: int) -> dict[str, Cell]:
         """The same; none as long as c_g has not been chosen."""
         method = search.chosen(plan, store, "gat")
         return self.variants(plan, method, seed) if isinstance(method, GAT) else {}
@@ -41,81 +48,84 @@ class GeneratorVariants(search.Searching):
     def cells(self, plan: Plan, store: RunStore) -> list[Cell]:
         return [cell for seed in plan.numbers for cell in self.of_seed(plan, store, seed).values()]
 
+    def costings(self, plan: Plan) -> list[Measurement]:
+        """The timings: generators of one width in one run. c_g does not matter to them."""
+        widths: dict[int, list[Any]] = {}
+        for cell in self.variants(plan, GAT(**plan.gat_options()), plan.base.seed).values():
+            widths.setdefault(cell.config.model.generator_width, []).append(cell.config)
+        return [costing(plan, configs) for configs in widths.values()]
+
+    def jobs(self, plan: Plan, store: RunStore) -> list[Job]:
+        return [*self.costings(plan), *super().jobs(plan, store)]
+
+    def measurements(self, plan: Plan, store: RunStore) -> list[Measurement]:
+        return [attacked(plan, cell) for cell in self.cells(plan, store) if store.summary(cell) is not None]
+
+    def measured(self, plan: Plan, store: RunStore) -> dict[str, Measured]:
+        configs = [cell.config for cell in self.of_seed(plan, store, plan.base.seed).values()]
+        return {**super().measured(plan, store), **costed(store, configs)}
+
+    def collect(self, plan: Plan, store: RunStore) -> dict[str, Any] | None:
+        cells = {seed: self.of_seed(plan, store, seed) for seed in plan.numbers}
+        variants = [
+            _variant(plan, store, name, [cells[seed][name] for seed in plan.numbers]) for name in cells[plan.base.seed]
+        ]
+        found = [each for each in variants if each["costs"] or each["accuracies"]["test"]]
+        return {"variants": found} if found else None
+
+    def remarks(self, plan: Plan) -> list[str]:
+        return [
+            f"Every generator of `{self.name}` has the c_g that was chosen for the paper's.",
+            f"Attacks are of L2 norm {THREAT['epsilon']}. The worst case is that of PGD, APGD and targeted APGD of "
+            f"{STEPS} steps and Square on {min(WORST_CASE_IMAGES, plan.samples or WORST_CASE_IMAGES)} test images, in "
+            "[0, 1]; fast gradient is not clamped, as in Figure 3.",
+        ]
+
+    def plots(self, figures: dict[str, Any]) -> dict[str, Any]:
+        from fastgat.experiments.plots import plot_front
+
+        placed = [each for each in figures["variants"] if each["costs"] and each["accuracies"]["validation"]]
+        return {self.name: plot_front(placed, self.column)} if placed else {}
+
 
 class Capacity(GeneratorVariants):
     name: ClassVar[str] = "capacity"
     title: ClassVar[str] = "Capacity of the generator"
+    reference: ClassVar[str] = "48/1"
+    column: ClassVar[str] = "width / learns every n-th step"
 
-    def variants(self, plan: Plan, method: GAT, seed: int) -> dict[Any, Cell]:
+    def variants(self, plan: Plan, method: GAT, seed: int) -> dict[str, Cell]:
         return {
-            (width, interval): plan.cell(
-                replace(method, generator_interval=interval),
-                seed,
-                model=replace(plan.base.model, generator_width=width),
+            f"{width}/{every}": plan.cell(
+                replace(method, generator_interval=every), seed, model=replace(plan.base.model, generator_width=width)
             )
-            for width in WIDTHS
-            for interval in INTERVALS
+            for width, every in plan.generators
         }
-
-    def measurements(self, plan: Plan, store: RunStore) -> list[Measurement]:
-        return [timing(plan, cell.config) for cell in self.of_seed(plan, store, plan.base.seed).values()]
-
-    def measured(self, plan: Plan, store: RunStore) -> dict[str, Measured]:
-        cells = self.of_seed(plan, store, plan.base.seed).values()
-        return {name: each for cell in cells for name, each in measured(store, cell.config).items()}
-
-    def collect(self, plan: Plan, store: RunStore) -> dict[str, Any] | None:
-        rows = []
-        for (width, interval), first in self.of_seed(plan, store, plan.base.seed).items():
-            cells = [self.of_seed(plan, store, seed)[width, interval] for seed in plan.numbers]
-            if summaries := store.summaries(cells):
-                row = {
-                    "width": width,
-                    "interval": interval,
-                    "accuracies": [summary["test_accuracy"] for summary in summaries],
-                    "validation": [summary["validation_accuracy"] for summary in summaries],
-                }
-                times = timings(store, first.config).items()
-                rows.append({**row, "overheads": {device: time["overhead"]["fastgat"] for device, time in times}})
-        return {"points": rows} if rows else None
-
-    def remarks(self, plan: Plan) -> list[str]:
-        width = plan.base.model.generator_width
-        return [f"Every generator has the c_g that was chosen at width {width}."]
-
-    def plots(self, figures: dict[str, Any]) -> dict[str, Any]:
-        from fastgat.experiments.plots import plot_capacity
-
-        timed = [point for point in figures["points"] if point["overheads"]]
-        return {"capacity": plot_capacity(timed)} if timed else {}
 
 
 class Inputs(GeneratorVariants):
     name: ClassVar[str] = "inputs"
     title: ClassVar[str] = "What the generator is given"
-    inputs = INPUTS
+    reference: ClassVar[str] = INPUTS["gradient"]
+    column: ClassVar[str] = "generator's input"
 
-    def variants(self, plan: Plan, method: GAT, seed: int) -> dict[Any, Cell]:
-        return {name: plan.cell(replace(method, generator_input=name), seed) for name in INPUTS}
+    def variants(self, plan: Plan, method: GAT, seed: int) -> dict[str, Cell]:
+        return {words: plan.cell(replace(method, generator_input=name), seed) for name, words in INPUTS.items()}
 
-    def collect(self, plan: Plan, store: RunStore) -> dict[str, Any] | None:
-        rows: dict[str, dict[str, Any]] = {name: {} for name in INPUTS}
-        for seed in plan.numbers:
-            for name, cell in self.of_seed(plan, store, seed).items():
-                summary = store.summary(cell)
-                if summary is not None:
-                    norms = {row["epoch"]: row.get("perturbation_norm") for row in store.epochs(cell)}
-                    accuracies = {"test": summary["test_accuracy"], "validation": summary["validation_accuracy"]}
-                    rows[name][str(seed)] = {**accuracies, "perturbation_norm": norms.get(summary["best_epoch"])}
-        return {"rows": rows} if any(rows.values()) else None
 
-    def remarks(self, plan: Plan) -> list[str]:
-        return ["Every generator has the c_g that was chosen for Delta."]
-
-    def gains(self, rows: dict[str, Any], name: str) -> list[float] | None:
-        """Test accuracy over that with Delta alone, by seed."""
-        paper, runs = rows["gradient"], rows[name]
-        return None if name == "gradient" else [runs[s]["test"] - paper[s]["test"] for s in runs if s in paper]
-
-    def norms(self, runs: dict[str, Any]) -> list[float]:
-        return [run["perturbation_norm"] for run in runs.values() if run["perturbation_norm"] is not None]
+def _variant(plan: Plan, store: RunStore, name: str, cells: list[Cell]) -> Variant:
+    """What is known of a generator, whose cells differ in their seeds."""
+    accuracies: dict[str, front.BySeed] = {measure: {} for measure in front.MEASURES}
+    norms: front.BySeed = {}
+    for cell in cells:
+        summary, seed = store.summary(cell), str(cell.seed)
+        if summary is None:
+            continue
+        accuracies["validation"][seed] = summary["validation_accuracy"]
+        accuracies["test"][seed] = summary["test_accuracy"]
+        for measure, accuracy in (attacked(plan, cell).figures(store) or {}).items():
+            accuracies[measure][seed] = accuracy
+        norm = {row["epoch"]: row.get("perturbation_norm") for row in store.epochs(cell)}.get(summary["best_epoch"])
+        if norm is not None:
+            norms[seed] = norm
+    return Variant(name=name, accuracies=accuracies, norm=norms, costs=costs(store, cells[0].config))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -12,6 +14,9 @@ from fastgat.experiments import paper
 from fastgat.experiments.cell import DATASETS, Cell
 from fastgat.methods import GAT, Method
 from fastgat.options import Options, option
+
+WIDTHS = (8, 16, 24, 32, 48, 64)
+INTERVALS = (1, 2, 4)
 
 
 @dataclass(frozen=True)
@@ -36,6 +41,10 @@ class Plan(Options):
         "methods that are timed: all, or gat (and fast gradient L2, which it is held against)",
         choices=("all", "gat"),
     )
+    points: str | None = option(
+        None,
+        "generators of capacity, WIDTH/INTERVAL,...  [default: widths 8, 16, 24, 32, 48, 64 x intervals 1, 2, 4]",
+    )
     base: TrainConfig = field(default_factory=TrainConfig)
     grids: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
     """Values to choose from, by method, in place of those of `fastgat.experiments.search`."""
@@ -45,6 +54,8 @@ class Plan(Options):
         if self.base.data.dataset not in DATASETS:
             known = ", ".join(DATASETS)
             raise ConfigError(f"experiments run on {known}; got dataset {self.base.data.dataset!r}")
+        if any(min(pair) < 1 for pair in self.generators):
+            raise ConfigError(f"points must have widths and intervals of at least 1, got {self.points!r}")
 
     @property
     def dataset(self) -> str:
@@ -54,6 +65,16 @@ class Plan(Options):
     def numbers(self) -> range:
         """The seeds."""
         return range(self.base.seed, self.base.seed + self.seeds)
+
+    @property
+    def generators(self) -> list[tuple[int, int]]:
+        """The width, and the interval of learning, of each generator of `capacity`."""
+        if self.points is None:
+            return list(itertools.product(WIDTHS, INTERVALS))
+        pairs = [re.fullmatch(r"(\d{1,6})/(\d{1,6})", word) for word in self.points.split(",")]
+        if not all(pairs):
+            raise ConfigError(f"points are WIDTH/INTERVAL, such as 24/1,48/2; got {self.points!r}")
+        return list(dict.fromkeys((int(pair[1]), int(pair[2])) for pair in pairs if pair))
 
     def cell(self, method: Method, seed: int, **changes: Any) -> Cell:
         return Cell(replace(self.base, method=method, seed=seed, output=None, resume=None, **changes))

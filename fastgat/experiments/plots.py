@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from fastgat.experiments import search
-from fastgat.experiments.spread import Spread
-from fastgat.reporting.plots import TITLES, label_axes, new_figure
+from fastgat.experiments.front import MEASURES, Variant, devices, pareto, places
+from fastgat.experiments.spread import Spread, interval
+from fastgat.reporting.plots import TITLES, label_axes, literal, new_figure
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -49,32 +50,27 @@ def plot_searches(rows: Mapping[str, dict[str, Any]]) -> Figure:
     return figure
 
 
-def plot_capacity(points: list[dict[str, Any]]) -> Figure:
-    """Accuracy over the cost of a step, a point for each generator: those on the Pareto front are joined."""
-    figure = new_figure(6.4, 4.2)
-    axes = figure.subplots()
-    for device in dict.fromkeys(device for point in points for device in point["overheads"]):
-        placed = [
-            (point["overheads"][device], 100 * Spread.of(point["validation"]).mean, point)
-            for point in points
-            if device in point["overheads"]
-        ]
-        for x, y, point in placed:
-            axes.annotate(
-                f"{point['width']}/{point['interval']}", (x, y), (4, 4), textcoords="offset points", fontsize=8
+def plot_front(variants: Sequence[Variant], labels: str) -> Figure:
+    """Accuracy over the cost of a step, clean and attacked, with 95 % intervals: the Pareto front is joined."""
+    shown = {name: words for name, words in MEASURES.items() if any(each["accuracies"][name] for each in variants)}
+    figure = new_figure(4.2 * len(shown), 4.2)
+    for axes, (measure, words) in zip(figure.subplots(1, len(shown), squeeze=False)[0], shown.items(), strict=True):
+        for device in devices(variants):
+            at = places(variants, device, measure)
+            widths = [100 * (interval(list(each["accuracies"][measure].values())) or 0) for each in at.values()]
+            x, y = [cost for cost, _ in at], [100 * accuracy for _, accuracy in at]
+            (dots, *_) = axes.errorbar(x, y, widths, fmt="o", capsize=2, alpha=0.8, label=device)
+            for place, each in zip(zip(x, y, strict=True), at.values(), strict=True):
+                axes.annotate(literal(each["name"]), place, (4, 4), textcoords="offset points", fontsize=8)
+            front = [(cost, 100 * accuracy) for cost, accuracy in pareto(at)]
+            axes.step(
+                [cost for cost, _ in front],
+                [accuracy for _, accuracy in front],
+                "--",
+                where="post",
+                alpha=0.6,
+                color=dots.get_color(),
             )
-        (dots,) = axes.plot([x for x, _, _ in placed], [y for _, y, _ in placed], "o", label=device)
-        front = pareto([(x, y) for x, y, _ in placed])
-        axes.step(*zip(*front, strict=True), "--", where="post", alpha=0.6, color=dots.get_color())
-    x = "time of a step over fast gradient L2 (labels: width / generator steps every)"
-    label_axes(axes, x, "validation accuracy, %", "lower right")
+        label_axes(axes, "time of a step over fast gradient L2", f"{words}, %", "lower right")
+    figure.suptitle(f"labels: {labels}", fontsize=9)
     return figure
-
-
-def pareto(points: list[tuple[float, float]]) -> list[tuple[float, float]]:
-    """Those (cost, accuracy) that no cheaper point reaches, by cost."""
-    front: list[tuple[float, float]] = []
-    for cost, accuracy in sorted(points, key=lambda point: (point[0], -point[1])):
-        if not front or accuracy > front[-1][1]:
-            front.append((cost, accuracy))
-    return front

@@ -6,6 +6,7 @@ import itertools
 from dataclasses import replace
 from typing import Any, ClassVar
 
+from fastgat.config import ModelConfig
 from fastgat.experiments import paper, search
 from fastgat.experiments.cell import Cell
 from fastgat.experiments.plan import Plan
@@ -92,20 +93,26 @@ class Readings(Table2):
 
 
 class Larger(Table2):
-    """Whether the method carries to a larger network: the baseline, fast gradient and GAT on a ResNet-18."""
+    """Whether the method carries to a larger network: the baseline, fast gradient and GAT on a ResNet-18, or on the
+    classifier that is asked for."""
 
     name: ClassVar[str] = "larger"
     title: ClassVar[str] = "A larger network"
     chosen: ClassVar[tuple[str, ...]] = ("baseline", "fg-l2", "gat")
 
     def plan(self, plan: Plan) -> Plan:
-        return replace(plan, base=replace(plan.base, model=replace(plan.base.model, classifier=LARGER)))
+        asked = plan.base.model.classifier
+        classifier = LARGER if asked == ModelConfig().classifier else asked
+        return replace(plan, base=replace(plan.base, model=replace(plan.base.model, classifier=classifier)))
 
     def remarks(self, plan: Plan) -> list[str]:
-        return [*super().remarks(plan), f"The classifier of `{self.name}` is {LARGER}, which has batch norm."]
+        return [*super().remarks(plan), f"The classifier of `{self.name}` is {self._classifier(plan)}."]
 
     def section(self, plan: Plan, figures: dict[str, Any]) -> str:
-        return f"Classifier {LARGER}.\n\n" + super().section(plan, figures)
+        return f"Classifier {self._classifier(plan)}.\n\n" + super().section(plan, figures)
+
+    def _classifier(self, plan: Plan) -> str:
+        return self.plan(plan).base.model.classifier
 
 
 def _taken(row: dict[str, Any]) -> float | None:

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import math
+import statistics
+from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import replace
 from functools import partial
 from typing import Any, ClassVar, TypedDict
 
+import numpy as np
 import torch
 
 from fastgat.config import OptimizerConfig, TrainConfig
@@ -15,11 +20,15 @@ from fastgat.experiments import paper
 from fastgat.experiments.archive import Measured
 from fastgat.experiments.base import Experiment
 from fastgat.experiments.cell import DATASETS, Cell, deciding
+from fastgat.experiments.front import Cost
 from fastgat.experiments.jobs import Advance, Measurement, checked_figures
 from fastgat.experiments.plan import Plan
 from fastgat.experiments.store import RunStore
-from fastgat.methods import create_method
+from fastgat.methods import FastGradientL2, Method, create_method
 from fastgat.profiling import Settings, profile
+from fastgat.profiling.profile import turns_at_once
+from fastgat.profiling.sides import Spec
+from fastgat.profiling.worker import Worker
 from fastgat.reporting.environment import version
 
 SIZE = 32
@@ -39,6 +48,14 @@ class _Times(TypedDict):
     textbook: _Side
     fastgat: _Side
     speedup: float
+    rounds: int
+    batch_size: int
+
+
+class _Costs(TypedDict):
+    """Of each configuration that was timed."""
+
+    costs: list[Cost]
     rounds: int
     batch_size: int
 
@@ -71,29 +88,71 @@ class Time(Experiment):
 def timing(plan: Plan, config: TrainConfig) -> Measurement:
     """The job that times a step of `config` on this machine."""
     config = _bare(config)
-    device = device_name(pick_device(config.run.device))
-    where = {"device": device, "torch": torch.__version__, "fastgat": version("fastgat-trainer")}
-    key = {"settings": _settings(config), **where, "rounds": plan.rounds}
+    key = {"settings": _settings(config), **_here(config), "rounds": plan.rounds}
     return Measurement("time", key, partial(_compute, plan, config), _Times, alone=True)
+
+
+def costing(plan: Plan, configs: Sequence[TrainConfig]) -> Measurement:
+    """The job that times a step of each of `configs` against one of fast gradient L2, in turns within one run."""
+    configs = [_bare(config) for config in configs]
+    key = {"settings": [_settings(config) for config in configs], **_here(configs[0]), "rounds": plan.rounds}
+    return Measurement("cost", key, partial(_compare, plan, configs), _Costs, alone=True)
 
 
 def timings(store: RunStore, config: TrainConfig) -> dict[str, dict[str, Any]]:
     """What this version of fastgat was timed to take for `config`, by machine: of several timings on one, that of the
     most rounds."""
-    by_rounds = sorted(measured(store, config).values(), key=lambda content: content["key"].get("rounds", 0))
-    devices = {f"{content['key']['device']}, torch {content['key']['torch']}": content for content in by_rounds}
+    devices = _by_machine(measured(store, config))
     figures = {device: checked_figures(store, content, _Times) for device, content in devices.items()}
     return {device: {**times, "device": device} for device, times in figures.items() if times is not None}
 
 
+def costs(store: RunStore, config: TrainConfig) -> dict[str, Cost]:
+    """What this version of fastgat was timed to take for `config` over fast gradient L2, likewise."""
+    found, wanted = {}, _settings(_bare(config))
+    for device, content in _by_machine(costed(store, [config])).items():
+        figures = checked_figures(store, content, _Costs)
+        assert figures is not None
+        found[device] = figures["costs"][content["key"]["settings"].index(wanted)]
+    return found
+
+
 def measured(store: RunStore, config: TrainConfig) -> dict[str, Measured]:
     """The timings of `config` by this version of fastgat, on any machine, by name."""
-    wanted = _settings(_bare(config)), version("fastgat-trainer")
+    wanted = _settings(_bare(config))
+    return {name: content for name, content in _kept(store, "time-").items() if content["key"]["settings"] == wanted}
+
+
+def costed(store: RunStore, configs: Sequence[TrainConfig]) -> dict[str, Measured]:
+    """The same of timings against fast gradient L2, of any of `configs`."""
+    wanted = [_settings(_bare(config)) for config in configs]
     return {
         name: content
-        for name, content in store.all_measured("time-").items()
-        if (content["key"].get("settings"), content["key"].get("fastgat")) == wanted and content["figures"] is not None
+        for name, content in _kept(store, "cost-").items()
+        if any(settings in wanted for settings in content["key"]["settings"])
     }
+
+
+def _kept(store: RunStore, prefix: str) -> dict[str, Measured]:
+    """What this version of fastgat has timed, by name."""
+    ours = version("fastgat-trainer")
+    return {
+        name: content
+        for name, content in store.all_measured(prefix).items()
+        if "settings" in content["key"] and content["key"].get("fastgat") == ours and content["figures"] is not None
+    }
+
+
+def _by_machine(contents: dict[str, Measured]) -> dict[str, Measured]:
+    """Of several timings on one machine, that of the most rounds."""
+    by_rounds = sorted(contents.values(), key=lambda content: content["key"].get("rounds", 0))
+    return {f"{content['key']['device']}, torch {content['key']['torch']}": content for content in by_rounds}
+
+
+def _here(config: TrainConfig) -> dict[str, str | None]:
+    """The machine and versions of a timing that is made now."""
+    device = device_name(pick_device(config.run.device))
+    return {"device": device, "torch": torch.__version__, "fastgat": version("fastgat-trainer")}
 
 
 def _configs(plan: Plan) -> dict[str, TrainConfig]:
@@ -128,3 +187,33 @@ def _compute(plan: Plan, config: TrainConfig, store: RunStore, advance: Advance)
     figures = ("step_ms", "peak", "flops", "floor")
     sides = {side: {k: v for k, v in result[side].items() if k.startswith(figures)} for side in SIDES}
     return {**{key: result[key] for key in ratios if key in result}, **sides, "batch_size": config.batch_size}
+
+
+def _compare(plan: Plan, configs: Sequence[TrainConfig], store: RunStore, advance: Advance) -> dict[str, Any]:
+    """Every side takes as many steps in a round as the longest of them has in a turn."""
+    reference = replace(configs[0], method=FastGradientL2())
+    methods, classes = [config.method for config in configs], DATASETS[plan.dataset].classes
+    with ExitStack() as stack:
+        workers = [stack.enter_context(Worker(Spec("fastgat", c, SIZE, classes))) for c in (reference, *configs)]
+        for number, worker in enumerate(workers, 1):
+            worker.ask("prepare")
+            advance(number / len(workers) / 2)
+        count = math.lcm(*(method.period for method in methods if isinstance(method, Method)))
+        if pick_device(reference.run.device).type == "cuda":
+            count *= turns_at_once(count * workers[-1].ask("steps", count))
+        rounds = []
+        for number in range(plan.rounds):
+            rounds.append([worker.ask("steps", count) for worker in workers])
+            advance(0.5 + (number + 1) / plan.rounds / 2)
+    _, *sides = zip(*rounds, strict=True)
+    ratios = [[ms / row[0] for ms, row in zip(side, rounds, strict=True)] for side in sides]
+    figures = [
+        {
+            "step_ms": statistics.median(side),
+            "ratio": statistics.median(ratio),
+            "ratio_p20": float(np.percentile(ratio, 20)),
+            "ratio_p80": float(np.percentile(ratio, 80)),
+        }
+        for side, ratio in zip(sides, ratios, strict=True)
+    ]
+    return {"costs": figures, "rounds": plan.rounds, "batch_size": reference.batch_size}

@@ -3,25 +3,48 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from fastgat.experiments import EXPERIMENTS, RunStore
+from fastgat.config import ModelConfig
+from fastgat.errors import ConfigError
+from fastgat.experiments import EXPERIMENTS, Plan, RunStore
+from fastgat.experiments.attacked import attacked
+from fastgat.experiments.cell import Cell
+from fastgat.experiments.generator import Capacity, GeneratorVariants, Inputs
 from fastgat.experiments.jobs import Training
-from fastgat.experiments.plots import pareto
 from fastgat.experiments.search import Search
-from fastgat.experiments.timing import timing
+from fastgat.experiments.timing import _bare, _settings
 from fastgat.methods import GAT
 from tests.experiments.made_up import check_tables, diverge, finish, plan, rows
-from tests.experiments.test_timing import figures
 
 GRIDS = {"gat": (1.0,)}
 
 
+def keep_costs(store: RunStore, asked: Plan, experiment: GeneratorVariants, ratios: Mapping[str, float]) -> None:
+    """Leave what timing would, of the generators in `ratios`."""
+    named = {json.dumps(_settings(_bare(c.config))): name for name, c in experiment.variants(asked, GAT(), 0).items()}
+    for job in experiment.costings(asked):
+        names = [named[json.dumps(settings)] for settings in job.key["settings"]]
+        made = [
+            {"step_ms": 50 * ratios[name], "ratio": ratios[name], "ratio_p20": ratios[name], "ratio_p80": 9.0}
+            for name in names
+            if name in ratios
+        ]
+        if len(made) == len(names):
+            store.keep(job.name, {"key": job.key, "figures": {"costs": made, "rounds": 9, "batch_size": 128}})
+
+
+def keep_attacks(store: RunStore, asked: Plan, cell: Cell, fast_gradient: float) -> None:
+    job = attacked(asked, cell)
+    store.keep(job.name, {"key": job.key, "figures": {"fast_gradient": fast_gradient, "worst_case": 0.125}})
+
+
 def test_inputs(tmp_path: Path) -> None:
-    store, asked, experiment = RunStore(tmp_path), plan(seeds=2, grids=GRIDS), EXPERIMENTS["inputs"]
+    store, asked, experiment = RunStore(tmp_path), plan(seeds=2, grids=GRIDS), Inputs()
     gains = {"gradient": 0.0, "normalised": 0.01, "with-image": 0.03}
     for cell in experiment.cells(asked, store):
         method = cell.config.method
@@ -33,13 +56,17 @@ def test_inputs(tmp_path: Path) -> None:
         lines = [{"event": "epoch", "step": 9 * n, "epoch": n, "perturbation_norm": n / 10} for n in (1, 2, 3)]
         path = store.run_folder(cell) / "metrics.jsonl"
         path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    names = ["Delta", "Delta / ||Delta||", "Delta and x"]
+    keep_costs(store, asked, experiment, dict(zip(names, (2.0, 2.01, 2.1), strict=True)))
     found = experiment.collect(asked, store)
     assert found is not None
     text = experiment.section(asked, found)
     check_tables(text)
-    table = rows(text)
-    assert table[r"Delta / \|\|Delta\|\|"] == ["60.00", "71.00", "1 of 2", "+1.00", "0.200 |"]
-    assert table["Delta and x"][1:4] == ["74.50 ± 2.12", "2 of 2", "+4.50 ± 19.06"]
+    first, second = (rows(part) for part in text.split("Times are"))
+    assert first[r"Delta / \|\|Delta\|\|"] == ["2.01 (2.01 to 9.00)", "60.00", "71.00", "-", "-", "0.200", "1 of 2 |"]
+    assert second["Delta and x"] == ["+0.00 ± 0.00", "no", "+4.50 ± 19.06", "-", "- |"]
+    assert second[r"Delta / \|\|Delta\|\|"][:3] == ["+0.00", "open", "+1.00"]
+    assert experiment.plots(found)["inputs"].axes
 
 
 def test_readings(tmp_path: Path) -> None:
@@ -66,28 +93,45 @@ def test_readings(tmp_path: Path) -> None:
 
 
 def test_capacity(tmp_path: Path) -> None:
-    store, asked, experiment = RunStore(tmp_path), plan(seeds=1, grids=GRIDS), EXPERIMENTS["capacity"]
-    cells = experiment.cells(asked, store)
-    assert len(cells) == len({cell.name for cell in cells}) == 15
-    for number, cell in enumerate(cells[:2]):
-        finish(store, cell, 0.6, 0.7)
-        job = timing(asked, cell.config)
-        store.keep(job.name, {"key": job.key, "figures": figures(10.0, 1.5 + number)})
-    finish(store, cells[2], 0.65, 0.75)
+    """Of three cheaper generators one is worse, one cannot be told apart, and of the cheapest too little is known."""
+    store, experiment = RunStore(tmp_path), Capacity()
+    asked = plan(seeds=3, grids=GRIDS, points="8/1,16/4,24/1,48/1")
+    accuracies = {"48/1": (0.60, 0.61, 0.62), "24/1": (0.601, 0.609, 0.62), "16/4": (0.58, 0.59, 0.601)}
+    for seed in asked.numbers:
+        for name, cell in experiment.of_seed(asked, store, seed).items():
+            if name in accuracies:
+                finish(store, cell, accuracies[name][seed], 0.7)
+                keep_attacks(store, asked, cell, 0.3)
+    assert len(experiment.costings(asked)) == 4
+    keep_costs(store, asked, experiment, {"8/1": 1.1, "16/4": 1.2, "24/1": 1.4999, "48/1": 2.5})
     found = experiment.collect(asked, store)
     assert found is not None
     text = experiment.section(asked, found)
     check_tables(text)
-    assert [point["interval"] for point in found["points"]] == [1, 2, 4]
-    assert "1.50 (" in text
-    assert "2.50 (" in text
-    assert experiment.plots(found)["capacity"].axes
-    assert len(experiment.measurements(asked, store)) == 15
+    assert "24/1 is the cheapest that 3 seeds cannot tell from 48/1 to be worse: 1.50 instead of 2.50 times" in text
+    assert [rows(text.split("Times are")[1])[name][1] for name in ("24/1", "16/4")] == ["no", "worse"]
+    assert "On the front of validation accuracy, by means: 16/4; 24/1." in text
+    assert ": 8/1; 16/4; 24/1.\n" in text.split("At most 1.5 times fast gradient L2")[1]
+    assert "12.5 ± 0.0" in text
+    assert len(experiment.plots(found)["capacity"].axes) == 4
+    whole = replace(asked, points=None)
+    assert len(experiment.cells(whole, store)) == len({cell.name for cell in experiment.cells(whole, store)}) == 54
+    assert [len(job.key["settings"]) for job in experiment.costings(whole)] == [3] * 6
+    again = experiment.collect(whole, store)
+    assert again is not None
+    assert {each["name"] for each in again["variants"]} == {"8/1", *accuracies}, "costs of a smaller plan count"
 
 
-def test_the_front_is_what_no_cheaper_point_reaches() -> None:
-    points = [(1.0, 70.0), (2.0, 69.0), (3.0, 75.0), (3.0, 74.0), (4.0, 75.0), (5.0, 80.0)]
-    assert pareto(points) == [(1.0, 70.0), (3.0, 75.0), (5.0, 80.0)]
+def test_of_one_seed_nothing_can_be_told(tmp_path: Path) -> None:
+    store, asked, experiment = RunStore(tmp_path), plan(seeds=1, grids=GRIDS), Capacity()
+    for cell in experiment.cells(asked, store):
+        finish(store, cell, 0.6)
+    keep_costs(store, asked, experiment, {name: 1.0 + i for i, name in enumerate(experiment.of_seed(asked, store, 0))})
+    found = experiment.collect(asked, store)
+    assert found is not None
+    text = experiment.section(asked, found)
+    assert "Of none that costs less than 48/1 can it be told" in text
+    assert "cheapest that" not in text
 
 
 def test_a_larger_network_is_not_held_against_the_papers(tmp_path: Path) -> None:
@@ -106,6 +150,23 @@ def test_a_larger_network_is_not_held_against_the_papers(tmp_path: Path) -> None
     check_tables(text)
     assert "77.48" not in text
     assert [margin["paper"] for margin in found["margins"]] == [None, None]
+
+
+def test_the_larger_network_is_the_one_that_is_asked_for(tmp_path: Path) -> None:
+    asked, experiment = plan(seeds=1, grids={**GRIDS, "fg-l2": (0.5,)}), EXPERIMENTS["larger"]
+    asked = replace(asked, base=replace(asked.base, model=ModelConfig(classifier="wrn-16-2")))
+    jobs = experiment.jobs(asked, RunStore(tmp_path))
+    assert {job.cell.config.model.classifier for job in jobs} == {"wrn-16-2"}  # type: ignore[attr-defined]  # trainings
+    assert "The classifier of `larger` is wrn-16-2." in experiment.remarks(asked)
+
+
+@pytest.mark.parametrize(
+    ("points", "message"),
+    [("24", "points are WIDTH/INTERVAL"), ("24/1,", "points are"), ("0/1", "at least 1"), ("24/0", "at least 1")],
+)
+def test_points_that_are_none(points: str, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        plan(points=points)
 
 
 @pytest.mark.parametrize("best", [0, 1])
