@@ -3,13 +3,11 @@
 The help texts are those of the command line; every value is checked when a dataclass is made, wherever it comes from.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, fields
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import tomli_w
 
@@ -225,11 +223,11 @@ class TrainConfig(Options):
     def to_toml(self) -> str:
         return tomli_w.dumps(self.to_dict())
 
-    @staticmethod
-    def from_dict(values: Mapping[str, Any], where: str | None = None) -> TrainConfig:
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any], where: str | None = None) -> Self:
         """The inverse of `to_dict`; raises ConfigError, naming `where`, for unknown keys and bad values."""
         try:
-            return TrainConfig(**_read(dict(values)))
+            return cls(**_read(dict(values)))
         except ConfigError as error:
             raise ConfigError(f"{where}: {error}" if where else str(error)) from None
 

@@ -1,7 +1,5 @@
 """Export of a trained classifier for other programs, compared with the classifier before the file gets its name."""
 
-from __future__ import annotations
-
 import contextlib
 import importlib.util
 import io
@@ -122,7 +120,12 @@ def _load_program(format: str, program: str) -> Callable[[Tensor], Tensor]:
     from onnx.reference import ReferenceEvaluator
 
     session = ReferenceEvaluator(program)
-    return lambda images: torch.from_numpy(session.run(None, {"images": images.numpy()})[0])
+
+    def run(images: Tensor) -> Tensor:
+        (logits,) = session.run(None, {"images": images.numpy()})
+        return torch.from_numpy(logits)
+
+    return run
 
 
 def _read_back(format: str, path: Path) -> Exported:

@@ -9,8 +9,6 @@ One declaration of a field serves the Python constructor, the TOML file and the 
 Every value passes the same checks, wherever it comes from; a bad one raises ConfigError with the field's name.
 """
 
-from __future__ import annotations
-
 import difflib
 import math
 import operator

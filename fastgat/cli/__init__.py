@@ -1,7 +1,5 @@
 """The command line: one file a command; options and printing only."""
 
-from __future__ import annotations
-
 import importlib
 import importlib.metadata
 import io

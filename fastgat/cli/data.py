@@ -1,7 +1,5 @@
 """fastgat data list, fetch and verify."""
 
-from __future__ import annotations
-
 import contextlib
 from pathlib import Path
 

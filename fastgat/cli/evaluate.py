@@ -1,7 +1,5 @@
 """fastgat evaluate."""
 
-from __future__ import annotations
-
 import contextlib
 from pathlib import Path
 from typing import Any

@@ -1,7 +1,5 @@
 """fastgat info."""
 
-from __future__ import annotations
-
 import json
 
 import click

@@ -3,8 +3,6 @@
 Each field is one option of the same name; an option that is not given leaves its field to the file or the default.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import Field, fields
 from pathlib import Path

@@ -1,7 +1,5 @@
 """fastgat profile."""
 
-from __future__ import annotations
-
 import json
 from typing import Any, Literal
 

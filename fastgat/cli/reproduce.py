@@ -1,7 +1,5 @@
 """fastgat reproduce."""
 
-from __future__ import annotations
-
 import contextlib
 import shlex
 import sys

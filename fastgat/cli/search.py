@@ -1,7 +1,5 @@
 """fastgat search."""
 
-from __future__ import annotations
-
 import itertools
 import json
 from pathlib import Path

@@ -1,7 +1,5 @@
 """fastgat train."""
 
-from __future__ import annotations
-
 import contextlib
 import shlex
 from pathlib import Path

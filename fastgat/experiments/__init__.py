@@ -1,7 +1,5 @@
 """The paper's experiments, and the questions that it leaves open."""
 
-from __future__ import annotations
-
 from fastgat.experiments.base import Experiment
 from fastgat.experiments.figure2 import Figure2
 from fastgat.experiments.generator import Capacity, Inputs

@@ -1,7 +1,5 @@
 """A cell: one training run of an experiment, known by everything that decides what it computes."""
 
-from __future__ import annotations
-
 import re
 from dataclasses import dataclass
 from functools import cached_property

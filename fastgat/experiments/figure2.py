@@ -1,7 +1,5 @@
 """Figure 2: a generator trained against the baseline, beside fast gradient of the same power."""
 
-from __future__ import annotations
-
 from dataclasses import asdict
 from functools import partial
 from typing import Any, ClassVar, TypedDict

@@ -1,7 +1,5 @@
 """The images that trained networks are attacked on, and generators trained on."""
 
-from __future__ import annotations
-
 import torch
 
 from fastgat.data import Loader, choose, create_loader, load_dataset

@@ -1,7 +1,5 @@
 """What an experiment has to do: cells to train and figures to compute, each done once and kept in the store."""
 
-from __future__ import annotations
-
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping

@@ -1,7 +1,5 @@
 """The result page: every experiment's figures beside the paper's, how they were made, and what differs."""
 
-from __future__ import annotations
-
 import contextlib
 import json
 from collections import defaultdict

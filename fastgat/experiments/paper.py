@@ -1,7 +1,5 @@
 """What Lee, Han and Lee (2017) report: Table 2, and their account of the training time."""
 
-from __future__ import annotations
-
 from typing import NamedTuple
 
 

@@ -1,7 +1,5 @@
 """Figures 3 and 4: fast gradient L2 against trained networks, made on each itself, and on another baseline."""
 
-from __future__ import annotations
-
 from functools import partial
 from typing import Any, ClassVar, TypedDict
 

@@ -1,11 +1,9 @@
 """Means, spreads, whether two of them differ, and how they are written."""
 
-from __future__ import annotations
-
 import math
 import statistics
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Self
 
 from fastgat.experiments.paper import Accuracy
 
@@ -18,7 +16,7 @@ class Spread(NamedTuple):
     n: int
 
     @classmethod
-    def of(cls, values: Sequence[float]) -> Spread:
+    def of(cls, values: Sequence[float]) -> Self:
         """Raises ValueError where there are none."""
         return cls(statistics.mean(values), statistics.stdev(values) if len(values) > 1 else None, len(values))
 

@@ -6,8 +6,6 @@ locks/NAME           held by the process that works on it; the system releases i
 results.json         all of these without weights, written with the page; it is read where cells or measured are missing
 """
 
-from __future__ import annotations
-
 import contextlib
 import platform
 from collections.abc import Iterable, Iterator, Mapping

@@ -1,7 +1,5 @@
 """Table 2: test accuracy of every method, and the margins of GAT; by each rule that picks an epoch."""
 
-from __future__ import annotations
-
 import itertools
 from dataclasses import replace
 from typing import Any, ClassVar
@@ -127,7 +125,7 @@ def _row(plan: Plan, store: RunStore, name: str) -> dict[str, Any] | None:
         return None
     cells = {str(seed): plan.cell(choice.method, seed) for seed in plan.numbers} if choice.method is not None else {}
     done = {seed: summary for seed, cell in cells.items() if (summary := store.summary(cell)) is not None}
-    settings = next((cell.config.to_dict()["method"] for cell in cells.values()), {})
+    settings: dict[str, Any] = next((cell.config.to_dict()["method"] for cell in cells.values()), {})
     return {
         "method": name,
         "settings": {key: value for key, value in settings.items() if key != "name"},

@@ -1,7 +1,5 @@
 """Doing what is left to do: in this process, or in several that share the store."""
 
-from __future__ import annotations
-
 import os
 import signal
 import time

@@ -1,8 +1,7 @@
 """What the hardware can do at best, measured in the same process: a matrix product, a convolution, a copy."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
+from functools import partial
 
 import torch
 from torch.nn import functional
@@ -23,16 +22,16 @@ def ceilings(side: Side) -> dict[str, float]:
     products = []
     for size in (4096, 8192) if on_gpu else (1024, 2048):
         a, b = (torch.randn(size, size, device=side.device).to(dtype) for _ in range(2))
-        products.append(2 * size**3 / _best(side, lambda a=a, b=b: a @ b))
+        products.append(2 * size**3 / _best(side, partial(torch.matmul, a, b)))
     layout, channels = torch.channels_last, 256 if on_gpu else 64
     shapes = (64, channels, 32, 32), (channels, channels, 3, 3)
     x, w = (torch.randn(shape, device=side.device).to(dtype) for shape in shapes)
     x, w = (tensor.contiguous(memory_format=layout) for tensor in (x, w))
     flops = 2 * x.numel() * channels * 9
-    products.append(flops / _best(side, lambda: functional.conv2d(x, w, padding=1)))
+    products.append(flops / _best(side, partial(functional.conv2d, x, w, padding=1)))
     source = torch.randn(2**28 if on_gpu else 2**25, device=side.device)
     target = torch.empty_like(source)
-    copied = 2 * source.nbytes / _best(side, lambda: target.copy_(source))
+    copied = 2 * source.nbytes / _best(side, partial(target.copy_, source))
     return {"flops_per_second": max(products), "bytes_per_second": copied}
 
 

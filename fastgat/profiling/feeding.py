@@ -1,7 +1,5 @@
 """A step that is fed: the same step, its minibatches from the run's loader instead of memory."""
 
-from __future__ import annotations
-
 import time
 
 import numpy as np

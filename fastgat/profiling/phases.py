@@ -1,7 +1,5 @@
 """Where a step's time goes, by phase: measured on the step as it is written, whose parts have edges."""
 
-from __future__ import annotations
-
 import contextlib
 import time
 from collections.abc import Iterator

@@ -1,7 +1,5 @@
 """The comparison: parity first, then sides that take turns, then what limits them."""
 
-from __future__ import annotations
-
 import statistics
 from collections.abc import Callable
 from contextlib import ExitStack

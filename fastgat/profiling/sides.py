@@ -1,14 +1,12 @@
 """The two implementations of one method, ready to step: plain eager PyTorch, and fastgat's."""
 
-from __future__ import annotations
-
 import contextlib
 import itertools
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
@@ -64,7 +62,7 @@ class Spec:
         assert isinstance(self.config.method, Method)
         return self.config.method
 
-    def in_plain_precision(self) -> Spec:
+    def in_plain_precision(self) -> Self:
         """The same in float32, channels first: PyTorch as it comes."""
         return replace(self, config=replace(self.config, precision=PrecisionConfig()), as_it_comes=True)
 

@@ -1,7 +1,5 @@
 """How much a step computes, moves and launches."""
 
-from __future__ import annotations
-
 import collections
 from collections.abc import Sequence
 from typing import Any

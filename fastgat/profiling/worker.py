@@ -1,7 +1,5 @@
 """One side of a comparison in a process of its own: it shares no memory, allocator or compiler state with the other."""
 
-from __future__ import annotations
-
 import contextlib
 import sys
 import time

@@ -1,7 +1,5 @@
 """Early stopping, as a listener to a run's epochs."""
 
-from __future__ import annotations
-
 from fastgat.engine.events import Callback, EpochEnd, Start
 
 

@@ -1,7 +1,5 @@
 """What a run ran on: versions, hardware, threads."""
 
-from __future__ import annotations
-
 import importlib.metadata
 import os
 import platform

@@ -1,9 +1,7 @@
 """Many jobs on the terminal: a bar for each that is under way, a line for each that is done."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import NamedTuple, Self
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
@@ -45,7 +43,7 @@ class JobsDisplay:
         )
         self.tasks: dict[str, TaskID] = {}
 
-    def __enter__(self) -> JobsDisplay:
+    def __enter__(self) -> Self:
         self.bar.start()
         return self
 

@@ -1,7 +1,5 @@
 """Pages from templates: report.html, an evaluation as one file, and the sections of a result page in Markdown."""
 
-from __future__ import annotations
-
 import base64
 from collections.abc import Callable, Mapping
 from importlib.resources import files

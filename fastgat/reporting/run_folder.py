@@ -5,8 +5,6 @@ epoch ("event": "epoch"); `step` is the number of steps done. A run that continu
 rows that it will write again.
 """
 
-from __future__ import annotations
-
 import contextlib
 import json
 from pathlib import Path

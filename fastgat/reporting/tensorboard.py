@@ -1,7 +1,5 @@
 """TensorBoard event files in the run folder."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 from fastgat.engine.events import Callback, End, EpochEnd, Interval, Start

@@ -1,7 +1,5 @@
 """A progress bar for one piece of work after another: downloads, data that are read, attacks."""
 
-from __future__ import annotations
-
 from rich.console import Console
 from rich.progress import (
     BarColumn,
