@@ -20,6 +20,9 @@ from fastgat.methods import GAT, Method, create_method
 from fastgat.options import Options, convert, declared, option, suggestion
 from fastgat.typed import read_toml, shown
 
+EXTRA_FRACTION = 0.7
+"""What Wang et al. (2023) take for a million extra images of CIFAR-10."""
+
 
 @dataclass(frozen=True)
 class DataConfig(Options):
@@ -45,6 +48,14 @@ class DataConfig(Options):
         False, "continue although images have come or gone: those that are still there stay in their split"
     )
     train_images: int | None = option(None, "use only the first N images of the training split", at_least=1)
+    extra_data: Path | None = option(
+        None,
+        "more training images: an .npz file of image, uint8 (N, H, W, C) in the data set's size, and label (N,); they "
+        "are kept in memory",
+    )
+    extra_fraction: float | None = option(
+        None, "share of each training batch that is drawn from them  [default: 0.7]", above=0, at_most=1
+    )
     loader: str = option(
         "auto",
         "what feeds the step: dali, resident (all images as bytes on the device), torch (DataLoader with Pillow), or "
@@ -62,6 +73,13 @@ class DataConfig(Options):
         "what becomes of an image that cannot be read: error, or skip (another of its batch takes its place)",
         choices=POLICIES,
     )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.extra_data is None and self.extra_fraction is not None:
+            raise ConfigError("extra_fraction is a share of extra_data: name that file, --extra-data FILE.npz")
+        if self.extra_data is not None and self.extra_fraction is None:
+            object.__setattr__(self, "extra_fraction", EXTRA_FRACTION)
 
 
 @dataclass(frozen=True)
@@ -274,7 +292,10 @@ def identity(config: TrainConfig) -> dict[str, Any]:
     assert isinstance(config.method, Method)
     if not config.method.needs_generator:
         free |= {"optimizer.generator_lr", "model.generator_width"}
-    return {key: value for key, value in flatten(config.to_dict()) if key not in free}
+    settings = {key: value for key, value in flatten(config.to_dict()) if key not in free}
+    if config.data.extra_data is not None:  # it may lie elsewhere; checkpoints keep the sum of its content
+        settings["data.extra_data"] = config.data.extra_data.name
+    return settings
 
 
 def flatten(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

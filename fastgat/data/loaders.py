@@ -63,6 +63,8 @@ def create_loader(
     channels_last: bool = False,
     workers: int | None = None,
     on_bad_sample: str = "error",
+    extra: int = 0,
+    extra_fraction: float = 0.0,
     progress: Progress = lambda what, done, total: None,
 ) -> Loader:
     """One of the three loaders.
@@ -74,12 +76,13 @@ def create_loader(
         workers: threads of DALI, processes of torch's DataLoader; by default as many as there are cores for images in
             files, none otherwise (DALI always has one).
         on_bad_sample: error or skip.
+        extra, extra_fraction: how many of the images, the last ones, are extra, and their share of training batches.
         progress: told how far a resident loader has come with decoding.
 
     Raises DataError where the loader cannot be had, or a sample cannot be read.
     """
     device = torch.device(device)
-    sampler = Sampler(len(images), batch_size, seed, rank, ranks, augmentation)
+    sampler = Sampler(len(images) - extra, batch_size, seed, rank, ranks, augmentation, extra, extra_fraction)
     skipped = BadSamples(on_bad_sample)
     common: dict[str, Any] = {"device": device, "channels_last": channels_last, "skipped": skipped}
     if workers is None:

@@ -12,6 +12,9 @@ from fastgat.data.augmentation import Augmentation, Uniforms
 from fastgat.data.bad_samples import Rows
 from fastgat.errors import DataError
 
+EXTRA_STREAM = 3
+"""Tells these draws from augmentation's of the same seed."""
+
 
 @dataclass
 class Sampler:
@@ -20,6 +23,11 @@ class Sampler:
     Batch `i` of all ranks together is one slice of the epoch's permutation; each rank has a consecutive part of it, so
     that ranks share no sample and have equally many batches, and their batches one after the other are the batch of a
     single rank with as many times the batch size.
+
+    Behind the samples lie `extra` more, from which the share `extra_fraction` of each batch of all ranks is drawn,
+    rounded down, with replacement; the rest is the next of the permutation. Batches are shuffled, and an epoch keeps
+    the number of batches that it has without extra ones, as in the code of Wang et al. (2023,
+    github.com/wzekai99/DM-Improves-AT, core/data/semisup.py): it shows a part of the samples.
 
     Attributes:
         batch_size: samples in this rank's part of a batch.
@@ -32,6 +40,8 @@ class Sampler:
     rank: int = 0
     ranks: int = 1
     augmentation: Augmentation = field(default_factory=Augmentation)
+    extra: int = 0
+    extra_fraction: float = 0.0
 
     @property
     def batches_per_epoch(self) -> int:
@@ -45,8 +55,14 @@ class Sampler:
         if not self.batches_per_epoch:
             raise DataError(f"{self.count} samples are too few for a batch of {self.batch_size * self.ranks}")
         epoch, position = divmod(number, self.batches_per_epoch)
-        first = (position * self.ranks + self.rank) * self.batch_size
-        return permutation(self.seed, player, epoch, self.count)[first : first + self.batch_size]
+        whole = self.batch_size * self.ranks
+        drawn = int(whole * self.extra_fraction) if self.extra else 0
+        first = position * (whole - drawn)
+        rows = permutation(self.seed, player, epoch, self.count)[first : first + whole - drawn]
+        if drawn:
+            source = np.random.default_rng((self.seed, player, number, EXTRA_STREAM))
+            rows = source.permutation(np.concatenate([rows, self.count + source.integers(self.extra, size=drawn)]))
+        return rows[self.rank * self.batch_size : (self.rank + 1) * self.batch_size]
 
     def uniforms(self, player: int, number: int) -> Uniforms | None:
         """What augmentation draws for those samples; None where there is no augmentation."""

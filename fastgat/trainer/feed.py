@@ -13,11 +13,13 @@ from torch import nn
 from fastgat.batch import Batch
 from fastgat.config import TrainConfig
 from fastgat.data import Images, IterableLoader, Loader, choose, create_loader, load_dataset
+from fastgat.data.extra import extended
 from fastgat.data.identity import Identity
 from fastgat.data.sets import ImageSet
 from fastgat.data.store import Progress
 from fastgat.engine.assemble import check_networks
 from fastgat.engine.ranks import Ranks
+from fastgat.errors import ConfigError
 
 
 class Feed(NamedTuple):
@@ -30,6 +32,7 @@ class Feed(NamedTuple):
         passed_over: what was not taken for an image, for people.
         fingerprint: the same on ranks that have the same data.
         identity: by which a run that goes on tells whether its images have changed.
+        extra: the same of its extra images, a checksum.
         sample: one training batch of the user's loader, which has been looked at.
     """
 
@@ -45,6 +48,7 @@ class Feed(NamedTuple):
     fingerprint: int
     passed_over: str = ""
     identity: Identity | None = None
+    extra: str | None = None
     sample: Batch | None = None
 
     @property
@@ -74,9 +78,18 @@ def dataset_feed(
     identity = Identity.of(images, rule)
     choice = choose(data.loader, images.train, device)
     images = images._replace(train=images.train.first(data.train_images))
+    description, extra, own = f"{images.name}: {images.contents()}; from {images.source}", None, len(images.train)
+    if data.extra_data is not None:
+        if not isinstance(images.train, ImageSet):
+            raise ConfigError(f"extra_data goes with images in memory, as those of cifar10 are, not with {images.name}")
+        if not int(config.batch_size * (data.extra_fraction or 0)):
+            raise ConfigError(f"extra_fraction {data.extra_fraction:g} of a batch of {config.batch_size} is no image")
+        both, extra = extended(images.train, data.extra_data, len(images.classes), progress)
+        images = images._replace(train=both)
+        description += f"; {data.extra_fraction:g} of each batch from {len(both) - own:,} in {data.extra_data}"
     parts = [images.train, images.validation, *([images.test] if len(images.test) else [])]
 
-    def loader(part: Images) -> Loader:
+    def loader(part: Images, extra: int = 0) -> Loader:
         return create_loader(
             choice.name,
             part,
@@ -89,13 +102,16 @@ def dataset_feed(
             channels_last=config.precision.channels_last,
             workers=data.workers,
             on_bad_sample=data.on_bad_sample,
+            extra=extra,
+            extra_fraction=data.extra_fraction or 0.0,
             progress=progress,
         )
 
-    train, validation, *test = map(loader, parts)
+    train = loader(images.train, len(images.train) - own)
+    validation, *test = map(loader, parts[1:])
     return Feed(
         images.name,
-        f"{images.name}: {images.contents()}; from {images.source}",
+        description,
         images.reason,
         train,
         validation,
@@ -103,9 +119,10 @@ def dataset_feed(
         images.classes,
         images.train.shape[2],
         f"{choice.name}: {choice.reason}",
-        zlib.crc32(b"".join(map(_sample, parts))),
+        zlib.crc32(b"".join(map(_sample, parts)) + (extra or "").encode()),
         images.passed_over,
         identity,
+        extra,
     )
 
 

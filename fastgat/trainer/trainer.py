@@ -36,7 +36,7 @@ from fastgat.engine.resume import (
 )
 from fastgat.engine.step import Stepper, missing_compiler
 from fastgat.engine.weights import load_weights
-from fastgat.errors import CompileError, ConfigError, DeviceError, OutputError
+from fastgat.errors import CompileError, ConfigError, DataError, DeviceError, OutputError
 from fastgat.files import sole_use
 from fastgat.methods import Method
 from fastgat.models import Generator, create_classifier, normalization
@@ -192,6 +192,7 @@ class Trainer:
                 "config": config.to_dict(),
                 "model": self._model(feed, sample),
                 "data": feed.identity.record() if feed.identity else None,
+                "extra_data": feed.extra,
             },
             facts=run_facts(self.config, self.method, feed, state, own_classifier=self.classifier is not None)
             | self._weights_fact()
@@ -240,6 +241,8 @@ class Trainer:
         check_same_classes(checkpoint.path, checkpoint.header, feed.classes)
         if feed.identity is not None:
             feed.identity.check(checkpoint.path, checkpoint.header, changed=self.config.data.changed_data)
+        if checkpoint.header.get("extra_data") != feed.extra:
+            raise DataError(f"{checkpoint.path}: what {config.data.extra_data} holds has changed since it was made")
         loop.restore(checkpoint.tensors, checkpoint.header)
 
     def _hold(self, folder: Path | None, held: ExitStack) -> None:
@@ -285,6 +288,8 @@ class Trainer:
         config = self.config
         if self.train_loader is not None and self.validation_loader is not None:
             assert self.classifier is not None
+            if config.data.extra_data is not None:
+                raise ConfigError("extra_data goes with a data set, not with loaders of your own")
             channels_last = config.precision.channels_last
             return own_feed(self.classifier, self.train_loader, self.validation_loader, device, channels_last)
         rule = split_rule(None if self._checkpoint is None else self._checkpoint.header)

@@ -49,6 +49,8 @@ FROZEN = {
     "--split-seed": 0,
     "--changed-data": False,
     "--train-images": None,
+    "--extra-data": None,
+    "--extra-fraction": None,
     "--loader": "auto",
     "--workers": None,
     "--on-bad-sample": "error",
