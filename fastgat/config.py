@@ -120,6 +120,7 @@ class OptimizerConfig(Options):
     weight_decay: float | None = option(
         None, "weight decay of the classifier, decoupled in adamw  [default: adamw 0.01, otherwise 0]", at_least=0
     )
+    decay_norm: bool = option(True, "weight decay of the weights and biases of layers of normalisation too")
     momentum: float = option(0.9, "momentum of sgd", at_least=0, below=1)
     nesterov: bool = option(False, "sgd with Nesterov's momentum")
     lr_schedule: str = option(

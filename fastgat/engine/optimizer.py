@@ -16,6 +16,7 @@ from torch.nn.modules.batchnorm import _NormBase
 
 from fastgat.config import OptimizerConfig
 
+NORMALISATION = (_NormBase, nn.LayerNorm, nn.GroupNorm)
 WARM_UP, START, END = 0.3, 1 / 25, 1 / 250_000
 """The schedule one-cycle: the share of steps that rise, and the factors at the start and at the end."""
 
@@ -43,22 +44,34 @@ class PerParameter(nn.Module):
 
 
 class Optimizer(nn.Module):
-    """Base of the optimisers, each for the trainable parameters of one `player`; `update` is what they add.
+    """Base of the optimisers, each for the trainable parameters of one `player`; `_update` is what they add.
 
     Attributes:
+        undecayed: the names of parameters that have no weight decay.
         learning_rate: of the next update, a 0-d buffer of the parameters' dtype, or of float32 where that is wider.
     """
 
+    undecayed: frozenset[str] = frozenset()
     learning_rate: Tensor
 
-    def __init__(self, player: nn.Module, learning_rate: float) -> None:
+    def __init__(self, player: nn.Module, learning_rate: float, weight_decay: float) -> None:
         super().__init__()
+        self.weight_decay = weight_decay
         some = next(iter(trainable_parameters(player).values()))
         dtype = torch.promote_types(some.dtype, torch.float32)
         self.register_buffer("learning_rate", torch.tensor(learning_rate, dtype=dtype, device=some.device))
 
     def update(self, parameters: dict[str, Tensor], gradients: dict[str, Tensor]) -> None:
         """One step, in place; `gradients` are those of `parameters`, by name."""
+        for decay, names in (
+            (self.weight_decay, [name for name in parameters if name not in self.undecayed]),
+            (0.0, [name for name in parameters if name in self.undecayed]),
+        ):
+            if names:
+                self._update({name: parameters[name] for name in names}, gradients, decay)
+
+    def _update(self, parameters: dict[str, Tensor], gradients: dict[str, Tensor], weight_decay: float) -> None:
+        """A step of these parameters, whose gradients are among `gradients`."""
         raise NotImplementedError
 
 
@@ -77,24 +90,26 @@ class Adam(Optimizer):
     updates: Tensor
 
     def __init__(self, player: nn.Module, learning_rate: float, weight_decay: float = 0.0) -> None:
-        super().__init__(player, learning_rate)
-        self.weight_decay = weight_decay
+        super().__init__(player, learning_rate, weight_decay)
         # An integer: Inductor forgets to write back a 0-d float64 that a compiled step on a CPU has changed.
         self.register_buffer("updates", torch.zeros((), dtype=torch.int64, device=self.learning_rate.device))
         self.exp_avg, self.exp_avg_sq = PerParameter(player), PerParameter(player)
 
     def update(self, parameters: dict[str, Tensor], gradients: dict[str, Tensor]) -> None:
+        self.updates.add_(1)
+        super().update(parameters, gradients)
+
+    def _update(self, parameters: dict[str, Tensor], gradients: dict[str, Tensor], weight_decay: float) -> None:
         weights, g = list(parameters.values()), [gradients[name] for name in parameters]
         m, v = self.exp_avg.of(parameters), self.exp_avg_sq.of(parameters)
-        self.updates.add_(1)
         if self._can_fuse(weights, g, m, v):
-            decay = self.weight_decay, self.decoupled
+            decay = weight_decay, self.decoupled
             adam_(weights, g, m, v, self.updates, self.learning_rate, list(self.betas), self.epsilon, *decay)
             return
-        if self.weight_decay and self.decoupled:
-            torch._foreach_mul_(weights, 1 - self.learning_rate * self.weight_decay)
-        elif self.weight_decay:
-            g = list(torch._foreach_add(g, weights, alpha=self.weight_decay))
+        if weight_decay and self.decoupled:
+            torch._foreach_mul_(weights, 1 - self.learning_rate * weight_decay)
+        elif weight_decay:
+            g = list(torch._foreach_add(g, weights, alpha=weight_decay))
         corrections = [1 - beta ** self.updates.double() for beta in self.betas]
         rate = (self.learning_rate / corrections[0]).to(g[0].dtype)
         spread = corrections[1].sqrt().to(g[0].dtype)
@@ -131,15 +146,15 @@ class SGD(Optimizer):
     def __init__(
         self, player: nn.Module, learning_rate: float, momentum: float, weight_decay: float, *, nesterov: bool
     ) -> None:
-        super().__init__(player, learning_rate)
-        self.momentum, self.weight_decay, self.nesterov = momentum, weight_decay, nesterov
+        super().__init__(player, learning_rate, weight_decay)
+        self.momentum, self.nesterov = momentum, nesterov
         self.velocity = PerParameter(player)
 
-    def update(self, parameters: dict[str, Tensor], gradients: dict[str, Tensor]) -> None:
+    def _update(self, parameters: dict[str, Tensor], gradients: dict[str, Tensor], weight_decay: float) -> None:
         weights, g = list(parameters.values()), [gradients[name] for name in parameters]
         v = self.velocity.of(parameters)
-        if self.weight_decay:
-            g = list(torch._foreach_add(g, weights, alpha=self.weight_decay))
+        if weight_decay:
+            g = list(torch._foreach_add(g, weights, alpha=weight_decay))
         torch._foreach_mul_(v, self.momentum)
         torch._foreach_add_(v, g)
         moves = torch._foreach_add(g, v, alpha=self.momentum) if self.nesterov else v
@@ -149,12 +164,18 @@ class SGD(Optimizer):
 def create_optimizer(player: nn.Module, config: OptimizerConfig) -> Optimizer:
     """The classifier's optimiser, as the configuration has it; the generator's is always Adam, as in the paper."""
     decay = config.weight_decay
+    optimizer: Optimizer
     if config.optimizer == "sgd":
-        return SGD(player, config.lr, config.momentum, decay or 0.0, nesterov=config.nesterov)
-    if config.optimizer == "adamw":
-        return AdamW(player, config.lr, 0.01 if decay is None else decay)
-    assert config.optimizer == "adam"
-    return Adam(player, config.lr, decay or 0.0)
+        optimizer = SGD(player, config.lr, config.momentum, decay or 0.0, nesterov=config.nesterov)
+    elif config.optimizer == "adamw":
+        optimizer = AdamW(player, config.lr, 0.01 if decay is None else decay)
+    else:
+        optimizer = Adam(player, config.lr, decay or 0.0)
+    if not config.decay_norm:
+        layers = (module for module in player.modules() if isinstance(module, NORMALISATION))
+        learnt = {parameter for layer in layers for parameter in layer.parameters()}
+        optimizer.undecayed = frozenset(name for name, p in player.named_parameters() if p in learnt)
+    return optimizer
 
 
 class Ema(nn.Module):

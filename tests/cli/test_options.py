@@ -67,6 +67,7 @@ FROZEN = {
     "--lr": 1e-3,
     "--optimizer": "adam",
     "--weight-decay": None,
+    "--decay-norm": True,
     "--momentum": 0.9,
     "--nesterov": False,
     "--generator-lr": 1e-6,

@@ -1,24 +1,40 @@
-"""Recipes: listed, overruled by files and options, and each of them trained for two steps on a tiny network."""
+"""Recipes: listed, overruled by files and options, and each of them trained for two steps on a few tiny images."""
 
 from __future__ import annotations
 
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from fastgat.cli.recipes import FOLDER, load_recipe
-from fastgat.config import TrainConfig
+from fastgat.data.sets import DataSet, ImageSet
 from fastgat.engine.checkpoint import load_checkpoint
 from fastgat.methods import Free
 from tests.cli.conftest import Run
 
-RECIPES = ("fgsm-rs-cifar10", "free-cifar10", "gat-cifar10", "n-fgsm-cifar10", "pgd-cifar10", "trades-cifar10")
-TINY: dict[str, tuple[object, ...]] = {
-    "table1": ("--generator-width", 2),
-    "preactresnet18-bn": ("--classifier", "wrn-10-1"),
-    "wrn-34-10": ("--classifier", "wrn-10-1"),
-}
+RECIPES = (
+    "fgsm-rs-cifar10",
+    "free-cifar10",
+    "gat-cifar10",
+    "n-fgsm-cifar10",
+    "pgd-cifar10",
+    "trades-cifar10",
+    "trades-extra-cifar10",
+)
+WIDE = ("trades-cifar10", "trades-extra-cifar10")
+"""Those with a WideResNet, which takes a while to make and to save."""
+
+
+@pytest.fixture
+def few_images(monkeypatch: pytest.MonkeyPatch) -> None:
+    """CIFAR-10 is eight images of 8 x 8 pixels to train, and one each to validate and to test."""
+    pixels = np.random.default_rng(0).integers(0, 256, (10, 8, 8, 3), dtype=np.uint8)
+    images = ImageSet(pixels, np.arange(10))
+    parts = images.take(np.arange(8)), images.take(np.array([8])), images.take(np.array([9]))
+    data = DataSet("cifar10", *parts, tuple("abcdefghij"), "a test")
+    monkeypatch.setattr("fastgat.trainer.feed.load_dataset", lambda *_: data)
 
 
 def test_they_are_listed_with_what_they_say_of_themselves(run: Run) -> None:
@@ -48,25 +64,33 @@ def test_a_recipe_that_is_none(run: Run) -> None:
     assert result.err == "fastgat: error: --recipe: no recipe 'pgd-cifar'; did you mean 'pgd-cifar10'?\n"
 
 
-@pytest.mark.parametrize("name", RECIPES)
-def test_two_steps(run: Run, name: str) -> None:
-    """On digits; the recipe's own network, method and schedule are what is printed."""
-    config = TrainConfig.from_dict(load_recipe(name))
-    smaller = TINY[config.model.classifier]
-    if config.model.mean is not None:
-        smaller = (*smaller, "--mean", "0.5,0.5,0.5", "--std", "0.25,0.25,0.25")
-    few = ("--dataset", "digits", "--train-images", 8, "--batch-size", 4, "--epochs", 1, "--no-compile")
-    result = run("train", "--recipe", name, *few, *smaller, "--output", "run")
+@pytest.mark.usefixtures("few_images")
+@pytest.mark.parametrize(
+    ("name", "changes"),
+    [
+        *[pytest.param(name, (), marks=[pytest.mark.long] * (name in WIDE)) for name in RECIPES],
+        *[(name, ("--classifier", "wrn-10-1")) for name in WIDE],
+    ],
+)
+def test_two_steps(run: Run, name: str, changes: tuple[str, ...]) -> None:
+    """Of the recipe as it is, but for the images, and where `changes` say so, its network."""
+    few = ("--batch-size", 4, "--epochs", 8 if name == "free-cifar10" else 1, "--warmup-epochs", 0, "--no-compile")
+    if name == "trades-extra-cifar10":
+        missing = run("train", "--recipe", name)
+        assert missing.err.endswith("extra_fraction is a share of extra_data: name that file, --extra-data FILE.npz\n")
+        np.savez("extra.npz", image=np.zeros((3, 8, 8, 3), np.uint8), label=np.arange(3))
+        changes = (*changes, "--extra-data", "extra.npz")
+    result = run("train", "--recipe", name, *few, *changes, "--output", "run")
     assert result.code == 0, result.err
-    summary = json.loads(Path("run", "summary.json").read_text())
-    assert summary["method"] == name.removesuffix("-cifar10")
-    rows = [json.loads(line) for line in Path("run", "metrics.jsonl").read_text().splitlines()]
-    assert any(row.get("step") == 2 for row in rows)
+    assert json.loads(Path("run", "summary.json").read_text())["method"] == load_recipe(name)["method"]["name"]
+    _, header = load_checkpoint(Path("run", "last.safetensors"))
+    assert header["position"]["step"] == 2
 
 
+@pytest.mark.usefixtures("few_images")
 def test_free_counts_its_replays_as_epochs(run: Run) -> None:
     assert [Free(replays=4, divide_epochs=True).passes(epochs) for epochs in (1, 4, 5, 8)] == [1, 1, 2, 2]
-    few = ("--dataset", "digits", "--train-images", 8, "--batch-size", 4, "--no-compile", "--lr-schedule", "cosine")
+    few = ("--dataset", "cifar10", "--batch-size", 4, "--no-compile", "--lr-schedule", "cosine")
     result = run("train", *few, "--method", "free", "--divide-epochs", "--epochs", 5, "--output", "run")
     assert result.code == 0, result.err
     assert json.loads(Path("run", "summary.json").read_text())["epochs"] == 2

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -11,7 +12,7 @@ import torch
 from fastgat.config import OptimizerConfig
 from fastgat.engine.optimizer import Adam, adam_, create_optimizer, trainable_parameters
 from fastgat.options import constraint
-from tests.support import players
+from tests.support import BatchNormNet, players
 
 Torchs = Callable[[object], torch.optim.Optimizer]
 CASES: list[tuple[OptimizerConfig, Torchs]] = [
@@ -72,6 +73,28 @@ def check_steps(config: OptimizerConfig, torchs: Torchs, dtype: torch.dtype) -> 
         other.step()
     for one, expected in zip(module.parameters(), twin.parameters(), strict=True):
         torch.testing.assert_close(one, expected, rtol=1e-12 if dtype == torch.float64 else 4e-6, atol=1e-8)
+
+
+@pytest.mark.parametrize("name", ["adam", "adamw", "sgd"])
+def test_weights_of_normalisation_need_not_decay(name: str) -> None:
+    """As torch does with a group of parameters of their own."""
+    module = BatchNormNet()
+    twin = copy.deepcopy(module)
+    ours = create_optimizer(module, OptimizerConfig(name, weight_decay=0.5, decay_norm=False))
+    kind: Any = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW, "sgd": torch.optim.SGD}[name]
+    norm = list(twin.norm.parameters())
+    others = [*twin.conv.parameters(), *twin.head.parameters()]
+    options = {"momentum": 0.9} if name == "sgd" else {}
+    other = kind([{"params": others}, {"params": norm, "weight_decay": 0}], lr=1e-3, weight_decay=0.5, **options)
+    for _ in range(3):
+        gradients = {name: torch.randn_like(parameter) for name, parameter in module.named_parameters()}
+        for name, parameter in twin.named_parameters():
+            parameter.grad = gradients[name].clone()
+        with torch.no_grad():
+            ours.update(dict(trainable_parameters(module)), gradients)
+        other.step()
+    for one, expected in zip(module.parameters(), twin.parameters(), strict=True):
+        torch.testing.assert_close(one, expected, rtol=4e-6, atol=1e-7)
 
 
 @pytest.mark.parametrize("lying", ["as its gradient", "channels last", "with gaps", "in another dtype"])
