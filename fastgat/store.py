@@ -20,11 +20,12 @@ Key = Mapping[str, Any]
 class Store:
     """JSON objects by name, one small file each: NAME.json.
 
-    Without a folder nothing is kept. With `fresh`, `remember` ignores what was there before this store was made.
+    Without a folder nothing is kept, nor where an `optional` store cannot be written. With `fresh`, `remember` ignores
+    what was there before this store was made.
     """
 
-    def __init__(self, folder: Path | None = None, *, fresh: bool = False) -> None:
-        self.folder, self.fresh = folder, fresh
+    def __init__(self, folder: Path | None = None, *, fresh: bool = False, optional: bool = False) -> None:
+        self.folder, self.fresh, self.optional = folder, fresh, optional
         self._written: set[str] = set()
 
     def load(self, name: str, kind: Any = dict[str, Any]) -> Any:
@@ -38,10 +39,15 @@ class Store:
 
     def save_file(self, filename: str, content: bytes) -> None:
         """Keep a file of any kind beside the objects, whole or not at all."""
-        if self.folder is not None:
+        if self.folder is None:
+            return
+        try:
             make_folder(self.folder)
             write_atomically(self.folder / filename, content)
             self._written.add(filename)
+        except OutputError:
+            if not self.optional:
+                raise
 
     def usable(self, filename: str) -> bool:
         """Whether `remember` may read this file: with `fresh`, only if this store wrote it."""
@@ -63,7 +69,7 @@ class Store:
                 if entry is not None and entry.get("key") == text and "value" in entry and valid(entry["value"]):
                     return entry["value"]
         value = compute()
-        self.save(name, {"key": text, "value": value})
+        self.save_file(f"{name}.json", json.dumps({"key": text, "value": value}).encode())
         return value
 
 

@@ -2,13 +2,12 @@
 
 from fastgat.batch import Batch
 from fastgat.data.augmentation import Augmentation
-from fastgat.data.encoded import EncodedSet
 from fastgat.data.iterable import IterableLoader
 from fastgat.data.loader import Loader
 from fastgat.data.loaders import LOADERS, choose, create_loader
 from fastgat.data.registry import DATASETS, load_dataset
 from fastgat.data.resident import ResidentLoader
-from fastgat.data.sets import DataSet, Images, ImageSet
+from fastgat.data.sets import DataSet, EncodedSet, Images, ImageSet
 
 __all__ = [
     "DATASETS",

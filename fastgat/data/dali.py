@@ -21,10 +21,9 @@ from fastgat.data.ahead import ahead
 from fastgat.data.bad_samples import Rows
 from fastgat.data.dali_graph import Graph, Work, check_decodable, missing, reason
 from fastgat.data.decoding import FLIPS, BadSampleError, decode, read_header, stored_boxes
-from fastgat.data.encoded import EncodedSet
 from fastgat.data.loader import Request, SampledLoader
 from fastgat.data.sampler import Sampler
-from fastgat.data.sets import Images, ImageSet
+from fastgat.data.sets import EncodedSet, Images, ImageSet
 from fastgat.errors import DataError
 
 

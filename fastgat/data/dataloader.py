@@ -17,10 +17,9 @@ from fastgat.batch import Batch
 from fastgat.data.augmentation import Augmentation
 from fastgat.data.bad_samples import BadSamples, Rows
 from fastgat.data.decoding import BadSampleError, arrange
-from fastgat.data.encoded import EncodedSet
 from fastgat.data.loader import Request, SampledLoader
 from fastgat.data.sampler import Sampler
-from fastgat.data.sets import Images
+from fastgat.data.sets import EncodedSet, Images
 from fastgat.kernels.image_batch import unit_scaled
 from fastgat.processes import launched
 

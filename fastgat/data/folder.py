@@ -5,15 +5,13 @@ from __future__ import annotations
 import os
 import re
 import unicodedata
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 from fastgat.data.decoding import EXTENSIONS, MAX_BYTES, MAX_PIXELS
-from fastgat.data.encoded import EncodedSet
-from fastgat.data.sets import PARTS, DataSet, PassedOver, assemble
+from fastgat.data.sets import PARTS, DataSet, EncodedSet, PassedOver, assemble
 from fastgat.data.store import Progress
 from fastgat.errors import DataError
 from fastgat.files import read_file
@@ -51,10 +49,6 @@ class Folder:
     size: int
     max_pixels: int = MAX_PIXELS
 
-    @property
-    def name(self) -> str:
-        return f"folder:{self.path}"
-
     def load(self, split_seed: int, progress: Progress, rule: str = "name") -> DataSet[EncodedSet]:
         """Raises DataError, naming the folder, for anything that is not as described."""
         if not self.path.is_dir():
@@ -62,34 +56,38 @@ class Folder:
         passed_over = PassedOver()
         parts: dict[str, EncodedSet] = {}
         classes: tuple[str, ...] = ()
-        folders = self._parts(passed_over)
+        folders = self._splits(passed_over)
         for part, folder in folders.items():
-            parts[part], names = self._read(folder, progress, passed_over, rule)
-            classes = classes or names
-            if names != classes:
-                self._complain(folders["train"], folder, classes, names)
+            parts[part], names = self._read(folder, progress, passed_over, rule == "position")
+            classes, train = classes or names, folders["train"]
+            for here, there, more in (
+                (train, folder, sorted({*classes} - {*names})),
+                (folder, train, sorted({*names} - {*classes})),
+            ):
+                if more:
+                    listed = ", ".join(more[:3]) + (f" and {len(more) - 3} more" if len(more) > 3 else "")
+                    raise DataError(f"{self.path}: {here}/ has classes that {there}/ has not: {listed}")
         named = f" ({', '.join(f'{folder}/' for folder in folders.values())})" if len(folders) > 1 else ""
-        return assemble(self.name, parts, classes, f"{self.path}{named}", split_seed, rule, passed_over)
+        name, source = f"folder:{self.path}", f"{self.path}{named}"
+        return assemble(name, parts, classes, source, split_seed, rule, passed_over)
 
-    def _parts(self, passed_over: PassedOver) -> dict[str, str]:
+    def _splits(self, passed_over: PassedOver) -> dict[str, str]:
         """The folders of the splits, by part; one part, all of `path`, where there are class folders at once."""
-        folders = sorted(entry.name for entry in _scan(self.path) if entry.is_dir() and not entry.name.startswith("."))
+        visible = [entry for entry in _scan(self.path) if not entry.name.startswith(".")]
+        folders = [entry.name for entry in visible if entry.is_dir()]
         called = {part: [name for name in folders if name.lower() in names] for part, names in PARTS.items()}
         for part, names in called.items():
             if len(names) > 1:
                 raise DataError(f"{self.path}: {names[0]}/ and {names[1]}/ both look like {part}/: which one is it?")
         splits = {part: names[0] for part, names in called.items() if names}
         if "train" in splits and len(splits) > 1:
-            for entry in _scan(self.path):
-                if entry.name not in splits.values() and not entry.name.startswith("."):
+            for entry in visible:
+                if entry.name not in splits.values():
                     passed_over.add("beside the splits", entry.name)
             return splits
         for name in splits.values():  # a class of this name has images, and other classes beside it
-            if (
-                len(splits) > 1
-                or len(folders) < 2
-                or not any(_is_image(entry.name) for entry in _scan(self.path / name))
-            ):
+            alone = len(splits) == 1 and len(folders) > 1
+            if not (alone and any(_is_image(entry.name) for entry in _scan(self.path / name))):
                 raise DataError(
                     f"{self.path}: has {name}/ but not both train/ and val/ (or test/); without them, name a folder of "
                     "class folders"
@@ -104,10 +102,10 @@ class Folder:
         return {"train": ""}
 
     def _read(
-        self, part: str, progress: Progress, passed_over: PassedOver, rule: str
+        self, part: str, progress: Progress, passed_over: PassedOver, lenient: bool
     ) -> tuple[EncodedSet, tuple[str, ...]]:
-        """The images of the class folders in the folder `part`, in the order of their names."""
-        root, prefix, lenient = self.path / part, f"{part}/" if part else "", rule == "position"
+        """The images of the class folders in the folder `part`, in the order of their names, and the classes."""
+        root, prefix = self.path / part, f"{part}/" if part else ""
         folders: dict[str, str] = {}
         for entry in _scan(root):
             kind = _no_class(entry.name, lenient) if entry.is_dir() else "beside the class folders"
@@ -125,24 +123,15 @@ class Folder:
         paths: list[str] = []
         labels: list[int] = []
         for label, name in enumerate(classes):
-            files = sorted(_images(self.path, prefix + folders[name], passed_over, lenient))
-            if not files:
+            below = _images(self.path, prefix + folders[name], passed_over, lenient)
+            if not below:
                 others = f"; passed over: {passed_over}" if passed_over.kinds else ""
                 raise DataError(f"{root / name}: no JPEG, PNG or WebP image, and so an empty class{others}")
-            paths += files
-            labels += [label] * len(files)
+            paths += below
+            labels += [label] * len(below)
             progress(f"listing {root.name}", label + 1, len(classes))
-        numbers, files_below = np.arange(len(paths)), ImageFiles(self.path, paths)
-        return EncodedSet(files_below, numbers, np.array(labels, np.int64), self.size, self.max_pixels), classes
-
-    def _complain(self, train: str, part: str, classes: tuple[str, ...], names: tuple[str, ...]) -> None:
-        for here, there, missing in (
-            (train, part, sorted(set(classes) - set(names))),
-            (part, train, sorted(set(names) - set(classes))),
-        ):
-            if missing:
-                listed = ", ".join(missing[:3]) + (f" and {len(missing) - 3} more" if len(missing) > 3 else "")
-                raise DataError(f"{self.path}: {here}/ has classes that {there}/ has not: {listed}")
+        files, numbers = ImageFiles(self.path, paths), np.arange(len(paths))
+        return EncodedSet(files, numbers, np.array(labels, np.int64), self.size, self.max_pixels), classes
 
 
 def _scan(folder: Path | str) -> list[os.DirEntry[str]]:
@@ -164,11 +153,12 @@ def _is_image(name: str) -> bool:
     return name.lower().endswith(EXTENSIONS) and not name.startswith(".")
 
 
-def _images(root: Path, name: str, passed_over: PassedOver, lenient: bool) -> Iterator[str]:
-    """Relative paths of the images of a class, however deep, through links too.
+def _images(root: Path, name: str, passed_over: PassedOver, lenient: bool) -> list[str]:
+    """Sorted relative paths of the images of a class, however deep, through links too.
 
     Raises DataError for a folder that cannot be read.
     """
+    paths: list[str] = []
     seen: set[str] = set()
     waiting = [name]
     while waiting:
@@ -184,10 +174,12 @@ def _images(root: Path, name: str, passed_over: PassedOver, lenient: bool) -> It
                 kind = None if lenient else _no_class(entry.name, lenient)
                 if kind is None:
                     waiting.append(where)
-                else:
-                    passed_over.add(kind, where)
             elif _is_image(entry.name):
-                yield where
+                kind = None
+                paths.append(where)
             else:
                 suffix = os.path.splitext(entry.name)[1].lower()  # noqa: PTH122
-                passed_over.add("hidden" if entry.name.startswith(".") else suffix or "without extension", where)
+                kind = "hidden" if entry.name.startswith(".") else suffix or "without extension"
+            if kind is not None:
+                passed_over.add(kind, where)
+    return sorted(paths)

@@ -16,8 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fastgat.data.encoded import EncodedSet
-from fastgat.data.sets import DataSet, Images
+from fastgat.data.sets import DataSet, EncodedSet, Images
 from fastgat.errors import CheckpointError, DataError
 from fastgat.files import read_file, write_atomically
 

@@ -16,11 +16,10 @@ from fastgat.data.bad_samples import BadSamples
 from fastgat.data.dali import DaliLoader
 from fastgat.data.dali_graph import missing as dali_missing
 from fastgat.data.dataloader import Arranged, Samples, TorchLoader
-from fastgat.data.encoded import EncodedSet
 from fastgat.data.loader import Loader
 from fastgat.data.resident import ResidentLoader
 from fastgat.data.sampler import Sampler
-from fastgat.data.sets import Images, ImageSet
+from fastgat.data.sets import EncodedSet, Images, ImageSet
 from fastgat.data.store import Progress
 from fastgat.errors import DataError
 from fastgat.processes import cores, local_world_size

@@ -67,11 +67,6 @@ def load_dataset(
     return data
 
 
-def relocated_name(name: str, place: Path) -> str:
-    """The name of a user's images that lie at another place: the PATH or PATTERN `place`."""
-    return f"{name.partition(':')[0]}:{place}"
-
-
 def users_images(name: str, image_size: int | None = None, max_pixels: int = MAX_PIXELS) -> Folder | WebDataset | None:
     """The source of images named folder:PATH or webdataset:PATTERN; None for another name."""
     kind, _, where = name.partition(":")

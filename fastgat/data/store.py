@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
-import json
 import os
 import tarfile
-import tempfile
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
 import pooch
 
-from fastgat.errors import DataError, OutputError
+from fastgat.errors import DataError, FastgatError, OutputError
 from fastgat.files import read_file, write_atomically
+from fastgat.store import Store, make_folder
 
 Progress = Callable[[str, int, int], None]
 """Called with what is being done, how much of it is done, and how much there is: bytes of a download, else a count."""
@@ -48,33 +46,42 @@ def data_folder(data_dir: Path | None) -> Path:
     return cache_folder()
 
 
+def remembered(
+    kind: str,
+    path: Path,
+    compute: Callable[[], Any],
+    valid: Callable[[Any], bool] = lambda value: True,
+    *,
+    again: bool = False,
+) -> Any:
+    """What `compute()` finds in the file `path`, kept in the user's cache until its size or time changes.
+
+    Raises DataError if the file cannot be read.
+    """
+    try:
+        status = path.stat()
+        key = {"file": str(path.resolve()), "size": status.st_size, "time": status.st_mtime_ns}
+        return Store(cache_folder() / kind, fresh=again, optional=True).remember(key, compute, valid)
+    except FastgatError:
+        raise
+    except (OSError, ValueError) as error:
+        raise DataError(f"{path}: {getattr(error, 'strerror', error)}") from None
+
+
 def verify(path: Path, expected: str, *, again: bool = False) -> None:
-    """Check the MD5 sum of `path` once; an unchanged file (size and time) is remembered and not read again.
+    """Check the MD5 sum of `path` once; an unchanged file is not read again.
 
     Raises DataError if the file is not there, or is not the published one.
     """
-    try:
-        stat = path.stat()
-    except OSError as error:
-        raise DataError(f"{path}: {error.strerror}") from None
-    fingerprint = [stat.st_size, stat.st_mtime_ns, expected]
-    memory = cache_folder() / "verified.json"
-    remembered = _read_json(memory)
-    key = str(path.resolve())
-    if not again and remembered.get(key) == fingerprint:
-        return
-    try:
-        digest = hashlib.md5(read_file(path), usedforsecurity=False).hexdigest()
-    except OSError as error:
-        raise DataError(f"{path}: {error.strerror}") from None
+
+    def compute() -> str:
+        return hashlib.md5(read_file(path), usedforsecurity=False).hexdigest()
+
+    digest = remembered("sums", path, compute, lambda digest: digest == expected, again=again)
     if digest != expected:
         raise DataError(
             f"{path}: damaged or altered (MD5 {digest}, published {expected}); delete it and run `fastgat data fetch`"
         )
-    # A cache that cannot be written costs a second at each start, nothing else.
-    with contextlib.suppress(OSError, OutputError):
-        memory.parent.mkdir(parents=True, exist_ok=True)
-        write_atomically(memory, json.dumps({**remembered, key: fingerprint}).encode())
 
 
 def download(url: str, expected: str, folder: Path, progress: Progress) -> Path:
@@ -101,32 +108,25 @@ def download(url: str, expected: str, folder: Path, progress: Progress) -> Path:
 
 
 def extract(archive: Path, names: Iterable[str], folder: Path) -> None:
-    """The regular files `names` of the tar `archive`, into `folder`; nothing else is written, and nothing before the
-    whole archive has been read.
+    """The regular files `names` of the tar `archive`, into `folder`; nothing else is written, and nothing before all
+    of them have been read.
 
     Raises DataError if the archive is damaged or lacks a file, OutputError if `folder` cannot be written.
     """
-    with contextlib.ExitStack() as stack:
-        try:
-            folder.parent.mkdir(parents=True, exist_ok=True)
-            part = Path(stack.enter_context(tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}-")))
-        except OSError as error:
-            raise OutputError(f"{folder.parent}: {error.strerror}") from None
-        try:
-            with tarfile.open(archive) as tar:
-                for name in names:
-                    member = tar.getmember(f"{folder.name}/{name}")
-                    file = tar.extractfile(member) if member.isreg() and member.size <= MEMBER_BYTES else None
-                    if file is None:
-                        raise tarfile.ReadError(f"{name} is not a regular file of the published size")
-                    (part / name).write_bytes(file.read())
-        except (KeyError, tarfile.TarError, EOFError) as error:
-            raise DataError(f"{archive}: damaged or not the published archive ({_short(error)})") from None
-        except OSError as error:
-            raise OutputError(f"{part}: {_short(error)}") from None
-        folder.mkdir(exist_ok=True)
-        for name in names:
-            (part / name).replace(folder / name)
+    contents: dict[str, bytes] = {}
+    try:
+        with tarfile.open(archive) as tar:
+            for name in names:
+                member = tar.getmember(f"{folder.name}/{name}")
+                file = tar.extractfile(member) if member.isreg() and member.size <= MEMBER_BYTES else None
+                if file is None:
+                    raise tarfile.ReadError(f"{name} is not a regular file of the published size")
+                contents[name] = file.read()
+    except (KeyError, tarfile.TarError, EOFError, OSError) as error:
+        raise DataError(f"{archive}: damaged or not the published archive ({_short(error)})") from None
+    make_folder(folder)
+    for name, content in contents.items():
+        write_atomically(folder / name, content)
 
 
 class _Bar:
@@ -154,11 +154,3 @@ def _short(error: BaseException) -> str:
         reason = getattr(reason, "reason", None) or reason.args[0]
     text = " ".join(str(reason).split())
     return text.split("): ", 1)[-1].split(" ([Errno")[0] or type(reason).__name__
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(read_file(path))
-    except (OSError, ValueError):
-        return {}
-    return content if isinstance(content, dict) else {}

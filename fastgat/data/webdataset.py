@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-import contextlib
 import glob
-import hashlib
 import io
 import itertools
-import json
 import os
 import re
-import stat
 import tarfile
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -20,11 +16,10 @@ from typing import NamedTuple
 import numpy as np
 
 from fastgat.data.decoding import EXTENSIONS, MAX_BYTES, MAX_PIXELS
-from fastgat.data.encoded import EncodedSet
-from fastgat.data.sets import PARTS, DataSet, PassedOver, assemble
-from fastgat.data.store import Progress, cache_folder
+from fastgat.data.sets import PARTS, DataSet, EncodedSet, PassedOver, assemble
+from fastgat.data.store import Progress, remembered
 from fastgat.errors import DataError
-from fastgat.files import read_file, write_atomically
+from fastgat.files import read_file
 
 BLOCK = 512
 LABELS = 10**6
@@ -78,10 +73,6 @@ class WebDataset:
     size: int
     max_pixels: int = MAX_PIXELS
 
-    @property
-    def name(self) -> str:
-        return f"webdataset:{self.pattern}"
-
     def load(self, split_seed: int, progress: Progress, rule: str = "name") -> DataSet[EncodedSet]:
         """Raises DataError, naming the shard, for anything that is not as described."""
         passed_over = PassedOver()
@@ -94,7 +85,7 @@ class WebDataset:
             if (highest := int(images.labels.max())) >= len(classes):
                 name = images.name(int(images.labels.argmax()))
                 raise DataError(f"{name}: label {highest}, but the training shards have 0..{len(classes) - 1}")
-        return assemble(self.name, parts, classes, self.pattern, split_seed, rule, passed_over)
+        return assemble(f"webdataset:{self.pattern}", parts, classes, self.pattern, split_seed, rule, passed_over)
 
     def _shards(self) -> dict[str, list[Path]]:
         """The shards of each split; all of them train where the pattern has no `{split}`."""
@@ -159,29 +150,7 @@ def shard_index(path: Path) -> ShardIndex:
 
     Raises DataError if it is not a tar file of images with labels.
     """
-    try:
-        status = path.stat()
-    except (OSError, ValueError) as error:
-        raise DataError(f"{path}: {getattr(error, 'strerror', error)}") from None
-    if not stat.S_ISREG(status.st_mode):
-        raise DataError(f"{path}: not a regular file")
-    key = f"{path.resolve()} {status.st_size} {status.st_mtime_ns}".encode("utf-8", "surrogatepass")
-    cached = cache_folder() / "shards" / f"{hashlib.sha256(key).hexdigest()[:32]}.json"
-    try:
-        index = ShardIndex(*json.loads(read_file(cached)))
-        if index.samples and all(len(sample) == 4 for sample in index.samples):
-            return index
-    except (OSError, ValueError, TypeError):
-        """Not there, or damaged: it is made again."""
-    index = _read_samples(path, status.st_size)
-    if not index.samples:
-        others = PassedOver(index.passed_over)
-        raise DataError(f"{path}: no image in this shard" + (f"; it holds {others}" if others.kinds else ""))
-    # A cache that cannot be written costs another reading of the headers, nothing else.
-    with contextlib.suppress(OSError):
-        cached.parent.mkdir(parents=True, exist_ok=True)
-        write_atomically(cached, json.dumps(index).encode())
-    return index
+    return ShardIndex(*remembered("shards", path, lambda: _read_samples(path)))
 
 
 class _Headers(io.FileIO):
@@ -193,8 +162,11 @@ class _Headers(io.FileIO):
         return super().read(size) or b""
 
 
-def _members(path: Path, size: int) -> Iterator[tarfile.TarInfo]:
-    """What a tar file of `size` bytes holds. Raises DataError where it is damaged, truncated, or not one tar file."""
+def _members(path: Path) -> Iterator[tarfile.TarInfo]:
+    """What a tar file holds. Raises DataError where it is damaged, truncated, or not one tar file, OSError where it is
+    no regular file."""
+    read_file(path, length=0)
+    size = path.stat().st_size
     end = 0
     try:
         with _Headers(path) as file, tarfile.open(fileobj=file, mode="r:") as tar:
@@ -217,22 +189,22 @@ def _members(path: Path, size: int) -> Iterator[tarfile.TarInfo]:
         raise DataError(f"{path}: {size - end:,} bytes stand behind its end mark: it is not one tar file")
 
 
-def _read_samples(path: Path, size: int) -> ShardIndex:
+def _read_samples(path: Path) -> ShardIndex:
     """The images of a shard, whose files follow one another sample by sample."""
     passed_over = PassedOver()
     samples: list[Sample] = []
-    for key, files in itertools.groupby(_files(path, size, passed_over), lambda file: _key(file[0])):
-        image = label = None
-        for file in files:
-            if file[0].lower().endswith(LABEL):
-                label = _label(path, *file)
-            elif image is not None:
-                raise DataError(f"{path}: {file[0]} is a second image of its sample")
-            else:
-                image = file
-        if image is None or label is None:
-            raise _incomplete(path, size, key, EXTENSIONS if image is None else (LABEL,))
-        samples.append((*image, label))
+    for key, group in itertools.groupby(_files(path, passed_over), lambda file: _key(file[0])):
+        files = list(group)
+        images = [file for file in files if not file[0].lower().endswith(LABEL)]
+        if len(images) > 1:
+            raise DataError(f"{path}: {images[1][0]} is a second image of its sample")
+        labels = [file for file in files if file not in images]
+        if not images or not labels:
+            raise _incomplete(path, key, (LABEL,) if images else EXTENSIONS)
+        samples.append((*images[0], _label(path, *labels[-1])))
+    if not samples:
+        others = f"; it holds {passed_over}" if passed_over.kinds else ""
+        raise DataError(f"{path}: no image in this shard{others}")
     return ShardIndex(samples, passed_over.kinds)
 
 
@@ -242,10 +214,10 @@ def _key(name: str) -> str:
     return folder + slash + file.partition(".")[0]
 
 
-def _files(path: Path, size: int, passed_over: PassedOver) -> Iterator[tuple[str, int, int]]:
+def _files(path: Path, passed_over: PassedOver) -> Iterator[tuple[str, int, int]]:
     """Name, offset and length of each image and label of a shard; hard links are followed."""
     places: dict[str, tuple[int, int]] = {}
-    for member in _members(path, size):
+    for member in _members(path):
         name, file = member.name, member.name.rpartition("/")[2]
         if member.isdir():
             continue
@@ -263,15 +235,13 @@ def _files(path: Path, size: int, passed_over: PassedOver) -> Iterator[tuple[str
             )
 
 
-def _incomplete(path: Path, size: int, key: str, missing: tuple[str, ...]) -> DataError:
+def _incomplete(path: Path, key: str, missing: tuple[str, ...]) -> DataError:
     """The error of a sample that lacks its label, or all of the `missing` kinds of images."""
-    if any(member.name in [key + extension for extension in missing] for member in _members(path, size)):
-        return DataError(
-            f"{path}: image and label of sample {key} do not stand side by side: pack the shard with `tar --sort=name`"
-        )
-    return DataError(
-        f"{path}: sample {key} has no " + (f"label ({key}.cls)" if missing == (LABEL,) else ".jpg, .png or .webp")
-    )
+    if any(member.name in [key + extension for extension in missing] for member in _members(path)):
+        apart = f"image and label of sample {key} do not stand side by side: pack the shard with `tar --sort=name`"
+        return DataError(f"{path}: {apart}")
+    what = f"label ({key}.cls)" if missing == (LABEL,) else ".jpg, .png or .webp"
+    return DataError(f"{path}: sample {key} has no {what}")
 
 
 def _label(path: Path, name: str, offset: int, length: int) -> int:

@@ -16,7 +16,7 @@ from fastgat.config import DataConfig, TrainConfig
 from fastgat.data import DataSet, Images, Loader, choose, create_loader, load_dataset
 from fastgat.data.bad_samples import POLICIES
 from fastgat.data.identity import Identity, split_rule
-from fastgat.data.registry import relocated_name, silent, users_images
+from fastgat.data.registry import silent, users_images
 from fastgat.data.store import Progress
 from fastgat.engine.accuracy import score
 from fastgat.engine.checkpoint import load_checkpoint
@@ -95,7 +95,7 @@ class RunData:
         if users_images(self.name) is not None:
             folder = None
             if settings.data_dir:
-                self.name = relocated_name(self.name, settings.data_dir)
+                self.name = f"{self.name.partition(':')[0]}:{settings.data_dir}"
         rule = split_rule(loaded.header)
         self.images: DataSet[Images] = load_dataset(
             self.name, folder, data.split_seed, image_size=data.image_size, max_pixels=data.max_pixels, rule=rule
