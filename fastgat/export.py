@@ -20,8 +20,8 @@ from torch import Tensor, nn
 from fastgat.config import TrainConfig
 from fastgat.engine.checkpoint import load_checkpoint
 from fastgat.engine.load import CHECKPOINTS, checkpoint_path, trained_classifier
-from fastgat.errors import ConfigError, FastgatError, OutputError, first_line
-from fastgat.files import write_atomically
+from fastgat.errors import ConfigError, FastgatError, first_line
+from fastgat.files import write_atomically, writing
 from fastgat.options import suggestion
 
 SUFFIXES = {"safetensors": ".safetensors", "torch-export": ".pt2", "onnx": ".onnx"}
@@ -81,18 +81,13 @@ def export(
     if target.is_dir():
         raise ConfigError(f"{target} is a folder: name the file to write")
     model = header["model"] | ({"classifier": None} if isinstance(classifier, nn.Module) else {})
-    try:
-        # Beside the target, so that what is read back is what then gets its name, with the files that belong to it.
-        with tempfile.TemporaryDirectory(prefix=".export-", dir=target.parent) as folder:
-            made = Path(folder) / "made" / target.name
-            made.parent.mkdir()
-            check(module, EXPORTERS[format](module, model, batches[-1], made), batches, format)
-            for file in sorted(made.parent.iterdir(), reverse=True):  # data before the program that refers to them
-                file.replace(target.with_name(file.name))
-    except FastgatError:
-        raise
-    except OSError as error:
-        raise OutputError(f"{target}: cannot be written: {error.strerror}") from None
+    # Beside the target, so that what is read back is what then gets its name, with the files that belong to it.
+    with writing(target), tempfile.TemporaryDirectory(prefix=".export-", dir=target.parent) as folder:
+        made = Path(folder) / "made" / target.name
+        made.parent.mkdir()
+        check(module, EXPORTERS[format](module, model, batches[-1], made), batches, format)
+        for file in sorted(made.parent.iterdir(), reverse=True):  # data before the program that refers to them
+            file.replace(target.with_name(file.name))
     return target
 
 

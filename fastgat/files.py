@@ -16,20 +16,42 @@ from typing import BinaryIO
 from fastgat.errors import OutputError
 
 
+@contextlib.contextmanager
+def writing(path: Path, done: str = "written") -> Iterator[None]:
+    """Turn an OSError on `path` into an OutputError that says that it cannot be `done`."""
+    try:
+        yield
+    except OSError as error:
+        if isinstance(error, OutputError):
+            raise
+        raise OutputError(f"{path}: cannot be {done}: {error.strerror}") from None
+
+
+def make_folder(folder: Path) -> None:
+    """Make `folder` and its parents. Raises OutputError if that fails."""
+    with writing(folder, "made"):
+        folder.mkdir(parents=True, exist_ok=True)
+
+
 def write_atomically(path: Path, content: bytes) -> None:
     """Replace `path` by `content` in one step; raises OutputError and keeps what was there if that fails."""
     part = path.with_name(f".{path.name}.{secrets.token_hex(4)}")  # random: PIDs collide across hosts and containers
     try:
-        with part.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        part.replace(path)
-    except OSError as error:
-        raise OutputError(f"{path}: cannot be written: {error.strerror}") from None
+        with writing(path):
+            with part.open("wb") as file:
+                file.write(content)
+                file.flush()
+                os.fsync(file.fileno())
+            part.replace(path)
     finally:
         with contextlib.suppress(OSError):
             part.unlink(missing_ok=True)
+
+
+def append_line(path: Path, line: str) -> None:
+    """Append one line to `path`; raises OutputError if that fails."""
+    with writing(path), path.open("a") as file:
+        file.write(line + "\n")
 
 
 def read_file(path: Path, most: int = 2**40, offset: int = 0, length: int | None = None) -> bytes:
@@ -49,15 +71,6 @@ def read_file(path: Path, most: int = 2**40, offset: int = 0, length: int | None
             raise OSError(errno.EFBIG, f"too large: {length:,} bytes")
         file.seek(offset)
         return file.read(length)
-
-
-def append_line(path: Path, line: str) -> None:
-    """Append one line to `path`; raises OutputError if that fails."""
-    try:
-        with path.open("a") as file:
-            file.write(line + "\n")
-    except OSError as error:
-        raise OutputError(f"{path}: cannot be written: {error.strerror}") from None
 
 
 @dataclass
@@ -82,16 +95,11 @@ def locked(path: Path, *, shared: bool = False) -> Iterator[bool]:
     # POSIX locks: a forked child does not inherit them, as it would flock's. They are the whole process's, so this
     # process counts by itself how often it holds one, and keeps the file open until the last holder is done.
     key = path.resolve()
-    lock = _locks.get(key)
-    if lock is None:
-        lock = _acquire(path, shared)
-        if lock is not None:
-            _locks[key] = lock
-    elif not (shared and lock.shared):
-        lock = None
-    if lock is None:
+    lock = _locks.get(key) or _acquire(path, shared)
+    if lock is None or (lock.holders and not (shared and lock.shared)):
         yield False
         return
+    _locks[key] = lock
     lock.holders += 1
     try:
         yield True
@@ -104,10 +112,8 @@ def locked(path: Path, *, shared: bool = False) -> Iterator[bool]:
 
 def _acquire(path: Path, shared: bool) -> _Lock | None:
     """The lock of `path`, newly taken; None where another process has it."""
-    try:
+    with writing(path):
         file = path.open("a+b")
-    except OSError as error:
-        raise OutputError(f"{path}: cannot be written: {error.strerror}") from None
     try:
         fcntl.lockf(file, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
     except (BlockingIOError, PermissionError):

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from fastgat.errors import DataError, OutputError
-from fastgat.files import write_atomically
+from fastgat.files import make_folder, write_atomically
 from fastgat.typed import check_type, read_json
 
 Key = Mapping[str, Any]
@@ -104,11 +104,3 @@ def read_object(path: Path, kind: Any = dict[str, Any]) -> Any:
     except ValueError as error:
         raise DataError(f"{path}: not what fastgat writes there ({error}); remove it to have it made again") from None
     return content
-
-
-def make_folder(folder: Path) -> None:
-    """Make `folder` and its parents. Raises OutputError if that fails."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise OutputError(f"{folder}: cannot be made: {error.strerror}") from None

@@ -92,7 +92,5 @@ def _check_fields(value: Any, kind: Any, where: str) -> None:
             check_type(value[key], hint, f"{where}.{key}")
 
 
-@functools.cache
-def type_hints(kind: Any) -> dict[str, Any]:
-    """The types of a class's fields, whose evaluation takes longer than all the rest of a check."""
-    return typing.get_type_hints(kind)
+type_hints = functools.cache(typing.get_type_hints)
+"""The types of a class's fields, whose evaluation takes longer than all the rest of a check."""

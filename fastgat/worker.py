@@ -83,22 +83,20 @@ def _ctrl_c_ignored() -> Iterator[None]:
 
 
 def _serve(target: Callable[..., None], pipe: Any, arguments: tuple[Any, ...], advice: str) -> None:
-    """What runs in the process."""
+    """Run `target` in the process; an error is sent, to be raised where the command runs."""
     os.setsid()
     try:
         target(pipe, *arguments)
-    except Exception as error:  # noqa: BLE001  # it is raised where the command runs
+    except Exception as error:  # noqa: BLE001
+        told: Exception = error
+        if isinstance(error, FastgatError):
+            """It says all that there is to say."""
+        elif is_out_of_memory(error):
+            told = FastgatError(f"out of memory: {advice}")
+        elif isinstance(error, OSError):
+            told = FastgatError(f"{error.filename or 'output'}: {error.strerror or error}")
+        else:
+            traceback.print_exc()
+            told = RuntimeError(f"{type(error).__name__}: {error}")
         with contextlib.suppress(ConnectionError):
-            pipe.send(_sendable(error, advice))
-
-
-def _sendable(error: Exception, advice: str) -> Exception:
-    """The error as the other process shall raise it."""
-    if isinstance(error, FastgatError):
-        return error
-    if is_out_of_memory(error):
-        return FastgatError(f"out of memory: {advice}")
-    if isinstance(error, OSError):
-        return FastgatError(f"{error.filename or 'output'}: {error.strerror or error}")
-    traceback.print_exc()
-    return RuntimeError(f"{type(error).__name__}: {error}")
+            pipe.send(told)

@@ -12,8 +12,8 @@ from typing import Any
 import pooch
 
 from fastgat.errors import DataError, FastgatError, OutputError
-from fastgat.files import read_file, write_atomically
-from fastgat.store import Store, make_folder
+from fastgat.files import make_folder, read_file, write_atomically
+from fastgat.store import Store
 
 Progress = Callable[[str, int, int], None]
 """Called with what is being done, how much of it is done, and how much there is: bytes of a download, else a count."""

@@ -10,11 +10,10 @@ from torch import Tensor
 
 from fastgat.evaluation.outcomes import Example
 from fastgat.evaluation.results import Evaluation
-from fastgat.files import write_atomically
+from fastgat.files import make_folder, write_atomically
 from fastgat.reporting.page import render_report
 from fastgat.reporting.pictures import Picture, draw_sheet, magnified
 from fastgat.reporting.plots import plot_curves, plot_power, saved
-from fastgat.store import make_folder
 
 PLOTS = ("curves", "power", "pictures")
 KINDS = ("png", "svg")

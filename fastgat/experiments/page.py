@@ -18,11 +18,10 @@ from fastgat.experiments.jobs import Training
 from fastgat.experiments.plan import Plan
 from fastgat.experiments.spread import FILTERS
 from fastgat.experiments.store import RunStore
-from fastgat.files import write_atomically
+from fastgat.files import make_folder, write_atomically
 from fastgat.methods import GAT
 from fastgat.reporting.page import render
 from fastgat.reporting.plots import saved
-from fastgat.store import make_folder
 from fastgat.typed import shown
 
 RUN_BY_RUN = (

@@ -33,9 +33,9 @@ from fastgat.experiments.archive import (
     write_archive,
 )
 from fastgat.experiments.cell import Cell, deciding
-from fastgat.files import locked
+from fastgat.files import locked, make_folder
 from fastgat.reporting.run_folder import read_metrics
-from fastgat.store import Store, key_text, make_folder, read_object
+from fastgat.store import Store, key_text, read_object
 from fastgat.typed import check_type
 
 

@@ -11,7 +11,8 @@ import numpy as np
 
 from fastgat.config import TrainConfig
 from fastgat.engine.device import device_name, pick_device
-from fastgat.errors import FastgatError, OutputError
+from fastgat.errors import FastgatError
+from fastgat.files import writing
 from fastgat.methods import GAT, FastGradientL2
 from fastgat.options import Options, option
 from fastgat.profiling.sides import Spec
@@ -56,10 +57,8 @@ def profile(settings: Settings, announce: Callable[[str], None] = lambda line: N
     """
     device = pick_device(settings.config.run.device)
     if settings.trace is not None:
-        try:
-            settings.trace.open("ab").close()  # torch only logs what goes wrong when it writes, minutes from now
-        except OSError as error:
-            raise OutputError(f"{settings.trace}: cannot be written: {error.strerror}") from None
+        with writing(settings.trace):  # torch only logs what goes wrong when it writes, minutes from now
+            settings.trace.open("ab").close()
     ours = Spec("fastgat", settings.config, settings.image_size, settings.num_classes)
     specs = {"fastgat": ours, "textbook": _textbook(ours, settings.like_for_like)}
     if isinstance(ours.method, GAT):

@@ -36,8 +36,8 @@ from fastgat.engine.resume import (
 )
 from fastgat.engine.step import Stepper, missing_compiler
 from fastgat.engine.weights import load_weights
-from fastgat.errors import CompileError, ConfigError, DataError, DeviceError, OutputError
-from fastgat.files import sole_use
+from fastgat.errors import CompileError, ConfigError, DataError, DeviceError
+from fastgat.files import make_folder, sole_use
 from fastgat.methods import Method
 from fastgat.models import Generator, create_classifier, normalization
 from fastgat.processes import local_rank, restarted
@@ -252,10 +252,7 @@ class Trainer:
             self._held = folder
 
     def _open_folder(self, folder: Path, held: ExitStack) -> None:
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise OutputError(f"{folder}: cannot be made: {error.strerror}") from None
+        make_folder(folder)
         self._hold(folder, held)
         if self._checkpoint is not None:
             adopt_best(self._checkpoint, folder)
