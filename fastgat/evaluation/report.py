@@ -12,8 +12,7 @@ from fastgat.evaluation.outcomes import Example
 from fastgat.evaluation.results import Evaluation
 from fastgat.files import make_folder, write_atomically
 from fastgat.reporting.page import render_report
-from fastgat.reporting.pictures import Picture, draw_sheet, magnified
-from fastgat.reporting.plots import plot_curves, plot_power, saved
+from fastgat.reporting.plots import Picture, draw_sheet, magnified, plot_curves, plot_power, saved
 
 PLOTS = ("curves", "power", "pictures")
 KINDS = ("png", "svg")

@@ -48,13 +48,8 @@ class Cell:
         """DATASET-METHOD-options-seedN-DIGEST."""
         settings = deciding(self.config)
         method = self.config.to_dict()["method"]["name"]
-        options = [
-            f"{key}{settings[f'method.{key}']:.4g}"
-            if isinstance(settings[f"method.{key}"], float)
-            else f"{key}{settings[f'method.{key}']}"
-            for key in SHOWN
-            if f"method.{key}" in settings
-        ]
+        shown = {key: settings[f"method.{key}"] for key in SHOWN if f"method.{key}" in settings}
+        options = [f"{key}{value:.4g}" if isinstance(value, float) else f"{key}{value}" for key, value in shown.items()]
         words = [self.config.data.dataset, method, *options, f"seed{self.seed}", key_digest(settings, 8)]
         return "-".join(re.sub(r"[^\w.+-]+", "_", word) for word in words)
 

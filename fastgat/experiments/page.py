@@ -1,7 +1,6 @@
 """The result page: every experiment's figures beside the paper's, how they were made, and what differs."""
 
 import contextlib
-import json
 from collections import defaultdict
 from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
@@ -22,6 +21,7 @@ from fastgat.files import make_folder, write_atomically
 from fastgat.methods import GAT
 from fastgat.reporting.page import render
 from fastgat.reporting.plots import saved
+from fastgat.store import as_json
 from fastgat.typed import shown
 
 RUN_BY_RUN = (
@@ -89,7 +89,7 @@ def write_page(
     text = sections(experiments, plan, results)
     page = _rendered("page", dataset=plan.dataset, command=command, sections=text, pictures=pictures)
     numbers = folder / "results.json"
-    write_atomically(numbers, (json.dumps({"command": command, **results}, indent=2) + "\n").encode())
+    write_atomically(numbers, as_json({"command": command, **results}))
     write_atomically(path, page.encode())
     return [path, numbers, *(picture for each in pictures.values() for picture in each)]
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from fastgat.experiments import search
 from fastgat.experiments.front import MEASURES, Variant, devices, pareto, places
 from fastgat.experiments.spread import Spread, interval
@@ -19,11 +21,12 @@ def plot_robustness(figures: dict[str, Any], title: str) -> Figure:
     figure = new_figure(6.4, 4.2)
     axes = figure.subplots()
     for name, curve in figures["accuracies"].items():
-        means, spreads = zip(*((100 * s.mean, 100 * (s.sd or 0)) for s in map(Spread.of, curve)), strict=True)
+        values = 100 * np.array(curve)  # (epsilons, seeds)
+        means = values.mean(1)
         axes.plot(figures["epsilons"], means, marker=".", label=name)
-        if len(curve[0]) > 1:
-            low, high = ([m + sign * sd for m, sd in zip(means, spreads, strict=True)] for sign in (-1, 1))
-            axes.fill_between(figures["epsilons"], low, high, alpha=0.2)
+        if values.shape[1] > 1:
+            sd = values.std(1, ddof=1)
+            axes.fill_between(figures["epsilons"], means - sd, means + sd, alpha=0.2)
     axes.set_title(title, fontsize=9)
     axes.set_ylim(0)
     axes.set_xlim(0)

@@ -35,6 +35,7 @@ from fastgat.methods.players import Draws
 from fastgat.models import Generator, create_classifier
 from fastgat.profiling.feeding import Feeder
 
+CHANNELS = 3
 INPUT_SETS = 4
 """Steps rotate among as many sets of minibatches, so that no cache holds all that is measured."""
 
@@ -46,7 +47,7 @@ class Spec:
     Attributes:
         implementation: "textbook" or "fastgat".
         config: method, networks, batch size, precision and device.
-        image_size, num_classes, channels: of the random images.
+        image_size, num_classes: of the random images.
         as_it_comes: leave PyTorch's own choice of TF32 alone.
     """
 
@@ -54,7 +55,6 @@ class Spec:
     config: TrainConfig
     image_size: int = 32
     num_classes: int = 10
-    channels: int = 3
     as_it_comes: bool = False
 
     @property
@@ -81,14 +81,12 @@ class Side:
         self.layout = torch.channels_last if precision.channels_last else torch.contiguous_format
         self.autocast = autocast_dtype(precision.amp_dtype, self.device) if precision.amp else None
         self.classifier = self._placed(
-            create_classifier(
-                spec.config.model.classifier, spec.num_classes, spec.channels, self.method.classifier_dropout
-            )
+            create_classifier(spec.config.model.classifier, spec.num_classes, CHANNELS, self.method.classifier_dropout)
         )
         self.generator = None
         if self.method.needs_generator:
-            fed = self.method.generator_channels(spec.channels)
-            self.generator = self._placed(Generator(spec.config.model.generator_width, spec.channels, fed))
+            fed = self.method.generator_channels(CHANNELS)
+            self.generator = self._placed(Generator(spec.config.model.generator_width, CHANNELS, fed))
         sets = [self._minibatches() for _ in range(INPUT_SETS)]
         self.first_images = sets[0][0][-1].images
         self.inputs: Iterator[tuple[list[Batch], list[Draws]]] = itertools.cycle(sets)
@@ -123,7 +121,7 @@ class Side:
         owed = self.method.generator_steps if isinstance(self.method, GAT) else 0
         batches, draws = [], []
         for _ in range(owed + 1):
-            shape = (spec.config.batch_size, spec.channels, spec.image_size, spec.image_size)
+            shape = (spec.config.batch_size, CHANNELS, spec.image_size, spec.image_size)
             images = torch.rand(shape).to(self.device).contiguous(memory_format=self.layout)
             labels = torch.randint(spec.num_classes, shape[:1]).to(self.device)
             batches.append(Batch(images, labels))
@@ -238,7 +236,7 @@ class Fastgat(Side):
     def feeder(self) -> Feeder:
         """The loader of `fed_step`."""
         spec = self.spec
-        shape = (spec.image_size, spec.image_size, spec.channels)
+        shape = (spec.image_size, spec.image_size, CHANNELS)
         return Feeder(spec.config, shape, spec.num_classes, self.device)
 
     def step(self) -> None:

@@ -1,7 +1,8 @@
-"""How much a step computes, moves and launches."""
+"""How much a step computes, moves and launches, and how much the hardware can at best, measured in the same process."""
 
 import collections
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -9,12 +10,16 @@ from torch import Tensor
 from torch._C._autograd import DeviceType
 from torch.fx import GraphModule, Node
 from torch.fx.node import map_arg
+from torch.nn import functional
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
 
 from fastgat.engine.step import train_step
 from fastgat.profiling.sides import Fastgat, Side, synchronize
+
+REPEATS = 5
+"""How often the best rate is looked for."""
 
 
 class Counter(TorchDispatchMode):
@@ -125,3 +130,32 @@ def summarised(events: Sequence[Any], steps: int) -> dict[str, Any]:
         us[event.name] += event.device_time
     by_kernel = [{"name": name, "calls": count[name] / steps, "us": time / steps} for name, time in us.most_common()]
     return {"kernels": len(kernels) / steps, "launches": len(calls) / steps, "by_kernel": by_kernel}
+
+
+def ceilings(side: Side) -> dict[str, float]:
+    """The best rates of `side`'s device: FLOP/s in `side`'s precision, bytes/s of a copy.
+
+    The first is that of a square matrix product or of a large convolution, whichever is faster: on a CPU they come
+    from different libraries, and either may be far below what the other shows to be possible.
+    """
+    on_gpu = side.device.type == "cuda"
+    dtype = side.autocast or torch.float32
+    products = []
+    for size in (4096, 8192) if on_gpu else (1024, 2048):
+        a, b = (torch.randn(size, size, device=side.device).to(dtype) for _ in range(2))
+        products.append(2 * size**3 / _best(side, partial(torch.matmul, a, b)))
+    layout, channels = torch.channels_last, 256 if on_gpu else 64
+    shapes = (64, channels, 32, 32), (channels, channels, 3, 3)
+    x, w = (torch.randn(shape, device=side.device).to(dtype) for shape in shapes)
+    x, w = (tensor.contiguous(memory_format=layout) for tensor in (x, w))
+    flops = 2 * x.numel() * channels * 9
+    products.append(flops / _best(side, partial(functional.conv2d, x, w, padding=1)))
+    source = torch.randn(2**28 if on_gpu else 2**25, device=side.device)
+    target = torch.empty_like(source)
+    copied = 2 * source.nbytes / _best(side, partial(target.copy_, source))
+    return {"flops_per_second": max(products), "bytes_per_second": copied}
+
+
+def _best(side: Side, operation: Callable[[], object]) -> float:
+    """Seconds of the fastest of several calls, after a warm-up."""
+    return min([side.seconds(operation) for _ in range(REPEATS + 1)][1:])

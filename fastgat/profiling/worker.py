@@ -11,10 +11,9 @@ from typing import Any, NamedTuple
 import torch
 
 from fastgat.engine.device import give_back_freed_memory
-from fastgat.profiling.ceilings import ceilings
 from fastgat.profiling.phases import phase_times, trace
 from fastgat.profiling.sides import Fastgat, Side, Spec, build, synchronize
-from fastgat.profiling.work import launches, work
+from fastgat.profiling.work import ceilings, launches, work
 from fastgat.worker import WorkerProcess
 
 

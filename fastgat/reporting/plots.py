@@ -1,11 +1,14 @@
-"""Plots of an evaluation: accuracy against epsilon, and against the power of a perturbation."""
+"""Plots of an evaluation: accuracy against epsilon, and against the power of a perturbation; a sheet of pictures."""
 
 from __future__ import annotations
 
 import io
 import logging
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -61,6 +64,39 @@ def plot_power(rows: Sequence[dict[str, Any]]) -> Figure:
         axes.annotate(f"$c_g$ {row['cg']:g}", at, (4, -12), textcoords="offset points", fontsize=8)
     label_axes(axes, "root of the perturbation's mean power, $\\sqrt{E\\|p\\|_2^2}$", "accuracy, %")
     return figure
+
+
+class Picture(NamedTuple):
+    """Pixels (H, W, C) in [0, 1], what stands above them, and whether that is a wrong answer."""
+
+    pixels: NDArray[np.floating]
+    title: str
+    wrong: bool = False
+
+
+def draw_sheet(rows: Sequence[tuple[str, Sequence[Picture]]]) -> Figure:
+    """Rows of pictures, each with its name at the left."""
+    columns = max(len(pictures) for _, pictures in rows)
+    figure = new_figure(1.5 * columns + 1.6, 1.62 * len(rows))
+    for axes_row, (name, pictures) in zip(figure.subplots(len(rows), columns, squeeze=False), rows, strict=True):
+        for axes in axes_row:
+            axes.set_axis_off()
+        for axes, picture in zip(axes_row, pictures, strict=False):
+            pixels = picture.pixels.clip(0, 1)
+            axes.imshow(pixels.repeat(3, 2) if pixels.shape[2] == 1 else pixels, interpolation="nearest")
+            axes.set_title(literal(picture.title), fontsize=8, color="#b00020" if picture.wrong else "black")
+        axes_row[0].text(
+            -0.1, 0.5, literal(name), transform=axes_row[0].transAxes, ha="right", va="center", fontsize=9, wrap=True
+        )
+    return figure
+
+
+def magnified(perturbation: NDArray[np.floating]) -> tuple[NDArray[np.floating], float]:
+    """A perturbation as a picture: grey is 0, and its largest entry is black or white; and by how much it grew."""
+    largest = float(np.abs(perturbation).max())
+    if largest == 0:
+        return np.full_like(perturbation, 0.5), 1.0
+    return 0.5 + 0.5 * perturbation / largest, 0.5 / largest
 
 
 def label_axes(axes: Any, x: str, y: str, legend: str = "upper right") -> None:

@@ -17,6 +17,7 @@ from fastgat.errors import DataError
 from fastgat.files import append_line, read_file, write_atomically
 from fastgat.reporting.curves import draw_curves
 from fastgat.reporting.environment import environment
+from fastgat.store import as_json
 from fastgat.typed import AT_MOST, check_type, parse_json
 
 
@@ -36,17 +37,17 @@ class RunFolder(Callback):
         self.environment: dict[str, Any] = {}
 
     def on_start(self, event: Start) -> None:
-        self._write("config.toml", self.config.to_toml())
+        self._write("config.toml", self.config.to_toml().encode(errors="surrogateescape"))  # a path that is not UTF-8
         self.environment = {**environment(), **event.facts}
-        self._write("environment.json", _json(self.environment))
+        self._write("environment.json", as_json(self.environment))
         known = [row for row in read_metrics(self.metrics) if row["event"] == "interval" and row["step"] <= event.step]
         rows = sorted([*known, *({"event": "epoch", **row} for row in event.history)], key=lambda row: row["step"])
-        self._write(self.metrics.name, "".join(json.dumps(row) + "\n" for row in rows))
+        self._write(self.metrics.name, "".join(json.dumps(row) + "\n" for row in rows).encode())
         with contextlib.suppress(FileNotFoundError):
             (self.folder / SUMMARY).unlink()
 
     def on_compiled(self, event: Compiled) -> None:
-        self._write("environment.json", _json(self.environment | {"compiled": vars(event)}))
+        self._write("environment.json", as_json(self.environment | {"compiled": vars(event)}))
 
     def on_interval(self, event: Interval) -> None:
         row = {"event": "interval", "step": event.step, "epoch": event.epoch, **event.metrics}
@@ -59,14 +60,11 @@ class RunFolder(Callback):
     def on_end(self, event: End) -> None:
         epochs = [row for row in read_metrics(self.metrics) if row["event"] == "epoch"]
         if epochs:
-            self._write_bytes("curves.png", draw_curves(epochs))
+            self._write("curves.png", draw_curves(epochs))
         if event.summary is not None:
-            self._write(SUMMARY, _json(event.summary))
+            self._write(SUMMARY, as_json(event.summary))
 
-    def _write(self, name: str, text: str) -> None:
-        self._write_bytes(name, text.encode(errors="surrogateescape"))  # a path that is not UTF-8
-
-    def _write_bytes(self, name: str, content: bytes) -> None:
+    def _write(self, name: str, content: bytes) -> None:
         write_atomically(self.folder / name, content)
 
 
@@ -86,7 +84,3 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
             if row["event"] != "epoch" or "epoch" in row:
                 rows.append(row)
     return rows
-
-
-def _json(content: dict[str, Any]) -> str:
-    return json.dumps(content, indent=2) + "\n"
