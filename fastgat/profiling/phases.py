@@ -36,11 +36,6 @@ class Clock:
                 self._turn()
                 self._open.pop()
 
-    def start(self) -> None:
-        """Forget what has been added up so far."""
-        self.totals = dict.fromkeys(self.totals, 0.0)
-        self._since = self._now()
-
     def stop(self) -> None:
         self._turn()
 
@@ -56,29 +51,26 @@ class Clock:
 
 def phase_times(side: Fastgat) -> dict[str, float]:
     """Milliseconds a step in each phase, uncompiled, its minibatches from its loader."""
-    clock = Clock(side.device)
-    _run(side, clock, 1)  # is slower: nothing is allocated yet
-    _run(side, clock, 1)
-    steps = max(1, min(STEPS, int(SECONDS / sum(clock.totals.values()))))
-    with listening(clock.span):
-        _run(side, clock, steps)
-    return {name: seconds * 1e3 / steps for name, seconds in clock.totals.items()}
+    _run(side, 1)  # is slower: nothing is allocated yet
+    steps = max(1, min(STEPS, int(SECONDS / sum(_run(side, 1).values()))))
+    return {name: seconds * 1e3 / steps for name, seconds in _run(side, steps).items()}
 
 
 def trace(side: Fastgat, file: Path) -> None:
     """Write a Chrome trace of a few steps as they are written, each phase a named range."""
-    clock = Clock(side.device)
-    activities = list(torch.profiler.supported_activities())
-    with torch.profiler.profile(activities=activities, acc_events=True) as recorded, listening(clock.span):
-        _run(side, clock, STEPS)
+    with torch.profiler.profile(activities=torch.profiler.supported_activities(), acc_events=True) as recorded:
+        _run(side, STEPS)
     recorded.export_chrome_trace(str(file))
 
 
 @torch.no_grad()
-def _run(side: Fastgat, clock: Clock, steps: int) -> None:
+def _run(side: Fastgat, steps: int) -> dict[str, float]:
+    """Take some steps; the seconds in each phase."""
     _, draws = side.next_inputs()
     side.feeder.minibatches(len(draws))
-    clock.start()
-    for _ in range(steps):
-        train_step(side.state, side.method, "full", side.feeder.minibatches(len(draws)), draws)
+    clock = Clock(side.device)
+    with listening(clock.span):
+        for _ in range(steps):
+            train_step(side.state, side.method, "full", side.feeder.minibatches(len(draws)), draws)
     clock.stop()
+    return clock.totals

@@ -42,23 +42,19 @@ class Counter(TorchDispatchMode):
             self.bytes += sum(leaf.nbytes for leaf in tree_leaves((args, out)) if isinstance(leaf, Tensor))
 
 
-def work(side: Side, kind: str | None = None) -> dict[str, int]:
+def work(side: Side) -> dict[str, int]:
     """FLOPs of a step (a multiply-add is two), and the bytes that its convolutions and matrix products must move.
 
     Elementwise work is left out: it can be fused into these. So both are lower bounds, for a step whose layers each
-    read and write device memory once.
-
-    Args:
-        kind: of step, for fastgat's side; by default the mean over a turn of them.
+    read and write device memory once. Of a method with several kinds of steps, the mean over its period.
     """
-    if kind is not None:
-        return _work(side, kind)
     kinds = [side.method.kind(step) for step in range(side.method.period)]
-    amounts = {each: _work(side, each) for each in dict.fromkeys(kinds)}
+    amounts = {each: work_of_kind(side, each) for each in dict.fromkeys(kinds)}
     return {name: round(sum(amounts[each][name] for each in kinds) / len(kinds)) for name in ("flops", "bytes")}
 
 
-def _work(side: Side, kind: str) -> dict[str, int]:
+def work_of_kind(side: Side, kind: str) -> dict[str, int]:
+    """The same of one kind of fastgat's steps."""
     counter = Counter()
     if not isinstance(side, Fastgat):
         with counter:
@@ -123,12 +119,11 @@ def summarised(events: Sequence[Any], steps: int) -> dict[str, Any]:
         and not getattr(event, "is_user_annotation", False)
     ]
     calls = [event for event in events if event.name.startswith(("cudaLaunch", "cuLaunch", "cudaGraphLaunch"))]
-    count: collections.Counter[str] = collections.Counter()
-    us: collections.Counter[str] = collections.Counter()
+    times: dict[str, list[float]] = collections.defaultdict(list)
     for event in kernels:
-        count[event.name] += 1
-        us[event.name] += event.device_time
-    by_kernel = [{"name": name, "calls": count[name] / steps, "us": time / steps} for name, time in us.most_common()]
+        times[event.name].append(event.device_time)
+    slowest = sorted(times.items(), key=lambda item: sum(item[1]), reverse=True)
+    by_kernel = [{"name": name, "calls": len(us) / steps, "us": sum(us) / steps} for name, us in slowest]
     return {"kernels": len(kernels) / steps, "launches": len(calls) / steps, "by_kernel": by_kernel}
 
 

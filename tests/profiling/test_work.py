@@ -9,7 +9,7 @@ import pytest
 from fastgat.config import RunConfig, TrainConfig
 from fastgat.methods import GAT, FastGradientL2, GradientPenalty, Method
 from fastgat.profiling.sides import Spec, build
-from fastgat.profiling.work import work
+from fastgat.profiling.work import work, work_of_kind
 from tests.support import BatchNormNet
 
 BATCH = 2
@@ -51,7 +51,7 @@ def test_a_resting_generator_costs_a_forward_pass() -> None:
     run = RunConfig(compile=False, device="cpu")
     method = GAT(schedule="simultaneous", generator_interval=2)
     side = build(Spec("fastgat", TrainConfig(method=method, batch_size=BATCH, run=run)))
-    resting = work(side, kind="resting")["flops"] / 2 / BATCH / 1e6
+    resting = work_of_kind(side, "resting")["flops"] / 2 / BATCH / 1e6
     assert resting == pytest.approx(280, rel=0.01)
     every_other = work(side)["flops"] / 2 / BATCH / 1e6
     assert every_other == pytest.approx((500 + 280) / 2, rel=0.01)
