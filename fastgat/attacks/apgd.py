@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from fastgat.attacks.base import Attack, ascent, correct, gradient_of, l2_norm, per_sample
+from fastgat.attacks.base import Attack, ascent, correct, gradient_of, per_sample
 from fastgat.options import option
 
 MOMENTUM = 0.75
@@ -88,8 +88,7 @@ class APGD(Attack):
     def _start(self, images: Tensor, numbers: np.ndarray, start: int) -> Tensor:
         """A point on the border of the ball, as the authors' code starts."""
         noise = self.random_perturbation(images, numbers, start)
-        norm = noise.abs().amax((1, 2, 3), keepdim=True) if self.norm == "linf" else l2_norm(noise)
-        return self.epsilon * noise / norm.clamp(min=1e-30)
+        return self.epsilon * noise / per_sample(self.length(noise).clamp(min=1e-30))
 
     def _evaluate(self, x: Tensor, labels: Tensor, loss: Loss) -> tuple[Tensor, Tensor, Tensor]:
         """The loss of each sample, its gradient, and whether the model errs."""

@@ -99,6 +99,11 @@ class Attack(Options, ABC):
             return lambda x: x.clamp_(low, high)
         return lambda x: self.add(images, shortened(x.sub_(images), self.epsilon))
 
+    def length(self, perturbation: Tensor) -> Tensor:
+        """The norm of each sample's perturbation, (B,)."""
+        flat = perturbation.flatten(1)
+        return flat.abs().amax(1) if self.norm == "linf" else flat.norm(dim=1)
+
     def random_perturbation(self, images: Tensor, numbers: np.ndarray, start: int = 0) -> Tensor:
         """A random perturbation of each sample: uniform in the box of norm epsilon, or in the ball."""
         shape = tuple(images.shape[1:])

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fastgat.attacks.base import Attack, correct, gradient_of, l2_norm, per_sample
+from fastgat.attacks.base import Attack, correct, gradient_of, per_sample
 from fastgat.options import option
 
 BIAS = 0.1
@@ -33,7 +33,8 @@ class FAB(Attack):
     (d) where the model errs there, goes back towards x: x + beta (x_i+1 - x).
 
     A sample is left alone from the first point within epsilon at which the model errs. One without any such point
-    becomes the nearest at which it errs, shortened to epsilon. Nothing is drawn.
+    becomes the nearest at which it errs, shortened to epsilon. As in AutoAttack there are no random starts, so that
+    nothing is drawn, and no final search along the line to x.
     """
 
     steps: int = option(100, "steps towards the boundary with each class", at_least=1)
@@ -46,33 +47,22 @@ class FAB(Attack):
         nearest, distance = images.clone(), images.new_full((len(images),), torch.inf)
         distance[~correct(logits, labels)] = 0
         for target in range(min(self.targets, logits.shape[1] - 1)):
-            left = (distance > self.epsilon).nonzero().flatten()
-            if not len(left):
-                break
-            point, length = self._search(images[left], labels[left], wrong_classes[left, target])
-            closer = length < distance[left]
-            nearest[left] = torch.where(per_sample(closer), point, nearest[left])
-            distance[left] = torch.where(closer, length, distance[left])
-        return self.projection(images)(nearest)
-
-    def _search(self, images: Tensor, labels: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-        """The nearest point found for each sample at which the model errs, and its distance: infinite for none."""
-        nearest, distance = images.clone(), images.new_full((len(images),), torch.inf)
-        rows, x, last = torch.arange(len(images), device=images.device), images, images
-        for _ in range(self.steps):
-            last = self._step(x, last, labels[rows], targets[rows])
-            length = self._length(last - x)
-            with torch.no_grad():
-                wrong = ~correct(self.model(last), labels[rows])
-            closer = wrong & (length < distance[rows])
-            nearest[rows[closer]], distance[rows[closer]] = last[closer], length[closer]
-            last = torch.where(per_sample(wrong), x + BACKWARD * (last - x), last)
-            left = distance[rows] > self.epsilon
-            if not left.all():
-                rows, x, last = rows[left], x[left], last[left]
+            rows = (distance > self.epsilon).nonzero().flatten()
+            last = images[rows]
+            for _ in range(self.steps):
                 if not len(rows):
                     break
-        return nearest, distance
+                x, y = images[rows], labels[rows]
+                last = self._step(x, last, y, wrong_classes[rows, target])
+                with torch.no_grad():
+                    wrong = ~correct(self.model(last), y)
+                length = self.length(last - x)
+                closer = wrong & (length < distance[rows])
+                nearest[rows[closer]], distance[rows[closer]] = last[closer], length[closer]
+                last = torch.where(per_sample(wrong), x + BACKWARD * (last - x), last)
+                left = distance[rows] > self.epsilon
+                rows, last = rows[left], last[left]
+        return self.projection(images)(nearest)
 
     def _step(self, x: Tensor, last: Tensor, labels: Tensor, targets: Tensor) -> Tensor:
         """x_i+1 from x_i, which is `last`: (a), (b) and (c)."""
@@ -85,7 +75,7 @@ class FAB(Attack):
         w, value = w / per_sample(scale), (difference.detach().nan_to_num() / scale).clamp(-1e30, 1e30)
         value_at_x = value + (w * (x - last)).flatten(1).sum(1)
         from_last, from_x = self._to_hyperplane(last, w, value), self._to_hyperplane(x, w, value_at_x)
-        near, far = self._length(from_last), self._length(from_x)
+        near, far = self.length(from_last), self.length(from_x)
         alpha = per_sample((near / (near + far).clamp(min=1e-12)).clamp(max=BIAS))
         ahead = (1 - alpha) * (last + OVERSHOOT * from_last) + alpha * (x + OVERSHOOT * from_x)
         return ahead.clamp_(0, 1) if self.clamp else ahead
@@ -97,30 +87,19 @@ class FAB(Attack):
         the box, v_i is 1 for linf and |w_i| for l2, and r the number for which sum |w_i| min(r v_i, room_i) = |value|.
         Where the box does not reach the hyperplane, every entry goes as far as it can.
 
-        The sum is concave and piecewise linear in r, so Newton's method from r = 0 never goes beyond the solution, and
-        has it once a step brings no further entry to the side of the box.
+        The sum rises with r along straight pieces, each flatter than the one before. So Newton's method from r = 0
+        never goes beyond the solution, and has it once a step brings no further entry to the side of the box.
         """
         direction = -w.sign() * per_sample(value.sign())
-        size = w.abs()
-        speed = size if self.norm == "l2" else direction.abs()
         room = torch.where(direction > 0, 1 - points, points) if self.clamp else torch.full_like(points, torch.inf)
-        goal = per_sample(value.abs())
+        size, goal = w.abs(), per_sample(value.abs())
+        speed = size if self.norm == "l2" else direction.abs()
+        rise, most = size * speed, size * room
         r, inside = torch.zeros_like(goal), room > 0
         while True:
-            missing = (goal - total(size * torch.minimum(r * speed, room))).clamp(min=0)
-            slope = total(size * speed * inside)
-            r = r + torch.where(slope > 0, missing / slope.where(slope > 0, 1), 0)
+            slope = (rise * inside).sum((1, 2, 3), keepdim=True)
+            reached = most.where(~inside, 0).sum((1, 2, 3), keepdim=True)
+            r = torch.where(slope > 0, (goal - reached) / slope, r)
             before, inside = inside, inside & (r * speed < room)
             if inside.equal(before):
                 return direction * torch.minimum(r * speed, room)
-
-    def _length(self, perturbation: Tensor) -> Tensor:
-        """The norm of each sample, (B,)."""
-        if self.norm == "linf":
-            return perturbation.flatten(1).abs().amax(1)
-        return l2_norm(perturbation).flatten()
-
-
-def total(values: Tensor) -> Tensor:
-    """The sum over each sample, (B, 1, 1, 1)."""
-    return values.sum((1, 2, 3), keepdim=True)

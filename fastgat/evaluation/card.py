@@ -123,8 +123,19 @@ def repeats(changed: float, apart: bool, samples: int) -> Check:
         "The network answers alike each time",
         "WARN" if apart and verdict == "PASS" else verdict,
         {"answers changed": changed, "logits changed": "yes" if apart else "no"},
-        f"answers that differ between two passes: {CLOSE}; WARN for logits that differ by more than rounding",
+        f"answers that differ between passes: {CLOSE}; WARN for logits that differ by more than rounding",
         "the network is random: one pass says little, and attacks would have to average over many",
+    )
+
+
+def targets(classes: int, aimed_at: int) -> Check:
+    """The check that there are as many wrong classes as AutoAttack aims at."""
+    return Check(
+        "There are as many wrong classes as AutoAttack aims at",
+        "PASS" if classes > aimed_at else "WARN",
+        {"wrong classes": classes - 1, "aimed at": aimed_at},
+        f"WARN below {aimed_at} wrong classes",
+        "all of them are aimed at, and yet the figure does not compare with published ones",
     )
 
 

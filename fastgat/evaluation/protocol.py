@@ -289,4 +289,7 @@ class _Evaluator:
         yield card.losses_agree(("PGD", most[1]), named("APGD-T"))
         yield card.gradients(*gradient_shares(self.subject, self.batches))
         yield card.repeats(*repetition(self.subject, self.batches.first))
+        if self.settings.autoattack:
+            classes = self.subject.logits(self.batches.first.images[:1]).shape[1]
+            yield card.targets(classes, self.attacks["AutoAttack"].settings()["targets"])
         yield card.precisions(*agreement(self.subject, self.batches.first))

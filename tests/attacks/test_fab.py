@@ -95,3 +95,20 @@ def test_distances_to_the_boundaries_of_a_linear_network(norm: str) -> None:
         fooled = model(attack(images, labels)).argmax(1) != labels
     assert fooled[distance < 0.99 * epsilon].all()
     assert not fooled[distance > 1.01 * epsilon].any()
+
+
+@norms
+def test_a_step_without_a_box_is_the_papers(norm: str) -> None:
+    """To the hyperplane w.z + b = 0 it is -(w.z + b) sign(w) / ||w||_1 from z, or -(w.z + b) w / ||w||^2."""
+    model, source = Linear().double(), torch.Generator().manual_seed(3)
+    x, last = torch.rand(2, 6, 3, 4, 4, dtype=torch.float64, generator=source)
+    labels, targets = torch.tensor([0, 1, 2, 3, 4, 0]), torch.tensor([1, 2, 3, 4, 0, 2])
+    w = (model.weight[targets] - model.weight[labels]).detach()
+    unit = w.sign() / w.abs().sum(1, keepdim=True) if norm == "linf" else w / w.square().sum(1, keepdim=True)
+    order = torch.inf if norm == "linf" else 2
+    ways = [-(w * z.flatten(1)).sum(1, keepdim=True) * unit for z in (last, x)]
+    near, far = (way.norm(order, dim=1, keepdim=True) for way in ways)
+    alpha = (near / (near + far)).clamp(max=0.1)
+    expected = (1 - alpha) * (last.flatten(1) + 1.05 * ways[0]) + alpha * (x.flatten(1) + 1.05 * ways[1])
+    step = FAB(model, norm=norm, clamp=False)._step(x, last, labels, targets)
+    torch.testing.assert_close(step.flatten(1), expected)

@@ -23,6 +23,7 @@ TRANSFER = "White-box attacks are at least as strong as transfer from another ne
 SQUARE = "White-box attacks are at least as strong as a search without gradients (Square)"
 VANISHES = "Accuracy reaches 0 at a large epsilon"
 LOSSES = "Attacks on the cross entropy find what attacks on the logits' differences find"
+CLASSES = "There are as many wrong classes as AutoAttack aims at"
 GRADIENT = "The input gradient is there and finite"
 
 
@@ -44,6 +45,7 @@ def verdicts(victim: Victim, model: nn.Module) -> tuple[str, dict[str, str]]:
 def test_an_undefended_network_passes(victim: Victim) -> None:
     verdict, lines = verdicts(victim, victim.model)
     assert verdict == "PASS", lines
+    assert CLASSES not in lines
     assert set(lines.values()) == {"PASS"}
 
 
@@ -105,14 +107,32 @@ class Noisy(nn.Module):
         return logits
 
 
-@pytest.mark.parametrize(("size", "verdict"), [(0.0, "PASS"), (0.01, "WARN"), (1.0, "FAIL")])
-def test_a_random_network_is_said_to_be_one(victim: Victim, size: float, verdict: str) -> None:
+class Moody(Noisy):
+    """A network that answers other classes in every fourth pass."""
+
+    passes = 0
+
+    def forward(self, images: Tensor) -> Tensor:
+        self.passes += 1
+        logits: Tensor = self.model(images)
+        return logits.roll(int(self.passes % 4 == 0), 1)
+
+
+@pytest.mark.parametrize(
+    ("kind", "size", "verdict"),
+    [(Noisy, 0.0, "PASS"), (Noisy, 0.01, "WARN"), (Noisy, 1.0, "FAIL"), (Moody, 0.0, "FAIL")],
+)
+def test_a_random_network_is_said_to_be_one(victim: Victim, kind: type[Noisy], size: float, verdict: str) -> None:
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        check = card.repeats(
-            *repetition(Subject("f", Noisy(victim.model, size)), Batch(victim.images[:100], victim.labels[:100]))
-        )
+        batch = Batch(victim.images[:100], victim.labels[:100])
+        check = card.repeats(*repetition(Subject("f", kind(victim.model, size)), batch))
     assert check.verdict == verdict
+
+
+@pytest.mark.parametrize(("classes", "verdict"), [(3, "WARN"), (9, "WARN"), (10, "PASS")])
+def test_too_few_classes_for_autoattack_are_said_to_be(classes: int, verdict: str) -> None:
+    assert card.targets(classes, 9).verdict == verdict
 
 
 def test_too_few_samples_are_said_to_be() -> None:

@@ -127,7 +127,7 @@ def test_a_second_evaluation_attacks_nothing(victim: Victim, tmp_path: Path, mon
 
 
 def test_autoattack_is_kept_part_by_part(victim: Victim, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    short = partial(AutoAttack, steps=4, targets=2, queries=20)  # APGD-CE and Square are those of SETTINGS
+    short = partial(AutoAttack, steps=4, targets=12, queries=20)  # APGD-CE and Square are those of SETTINGS
     monkeypatch.setattr("fastgat.evaluation.protocol.AutoAttack", short)
     settings, told = replace(SETTINGS, autoattack=True), set()
 
@@ -139,14 +139,17 @@ def test_autoattack_is_kept_part_by_part(victim: Victim, tmp_path: Path, monkeyp
     with pytest.raises(KeyboardInterrupt):
         evaluate(victim.model, batches(victim), settings, cache=Cache(tmp_path), progress=stop)
     assert {what for what in told if what.startswith("AutoAttack")} == {"AutoAttack, APGD-T", "AutoAttack, FAB-T"}
-    monkeypatch.delattr("fastgat.attacks.fab.FAB._search")
+    monkeypatch.delattr("fastgat.attacks.fab.FAB._step")
     figures = evaluate(victim.model, batches(victim), settings, cache=Cache(tmp_path)).figures
     (entry,) = (attack for attack in figures["attacks"] if attack["name"] == "AutoAttack")
     monkeypatch.undo()
-    alone = short(victim.model, norm="l2", epsilon=0.6)(victim.images[:40], victim.labels[:40])
-    assert entry["accuracy"] == pytest.approx(accuracy(victim, alone))
+    for size in (None, 7):
+        alone = short(victim.model, norm="l2", epsilon=0.6, batch_size=size)(victim.images[:40], victim.labels[:40])
+        assert entry["accuracy"] == pytest.approx(accuracy(victim, alone))
     assert 0.1 < entry["accuracy"] < figures["clean_accuracy_of_attacked"]
-    assert (entry["steps"], entry["targets"], entry["queries"]) == (4, 2, 20)
+    assert (entry["steps"], entry["targets"], entry["queries"]) == (4, 12, 20)
+    (line,) = (line for line in figures["card"] if "wrong classes" in line["name"])
+    assert (line["verdict"], line["figures"]) == ("WARN", {"wrong classes": 9, "aimed at": 12})
 
 
 def test_autoattack_is_the_standard_version() -> None:
