@@ -24,7 +24,7 @@ FULL = {"samples": None, "generator_images": 10_000, "generator_epochs": 20}
 
 OF_CLEAN = (
     *("checkpoint", "split", "data_dir", "device", "on_bad_sample", "changed_data", "batch_size"),
-    *("weights", "dataset", "mean", "std"),
+    *("weights", "dataset", "mean", "std", "image_size"),
 )
 """Settings that clean accuracy has too."""
 

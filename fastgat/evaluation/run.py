@@ -71,6 +71,11 @@ class RunSettings(Options):
         None, "for --weights, mean of each channel, X,X,X, by which the network normalises its input, or dataset"
     )
     std: str | None = option(None, "for --weights, standard deviation of each channel, X,X,X")
+    image_size: int | None = option(
+        None,
+        "for --weights, pixels a side that images of folder: or webdataset: are scaled to  [default: 32]",
+        at_least=1,
+    )
     samples: int | None = option(QUICK, "images to attack", at_least=1)
     generator_images: int = option(1000, "images to train a fresh generator on, at most", at_least=64)
     generator_epochs: int = option(4, "passes over them, at most", at_least=1)
@@ -134,7 +139,7 @@ def load_foreign(
     assert path is not None
     if not classifiers or settings.dataset is None:
         raise ConfigError("--weights does not say what network it is of, or for which images: --classifier, --dataset")
-    data = DataConfig(dataset=settings.dataset)
+    data = DataConfig(dataset=settings.dataset, image_size=settings.image_size)
     header = {"model": {}, "data": {"split": "name"}}
     images = RunData(LoadedRun(path, nn.Identity(), header, data), settings, batch_size, device)
     normalise = normalization(settings.mean, settings.std, images.images.name)
@@ -204,8 +209,8 @@ def evaluate_run(
     device = pick_device(settings.device)
     if settings.weights is not None:
         loaded, data = load_foreign(settings, classifiers, attacks.batch_size or BLOCK, device)
-    elif run is None or (settings.dataset, settings.mean, settings.std) != (None, None, None):
-        raise ConfigError("name a RUN, or --weights, which --dataset, --mean and --std belong to")
+    elif run is None or {settings.dataset, settings.mean, settings.std, settings.image_size} != {None}:
+        raise ConfigError("name a RUN, or --weights, which --dataset, --image-size, --mean and --std belong to")
     else:
         loaded = load_run(run, settings.checkpoint, device, classifiers)
         data = RunData(loaded, settings, attacks.batch_size or BLOCK, device)

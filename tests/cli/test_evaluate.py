@@ -226,7 +226,13 @@ def test_weights_from_elsewhere(run: Run, runs: Path, foreign: Path) -> None:
     [
         ((), "name a RUN, or --weights FILE with --classifier and --dataset", 2),
         (("RUN", "--weights", "FILE"), "name a RUN, or --weights FILE with --classifier and --dataset", 2),
-        (("RUN", "--dataset", "digits"), "which --dataset, --mean and --std belong to", 2),
+        (("RUN", "--dataset", "digits"), "which --dataset, --image-size, --mean and --std belong to", 2),
+        (("RUN", "--image-size", "16"), "which --dataset, --image-size, --mean and --std belong to", 2),
+        (
+            ("--weights", "FILE", *("--classifier", "table1", "--dataset", "digits", "--image-size", "16")),
+            "image_size 16: digits has images of 32 x 32 pixels, and no others",
+            2,
+        ),
         (("--weights", "FILE", "--dataset", "IMAGES"), "does not say what network it is of", 2),
         (("--weights", "FILE", "--classifier", "table1"), "does not say what network it is of", 2),
         (
