@@ -51,19 +51,21 @@ class PreActResNet18(nn.Module):
         width: int = 64,
     ) -> None:
         super().__init__()
-        widths = [width, width, 2 * width, 4 * width, 8 * width]
+
+        def layer(inputs: int, outputs: int, stride: int) -> nn.Module:
+            first = Block(inputs * width, outputs * width, stride, late_shortcut)
+            return nn.Sequential(first, Block(outputs * width, outputs * width, 1, late_shortcut))
+
         self.conv1 = nn.Conv2d(in_channels, width, 3, 1, 1, bias=False)
-        for number, stride in enumerate((1, 2, 2, 2)):
-            inputs, outputs = widths[number : number + 2]
-            blocks = Block(inputs, outputs, stride, late_shortcut), Block(outputs, outputs, 1, late_shortcut)
-            self.add_module(f"layer{number + 1}", nn.Sequential(*blocks))
+        self.layer1 = layer(1, 1, 1)
+        self.layer2 = layer(1, 2, 2)
+        self.layer3 = layer(2, 4, 2)
+        self.layer4 = layer(4, 8, 2)
         self.bn = nn.BatchNorm2d(8 * width) if final_norm else None
         self.linear = nn.Linear(8 * width, num_classes)
 
     def forward(self, images: Tensor) -> Tensor:
-        x = self.conv1(images)
-        for number in range(1, 5):
-            x = self.get_submodule(f"layer{number}")(x)
+        x = self.layer4(self.layer3(self.layer2(self.layer1(self.conv1(images)))))
         if self.bn is not None:
             x = functional.relu(self.bn(x))
         return self.linear(x.mean((2, 3)))

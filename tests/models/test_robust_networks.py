@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as f
 
 from fastgat.errors import ConfigError
+from fastgat.methods import NoisyFGSM
 from fastgat.models import create_classifier
 from fastgat.models.preact_resnet import PreActResNet18
+from tests.support import Engine, compiled_by, minibatch
 
 State = dict[str, Tensor]
 
@@ -76,6 +80,20 @@ def test_wide_resnet(name: str, blocks: int) -> None:
     network = unlike_at_the_start(create_classifier(name, 7))
     images = torch.rand(2, 3, 32, 32, dtype=torch.float64)
     torch.testing.assert_close(network(images), wide_resnet(network.state_dict(), images, blocks))
+
+
+@pytest.mark.long
+@pytest.mark.parametrize(
+    "network",
+    [lambda: PreActResNet18(4, final_norm=True, width=4), lambda: create_classifier("wrn-10-1", 4, dropout=0.1)],
+    ids=["preact", "wide"],
+)
+def test_they_train_in_one_graph(network: Callable[[], nn.Module]) -> None:
+    with compiled_by("aot_eager"):
+        engine = Engine(NoisyFGSM(), network(), compiled=True)
+        batch = minibatch(4, 16, torch.float32, 4)
+        draws = engine.method.draw(engine.state.classifier, batch.images, torch.Generator())
+        assert 0 < engine.step([batch], [draws])["loss"] < 10
 
 
 @pytest.mark.parametrize(
