@@ -13,6 +13,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import TextIO
 
 import click
 
@@ -79,11 +80,12 @@ def main(
             click.echo(f"{name}: {'finished' if code == 0 else f'ended with exit code {code}'}")
 
 
-def run(command: list[str], seconds: float) -> int | None:
-    """The exit code of a command; None where it had to be stopped, at a checkpoint, when its time was up."""
+def run(command: list[str], seconds: float, output: TextIO | None = None) -> int | None:
+    """The exit code of a command, whose output goes to `output`; None where it had to be stopped, at a checkpoint, when
+    its time was up."""
     if seconds <= 0:
         return None
-    process = subprocess.Popen(command)
+    process = subprocess.Popen(command, stdout=output)
     try:
         return process.wait(seconds)
     except subprocess.TimeoutExpired:
