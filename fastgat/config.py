@@ -16,7 +16,7 @@ from fastgat.data import Augmentation as Augmentation
 from fastgat.data.bad_samples import POLICIES
 from fastgat.data.decoding import MAX_PIXELS
 from fastgat.errors import ConfigError
-from fastgat.methods import GAT, Method, create_method
+from fastgat.methods import GAT, METHODS, Method, create_method
 from fastgat.options import Options, convert, declared, option, suggestion
 from fastgat.typed import read_toml, shown
 
@@ -198,11 +198,19 @@ class TrainConfig(Options):
     epochs: int = option(30, "passes over the classifier's training images", at_least=1)
     batch_size: int = option(128, "images in a minibatch", at_least=1)
     seed: int = option(0, "seed of initialisation, data order and random draws", at_least=0, at_most=2**63 - 1)
-    select: str = option(
-        "accuracy",
+    select: str | None = option(
+        None,
         "which epoch best.safetensors, evaluate and export mean: accuracy (best validation accuracy), loss (lowest "
-        "validation loss) or last; all three are kept",
-        choices=("accuracy", "loss", "last"),
+        "validation loss), last, or robust (best accuracy of 1,000 validation images under PGD-10); a run keeps the "
+        "first three, and with robust all four  [default: robust for "
+        f"{', '.join(name for name, method in METHODS.items() if method.select == 'robust')}, otherwise accuracy]",
+        choices=("accuracy", "loss", "last", "robust"),
+    )
+    select_epsilon: float | None = option(
+        None, "size of the perturbations that select robust judges by  [default: the method's epsilon]", at_least=0
+    )
+    select_norm: str | None = option(
+        None, "norm of that size  [default: the method's; linf where it has none]", choices=("linf", "l2")
     )
     output: Path | None = option(None, "run folder  [default: runs/TIME-DATASET-METHOD-seedSEED]")
     resume: str | None = option(None, "continue: auto (the run in --output, if any), a run folder, or a checkpoint")
@@ -221,7 +229,11 @@ class TrainConfig(Options):
             if not isinstance(getattr(self, name), kind):
                 raise ConfigError(f"{name} must be a {kind.__name__}, got {shown(getattr(self, name))}")
         if self.select == "last" and self.run.early_stopping is not None:
-            raise ConfigError("early_stopping waits for a better epoch: select must be accuracy or loss, not last")
+            raise ConfigError("early_stopping waits for a better epoch: select must be another rule than last")
+        if self.rule == "robust":
+            _ = self.threat
+        elif (self.select_epsilon, self.select_norm) != (None, None):
+            raise ConfigError(f"select_epsilon and select_norm are for select robust, not {self.rule}")
         if self.optimizer.warmup_epochs >= self.passes:
             raise ConfigError(f"warmup_epochs must be less than the {self.passes} epochs of the run")
         if self.resume == "auto" and self.output is None:
@@ -232,6 +244,24 @@ class TrainConfig(Options):
         """Passes over the data: the epochs, unless the method divides them."""
         assert isinstance(self.method, Method)
         return self.method.passes(self.epochs)
+
+    @property
+    def rule(self) -> str:
+        """The rule that picks the epoch: `select`, or the method's own."""
+        assert isinstance(self.method, Method)
+        return self.select or self.method.select
+
+    @property
+    def threat(self) -> tuple[str, float]:
+        """Norm and epsilon of the perturbations that select robust judges by; raises ConfigError where none is said."""
+        assert isinstance(self.method, Method)
+        norm = self.select_norm or self.method.norm
+        of_method = getattr(self.method, "epsilon", None) if norm == self.method.norm else None
+        epsilon = of_method if self.select_epsilon is None else self.select_epsilon
+        if epsilon is None:
+            name = self.method.name
+            raise ConfigError(f"select robust: {name} has no epsilon in {norm}; give select_epsilon, such as 8/255")
+        return norm, epsilon
 
     def to_dict(self) -> dict[str, Any]:
         """Nested plain values as TOML has them: settings that are None are left out, paths are text."""
@@ -293,7 +323,7 @@ def identity(config: TrainConfig) -> dict[str, Any]:
     assert isinstance(config.method, Method)
     if not config.method.needs_generator:
         free |= {"optimizer.generator_lr", "model.generator_width"}
-    settings = {key: value for key, value in flatten(config.to_dict()) if key not in free}
+    settings = {key: value for key, value in flatten(config.to_dict() | {"select": config.rule}) if key not in free}
     if config.data.extra_data is not None:  # it may lie elsewhere; checkpoints keep the sum of its content
         settings["data.extra_data"] = config.data.extra_data.name
     return settings

@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from fastgat.engine.selection import Collapse
+
 
 @dataclass(frozen=True)
 class Start:
@@ -69,8 +71,9 @@ class EpochEnd:
     """An epoch is done and validated; `metrics` are its means. Epochs count from 1.
 
     `validation` has `validation_accuracy` and `validation_loss`, of the moving average where there is one; then the
-    same with `_unaveraged` behind, of the classifier itself. `data_wait` is the share of its `seconds` in which the
-    step had to wait for its data.
+    same with `_unaveraged` behind, of the classifier itself. Where the run measures it, `validation_robust_accuracy`
+    is there too, which took `robust_seconds`, and `collapse` tells that it has collapsed. `data_wait` is the share of
+    its `seconds` in which the step had to wait for its data.
     """
 
     step: int
@@ -83,6 +86,8 @@ class EpochEnd:
     data_wait: float
     stop: Callable[[str], None] = field(repr=False)
     skipped: Skipped = Skipped()
+    robust_seconds: float | None = None
+    collapse: Collapse | None = None
 
     @property
     def validation_accuracy(self) -> float:
@@ -103,6 +108,7 @@ class EpochEnd:
             "seconds": self.seconds,
             "data_wait": self.data_wait,
             "skipped_samples": self.skipped.count,
+            **({"robust_seconds": self.robust_seconds} if self.robust_seconds is not None else {}),
         }
 
 

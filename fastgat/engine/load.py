@@ -12,11 +12,11 @@ from torch import Tensor, nn
 
 from fastgat.engine.checkpoint import classifier_tensors, load_checkpoint
 from fastgat.engine.run_checkpoints import BEST, LAST
-from fastgat.engine.selection import Candidate
+from fastgat.engine.selection import candidates
 from fastgat.errors import CheckpointError
 from fastgat.models import create_classifier, is_factory
 
-CHECKPOINTS = {"best": BEST, "last": LAST, "accuracy": Candidate("accuracy").file, "loss": Candidate("loss").file}
+CHECKPOINTS = {"best": BEST, "last": LAST, **{each.rule: each.file for each in candidates(False, robust=True)}}
 """The files of a run folder by what they are called: as `--select` chose, or by the rule that chose them."""
 
 SIZES = 1 << 17
@@ -51,8 +51,8 @@ def load_classifier(
 
     Args:
         run: a run folder or a checkpoint file.
-        checkpoint: "best" (as the run's `select` has it), "accuracy", "loss" (the epoch of best validation accuracy, of
-            lowest validation loss) or "last".
+        checkpoint: "best" (as the run's `select` has it), "accuracy", "loss", "robust" (the epoch of best validation
+            accuracy, of lowest validation loss, of best robust accuracy) or "last".
         classifier: a module to load into, or "package.module:factory". Needed where the run was not trained with a
             built-in name: code that a checkpoint names is imported only where the caller names it too.
 

@@ -23,8 +23,9 @@ from fastgat.engine.position import Position
 from fastgat.engine.random import step_draws
 from fastgat.engine.ranks import Ranks, connection_error
 from fastgat.engine.reduction import batch_norm_across
+from fastgat.engine.robust import IMAGES, RobustAccuracy
 from fastgat.engine.run_checkpoints import BEST, LAST, RunCheckpoints
-from fastgat.engine.selection import RULES, Candidate, candidates, mean_of_last, suffix, validation_key
+from fastgat.engine.selection import Candidate, candidates, collapse, mean_of_last, rules, suffix, validation_key
 from fastgat.engine.state import TrainState
 from fastgat.engine.step import Stepper
 from fastgat.errors import CaptureError, CompileError, DataError, NonFiniteError
@@ -71,6 +72,7 @@ class Loop:
         self.sample, self.batches = sample, batches
         self.folder, self.facts, self.callbacks = folder, facts, list(callbacks)
         self.checkpoints = RunCheckpoints(self.state, folder, header)
+        self.robust: RobustAccuracy | None = None
         self.steps_per_epoch = train_loader.batches_per_epoch
         self.position = Position(steps_per_epoch=self.steps_per_epoch)
         if isinstance(train_loader, IterableLoader):
@@ -115,6 +117,8 @@ class Loop:
         at = self.position
         with Interrupts() as interrupts:
             self.checkpoints.initialise_folder(at)
+            if self.config.rule == "robust":
+                self._choose_images()
             self._tell(lambda callback: callback.on_start(self._start()))
             self._compile()
             generator_batches = self.train_loader.stream(1, self.method.generator_position(at.step))
@@ -131,6 +135,16 @@ class Loop:
             reason = self._stop_reason or ("all epochs done" if finished else f"interrupted by {self._signal}")
             self._tell(lambda callback: callback.on_end(End(at.step, reason, summary)))
         return summary
+
+    def _choose_images(self) -> None:
+        """Have the robust accuracy of the rule measured, and say of how many images."""
+        config = self.config
+        share = self.ranks.share_of(config.batch_size)
+        robust = RobustAccuracy(self.state, config.threat, self.validation_loader.once(), share, config.seed)
+        images = f"{robust.samples:,} of {robust.seen:,}" if robust.seen > IMAGES else f"all {robust.seen:,}"
+        attack = f"PGD-10, {robust.norm}, epsilon {robust.epsilon:.4g}"
+        self.robust = robust
+        self.facts["selection"] = f"robust: accuracy of {images} validation images under {attack}"
 
     def _hear(self, interrupts: Interrupts) -> None:
         """Take note of a signal that a rank has received; the ranks take note of it at the same step."""
@@ -158,6 +172,8 @@ class Loop:
             batches = [self.sample] * (1 + self.method.generator_minibatches)
             try:
                 self.stepper.prepare(batches, self.draws(batches))
+                if self.robust is not None:
+                    self.robust.prepare(captured=self.stepper.captured)
             except CompileError as error:
                 if self.config.run.compile or isinstance(error, CaptureError) or not self.ranks.alone:
                     raise  # with other ranks too: they may be in the compiled step by now
@@ -227,21 +243,23 @@ class Loop:
         at, state = self.position, self.state
         epoch = at.step // self.steps_per_epoch
         began = time.perf_counter()
+        averaged = (True, False) if state.ema is not None else (True,)
         try:
-            validation = self._validated(averaged=True)
-            if state.ema is not None:
-                validation |= self._validated(averaged=False)
+            validation = {key: value for each in averaged for key, value in self._validated(averaged=each).items()}
         except DataError as error:
             self.checkpoints.save(LAST, at)
             raise self.checkpoints.with_what_is_kept(error, at) from None
         if not abs(validation["validation_loss"]) < float("inf"):
             raise NonFiniteError(f"the validation loss of the classifier became NaN or infinite after step {at.step}")
+        robust, robust_seconds = self._robust(averaged)
+        validation |= robust
         metrics, seconds = at.epoch_means(), at.epoch_seconds
         rate, waited = at.epoch_images / seconds, at.epoch_waited / seconds
         at.start_epoch()
         at.seconds += seconds + time.perf_counter() - began
-        better = [each for each in candidates(state.ema is not None) if self._is_better(each, validation)]
-        is_best = Candidate(self.config.select).better(validation, at.row(at.best_epoch))
+        every = candidates(state.ema is not None, self.robust is not None)
+        better = [each for each in every if self._is_better(each, validation)]
+        is_best = Candidate(self.config.rule).better(validation, at.row(at.best_epoch))
         if is_best:
             at.best_epoch, at.best_accuracy = epoch, validation["validation_accuracy"]
         at.kept |= {candidate.file: epoch for candidate in better}
@@ -257,6 +275,8 @@ class Loop:
             data_wait=waited,
             skipped=self._skipped(),
             stop=self._request_stop,
+            robust_seconds=robust_seconds,
+            collapse=collapse([*at.epochs, {"epoch": epoch, **metrics, **validation}]),
         )
         at.epochs.append(event.row())
         for candidate in better:
@@ -272,6 +292,15 @@ class Loop:
         parameters = state.evaluation_parameters() if averaged else None
         result = score(state.classifier, self.validation_loader.once(), parameters, state.autocast, self.ranks)
         return {validation_key(measure, averaged): getattr(result, measure) for measure in ("accuracy", "loss")}
+
+    def _robust(self, averaged: Sequence[bool]) -> tuple[dict[str, float], float | None]:
+        """Robust accuracy, as an epoch's row has it, and the seconds that it took; nothing where it is not measured."""
+        if self.robust is None:
+            return {}, None
+        began = time.perf_counter()
+        parameters = {each: self.state.evaluation_parameters() if each else {} for each in averaged}
+        accuracies = {validation_key("robust_accuracy", each): self.robust(parameters[each]) for each in averaged}
+        return accuracies, time.perf_counter() - began
 
     def _is_better(self, candidate: Candidate, validation: dict[str, float]) -> bool:
         at = self.position
@@ -299,10 +328,11 @@ class Loop:
             "dataset": self.config.data.dataset,
             "seed": self.config.seed,
             "epochs": len(at.epochs),
-            "select": self.config.select,
+            "select": self.config.rule,
             "best_epoch": at.best_epoch,
             "validation_accuracy": at.best_accuracy if at.best_epoch is not None else None,
-            "test_accuracy": tests[True][self.config.select] if tests else None,
+            **self._robust_summary(),
+            "test_accuracy": tests[True][self.config.rule] if tests else None,
             **{"test_accuracies" + suffix(each): tests.get(each) for each in averaged},
             **{"last_validation_accuracy" + suffix(each): mean_of_last(at.epochs, each) for each in averaged},
             "images_per_second": at.mean_rate(),
@@ -310,20 +340,29 @@ class Loop:
             "skipped_samples": self._skipped().count,
         }
 
+    def _robust_summary(self) -> dict[str, Any]:
+        """The best epoch's robust accuracy, and the first epoch of a collapse, where the run measures it."""
+        at = self.position
+        if self.robust is None:
+            return {}
+        collapsed = (row["epoch"] for row in at.epochs if collapse(at.epochs[: row["epoch"]]))
+        best = (at.row(at.best_epoch) or {}).get(validation_key("robust_accuracy"))
+        return {"validation_robust_accuracy": best, "collapsed_epoch": next(collapsed, None)}
+
     def _tested(self, *, averaged: bool) -> dict[str, float | None]:
         """Test accuracy of the epoch that each rule chooses; None where its classifier was not kept."""
         at, state = self.position, self.state
         assert self.test_loader is not None
         by_epoch: dict[int, float] = {}
         accuracies: dict[str, float | None] = {}
-        for rule in RULES:
+        for rule in rules(self.robust is not None):
             candidate = Candidate(rule, averaged)
             best = None
             for row in at.epochs:
                 best = row if candidate.better(row, best) else best
             epoch = best["epoch"] if best is not None else None
             tensors: dict[str, Tensor] | None = None
-            if averaged and rule == self.config.select:  # the run's own choice, whose file may have been lost
+            if averaged and rule == self.config.rule:  # the run's own choice, whose file may have been lost
                 epoch = at.best_epoch
                 tensors = self.checkpoints.classifier_in(BEST) if epoch is not None else None
             elif rule == "last":

@@ -80,10 +80,17 @@ def after_restart(resume: str | None, output: Path | None, restarted: bool) -> s
     return "auto" if restarted and output is not None and _exists(output / LAST) else resume
 
 
+def settings_of(checkpoint: Checkpoint) -> TrainConfig:
+    """The settings of a checkpoint's run; one that names no rule to pick the epoch is of before, and by accuracy.
+
+    Raises ConfigError where they are not right.
+    """
+    return TrainConfig.from_dict({"select": "accuracy", **checkpoint.header["config"]}, str(checkpoint.path))
+
+
 def check_same_run(checkpoint: Checkpoint, config: TrainConfig) -> None:
     """Raises CheckpointError, naming the first difference, if `config` would compute something else."""
-    then = TrainConfig.from_dict(checkpoint.header["config"], str(checkpoint.path))
-    before, now = identity(then), identity(config)
+    before, now = identity(settings_of(checkpoint)), identity(config)
     for key in sorted(before.keys() | now.keys()):
         if before.get(key) != now.get(key):
             was, wanted = (shown(value) if value is not None else "unset" for value in (before.get(key), now.get(key)))

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-RULES = ("accuracy", "loss", "last")
-"""Best validation accuracy, lowest validation loss, last epoch."""
+RULES = ("accuracy", "loss", "last", "robust")
+"""Best validation accuracy, lowest validation loss, last epoch, and best robust accuracy, which not every run has."""
 LAST_EPOCHS = 10
 """How many epochs the mean of the last epochs' validation accuracy is over."""
+COLLAPSED = 0.5
+"""A robust accuracy below this share of the best so far has collapsed."""
 
 
 class Candidate(NamedTuple):
@@ -32,17 +34,58 @@ class Candidate(NamedTuple):
         """
         if self.rule == "last":
             return True
-        key = validation_key(self.rule, self.averaged)
+        key = validation_key("robust_accuracy" if self.rule == "robust" else self.rule, self.averaged)
         if key not in row or math.isnan(row[key]):
             return False
         if before is None or key not in before:
             return True
-        return bool(row[key] > before[key] if self.rule == "accuracy" else row[key] < before[key])
+        return bool(row[key] < before[key] if self.rule == "loss" else row[key] > before[key])
 
 
-def candidates(has_average: bool) -> list[Candidate]:
+def rules(robust: bool) -> tuple[str, ...]:
+    """The rules by which a run is judged, where it measures its `robust` accuracy or does not."""
+    return RULES if robust else RULES[:-1]
+
+
+def candidates(has_average: bool, robust: bool) -> list[Candidate]:
     """Those that a run keeps in files of their own; the last epoch's is in last.safetensors."""
-    return [Candidate(rule, averaged) for averaged in ((True, False) if has_average else (True,)) for rule in RULES[:2]]
+    kept = [rule for rule in rules(robust) if rule != "last"]
+    return [Candidate(rule, averaged) for averaged in ((True, False) if has_average else (True,)) for rule in kept]
+
+
+class Collapse(NamedTuple):
+    """Catastrophic overfitting (Wong, Rice and Kolter 2020), which `collapse` finds.
+
+    Attributes:
+        best_epoch: the epoch of the best robust accuracy so far.
+        robust, training: then and now, the robust accuracy, and that on the perturbed images of training.
+    """
+
+    best_epoch: int
+    robust: tuple[float, float]
+    training: tuple[float, float]
+
+
+def collapse(rows: Sequence[Mapping[str, Any]]) -> Collapse | None:
+    """The collapse of robust accuracy in the last of these epochs; None where there is none, or it came before.
+
+    It is below half of the best so far, while the accuracy on the perturbed images of training is above that of the
+    best epoch: the classifier resists the steps that it is trained on and nothing else. Both are the classifier's own,
+    not its moving average's.
+    """
+    return _collapsed(rows) if _collapsed(rows[:-1]) is None else None
+
+
+def _collapsed(rows: Sequence[Mapping[str, Any]]) -> Collapse | None:
+    robust, training = validation_key("robust_accuracy", averaged=False), "perturbed_accuracy"
+    robust = robust if rows and robust in rows[-1] else validation_key("robust_accuracy")
+    measured = [row for row in rows if robust in row and training in row]
+    if not measured or measured[-1] is not rows[-1]:
+        return None
+    now, best = rows[-1], max(measured, key=lambda row: row[robust])
+    if now[robust] >= COLLAPSED * best[robust] or now[training] <= best[training]:
+        return None
+    return Collapse(best["epoch"], (best[robust], now[robust]), (best[training], now[training]))
 
 
 def suffix(averaged: bool) -> str:
@@ -51,7 +94,7 @@ def suffix(averaged: bool) -> str:
 
 
 def validation_key(measure: str, averaged: bool = True) -> str:
-    """Where an epoch's row has a validation measure ("accuracy" or "loss")."""
+    """Where an epoch's row has a validation measure ("accuracy", "loss" or "robust_accuracy")."""
     return f"validation_{measure}{suffix(averaged)}"
 
 

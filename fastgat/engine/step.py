@@ -78,21 +78,13 @@ class Stepper:
         """
         if not self.compiled:
             return
-        with unchanged(self.state), fastest_convolutions():
+        with unchanged(self.state):
             # Not torch's own, which is on the device of the process's first capture; one for all that share the pool.
             stream, pool = torch.cuda.Stream(self.state.device) if self.captured else None, None
             for kind in self.method.kinds:
                 taken = (batches, draws) if kind == "full" else (batches[-1:], draws[-1:])
-                inputs: Inputs = tree_map_only(Tensor, torch.clone, taken)  # clone: captured inputs must not alias
-                step = as_one_graph(self._uncompiled(kind), self.state.device, self.state.ranks)
-                with one_line(CompileError, "the step cannot be compiled: {}"), warnings.catch_warnings():
-                    # Whether they are wanted is a setting of ours.
-                    warnings.filterwarnings("ignore", "TensorFloat32 tensor cores", UserWarning)
-                    step(*inputs)
-                if stream is not None:
-                    with one_line(CaptureError, "the step cannot be captured as a CUDA graph (--no-cuda-graph): {}"):
-                        step = Captured(step, inputs, stream, pool)
-                    pool = step.graph.pool()
+                step = ready(self._uncompiled(kind), taken, self.state.device, self.state.ranks, stream, pool)
+                pool = step.graph.pool() if isinstance(step, Captured) else None
                 self._steps[kind] = step
 
     def release(self) -> None:
@@ -124,6 +116,31 @@ def as_one_graph(step: Step, device: torch.device, ranks: Ranks = ALONE) -> Step
         **({} if ranks.alone else OVERLAP),
     }
     return functools.partial(torch.compile(function, fullgraph=True, dynamic=False, options=options), *step.args)
+
+
+def ready(
+    step: Step,
+    inputs: Inputs,
+    device: torch.device,
+    ranks: Ranks = ALONE,
+    stream: torch.cuda.Stream | None = None,
+    pool: Any = None,
+) -> Step:
+    """`step` compiled, and where there is a stream captured on it, by taking it on inputs like those to come.
+
+    Raises CompileError or CaptureError, naming the cause, where that is impossible.
+    """
+    inputs = tree_map_only(Tensor, torch.clone, inputs)  # clone: captured inputs must not alias
+    compiled = as_one_graph(step, device, ranks)
+    with fastest_convolutions():
+        with one_line(CompileError, "the step cannot be compiled: {}"), warnings.catch_warnings():
+            # Whether they are wanted is a setting of ours.
+            warnings.filterwarnings("ignore", "TensorFloat32 tensor cores", UserWarning)
+            compiled(*inputs)
+        if stream is None:
+            return compiled
+        with one_line(CaptureError, "the step cannot be captured as a CUDA graph (--no-cuda-graph): {}"):
+            return Captured(compiled, inputs, stream, pool)
 
 
 class Captured:

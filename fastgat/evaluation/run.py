@@ -50,8 +50,8 @@ class RunSettings(Options):
 
     checkpoint: str = option(
         "best",
-        "which of the run's checkpoints: best, as its --select has it; accuracy or loss, the epoch of best validation "
-        "accuracy or lowest validation loss; last",
+        "which of the run's checkpoints: best, as its --select has it; accuracy, loss or robust, the epoch of best "
+        "validation accuracy, lowest validation loss or best robust accuracy; last",
         choices=tuple(CHECKPOINTS),
     )
     split: str = option("test", "which images", choices=("test", "validation"))

@@ -56,7 +56,7 @@ class Cell:
 
 def deciding(config: TrainConfig) -> dict[str, Any]:
     """The settings that decide the result of a whole run and are not the defaults of its method, flat."""
-    defaults = dict(flatten(TrainConfig(method=type(config.method)()).to_dict()))
+    defaults = dict(flatten(TrainConfig(method=type(config.method)(), select="accuracy").to_dict()))
     settings = identity(config) | {"epochs": config.epochs}
     size = DATASETS.get(config.data.dataset)
     if size is not None and (settings.get("data.train_images") or 0) >= size.train_images:

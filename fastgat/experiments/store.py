@@ -131,7 +131,7 @@ class RunStore:
                 (folder / BEST).unlink(missing_ok=True)
             elif (folder / BEST).exists():
                 keep_classifier(folder / BEST)
-            for name in (LAST, *(candidate.file for candidate in candidates(has_average=True))):
+            for name in (LAST, *(candidate.file for candidate in candidates(has_average=True, robust=True))):
                 (folder / name).unlink(missing_ok=True)
         except OutputError:  # a checkpoint cannot be written, and says so
             raise

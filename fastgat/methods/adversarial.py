@@ -39,6 +39,7 @@ class Adversarial(OnePlayer):
     """Base of the methods that train on the perturbed half alone; each says where it starts and how far a step goes."""
 
     metrics: ClassVar[tuple[str, ...]] = ("loss", "perturbed_accuracy", "perturbation_norm")
+    select: ClassVar[str] = "robust"
     projects: ClassVar[bool] = True
     """Whether |p| <= eps holds after each step."""
 

@@ -29,12 +29,16 @@ class Method(Options):
         needs_generator: whether the method trains a generator.
         remembers: whether steps hand on a perturbation like a minibatch, `Players.memory`, zero at first.
         metrics: the names of the 0-d tensors that `step` returns.
+        norm: that of its epsilon, if it has one: "linf" or "l2".
+        select: the rule that picks the epoch of its runs, unless another is asked for.
     """
 
     name: ClassVar[str]
     needs_generator: ClassVar[bool] = False
     remembers: ClassVar[bool] = False
     metrics: ClassVar[tuple[str, ...]]
+    norm: ClassVar[str] = "linf"
+    select: ClassVar[str] = "accuracy"
 
     @property
     def period(self) -> int:

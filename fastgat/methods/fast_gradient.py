@@ -28,6 +28,7 @@ class Perturbed(OnePlayer):
 
     metrics: ClassVar[tuple[str, ...]] = ("loss", "accuracy", "perturbed_accuracy", "perturbation_norm")
     needs_input_gradient: ClassVar[bool] = True
+    norm: ClassVar[str] = "l2"
 
     alpha: float = alpha_option()
     epsilon: float = epsilon_option(0.5)
@@ -74,6 +75,7 @@ class FastGradientLinf(Perturbed):
     """eta = eps sign(dJ/dx) (1), loss (2)."""
 
     name: ClassVar[str] = "fg-linf"
+    norm: ClassVar[str] = "linf"
 
     epsilon: float = epsilon_option(2 / 255)
 

@@ -31,6 +31,7 @@ from fastgat.options import option
 class Free(Method):
     name: ClassVar[str] = "free"
     remembers: ClassVar[bool] = True
+    select: ClassVar[str] = "robust"
     metrics: ClassVar[tuple[str, ...]] = ("loss", "perturbed_accuracy", "perturbation_norm")
 
     epsilon: float = epsilon_option(8 / 255)

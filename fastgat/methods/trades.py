@@ -33,6 +33,7 @@ START = 1e-3
 @dataclass(frozen=True)
 class TRADES(OnePlayer):
     name: ClassVar[str] = "trades"
+    select: ClassVar[str] = "robust"
     metrics: ClassVar[tuple[str, ...]] = ("loss", "accuracy", "perturbed_accuracy", "perturbation_norm")
 
     epsilon: float = epsilon_option(8 / 255)

@@ -15,6 +15,7 @@ def draw_curves(epochs: list[dict[str, Any]]) -> bytes:
             "training": ("accuracy", 100),
             "training, perturbed": ("perturbed_accuracy", 100),
             "validation": ("validation_accuracy", 100),
+            "validation, robust": ("validation_robust_accuracy", 100),
         },
         "loss": {"training": ("loss", 1), "validation": ("validation_loss", 1), "generator": ("generator_loss", 1)},
         "perturbation, mean L2 norm": {"": ("perturbation_norm", 1)},

@@ -8,6 +8,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
 from fastgat.engine.events import Callback, Compiled, Compiling, End, EpochEnd, Interval, Start
+from fastgat.engine.selection import Collapse
 
 NAMES = {
     "loss": ("loss", "{:.3f}"),
@@ -81,9 +82,11 @@ class ConsoleProgress(Callback):
         best = "  best so far" if event.best_epoch == event.epoch else ""
         self._print(
             f"epoch {event.epoch:>{len(str(self.epochs))}}/{self.epochs}  {_described(event.metrics)}  "
-            f"validation {event.validation_accuracy:.1%}  {event.images_per_second:,.0f} images/s  "
+            f"validation {event.validation_accuracy:.1%}{_robust(event)}  {event.images_per_second:,.0f} images/s  "
             f"{event.seconds:.1f} s, {_waiting(event.data_wait)}{best}"
         )
+        if event.collapse is not None:
+            self._print(f"{'overfits':11} {_collapsed(event.collapse)}")
         if event.skipped.count > self.skipped:
             self._print(f"{'skipped':11} {event.skipped.count} samples so far; the first: {event.skipped.first}")
         self.skipped = event.skipped.count
@@ -96,9 +99,10 @@ class ConsoleProgress(Callback):
         summary = event.summary
         self._print(f"{event.reason}: {summary['epochs']} epochs, {summary['images_per_second']:,.0f} images/s")
         if summary["best_epoch"] is not None:
-            test = summary["test_accuracy"]
+            test, robust = summary["test_accuracy"], summary.get("validation_robust_accuracy")
             self._print(
                 f"best epoch {summary['best_epoch']}: validation accuracy {summary['validation_accuracy']:.2%}"
+                + (f", robust {robust:.2%}" if robust is not None else "")
                 + (f", test accuracy {test:.2%}" if test is not None else "")
             )
         if summary.get("test_accuracies"):
@@ -117,6 +121,21 @@ class ConsoleProgress(Callback):
 
     def _print(self, text: str) -> None:
         self.console.print(text, highlight=False, markup=False, soft_wrap=True)
+
+
+def _robust(event: EpochEnd) -> str:
+    if event.robust_seconds is None:
+        return ""
+    return f", robust {event.validation['validation_robust_accuracy']:.1%} ({event.robust_seconds:.1f} s)"
+
+
+def _collapsed(collapse: Collapse) -> str:
+    (robust, now), (training, trained) = collapse.robust, collapse.training
+    return (
+        f"catastrophically: robust accuracy fell from {robust:.1%} (epoch {collapse.best_epoch}) to {now:.1%}, while "
+        f"accuracy on the perturbed images of training rose from {training:.1%} to {trained:.1%}; "
+        "best-robust.safetensors is of before"
+    )
 
 
 def _waiting(share: float) -> str:

@@ -25,8 +25,8 @@ class TensorBoard(Callback):
             self.writer.add_scalar(f"train/{name}", value, event.step)
 
     def on_epoch(self, event: EpochEnd) -> None:
-        self.writer.add_scalar("validation/accuracy", event.validation_accuracy, event.step)
-        self.writer.add_scalar("validation/loss", event.validation_loss, event.step)
+        for name, value in event.validation.items():
+            self.writer.add_scalar(name.replace("_", "/", 1), value, event.step)
 
     def on_end(self, event: End) -> None:
         self.writer.close()

@@ -32,6 +32,7 @@ from fastgat.engine.resume import (
     check_same_classes,
     check_same_run,
     find_checkpoint,
+    settings_of,
     step_of,
 )
 from fastgat.engine.step import Stepper, missing_compiler
@@ -173,6 +174,7 @@ class Trainer:
             self.config,
             data=replace(self.config.data, dataset=feed.name, changed_data=False),
             output=ranks.from_first(lambda: self._output(feed.name, checkpoint.path.parent if checkpoint else None)),
+            select=self.config.select or (settings_of(checkpoint).select if checkpoint else self.config.rule),
             resume=None,
         )
         assert config.output is not None

@@ -18,7 +18,9 @@ from torch import nn
 
 import fastgat
 from fastgat import TrainConfig, Trainer
+from fastgat.batch import Batch
 from fastgat.config import DataConfig, OptimizerConfig, RunConfig
+from fastgat.engine import robust
 from fastgat.engine.ranks import ALONE, Ranks, check_restarts, connection_error
 from fastgat.engine.reduction import GradientMean, batch_norm_across
 from fastgat.engine.state import TrainState
@@ -186,7 +188,26 @@ def misfit(ranks: Ranks, folder: Path) -> None:
     assert not (mine / "runs").exists()
 
 
-PARTS = (far_from_zero, talk, step_by_hand, misfit)
+def robust_accuracy(ranks: Ranks, folder: Path) -> None:
+    (folder / f"{ranks.rank}").write_text(str(resisting(ranks)))
+
+
+def resisting(ranks: Ranks) -> tuple[float, int, int]:
+    """The robust accuracy of a random network on 7 of 15 images, and how many those are."""
+    torch.manual_seed(0)
+    network = BatchNormNet()
+    images, labels = torch.rand(15, 3, 8, 8), torch.arange(15) % 10
+    state = TrainState(network, None, OptimizerConfig(), ("loss",), ranks=ranks)
+    with torch.no_grad(), pytest.MonkeyPatch.context() as patch:
+        network.head.bias.sub_(network.eval()(images).mean(0))  # so that answers differ
+        labels.copy_(network(images).argmax(1))  # and each is right
+        patch.setattr(robust, "IMAGES", 7)
+        mine = Batch(images[ranks.rank :: ranks.count], labels[ranks.rank :: ranks.count])
+        measured = robust.RobustAccuracy(state, ("linf", 0.004), [mine], 4 // ranks.count, 0)
+        return measured({}), measured.samples, measured.seen
+
+
+PARTS = (far_from_zero, talk, step_by_hand, misfit, robust_accuracy)
 
 
 def do_all(ranks: Ranks, folder: Path) -> None:
@@ -267,6 +288,15 @@ def test_a_step_in_a_loop_of_one_s_own(of_two: Path) -> None:
     for rank in (0, 1):
         for name, tensor in torch.load(of_two / step_by_hand.__name__ / f"{rank}.pt").items():
             torch.testing.assert_close(tensor, alone[name], rtol=EXACT, atol=EXACT)
+
+
+@pytest.mark.slow
+def test_robust_accuracy_is_that_of_one_rank(of_two: Path) -> None:
+    check_part(robust_accuracy, of_two)
+    alone = resisting(ALONE)
+    assert 0 < alone[0] < 1
+    assert alone[1:] == (7, 15)
+    assert {(of_two / robust_accuracy.__name__ / str(rank)).read_text() for rank in (0, 1)} == {str(alone)}
 
 
 def leave_nothing(ranks: Ranks, folder: Path) -> None:

@@ -24,7 +24,7 @@ from fastgat.methods import GAT, DropoutGAT
 from tests.engine.small import At, Small, assert_same_weights, config, loader, rows, trainer
 from tests.support import BatchNormNet
 
-CLOCKED = ("images_per_second", "seconds", "data_wait")
+CLOCKED = ("images_per_second", "seconds", "data_wait", "robust_seconds")
 SETTINGS: list[dict[str, Any]] = [
     {},
     {"method": DropoutGAT(cg=0.1, schedule="paper", generator_steps=2)},

@@ -117,7 +117,7 @@ def test_a_file_that_is_not_of_the_run_is_written_anew(tmp_path: Path) -> None:
 
 
 def test_bad_settings_are_one_line(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="select must be accuracy or loss"):
+    with pytest.raises(ConfigError, match="select must be another rule than last"):
         config(tmp_path, select="last", run=RunConfig(early_stopping=2))
     run = tmp_path / "run"
     trainer(config(run, method="baseline", epochs=1)).fit()

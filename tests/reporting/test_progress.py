@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import io
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 
 from fastgat.engine.events import End, EpochEnd, Interval, Start
+from fastgat.engine.selection import Collapse
 from fastgat.reporting.progress import ConsoleProgress
 from fastgat.reporting.transfer import TransferBar
 
@@ -54,6 +56,20 @@ def test_a_log_gets_a_line_an_epoch() -> None:
         "best epoch 2: validation accuracy 70.00%, test accuracy 68.00%",
         "the run is in out: curves.png, metrics.jsonl, best.safetensors",
     ]
+
+
+def test_a_collapse_is_one_line_of_its_epoch() -> None:
+    validation = {**VALIDATION, "validation_robust_accuracy": 0.03}
+    collapse = Collapse(4, (0.4, 0.03), (0.45, 0.9))
+    event = replace(EPOCH, epoch=5, best_epoch=4, validation=validation, robust_seconds=2.34, collapse=collapse)
+    summary = {**SUMMARY, "validation_robust_accuracy": 0.4}
+    lines = shown(False, start(), event, End(50, "all epochs done", summary)).splitlines()
+    assert "validation 62.5%, robust 3.0% (2.3 s)  2,346 images/s" in lines[2]
+    assert lines[3] == (
+        "overfits    catastrophically: robust accuracy fell from 40.0% (epoch 4) to 3.0%, while accuracy on the "
+        "perturbed images of training rose from 45.0% to 90.0%; best-robust.safetensors is of before"
+    )
+    assert "best epoch 2: validation accuracy 70.00%, robust 40.00%, test accuracy 68.00%" in lines
 
 
 def test_a_terminal_gets_a_bar_with_the_metrics() -> None:
