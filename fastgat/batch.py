@@ -1,7 +1,5 @@
 """A minibatch: what loaders yield, and what steps, attacks and evaluations take."""
 
-from __future__ import annotations
-
 from typing import NamedTuple
 
 from torch import Tensor

@@ -1,7 +1,5 @@
 """The contract of images, labels and logits, checked alike by loaders, steps, losses, attacks and evaluation."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any

@@ -1,7 +1,5 @@
 """Files that are either complete or absent, also when the process is killed or the disk is full; and the file lock."""
 
-from __future__ import annotations
-
 import contextlib
 import errno
 import fcntl

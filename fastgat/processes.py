@@ -1,7 +1,5 @@
 """The environment in which torchrun, or a launcher like it, starts several processes that train together."""
 
-from __future__ import annotations
-
 import os
 
 from fastgat.errors import ConfigError

@@ -1,7 +1,5 @@
 """A keyed store: values that were computed once, kept as JSON in a folder that processes and machines may share."""
 
-from __future__ import annotations
-
 import contextlib
 import hashlib
 import json

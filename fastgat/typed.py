@@ -1,7 +1,5 @@
 """The reader of JSON, TOML and headers: whatever a file holds, values of the expected types or one line of error."""
 
-from __future__ import annotations
-
 import functools
 import json
 import tomllib

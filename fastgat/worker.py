@@ -1,7 +1,5 @@
 """A process of its own, for work that must not share memory, cores or compiler state with this one."""
 
-from __future__ import annotations
-
 import contextlib
 import multiprocessing
 import os

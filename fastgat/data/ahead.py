@@ -1,7 +1,5 @@
 """Work that threads do ahead of the one who wants it, in order."""
 
-from __future__ import annotations
-
 from collections import deque
 from collections.abc import Callable, Generator
 from concurrent.futures import Future, ThreadPoolExecutor

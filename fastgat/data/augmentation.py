@@ -4,8 +4,6 @@ The order is fixed: a part of the source is cut out and scaled to the output's s
 it blackened. All of it is a table of whole numbers, nine a sample, which every loader executes in its own way.
 """
 
-from __future__ import annotations
-
 import math
 from dataclasses import dataclass, fields
 from typing import NamedTuple

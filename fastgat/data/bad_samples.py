@@ -1,7 +1,5 @@
 """What becomes of a sample that cannot be read: an error, or a count and a substitute."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Iterator
 
 import numpy as np

@@ -1,8 +1,6 @@
 """CIFAR-10 and CIFAR-100 (Krizhevsky 2009) as published, python version: 50,000 training and 10,000 test images."""
 
-from __future__ import annotations
-
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -25,9 +23,9 @@ class Cifar:
     folder: str
     url: str
     archive_md5: str
-    train: dict[str, str] = field(repr=False)
-    test: dict[str, str] = field(repr=False)
-    meta: dict[str, str] = field(repr=False)
+    train: dict[str, str]
+    test: dict[str, str]
+    meta: dict[str, str]
     label_key: str
     names_key: str
     num_classes: int
@@ -36,12 +34,17 @@ class Cifar:
     def files(self) -> dict[str, str]:
         return self.train | self.test | self.meta
 
+    @property
+    def archive(self) -> str:
+        return self.url.rsplit("/", 1)[-1]
+
     def find(self, data_dir: Path | None) -> Path | None:
         """The folder that holds the extracted files, or the official archive, or None."""
         root = data_folder(data_dir)
-        archive = self.url.rsplit("/", 1)[-1]
-        candidates = (root / self.folder, root, root / archive)
-        return next((path for path in candidates if self._is_mine(path)), None)
+        for place in (root / self.folder, root, root / self.archive):
+            if any((place / name).is_file() for name in self.train) or (place.suffix == ".gz" and place.is_file()):
+                return place
+        return None
 
     def fetch(self, data_dir: Path | None, progress: Progress, *, again: bool = False) -> Path:
         """The folder with the verified files, extracted or downloaded first where need be.
@@ -55,7 +58,7 @@ class Cifar:
                 place = download(self.url, self.archive_md5, root, progress)
             except DataError as error:
                 raise DataError(f"{root} holds neither {self.folder}/ nor its archive, and {error}") from None
-        archive = place.parent / self.url.rsplit("/", 1)[-1]
+        archive = place.parent / self.archive
         if place.is_dir() and archive.is_file() and not all((place / name).exists() for name in self.files):
             place = archive  # an extraction that was cut short
         if place.is_file():
@@ -76,9 +79,6 @@ class Cifar:
         except (KeyError, AttributeError, TypeError, UnicodeDecodeError):
             raise DataError(f"{meta}: expected the names of the classes, {self.names_key}") from None
         return DataSet(self.name, train, validation, self._read(folder, self.test), classes, str(folder))
-
-    def _is_mine(self, path: Path) -> bool:
-        return path.is_file() if path.name.endswith(".tar.gz") else any((path / name).is_file() for name in self.train)
 
     def _read(self, folder: Path, names: dict[str, str]) -> ImageSet:
         parts = [self.parse((folder / name).read_bytes(), str(folder / name)) for name in names]

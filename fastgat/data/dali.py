@@ -4,8 +4,6 @@ DALI is given the samples of each batch, and what is to be done with each, by a 
 stream can start anywhere, and it is the same on a CPU and on a GPU.
 """
 
-from __future__ import annotations
-
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import closing

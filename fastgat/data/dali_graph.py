@@ -3,8 +3,6 @@
 What is to be done with each sample comes in from outside; DALI draws nothing and orders nothing.
 """
 
-from __future__ import annotations
-
 import importlib
 from collections.abc import Iterator
 from dataclasses import dataclass

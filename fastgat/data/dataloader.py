@@ -1,7 +1,5 @@
 """A loader on torch's DataLoader and Pillow: slower than the others, and wherever PyTorch is."""
 
-from __future__ import annotations
-
 import os
 import signal
 from collections.abc import Callable, Iterator

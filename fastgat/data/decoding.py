@@ -1,7 +1,5 @@
 """Encoded images, one at a time on the CPU, by Pillow: what is wrong with them, their headers and their pixels."""
 
-from __future__ import annotations
-
 import io
 import warnings
 from typing import NamedTuple

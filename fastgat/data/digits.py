@@ -4,8 +4,6 @@ They are the test set of UCI's "Optical Recognition of Handwritten Digits" (Alpa
 https://doi.org/10.24432/C50P49), in the file that scikit-learn ships: a line is 64 pixels of 0 to 16, and a label.
 """
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import numpy as np

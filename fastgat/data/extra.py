@@ -4,8 +4,6 @@ The file is what numpy.savez writes, as the EDM sets of Wang et al. (2023, "Bett
 Adversarial Training") are published: `image` (N, H, W, C) uint8 and `label` (N,) integers. Nothing in it is unpickled.
 """
 
-from __future__ import annotations
-
 import hashlib
 import math
 import zipfile
@@ -14,12 +12,12 @@ from pathlib import Path
 from typing import IO, Any
 
 import numpy as np
+import torch
 
-from fastgat.data.loaders import host_memory
+from fastgat.data.loaders import check_fits
 from fastgat.data.sets import ImageSet
 from fastgat.data.store import Progress
 from fastgat.errors import DataError
-from fastgat.processes import local_world_size
 
 CHUNK = 2**24
 """Bytes that are read at a time."""
@@ -55,7 +53,7 @@ def _extended(images: ImageSet, archive: zipfile.ZipFile, num_classes: int, prog
         label_shape, label_dtype = _header("label", label_file)
         if label_shape != shape[:1] or label_dtype.kind not in "iu":
             raise DataError(f"label must be ({shape[0]},) integers, one an image, got {label_shape} {label_dtype}")
-        _check_fits(math.prod(shape))
+        check_fits("its images", math.prod(shape), "use a part of them", torch.device("cpu"))
 
         count, digest = len(images), hashlib.sha256(repr((shape, label_dtype.str)).encode())
         pixels, labels = np.empty((count + shape[0], *images.shape), np.uint8), np.empty(shape[0], label_dtype)
@@ -100,13 +98,3 @@ def _fill(target: memoryview, file: IO[bytes], digest: Any, progress: Progress) 
         progress("reading extra data", done, len(target))
     if done < len(target):
         raise EOFError(f"{done:,} bytes of an array of {len(target):,}")
-
-
-def _check_fits(needed: int) -> None:
-    """Raises DataError if so many bytes, for each rank on this machine, are more than half of the free memory."""
-    needed, free = needed * local_world_size(), host_memory()
-    if free is not None and needed > free / 2:
-        raise DataError(
-            f"its images take {needed / 2**30:.1f} GiB as bytes, more than half of the {free / 2**30:.1f} GiB that are "
-            "free on this machine: use a part of them"
-        )

@@ -1,7 +1,5 @@
 """folder:PATH, a folder of class folders of JPEG, PNG or WebP images; or one with such folders as train/ and val/."""
 
-from __future__ import annotations
-
 import os
 import re
 import unicodedata

@@ -3,8 +3,6 @@
 So a run that goes on, or is evaluated, can tell that its images have changed.
 """
 
-from __future__ import annotations
-
 import gzip
 import hashlib
 import io
@@ -14,7 +12,7 @@ import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from fastgat.data.sets import DataSet, EncodedSet, Images
 from fastgat.errors import CheckpointError, DataError
@@ -42,8 +40,8 @@ class Identity:
     rule: str
     names: list[str]
 
-    @staticmethod
-    def of(data: DataSet[Images], rule: str) -> Identity | None:
+    @classmethod
+    def of(cls, data: DataSet[Images], rule: str) -> Self | None:
         """That of images in files; None for a published data set, whose files have sums of their own."""
         names = [
             f"{unicodedata.normalize('NFC', key)} (class {data.classes[label]})"
@@ -51,7 +49,7 @@ class Identity:
             if isinstance(part, EncodedSet)
             for key, label in zip(part.keys(), part.labels.tolist(), strict=True)
         ]
-        return Identity(rule, sorted(names)) if names else None
+        return cls(rule, sorted(names)) if names else None
 
     def record(self) -> dict[str, Any]:
         """What a checkpoint's header keeps."""
@@ -65,16 +63,16 @@ class Identity:
     def check(self, checkpoint: Path, header: Mapping[str, Any], *, changed: bool) -> None:
         """Raises DataError if the images are others than those of the run, unless they may have `changed`."""
         before, now = header.get("data"), self.record()
-        if not before or before.get("digest") == now["digest"]:
-            return
-        if changed and self.rule == "name":
+        if not before or before.get("digest") == now["digest"] or (changed and self.rule == "name"):
             return
         advice = "--changed-data goes on, and leaves every image that is still there in its split"
         if self.rule != "name":
             advice = "this run, begun by an earlier version, cannot go on with others"
-        known = _names(checkpoint.parent / NAMES)
-        differences = _some("gone", known - set(self.names)) + _some("added", set(self.names) - known) if known else []
-        told = " and ".join(differences) or f"they were {before.get('images')}, and are {now['images']}"
+        told = f"they were {before.get('images')}, and are {now['images']}"
+        if known := _names(checkpoint.parent / NAMES):
+            differences = {"gone": known - {*self.names}, "added": {*self.names} - known}
+            listed = [f"{len(names):,} {what}, such as {min(names)}" for what, names in differences.items() if names]
+            told = " and ".join(listed) or told
         raise DataError(f"{checkpoint}: its images have changed since it was made: {told}; {advice}")
 
 
@@ -86,7 +84,3 @@ def _names(path: Path) -> set[str]:
     except (OSError, EOFError, zlib.error, ValueError, RecursionError):
         return set()
     return {name for name in names if isinstance(name, str)} if isinstance(names, list) else set()
-
-
-def _some(what: str, names: set[str]) -> list[str]:
-    return [f"{len(names):,} {what}, such as {min(names)}"] if names else []

@@ -1,7 +1,5 @@
 """A loader over anything that yields (images, labels), such as a torch DataLoader."""
 
-from __future__ import annotations
-
 import copy
 import itertools
 from collections.abc import Iterable, Iterator
@@ -50,15 +48,11 @@ class IterableLoader:
         self.passes: dict[str, dict[str, Any]] = {}
         self.continued: dict[str, dict[str, Any]] = {}
         self._copies: dict[str, Any] = {}
+        self.skipped = BadSamples()  # none, always: what a custom loader yields is used
 
     @property
     def batches_per_epoch(self) -> int:
         return len(self.source)
-
-    @property
-    def skipped(self) -> BadSamples:
-        """No samples, always: what a custom loader yields is used."""
-        return BadSamples()
 
     def stream(self, player: int, start: int = 0) -> Iterator[Batch]:
         shape = None

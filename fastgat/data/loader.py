@@ -1,7 +1,5 @@
 """What feeds a run with batches: the protocol of every loader, and the base of fastgat's own."""
 
-from __future__ import annotations
-
 import sys
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator

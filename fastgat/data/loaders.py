@@ -1,7 +1,6 @@
 """Which loader feeds a run, and why."""
 
-from __future__ import annotations
-
+import math
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
@@ -91,23 +90,23 @@ def create_loader(
     if name == "torch":
         return TorchLoader(images, sampler, workers=workers, **common)
     if isinstance(images, EncodedSet):
-        check_fits(images, device)
+        what = f"{len(images):,} images of {images.size} x {images.size}"
+        check_fits(what, len(images) * math.prod(images.shape), "use --loader dali, or torch", device)
         images = decode_all(images, skipped, progress)
     return ResidentLoader(images, sampler, **common)
 
 
-def check_fits(images: EncodedSet, device: torch.device) -> None:
-    """Raises DataError if the decoded images, a set for each rank, would take more than half of the memory that is
-    free here or there."""
-    needed = len(images) * int(np.prod(images.shape)) * local_world_size()
-    free = {"this machine": host_memory()}
+def check_fits(what: str, needed: int, advice: str, device: torch.device) -> None:
+    """Raises DataError if `needed` bytes, for each rank on this machine, are more than half of the memory that is free
+    here or on the device."""
+    needed, free = needed * local_world_size(), {"this machine": host_memory()}
     if device.type == "cuda":
         free[str(device)] = torch.cuda.mem_get_info(device)[0]
     for where, amount in free.items():
         if amount is not None and needed > amount / 2:
             raise DataError(
-                f"{len(images):,} images of {images.size} x {images.size} take {needed / 2**30:.1f} GiB as bytes, more "
-                f"than half of the {amount / 2**30:.1f} GiB that are free on {where}: use --loader dali, or torch"
+                f"{what} take {needed / 2**30:.1f} GiB as bytes, more than half of the {amount / 2**30:.1f} GiB that "
+                f"are free on {where}: {advice}"
             )
 
 

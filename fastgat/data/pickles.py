@@ -4,8 +4,6 @@ A pickle is a program. This reader admits the three names that the published fil
 builds a uint8 array and nothing else, and refuses every other.
 """
 
-from __future__ import annotations
-
 import io
 import pickle
 import pickletools
@@ -38,12 +36,8 @@ class _Array:
         self.values = np.frombuffer(raw, np.uint8).reshape(shape, order="F" if column_major else "C")
 
 
-def _reconstruct(*_: Any) -> _Array:
-    return _Array()
-
-
 _ADMITTED = {
-    ("numpy.core.multiarray", "_reconstruct"): _reconstruct,
+    ("numpy.core.multiarray", "_reconstruct"): lambda *_: _Array(),
     ("numpy", "ndarray"): _Array,
     ("numpy", "dtype"): _Uint8,
 }

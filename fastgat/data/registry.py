@@ -3,8 +3,6 @@
 A user's own images are named by where they lie, as folder:PATH or webdataset:PATTERN.
 """
 
-from __future__ import annotations
-
 import os
 from pathlib import Path
 
@@ -19,8 +17,6 @@ from fastgat.errors import ConfigError, DataError, OutputError
 from fastgat.options import suggestion
 
 DATASETS: dict[str, Cifar | Digits] = {source.name: source for source in (CIFAR10, CIFAR100, DIGITS)}
-
-
 IMAGE_SIZE = 32
 """What images in files are scaled to, if nothing is said: the size that the paper's networks are made for."""
 
@@ -58,11 +54,10 @@ def load_dataset(
     if name != "auto" and name not in DATASETS:
         known = ["auto", *DATASETS, "folder:PATH", "webdataset:PATTERN"]
         raise ConfigError(f"unknown data set {name!r}{suggestion(name, known)}")
-    data = (
-        _auto(data_dir, split_seed, progress) if name == "auto" else DATASETS[name].load(data_dir, split_seed, progress)
-    )
-    if image_size not in (None, data.train.shape[0]):
-        side = data.train.shape[0]
+    load = _auto if name == "auto" else DATASETS[name].load
+    data = load(data_dir, split_seed, progress)
+    side = data.train.shape[0]
+    if image_size not in (None, side):
         raise ConfigError(f"image_size {image_size}: {data.name} has images of {side} x {side} pixels, and no others")
     return data
 
@@ -73,20 +68,18 @@ def users_images(name: str, image_size: int | None = None, max_pixels: int = MAX
     if kind not in ("folder", "webdataset"):
         return None
     if not where:
-        example = "folder:PATH" if kind == "folder" else "webdataset:PATTERN"
+        example = {"folder": "folder:PATH", "webdataset": "webdataset:PATTERN"}[kind]
         raise ConfigError(f"{name!r} does not say where the images are: {example}")
     size, place = image_size or IMAGE_SIZE, os.path.abspath(os.path.expanduser(where))  # noqa: PTH100, PTH111  # a pattern
     return Folder(Path(place), size, max_pixels) if kind == "folder" else WebDataset(place, size, max_pixels)
 
 
 def _auto(data_dir: Path | None, split_seed: int, progress: Progress) -> DataSet[ImageSet]:
-    if CIFAR10.find(data_dir) is not None:
-        return CIFAR10.load(data_dir, split_seed, progress)._replace(reason="found on this machine")
+    here = CIFAR10.find(data_dir) is not None
     try:
-        CIFAR10.fetch(data_dir, progress)
+        data = CIFAR10.load(data_dir, split_seed, progress)
     except (DataError, OutputError) as error:
-        if data_dir is not None:
+        if here or data_dir is not None:
             raise
-        reason = f"for want of CIFAR-10: {error}"
-        return DIGITS.load(data_dir, split_seed, progress)._replace(reason=reason)
-    return CIFAR10.load(data_dir, split_seed, progress)._replace(reason="downloaded")
+        return DIGITS.load(None, split_seed, progress)._replace(reason=f"for want of CIFAR-10: {error}")
+    return data._replace(reason="found on this machine" if here else "downloaded")

@@ -1,7 +1,5 @@
 """A loader that keeps a whole image set as bytes on the training device; a batch is one kernel."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator
 from typing import Any
 

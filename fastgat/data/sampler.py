@@ -1,7 +1,5 @@
 """Which samples are in which batch: a pure function of (seed, player, batch number), the same for every loader."""
 
-from __future__ import annotations
-
 import functools
 from collections.abc import Iterator
 from dataclasses import dataclass, field

@@ -1,12 +1,10 @@
 """Image sets, in memory or in files, and the seeded split into train and validation."""
 
-from __future__ import annotations
-
 import hashlib
 import unicodedata
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Generic, NamedTuple, Protocol, TypeVar
+from typing import Generic, NamedTuple, Protocol, Self, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -38,10 +36,10 @@ class ImageSet:
         _, height, width, channels = self.images.shape
         return height, width, channels
 
-    def take(self, indices: NDArray[np.int64] | slice) -> ImageSet:
-        return ImageSet(self.images[indices], self.labels[indices])
+    def take(self, indices: NDArray[np.int64] | slice) -> Self:
+        return replace(self, images=self.images[indices], labels=self.labels[indices])
 
-    def first(self, count: int | None) -> ImageSet:
+    def first(self, count: int | None) -> Self:
         """The first `count` images, or all of them."""
         return self.take(slice(count))
 
@@ -87,10 +85,10 @@ class EncodedSet:
         """Height, width and channels of a decoded image."""
         return self.size, self.size, 3
 
-    def take(self, indices: NDArray[np.int64] | slice) -> EncodedSet:
+    def take(self, indices: NDArray[np.int64] | slice) -> Self:
         return replace(self, numbers=self.numbers[indices], labels=self.labels[indices])
 
-    def first(self, count: int | None) -> EncodedSet:
+    def first(self, count: int | None) -> Self:
         """The first `count` images, or all of them."""
         return self.take(slice(count))
 
@@ -149,6 +147,22 @@ def split(images: ImageSet, held_out: int, seed: int) -> tuple[ImageSet, ImageSe
 def some_of(classes: Sequence[str]) -> str:
     """How many classes there are, and the first of them, for people."""
     return f"{len(classes):,}: {', '.join(classes[:SHOWN])}{', ...' if len(classes) > SHOWN else ''}"
+
+
+@dataclass
+class PassedOver:
+    """What lies beside the images of a data set and was not taken: counts by kind, with the first of each."""
+
+    kinds: dict[str, tuple[int, str]] = field(default_factory=dict)
+
+    def add(self, kind: str, example: str, count: int = 1) -> None:
+        before, first = self.kinds.get(kind, (0, example))
+        self.kinds[kind] = (before + count, first)
+
+    def __str__(self) -> str:
+        kinds = sorted(self.kinds.items(), key=lambda item: -item[1][0])
+        shown = [f"{count:,} {kind} (such as {example})" for kind, (count, example) in kinds[:SHOWN]]
+        return ", ".join(shown) + (f", and {len(kinds) - SHOWN} other kinds" if len(kinds) > SHOWN else "")
 
 
 def assemble(
@@ -217,19 +231,3 @@ def hold_out_by_position(images: EncodedSet, seed: int) -> tuple[EncodedSet, Enc
 def _too_few(images: EncodedSet) -> DataError:
     classes = len(np.unique(images.labels))
     return DataError(f"{len(images)} images of {classes} classes are too few to hold any out for validation")
-
-
-@dataclass
-class PassedOver:
-    """What lies beside the images of a data set and was not taken: counts by kind, with the first of each."""
-
-    kinds: dict[str, tuple[int, str]] = field(default_factory=dict)
-
-    def add(self, kind: str, example: str, count: int = 1) -> None:
-        before, first = self.kinds.get(kind, (0, example))
-        self.kinds[kind] = (before + count, first)
-
-    def __str__(self) -> str:
-        kinds = sorted(self.kinds.items(), key=lambda item: -item[1][0])
-        shown = [f"{count:,} {kind} (such as {example})" for kind, (count, example) in kinds[:SHOWN]]
-        return ", ".join(shown) + (f", and {len(kinds) - SHOWN} other kinds" if len(kinds) > SHOWN else "")

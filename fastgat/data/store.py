@@ -1,7 +1,5 @@
 """Where data lie on disk, how they get there, and the proof that they are the published ones."""
 
-from __future__ import annotations
-
 import hashlib
 import os
 import tarfile

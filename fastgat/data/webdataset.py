@@ -1,7 +1,5 @@
 """webdataset:PATTERN, tar shards of images (NAME.jpg, .png or .webp) and labels (NAME.cls), read by their offsets."""
 
-from __future__ import annotations
-
 import glob
 import io
 import itertools
