@@ -1,11 +1,8 @@
 """What becomes of a sample that cannot be read: an error, or a count and a substitute."""
 
-from collections.abc import Iterable, Iterator
-
 import numpy as np
 from numpy.typing import NDArray
 
-from fastgat.batch import Batch
 from fastgat.errors import DataError
 
 Rows = NDArray[np.int64]
@@ -47,14 +44,3 @@ class BadSamples:
         if not len(good):
             raise DataError(f"no sample of a whole batch can be read; one of them: {self.reasons[int(rows[0])]}")
         return good[np.searchsorted(good, np.arange(len(rows))) % len(good)]
-
-    def without_empty(self, batches: Iterable[Batch]) -> Iterator[Batch]:
-        """The batches that have a sample left. Raises DataError where none has."""
-        any_left = False
-        for batch in batches:
-            if len(batch.labels):
-                any_left = True
-                yield batch
-        if self.reasons and not any_left:
-            first = next(iter(self.reasons.values()))
-            raise DataError(f"no sample of the whole set can be read; one of them: {first}")

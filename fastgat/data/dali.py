@@ -79,7 +79,7 @@ class DaliLoader(SampledLoader):
             boxes = stored_boxes(boxes, sizes, orientations)
             work |= {"transposed": orientations >= 5, "stored_flips": FLIPS[orientations].astype(np.int32)}
         if self.graph.in_files or augmentation.random_resized_crop is not None:
-            starts, shapes = boxes[:, :2], boxes[:, 2:]
+            starts, shapes = np.ascontiguousarray(boxes[:, :2]), np.ascontiguousarray(boxes[:, 2:])
             work |= {"starts": starts, "shapes": shapes, "scaled": (shapes != self.graph.output).any(1)}
         if drawn is not None and augmentation.padded_crop is not None:
             work["shifts"] = shifts

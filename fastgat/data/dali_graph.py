@@ -3,10 +3,8 @@
 What is to be done with each sample comes in from outside; DALI draws nothing and orders nothing.
 """
 
-import importlib
 from collections.abc import Iterator
 from dataclasses import dataclass
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -18,7 +16,7 @@ from fastgat.errors import DataError
 INSTALL = "install fastgat-trainer[dali], or fastgat-trainer[dali-cuda13] for CUDA 13"
 
 Work = dict[str, Any]
-"""What DALI is given for one batch, by name: an array (B, ...), or a list of B arrays.
+"""What DALI is given for one batch, by name: a contiguous array (B, ...), or a list of B arrays.
 
     images              encoded (bytes,), or pixels (H, W, C) or (C, H, W) uint8
     labels              int64
@@ -60,7 +58,7 @@ class Graph:
 
         def inputs() -> tuple[Any, ...]:
             work = next(source)
-            return tuple(_dense(work[name]) for name in names)
+            return tuple(work[name] for name in names)
 
         @dali.pipeline_def(
             batch_size=self.batch_size,
@@ -78,7 +76,7 @@ class Graph:
             pipeline.build()
         except RuntimeError as error:
             raise DataError(f"DALI cannot run on {self.device}: {reason(error)} ({INSTALL})") from None
-        outputs = dali.pytorch.DALIGenericIterator([pipeline], ["images", "labels"], auto_reset=False, size=-1)
+        outputs = dali.plugin.pytorch.DALIGenericIterator([pipeline], ["images", "labels"], auto_reset=False, size=-1)
         for (output,) in outputs:
             images = output["images"]
             yield images.permute(0, 3, 1, 2) if self.channels_last else images, output["labels"]
@@ -127,15 +125,11 @@ def _upright(dali: Any, images: Any, transposed: Any, flips: Any) -> Any:
     return dali.fn.flip(result, vertical=flips[0], horizontal=flips[1])
 
 
-def _dense(values: Any) -> Any:
-    return np.ascontiguousarray(values) if isinstance(values, np.ndarray) else values
-
-
 def load_dali() -> Any:
-    """DALI's modules. Raises ImportError or OSError."""
-    names = {"fn": "nvidia.dali.fn", "types": "nvidia.dali.types", "pytorch": "nvidia.dali.plugin.pytorch"}
-    modules = {short: importlib.import_module(name) for short, name in names.items()}
-    return SimpleNamespace(pipeline_def=importlib.import_module("nvidia.dali").pipeline_def, **modules)
+    """DALI, with its plugin for PyTorch. Raises ImportError or OSError."""
+    import nvidia.dali.plugin.pytorch
+
+    return nvidia.dali
 
 
 def missing() -> str | None:

@@ -1,7 +1,9 @@
 """Encoded images, one at a time on the CPU, by Pillow: what is wrong with them, their headers and their pixels."""
 
+import contextlib
 import io
 import warnings
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import numpy as np
@@ -64,36 +66,32 @@ def flaw(raw: bytes) -> str | None:
 
 def read_header(raw: bytes, max_pixels: int = MAX_PIXELS) -> Header:
     """The header of an image. Raises BadSampleError where it is damaged, or (of a PNG) a checksum is not right."""
-    with _opened(raw, max_pixels) as image:
-        try:
-            late = image.format == "PNG" and any(word in raw for word in LATE)
-            if late:
-                image.load()
-            (width, height), orientation = image.size, _orientation(image)
-            plain = image.mode != "CMYK" and (image.format != "JPEG" or _is_tight(raw))
-            if not late:
-                image.verify()
-        except Exception as error:  # noqa: BLE001  # a damaged image can fail in any way
-            raise BadSampleError(f"is damaged ({error})") from None
-        return Header((width, height) if orientation >= 5 else (height, width), orientation, plain)
+    with _opened(raw, max_pixels, "is damaged") as image:
+        late = image.format == "PNG" and any(word in raw for word in LATE)
+        if late:
+            image.load()
+        (width, height), orientation = image.size, _orientation(image)
+        plain = image.mode != "CMYK" and (image.format != "JPEG" or _is_tight(raw))
+        if not late:
+            image.verify()
+    return Header((width, height) if orientation >= 5 else (height, width), orientation, plain)
 
 
 def decode(raw: bytes, max_pixels: int = MAX_PIXELS) -> NDArray[np.uint8]:
     """(H, W, 3) RGB, upright. Raises BadSampleError."""
-    with _opened(raw, max_pixels) as image:
-        try:
-            image.load()
-            if image.mode.startswith("I;16"):  # Pillow would cut these off at 255
-                pixels = (np.asarray(image) / 257).round().astype(np.uint8)[..., None].repeat(3, axis=2)
-            else:  # by way of RGBA, since Pillow warns of palettes with transparency
-                opaque = image.mode != "P" or "transparency" not in image.info
-                pixels = np.asarray((image if opaque else image.convert("RGBA")).convert("RGB"))
-            return upright(pixels, _orientation(image))
-        except Exception as error:  # noqa: BLE001  # a damaged image can fail in any way
-            raise BadSampleError(f"cannot be decoded ({error})") from None
+    with _opened(raw, max_pixels, "cannot be decoded") as image:
+        image.load()
+        if image.mode.startswith("I;16"):  # Pillow would cut these off at 255
+            pixels = (np.asarray(image) / 257).round().astype(np.uint8)[..., None].repeat(3, axis=2)
+        else:  # by way of RGBA, since Pillow warns of palettes with transparency
+            opaque = image.mode != "P" or "transparency" not in image.info
+            pixels = np.asarray((image if opaque else image.convert("RGBA")).convert("RGB"))
+        return upright(pixels, _orientation(image))
 
 
-def _opened(raw: bytes, max_pixels: int) -> Image.Image:
+@contextlib.contextmanager
+def _opened(raw: bytes, max_pixels: int, otherwise: str) -> Iterator[Image.Image]:
+    """The image, its header read. What fails inside the context is a BadSampleError that says `otherwise`."""
     if reason := flaw(raw):
         raise BadSampleError(reason)
     try:
@@ -103,10 +101,13 @@ def _opened(raw: bytes, max_pixels: int) -> Image.Image:
     except Exception:  # noqa: BLE001  # a damaged image can fail in any way
         raise BadSampleError("is damaged, or not a JPEG, PNG or WebP image") from None
     if image.width * image.height > max_pixels:
-        raise BadSampleError(
-            f"is too large: {image.width:,} x {image.height:,} pixels; --max-pixels {max_pixels} at most"
-        )
-    return image
+        size = f"{image.width:,} x {image.height:,} pixels"
+        raise BadSampleError(f"is too large: {size}; --max-pixels {max_pixels} at most")
+    try:
+        with image:
+            yield image
+    except Exception as error:  # noqa: BLE001  # as above
+        raise BadSampleError(f"{otherwise} ({error})") from None
 
 
 def _is_tight(raw: bytes) -> bool:

@@ -12,6 +12,7 @@ from fastgat.data.augmentation import Uniforms
 from fastgat.data.bad_samples import BadSamples, Rows
 from fastgat.data.sampler import Sampler
 from fastgat.data.sets import Images
+from fastgat.errors import DataError
 
 Request = tuple[Rows, Uniforms | None]
 """The samples of a batch and, in training, what augmentation draws for them."""
@@ -74,9 +75,14 @@ class SampledLoader(ABC):
         return self._batches(request, range(start, sys.maxsize), self.skipped.substitutes)
 
     def once(self) -> Iterator[Batch]:
-        parts = list(self.sampler.in_order())
-        batches = self._batches(lambda number: (parts[number], None), range(len(parts)), self.skipped.good_places)
-        return self.skipped.without_empty(batches)
+        parts, any_left, bad = list(self.sampler.in_order()), False, self.skipped
+        for batch in self._batches(lambda number: (parts[number], None), range(len(parts)), bad.good_places):
+            if len(batch.labels):
+                any_left = True
+                yield batch
+        if bad.reasons and not any_left:
+            first = next(iter(bad.reasons.values()))
+            raise DataError(f"no sample of the whole set can be read; one of them: {first}")
 
     @abstractmethod
     def _batches(

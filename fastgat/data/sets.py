@@ -177,15 +177,18 @@ def assemble(
     """The data set of a user's images: `parts` has train, maybe val and test.
 
     Without val, a tenth of train is held out by `rule`: "name", or "position", as runs of earlier versions did.
+    Raises DataError where there are too few.
     """
-    train, none = parts["train"], parts["train"].first(0)
+    train = parts["train"]
+    test = parts.get("test", train.first(0))
     if "val" in parts:
         order = np.random.default_rng(seed).permutation(len(train))  # so that the first of them are of all classes
         train, validation = train.take(order), parts["val"]
     else:
         train, validation = (hold_out if rule == "name" else hold_out_by_position)(train, seed)
+        if not len(validation):
+            raise DataError(f"{len(train)} images of {len(classes)} classes are too few to hold any out for validation")
         source += ", a tenth of the training images held out to validate"
-    test = parts.get("test", none)
     return DataSet(name, train, validation, test, classes, source, passed_over=str(passed_over))
 
 
@@ -193,19 +196,16 @@ def hold_out(images: EncodedSet, seed: int) -> tuple[EncodedSet, EncodedSet]:
     """About nine tenths of the images, in random order, and the rest: a seeded choice by each image's name alone.
 
     So another image more or less moves none. Two exceptions: every class keeps an image to train on, and one image at
-    least is held out. Raises DataError where there is none to hold out.
+    least is held out, where a class has one to spare.
     """
     shares = np.array([_share(key, seed) for key in images.keys()])  # noqa: SIM118  # not a dictionary's
     order = np.argsort(shares, kind="stable")
-    last = np.zeros(int(images.labels.max()) + 1, np.int64)
-    last[images.labels[order]] = order  # of each class the image with the largest share
-    kept = np.isin(np.arange(len(images)), last[images.labels])
-    held = (shares < HELD_OUT) & ~kept
-    if not held.any():
-        if kept.all():
-            raise _too_few(images)
-        held[order[~kept[order]][0]] = True
-    return images.take(order[~held[order]]), images.take(np.flatnonzero(held))
+    _, last = np.unique(images.labels[order[::-1]], return_index=True)
+    kept = order[::-1][last]  # of each class the image with the largest share
+    held = np.setdiff1d(np.flatnonzero(shares < HELD_OUT), kept)
+    if not len(held):
+        held = order[~np.isin(order, kept)][:1]
+    return images.take(order[~np.isin(order, held)]), images.take(held)
 
 
 def _share(key: str, seed: int) -> float:
@@ -222,12 +222,5 @@ def hold_out_by_position(images: EncodedSet, seed: int) -> tuple[EncodedSet, Enc
     held = np.minimum(np.rint(counts * HELD_OUT).astype(int), counts - 1)
     if not held.any():
         held[counts.argmax()] = min(1, counts.max() - 1)
-    if not held.any():
-        raise _too_few(images)
     rows = np.concatenate([by_class[at : at + count] for at, count in zip(first, held, strict=True)])
     return images.take(order[~np.isin(order, rows)]), images.take(np.sort(rows))
-
-
-def _too_few(images: EncodedSet) -> DataError:
-    classes = len(np.unique(images.labels))
-    return DataError(f"{len(images)} images of {classes} classes are too few to hold any out for validation")

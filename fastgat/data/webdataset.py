@@ -126,21 +126,22 @@ def expand(pattern: str) -> list[Path]:
         raise DataError(f"{pattern[:40]}...: a pattern of {len(pattern):,} characters, longer than a path can be")
     if os.path.exists(pattern):  # noqa: PTH110  # brackets and all; a Path raises for names that are too long
         return [Path(pattern)]
-    paths: list[str] = []
-    waiting = [pattern]
-    while waiting:
-        each = waiting.pop()
-        braces = re.search(r"\{([^{}]*)\}", each)
-        if braces is None:
-            paths.append(each)
-            continue
-        ends = re.fullmatch(r"(\d{1,18})\.\.(\d{1,18})", braces[1])
-        words = range(int(ends[1]), int(ends[2]) + 1) if ends else braces[1].split(",")
-        if len(words) + len(waiting) + len(paths) > SHARDS:
+    choices, count = [], 1
+    for part in re.split(r"(\{[^{}]*\})", pattern):
+        choices.append(_choices(part))
+        count *= max(1, len(choices[-1]))
+        if count > SHARDS:
             raise DataError(f"{pattern}: names more than {SHARDS:,} shards")
-        width = len(ends[1]) if ends else 0
-        waiting += [each[: braces.start()] + str(word).zfill(width) + each[braces.end() :] for word in reversed(words)]
+    paths = map("".join, itertools.product(*choices))
     return [Path(path) for each in paths for path in (sorted(glob.glob(each)) if glob.has_magic(each) else [each])]  # noqa: PTH207
+
+
+def _choices(part: str) -> list[str]:
+    """What a part of a pattern stands for: the numbers of {000..031}, or one more than are allowed; {a,b}; itself."""
+    if ends := re.fullmatch(r"\{(\d{1,18})\.\.(\d{1,18})\}", part):
+        numbers = range(int(ends[1]), int(ends[2]) + 1)[: SHARDS + 1]
+        return [str(number).zfill(len(ends[1])) for number in numbers]
+    return part[1:-1].split(",") if part.startswith("{") and part.endswith("}") else [part]
 
 
 def shard_index(path: Path) -> ShardIndex:
