@@ -26,7 +26,7 @@ EXTRA_FRACTION = 0.7
 
 @dataclass(frozen=True)
 class DataConfig(Options):
-    """Which images, and how they come to the step."""
+    """The data set, and how its images reach the step."""
 
     dataset: str = option(
         "auto", "data set: auto, cifar10, cifar100, digits, folder:PATH (class folders), or webdataset:PATTERN (tars)"
@@ -84,7 +84,7 @@ class DataConfig(Options):
 
 @dataclass(frozen=True)
 class ModelConfig(Options):
-    """Which networks."""
+    """The two networks."""
 
     classifier: str = option(
         "table1",
@@ -112,7 +112,7 @@ class ModelConfig(Options):
 
 @dataclass(frozen=True)
 class OptimizerConfig(Options):
-    """How they learn; the generator always by Adam."""
+    """The optimisers and their schedules; the generator's is always Adam."""
 
     optimizer: str = option("adam", "optimiser of the classifier", choices=("adam", "adamw", "sgd"))
     lr: float = option(1e-3, "learning rate of the classifier", above=0)
@@ -158,7 +158,7 @@ class OptimizerConfig(Options):
 
 @dataclass(frozen=True)
 class PrecisionConfig(Options):
-    """In which number format and memory layout."""
+    """The number format and memory layout."""
 
     amp: bool = option(False, "automatic mixed precision")
     amp_dtype: str = option(
@@ -173,7 +173,7 @@ class PrecisionConfig(Options):
 
 @dataclass(frozen=True)
 class RunConfig(Options):
-    """How often to report and save, and when to stop early."""
+    """Where and how a run executes: device, compilation, reports, checkpoints, early stopping."""
 
     device: str = option("auto", "cpu, cuda, cuda:N, or auto: a GPU where there is one")
     compile: bool | None = option(
@@ -339,7 +339,7 @@ def flatten(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, 
 
 
 def merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
-    """Nested tables of which `over` decides where both have a key.
+    """Two nested tables merged; `over` wins where both have a key.
 
     Another method than that of `base` takes none of its options along.
     """

@@ -46,7 +46,7 @@ def export(
     image_size: int | tuple[int, int] | None = None,
     classifier: nn.Module | str | None = None,
 ) -> Path:
-    """Write the classifier of a run in another format; returns where.
+    """Write the classifier of a run in another format, and return the path.
 
     Args:
         run: a run folder or a checkpoint.

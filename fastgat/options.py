@@ -29,7 +29,7 @@ FLOAT32 = 2.0**-149, (2 - 2.0**-23) * 2.0**127
 
 @dataclass(frozen=True)
 class Constraint:
-    """What a field accepts besides its type."""
+    """The help text of a field and the values that it accepts."""
 
     help: str
     choices: tuple[str, ...] = ()

@@ -70,7 +70,7 @@ def verify(names: tuple[str, ...], data_dir: Path | None) -> None:
 
 
 def _decode(name: str, source: Folder | WebDataset) -> int:
-    """Read every image of a user; the number of those that cannot be."""
+    """Read every image of a user's data set; returns how many cannot be read."""
     with contextlib.closing(TransferBar(Console(stderr=True))) as transfer:
         images = source.load(0, transfer)
         parts = (images.train, images.validation, images.test)

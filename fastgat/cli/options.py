@@ -65,8 +65,11 @@ def run_options(
     without: Collection[str] = (),
     defaults: Mapping[str, object] | None = None,
 ) -> Decorator:
-    """Decorates a click command with the options of `settings` called `names` (all) but those `without`, and unless
-    told otherwise with --method and all options of the methods; `defaults` are those that the command has otherwise."""
+    """Decorator that gives a click command the options of `settings` called `names`, by default all.
+
+    With `method` it also has --method and the options of every method. It has none of those called `without`; its help
+    shows its own `defaults`.
+    """
     chosen = [
         click_option(setting, (defaults or {}).get(setting.field.name))
         for setting in settings()
@@ -80,7 +83,7 @@ def run_options(
 
 
 def settings_options(*owners: type) -> Decorator:
-    """Decorates a click command with the options of these dataclasses."""
+    """Decorator that gives a click command the options of these dataclasses."""
     return _all([click_option(Setting("", f, owner)) for owner in owners for f in declared(owner)])
 
 
@@ -114,7 +117,7 @@ def overrides(given: dict[str, Any]) -> dict[str, Any]:
 
 
 def click_option(setting: Setting, default: object = None) -> Decorator:
-    """The option of one field, whose help names its default, or the command's own; None where it is not given."""
+    """The command-line option of one field. Its help names the default; its value is None where it is not given."""
     f = setting.field
     plain, _ = value_type(setting.owner, f.name)
     rule = constraint(f)

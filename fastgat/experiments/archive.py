@@ -1,4 +1,4 @@
-"""results.json: all that pages are made of, in one file that can be kept where the runs cannot; and its types.
+"""results.json and its types: one file with everything that pages are made of, small enough to commit.
 
 cells      by name: settings (those that decide the result), summary or the reason why it diverged, environment
 measured   by name: key, figures, environment, seconds
@@ -15,11 +15,11 @@ from fastgat.store import read_object
 
 RESULTS = "results.json"
 Row = dict[str, Any]
-"""What metrics.jsonl says of an epoch."""
+"""An epoch's row of metrics.jsonl."""
 
 
 class Environment(TypedDict, total=False):
-    """What of environment.json is shown."""
+    """The part of environment.json that pages show."""
 
     packages: dict[str, str]
     gpus: list[str]
@@ -54,7 +54,7 @@ class KeptRun(TypedDict):
 
 
 class Measured(TypedDict):
-    """What was computed from trained networks, or timed; `figures` are None where it diverged."""
+    """A measurement of trained networks, or a timing; `figures` is None where it diverged."""
 
     key: dict[str, Any]
     figures: dict[str, Any] | None
@@ -64,7 +64,7 @@ class Measured(TypedDict):
 
 
 class Epoch(TypedDict, total=False):
-    """What is read of an epoch's row."""
+    """The part of an epoch's row that is read."""
 
     epoch: int
     validation_accuracy: float
@@ -91,7 +91,7 @@ class Archive(NamedTuple):
 
 
 def read_archive(folder: Path) -> Archive:
-    """What `folder`/results.json holds, or nothing where there is none. Raises DataError if it is damaged."""
+    """The content of `folder`/results.json, empty where there is none. Raises DataError if it is damaged."""
     content = read_object(folder / RESULTS, _Content)
     epochs: dict[str, list[Row]] = defaultdict(list)
     for row in content["epochs"] if content is not None else ():

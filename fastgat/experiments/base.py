@@ -1,4 +1,4 @@
-"""What an experiment is: jobs, the figures that come of them, and how they are shown.
+"""The base class of experiments: their jobs, their figures, and the section that shows them.
 
 A new experiment is one file with a class derived from Experiment, registered in `fastgat.experiments`, and a template
 of its section, `NAME.md.jinja`.
@@ -23,8 +23,11 @@ if TYPE_CHECKING:
 
 
 class Experiment(ABC):
-    """Attributes: `name` on the command line, `title` of its section, `template` of the section (by default `name`),
-    `chosen`, the methods whose hyperparameter it takes from the search, `images`, whether it needs the data set."""
+    """An experiment of `fastgat reproduce`, called `name` there.
+
+    Its section has a `title` and a `template` (by default that of its name). A search chooses the hyperparameter of the
+    methods in `chosen`; `images` says whether it needs the data set.
+    """
 
     name: ClassVar[str]
     title: ClassVar[str]
@@ -33,34 +36,34 @@ class Experiment(ABC):
     images: ClassVar[bool] = True
 
     def plan(self, plan: Plan) -> Plan:
-        """The plan as this experiment has it."""
+        """The plan with this experiment's own changes."""
         return plan
 
     @abstractmethod
     def cells(self, plan: Plan, store: RunStore) -> list[Cell]:
-        """The runs behind its figures that are known by now, in the order in which they are wanted. What depends on a
-        choice that has not been made yet comes when it has."""
+        """The runs behind its figures, in the order in which they are wanted. Those that depend on a choice which is
+        still open come once it has been made."""
 
     def measurements(self, plan: Plan, store: RunStore) -> list[Measurement]:
-        """What can be computed from the runs that are finished, done or not."""
+        """The measurements that the finished runs allow, done or not."""
         return []
 
     def measured(self, plan: Plan, store: RunStore) -> dict[str, Measured]:
-        """What was measured for it, by name; of times also on other machines than this one."""
+        """The kept measurements of this experiment, by name; timings of other machines too."""
         names = (job.name for job in self.measurements(plan, store))
         return {name: content for name in names if (content := store.measured(name)) is not None}
 
     def jobs(self, plan: Plan, store: RunStore) -> list[Job]:
-        """What can be done now, done or not."""
+        """Every job that can be done now, done or not."""
         plan = self.plan(plan)
         return [*map(Training, self.cells(plan, store)), *self.measurements(plan, store)]
 
     @abstractmethod
     def collect(self, plan: Plan, store: RunStore) -> dict[str, Any] | None:
-        """The figures that there are, as plain values; None where there are none yet."""
+        """The figures so far, as plain values; None where there are none yet."""
 
     def remarks(self, plan: Plan) -> list[str]:
-        """What it does otherwise than the paper, or decides where the paper says nothing, a line each."""
+        """Lines on where it differs from the paper, or decides what the paper leaves open."""
         return []
 
     def section(self, plan: Plan, figures: dict[str, Any]) -> str:

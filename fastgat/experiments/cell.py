@@ -31,7 +31,7 @@ SHOWN = (
 
 @dataclass(frozen=True)
 class Cell:
-    """A run, and the name of its folder.
+    """One training run and the name of its folder.
 
     Two cells have the same name if and only if they compute the same thing: settings at their defaults, and those that
     decide only how fast a run is, do not enter it.

@@ -26,7 +26,7 @@ GENERATOR_BATCH = 64
 
 
 class _Row(TypedDict):
-    """What is read of a measurement."""
+    """The figures of a measurement."""
 
     cg: float
     power: float
@@ -59,7 +59,7 @@ class Figure2(Experiment):
         ]
 
     def stronger(self, rows: list[dict[str, Any]], side: str) -> int:
-        """At how many values of c_g the generator leaves less than fast gradient on `side`."""
+        """The number of values of c_g at which the generator leaves less accuracy than fast gradient on `side`."""
         return sum(row["accuracy"]["generator"] < row["accuracy"][side] for row in rows)
 
     def plots(self, figures: dict[str, Any]) -> dict[str, Any]:

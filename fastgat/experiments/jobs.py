@@ -1,4 +1,4 @@
-"""What an experiment has to do: cells to train and figures to compute, each done once and kept in the store."""
+"""Jobs of an experiment: cells to train and figures to compute, each done once and kept in the store."""
 
 import time
 from abc import ABC, abstractmethod
@@ -26,21 +26,21 @@ FORMAT = 1
 
 
 class Job(ABC):
-    """Attributes: `alone`, whether nothing else should run on this machine meanwhile."""
+    """A piece of work with a name; `alone` if nothing else should run on this machine meanwhile."""
 
     alone: bool = False
 
     @property
     @abstractmethod
     def name(self) -> str:
-        """Unlike that of any other job; the name of a file."""
+        """Its unique name, which can be a file's."""
 
     @abstractmethod
     def done(self, store: RunStore) -> bool: ...
 
     @abstractmethod
     def run(self, store: RunStore, report: Report, stopped: Stopped) -> str | None:
-        """Do it, or go on with it. Returns what came of it in a few words, or None where a signal came first."""
+        """Do it, or continue it. Returns the outcome in a few words, or None where a signal came first."""
 
 
 @dataclass(frozen=True)
@@ -76,7 +76,7 @@ class Training(Job):
 
 
 class Follower(Callback):
-    """Tells how far a training is."""
+    """Reports how far a training is."""
 
     def __init__(self, name: str, report: Report) -> None:
         self.name, self.report = name, report
@@ -152,7 +152,7 @@ class Measurement(Job):
 
 
 def checked_figures(store: RunStore, content: Measured, shape: Any) -> dict[str, Any] | None:
-    """The figures of what was kept; None where they diverged. Raises DataError unless they are of the type `shape`."""
+    """The figures of a kept measurement, None where it diverged. Raises DataError if they are not of type `shape`."""
     if content["figures"] is not None:
         try:
             check_type(content["figures"], shape, "figures")

@@ -41,7 +41,7 @@ def check_page(path: Path) -> None:
 
 
 def collect(experiments: Sequence[Experiment], plan: Plan, store: RunStore) -> dict[str, Any]:
-    """What is there: figures by experiment, and the runs and measurements that they come from."""
+    """The results so far: figures by experiment, and the runs and measurements that they come from."""
     collected = {each.name: each.collect(plan, store) for each in experiments}
     figures = {name: numbers for name, numbers in collected.items() if numbers is not None}
     jobs = {job.name: job for each in experiments for job in each.jobs(plan, store)}
@@ -95,7 +95,7 @@ def write_page(
 
 
 def _run(store: RunStore, cell: Cell) -> dict[str, Any] | None:
-    """A finished run: what came of it, and on what."""
+    """The outcome and machine of a finished run."""
     run = store.run(cell)
     if run is None:
         return None
@@ -106,7 +106,7 @@ def _run(store: RunStore, cell: Cell) -> dict[str, Any] | None:
 
 
 def _machine(kept: KeptRun | Measured) -> dict[str, str]:
-    """What something ran on, in words."""
+    """The machine and versions of a run or measurement, in words."""
     environment = kept.get("environment", {})
     packages, gpus = environment.get("packages", {}), environment.get("gpus")
     cpu = f"{environment.get('cpus', 'unknown')} CPUs, {environment.get('cpu_capability', 'unknown')}"
@@ -130,8 +130,8 @@ def _rendered(name: str, **values: Any) -> str:
 
 
 def deviations(plan: Plan, experiments: Sequence[Experiment], ran: Collection[str]) -> list[str]:
-    """What the paper did otherwise, and what it does not say and was decided here; of searches, those of methods that
-    `ran`."""
+    """Lines on what differs from the paper and what it leaves open. Of searches, those of the methods that `ran` are
+    told."""
     chosen = {name for each in experiments for name in each.chosen if search.READINGS.get(name, (name,))[0] in ran}
     grids = {name: search.grid(plan, name) for name in search.PARAMETERS if name in chosen}
     text = _rendered(

@@ -1,4 +1,4 @@
-"""Figures 3 and 4: fast gradient L2 against trained networks, made on each itself, and on another baseline."""
+"""Figures 3 and 4: trained networks under fast gradient L2, made on each network itself or on another baseline."""
 
 from functools import partial
 from typing import Any, ClassVar, TypedDict
@@ -24,7 +24,7 @@ SHOWN = (0.0, 0.1, 0.3, 0.5, 1.0, 2.0)
 
 
 class _Curves(TypedDict):
-    """What a measurement tells: accuracy at each epsilon, by network."""
+    """The figures of a measurement: accuracy at each epsilon, by network."""
 
     accuracies: dict[str, list[float]]
 
@@ -38,14 +38,14 @@ class Robustness(search.Searching):
     indirect: ClassVar[bool]
 
     def source(self, plan: Plan) -> Cell:
-        """The other network: a baseline of a seed that no attacked network has."""
+        """The network that indirect perturbations are made on: a baseline of a seed that no attacked network has."""
         return plan.cell(Baseline(), plan.numbers.stop)
 
     def cells(self, plan: Plan, store: RunStore) -> list[Cell]:
         return [cell for seed in plan.numbers for cell in self._networks(plan, store, seed).values()]
 
     def measurements(self, plan: Plan, store: RunStore) -> list[Measurement]:
-        """One for each seed whose networks are all trained."""
+        """A measurement for each seed whose networks are all trained."""
         cells = {seed: self._networks(plan, store, seed) for seed in plan.numbers}
         return [
             self._measurement(plan, networks, seed)

@@ -96,8 +96,8 @@ class Search(Experiment):
 
 
 def compare(store: RunStore, tried: Sequence[Cell]) -> dict[str, Any]:
-    """`accuracies` on validation images (one a seed, at each run's best epoch), `best_epochs`, and `diverged`, how many
-    runs came to nothing."""
+    """The outcome of some runs: `accuracies` on validation images (at each run's best epoch), `best_epochs`, and
+    `diverged`, the number of runs that came to nothing."""
     summaries = store.summaries(tried)
     return {
         "accuracies": [summary["validation_accuracy"] for summary in summaries],
@@ -107,7 +107,7 @@ def compare(store: RunStore, tried: Sequence[Cell]) -> dict[str, Any]:
 
 
 def best(rows: Sequence[dict[str, Any]]) -> int | None:
-    """Which row is best on validation: of the fewest runs that diverged, the highest mean. None without accuracies."""
+    """The index of the best row on validation: fewest diverged runs, then highest mean. None without accuracies."""
     ranked = [i for i, row in enumerate(rows) if row["accuracies"]]
     return max(ranked, key=lambda i: (-rows[i]["diverged"], mean(rows[i]["accuracies"])), default=None)
 
@@ -120,14 +120,14 @@ def cells(plan: Plan, store: RunStore, methods: tuple[str, ...]) -> list[Cell]:
 
 
 def chosen(plan: Plan, store: RunStore, name: str) -> Method | None:
-    """The method called `name` as validation would have it; None as long as that is not known, or if nothing came of
-    any of its runs."""
+    """The method called `name` with the value that validation has chosen; None until it has, or if every run
+    diverged."""
     choice = choose(plan, store, name)
     return None if choice is None else choice.method
 
 
 def choose(plan: Plan, store: RunStore, name: str) -> Choice | None:
-    """How the method called `name` is chosen, or None as long as there are runs to be done."""
+    """The choice of the method called `name`, or None as long as there are runs to be done."""
     methods = _variants(plan, store, name)
     if not methods:
         return None
@@ -175,7 +175,7 @@ def _variants(plan: Plan, store: RunStore, name: str) -> list[Method]:
 
 
 def seeds(plan: Plan) -> range:
-    """Those of the runs that choose."""
+    """The seeds of the runs that choose."""
     return range(plan.base.seed, plan.base.seed + plan.search_seeds)
 
 

@@ -105,7 +105,7 @@ class RunStore:
         return run["summary"] if run is not None else None
 
     def summaries(self, cells: Iterable[Cell]) -> list[Summary]:
-        """Those of the cells that have been trained to their end."""
+        """The summaries of the cells that have been trained to their end."""
         return [summary for cell in cells if (summary := self.summary(cell)) is not None]
 
     def diverged(self, cell: Cell) -> str | None:
@@ -157,12 +157,12 @@ class RunStore:
         return load_classifier(folder, device=device, classifier=cell.config.model.classifier)
 
     def measured(self, name: str) -> Measured | None:
-        """What was kept under `name`."""
+        """The measurement that was kept under `name`."""
         content: Measured | None = self._measured.load(name, Measured)
         return content or self.archive.measured.get(name)
 
     def all_measured(self, prefix: str) -> dict[str, Measured]:
-        """Everything that was kept under names that begin with `prefix`, by name."""
+        """The kept measurements whose names begin with `prefix`, by name."""
         names = {*self._measured.names(prefix), *(name for name in self.archive.measured if name.startswith(prefix))}
         return {name: content for name in sorted(names) if (content := self.measured(name)) is not None}
 

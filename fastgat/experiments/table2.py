@@ -47,14 +47,14 @@ class Table2(search.Searching):
         return paper.TABLE2.get(plan.dataset, {}) if plan.base.model.classifier == "table1" else {}
 
     def verdict(self, plan: Plan, row: dict[str, Any]) -> str:
-        """How a row of `collect` compares with the paper's."""
+        """The verdict on a row of `collect` beside the paper's."""
         expected = self.expected(plan).get(row["method"])
         if expected is None or not row["accuracy"] or not plan.comparable:
             return "-"
         return verdict(Spread.of(list(row["accuracy"].values())), expected)
 
     def setting(self, row: dict[str, Any], value: float | None = None) -> str:
-        """What was chosen for a row, or `value` as one that was tried; an L-inf epsilon in pixels."""
+        """The chosen settings of a row in words, or those with `value`; an L-inf epsilon in 1/255."""
         method, parameter = row["method"], search.PARAMETERS.get(row["method"])
         names = sorted({parameter, "dropout"} & row["settings"].keys()) if value is None else [parameter]
         values = {name: row["settings"][name] if value is None else value for name in names}
@@ -67,7 +67,7 @@ class Table2(search.Searching):
         return [row["method"] for row in rows if plan.base.epochs in row["best_epoch"].values()]
 
     def remark(self, row: dict[str, Any], tried: dict[str, Any]) -> str:
-        """What is said of a value that was tried."""
+        """The remark on a value that was tried."""
         chosen = tried["value"] == _taken(row)
         return ", ".join(["chosen"] * chosen + [f"{tried['diverged']} diverged"] * bool(tried["diverged"]))
 
@@ -114,7 +114,7 @@ class Larger(Table2):
 
 
 def _taken(row: dict[str, Any]) -> float | None:
-    """The value of the method's hyperparameter."""
+    """The chosen value of the method's hyperparameter."""
     value: float | None = row["settings"].get(search.PARAMETERS.get(row["method"]))
     return value
 
@@ -187,5 +187,5 @@ def _rivals(validation: dict[str, BySeed]) -> dict[str, str]:
 
 
 def _differences(ours: BySeed, others: BySeed) -> BySeed:
-    """By the seeds that both have."""
+    """The differences of the seeds that both have."""
     return {seed: value - others[seed] for seed, value in ours.items() if seed in others}

@@ -1,4 +1,4 @@
-"""Doing what is left to do: in this process, or in several that share the store."""
+"""The loop that does all jobs: in this process, or in several that share the store."""
 
 import os
 import signal
@@ -25,7 +25,7 @@ PATIENCE = 2.0
 
 
 def pending(experiments: Sequence[Experiment], plan: Plan, store: RunStore) -> list[Job]:
-    """What can be done now and is not, each job once."""
+    """The jobs that can be done now and are not, each once."""
     jobs = {job.name: job for experiment in experiments for job in experiment.jobs(plan, store)}
     return [job for job in jobs.values() if not job.done(store)]
 

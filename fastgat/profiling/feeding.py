@@ -1,4 +1,4 @@
-"""A step that is fed: the same step, its minibatches from the run's loader instead of memory."""
+"""The loader of a run as the source of a profiled step's minibatches."""
 
 import time
 
@@ -36,7 +36,7 @@ class Feeder:
         self.waited = 0.0
 
     def minibatches(self, count: int) -> list[Batch]:
-        """The next `count`: the generator's first, then the classifier's."""
+        """The next `count` minibatches: the generator's first, then the classifier's."""
         began = time.perf_counter()
         with phase("data"):
             streams = [self.generator_batches] * (count - 1) + [self.classifier_batches]

@@ -17,7 +17,7 @@ OTHER = "other"
 
 
 class Clock:
-    """Adds up the time inside each phase; an inner phase's time is not its outer one's."""
+    """Adds up the time inside each phase; the time of an inner phase does not count for the outer one."""
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
@@ -65,7 +65,7 @@ def trace(side: Fastgat, file: Path) -> None:
 
 @torch.no_grad()
 def _run(side: Fastgat, steps: int) -> dict[str, float]:
-    """Take some steps; the seconds in each phase."""
+    """Take some steps, and return the seconds in each phase."""
     _, draws = side.next_inputs()
     side.feeder.minibatches(len(draws))
     clock = Clock(side.device)

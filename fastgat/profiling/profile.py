@@ -1,4 +1,4 @@
-"""The comparison: parity first, then sides that take turns, then what limits them."""
+"""The comparison of textbook and fastgat: parity first, then timing in turns, then what limits each."""
 
 import statistics
 from collections.abc import Callable
@@ -128,12 +128,12 @@ def check_parity(ours: Any, theirs: Any, spec: Spec) -> None:
 
 
 def turns_at_once(turn_ms: float) -> int:
-    """How many turns of a method to time at once on a GPU, where a clock must be waited for: 20, of slow ones fewer."""
+    """The number of turns to time at once on a GPU, where reading the clock waits: 20, fewer of slow ones."""
     return min(max(int(AT_ONCE_MS / turn_ms), 1), 20)
 
 
 def fed_count(step_ms: float, block: int) -> int:
-    """How many steps with a loader to time at once: as many blocks as there is time for, FED at most, one at least."""
+    """The number of steps with a loader to time at once: 1 to FED blocks, as time allows."""
     in_time = int(FED_SECONDS * 1e3 / step_ms)
     return block * min(max(in_time // block, 1), FED)
 

@@ -63,7 +63,7 @@ class Spec:
         return self.config.method
 
     def in_plain_precision(self) -> Self:
-        """The same in float32, channels first: PyTorch as it comes."""
+        """This side in float32, channels first: PyTorch as it comes."""
         return replace(self, config=replace(self.config, precision=PrecisionConfig()), as_it_comes=True)
 
 
@@ -92,7 +92,7 @@ class Side:
         self.inputs: Iterator[tuple[list[Batch], list[Draws]]] = itertools.cycle(sets)
 
     def close(self) -> None:
-        """Give the process its own TF32 setting back."""
+        """Restore the TF32 setting of the process."""
         self._tf32.__exit__(None, None, None)
 
     def step(self) -> None:
@@ -116,7 +116,7 @@ class Side:
         return module.to(self.device).to(memory_format=self.layout).train()  # type: ignore[call-overload]  # torch's stub lacks it
 
     def _minibatches(self) -> tuple[list[Batch], list[Draws]]:
-        """As many minibatches as Algorithm 1 takes; schedules on one minibatch take the last."""
+        """Random minibatches and draws for one step of Algorithm 1; schedules on one minibatch take the last."""
         spec, source = self.spec, torch.Generator().manual_seed(torch.initial_seed() % 2**31)
         owed = self.method.generator_steps if isinstance(self.method, GAT) else 0
         batches, draws = [], []
@@ -234,7 +234,7 @@ class Fastgat(Side):
 
     @cached_property
     def feeder(self) -> Feeder:
-        """The loader of `fed_step`."""
+        """The loader that `fed_step` takes minibatches from."""
         spec = self.spec
         shape = (spec.image_size, spec.image_size, CHANNELS)
         return Feeder(spec.config, shape, spec.num_classes, self.device)

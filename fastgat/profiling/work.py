@@ -1,4 +1,4 @@
-"""How much a step computes, moves and launches, and how much the hardware can at best, measured in the same process."""
+"""How much a step computes, moves and launches, and how fast the hardware can do that at best."""
 
 import collections
 from collections.abc import Callable, Sequence
@@ -54,7 +54,7 @@ def work(side: Side) -> dict[str, int]:
 
 
 def work_of_kind(side: Side, kind: str) -> dict[str, int]:
-    """The same of one kind of fastgat's steps."""
+    """FLOPs and bytes of one kind of fastgat's steps."""
     counter = Counter()
     if not isinstance(side, Fastgat):
         with counter:
@@ -110,7 +110,7 @@ def launches(side: Side) -> dict[str, Any] | None:
 
 
 def summarised(events: Sequence[Any], steps: int) -> dict[str, Any]:
-    """`launches` of the profiler's events of so many steps."""
+    """The figures of `launches` from the profiler's events of so many steps."""
     kernels = [
         event
         for event in events

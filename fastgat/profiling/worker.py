@@ -21,7 +21,7 @@ class Worker(WorkerProcess):
     """The process of one side, which answers questions."""
 
     def __init__(self, spec: Spec, target: Callable[..., None] | None = None) -> None:
-        """`target` runs in the process: `serve`, or a function that changes something there and calls it."""
+        """Start it; `target`, if given, runs there in place of `serve` and calls it."""
         super().__init__(target or serve, spec, advice="try a smaller --batch-size")
 
     def ask(self, question: str, *arguments: Any) -> Any:
@@ -56,7 +56,7 @@ class Fed(NamedTuple):
 
 
 def fed_steps(side: Fastgat, count: int) -> Fed:
-    """`count` steps of one kind after as many of the other, with a synchronised clock."""
+    """Time `count` steps on preloaded minibatches, then as many with the loader."""
     bare = steps(side, count)
     for _ in range(BUFFERED):  # what the loader has made ready meanwhile
         side.feeder.minibatches(1 + side.method.generator_minibatches)
@@ -68,7 +68,7 @@ def fed_steps(side: Fastgat, count: int) -> Fed:
 
 
 def loader(side: Fastgat) -> str:
-    """The name of its loader."""
+    """The name of the loader that feeds `side`."""
     return side.feeder.name
 
 

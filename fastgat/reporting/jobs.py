@@ -8,7 +8,7 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemaining
 
 
 class News(NamedTuple):
-    """How far a job is: `share` of it, and a few words; without a job, a remark.
+    """Progress of a job: the `share` that is done, and a few words; without a job, a remark.
 
     `left` counts the jobs that are known and not done; where it is given, this one is.
     """
@@ -23,7 +23,7 @@ Report = Callable[[News], None]
 
 
 class JobsDisplay:
-    """Call it with every piece of news.
+    """Shows news of jobs; call it with each.
 
     On a terminal jobs under way have bars; elsewhere (a log file) only the lines of those that are done are printed.
     """

@@ -9,7 +9,7 @@ import jinja2
 
 
 def render(template: str, package: str, filters: Mapping[str, Callable[..., Any]], **values: Any) -> str:
-    """The template file called `template` in `package`, filled in; what is HTML is escaped."""
+    """The template file called `template` in `package`, filled in; values in HTML are escaped."""
     environment = jinja2.Environment(
         autoescape=template.endswith(".html.jinja"),
         undefined=jinja2.StrictUndefined,
@@ -30,7 +30,7 @@ def render_report(figures: Mapping[str, Any], pictures: Mapping[str, bytes]) -> 
 
 
 def size(epsilon: float, norm: str) -> str:
-    """An epsilon as people write it: n/255 for pixels, where it is one."""
+    """An epsilon as people write it: n/255 in the L-inf norm where n is whole."""
     steps = epsilon * 255
     if norm == "linf" and abs(steps - round(steps)) < 1e-6:
         return f"{round(steps)}/255"

@@ -22,7 +22,7 @@ from fastgat.typed import AT_MOST, check_type, parse_json
 
 
 class Row(TypedDict):
-    """What a row of metrics.jsonl has at least."""
+    """The fields that every row of metrics.jsonl has."""
 
     event: str
     step: int

@@ -13,7 +13,7 @@ from rich.progress import (
 
 
 class TransferBar:
-    """Call it with what is being done, and how much is done and there is in all: bytes of a download, else a count.
+    """Shows a bar for each piece of work; call it with the work's name, how much is done, and how much there is.
 
     It shows itself from first call to last, and if `transient` leaves nothing behind.
     """
