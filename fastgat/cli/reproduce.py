@@ -140,7 +140,7 @@ def run_experiments(
     if any(each.images for each in experiments):
         with contextlib.closing(TransferBar(console)) as transfer:
             load_images(plan, transfer)  # once, before several processes want it
-    with JobsDisplay(console) as display:
+    with contextlib.closing(JobsDisplay(console)) as display:
         return work_together(experiments, plan, store, display, jobs)
 
 

@@ -3,7 +3,7 @@
 import os
 import signal
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from multiprocessing.connection import Connection, wait
@@ -72,19 +72,18 @@ def work_together(
 ) -> bool:
     """As `work`, by several processes, each with its share of the cores (or of the GPUs); what wants the machine for
     itself is done by this one, after them. An error of one stops all, at their next checkpoint."""
-    if processes > 1 and not _in_parallel(experiments, plan, store, report, processes):
-        return False
-    return work(experiments, plan, store, report)
-
-
-def _in_parallel(
-    experiments: Sequence[Experiment], plan: Plan, store: RunStore, report: Report, processes: int
-) -> bool:
+    if processes == 1:
+        return work(experiments, plan, store, report)
     advice = "try fewer --jobs, a smaller --batch-size or network"
     complete, stopping, failure = True, False, None
+    workers: dict[Any, WorkerProcess] = {}
+
+    def stop() -> None:
+        for worker in workers.values():
+            worker.stop()
+
     with Interrupts() as interrupts, ExitStack() as stack:
-        workers: dict[Any, WorkerProcess] = {}
-        stack.push(lambda kind, *_: _stop(workers.values()) if kind is not None else None)
+        stack.push(lambda kind, *_: stop() if kind is not None else None)
         for number in range(processes):
             arguments = (experiments, plan, store, number, processes)
             worker = stack.enter_context(WorkerProcess(_serve, *arguments, advice=advice))
@@ -103,15 +102,10 @@ def _in_parallel(
                     complete = complete and message
             if (failure or interrupts.received) and not stopping:
                 stopping = True
-                _stop(workers.values())
+                stop()
     if failure is not None:
         raise failure
-    return complete and not interrupts.received
-
-
-def _stop(workers: Iterable[WorkerProcess]) -> None:
-    for worker in workers:
-        worker.stop()
+    return complete and not interrupts.received and work(experiments, plan, store, report)
 
 
 class Teller:
@@ -146,10 +140,9 @@ def _share(plan: Plan, number: int, processes: int) -> Plan:
     device = pick_device(plan.base.run.device)
     if device.type == "cuda":
         if plan.base.run.device in ("auto", "cuda"):
-            name = f"cuda:{number % torch.cuda.device_count()}"
-            return replace(plan, base=replace(plan.base, run=replace(plan.base.run, device=name)))
-        return plan
-    if hasattr(os, "sched_setaffinity"):
+            run = replace(plan.base.run, device=f"cuda:{number % torch.cuda.device_count()}")
+            return replace(plan, base=replace(plan.base, run=run))
+    elif hasattr(os, "sched_setaffinity"):
         cores = sorted(os.sched_getaffinity(0))
         share = cores[number::processes] or [cores[number % len(cores)]]
         os.sched_setaffinity(0, share)

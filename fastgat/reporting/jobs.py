@@ -1,7 +1,7 @@
 """Many jobs on the terminal: a bar for each that is under way, a line for each that is done."""
 
 from collections.abc import Callable
-from typing import NamedTuple, Self
+from typing import NamedTuple
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
@@ -42,12 +42,10 @@ class JobsDisplay:
             disable=not console.is_terminal,
         )
         self.tasks: dict[str, TaskID] = {}
-
-    def __enter__(self) -> Self:
         self.bar.start()
-        return self
 
-    def __exit__(self, *error: object) -> None:
+    def close(self) -> None:
+        """Take the bars off the terminal."""
         self.bar.stop()
 
     def __call__(self, news: News) -> None:
