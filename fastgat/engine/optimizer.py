@@ -39,7 +39,8 @@ class PerParameter(nn.Module):
         for name, parameter in trainable_parameters(player).items():
             self.register_buffer(buffer_name(name), torch.zeros_like(parameter, requires_grad=False))
 
-    def of(self, parameters: dict[str, Tensor]) -> list[Tensor]:
+    def beside(self, parameters: dict[str, Tensor]) -> list[Tensor]:
+        """The buffers of these parameters, in their order."""
         return [self.get_buffer(buffer_name(name)) for name in parameters]
 
 
@@ -101,7 +102,7 @@ class Adam(Optimizer):
 
     def _update(self, parameters: dict[str, Tensor], gradients: dict[str, Tensor], weight_decay: float) -> None:
         weights, g = list(parameters.values()), [gradients[name] for name in parameters]
-        m, v = self.exp_avg.of(parameters), self.exp_avg_sq.of(parameters)
+        m, v = self.exp_avg.beside(parameters), self.exp_avg_sq.beside(parameters)
         if self._can_fuse(weights, g, m, v):
             decay = weight_decay, self.decoupled
             adam_(weights, g, m, v, self.updates, self.learning_rate, list(self.betas), self.epsilon, *decay)
@@ -132,7 +133,7 @@ class Adam(Optimizer):
 
 
 class AdamW(Adam):
-    """Adam with weight decay of its own (Loshchilov and Hutter 2019)."""
+    """Adam with decoupled weight decay (Loshchilov and Hutter 2019)."""
 
     decoupled: ClassVar[bool] = True
 
@@ -152,13 +153,13 @@ class SGD(Optimizer):
 
     def _update(self, parameters: dict[str, Tensor], gradients: dict[str, Tensor], weight_decay: float) -> None:
         weights, g = list(parameters.values()), [gradients[name] for name in parameters]
-        v = self.velocity.of(parameters)
+        v = self.velocity.beside(parameters)
         if weight_decay:
             g = list(torch._foreach_add(g, weights, alpha=weight_decay))
         torch._foreach_mul_(v, self.momentum)
         torch._foreach_add_(v, g)
-        moves = torch._foreach_add(g, v, alpha=self.momentum) if self.nesterov else v
-        torch._foreach_sub_(weights, torch._foreach_mul(moves, self.learning_rate))
+        directions = torch._foreach_add(g, v, alpha=self.momentum) if self.nesterov else v
+        torch._foreach_sub_(weights, torch._foreach_mul(directions, self.learning_rate))
 
 
 def create_optimizer(player: nn.Module, config: OptimizerConfig) -> Optimizer:
@@ -280,23 +281,9 @@ def _adam(
         gradient if gradient.stride() == weight.stride() else torch.empty_like(weight).copy_(gradient)
         for weight, gradient in zip(weights, gradients, strict=True)
     ]
-    kernel(
-        weights,
-        gradients,
-        m,
-        v,
-        [],
-        [updates.float()] * len(weights),
-        lr=learning_rate,
-        beta1=betas[0],
-        beta2=betas[1],
-        weight_decay=weight_decay,
-        eps=epsilon,
-        amsgrad=False,
-        maximize=False,
-        grad_scale=None,
-        found_inf=None,
-    )
+    steps = [updates.float()] * len(weights)
+    options = {"beta1": betas[0], "beta2": betas[1], "weight_decay": weight_decay, "eps": epsilon}
+    kernel(weights, gradients, m, v, [], steps, lr=learning_rate, amsgrad=False, maximize=False, **options)
     increment_version([*weights, *m, *v])  # which autograd checks before a backward pass that saved the old values
 
 

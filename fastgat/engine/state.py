@@ -76,12 +76,9 @@ class TrainState(nn.Module):
         self.classifier, self.generator = classifier, generator
         self.transient = _transient(players)
         self._places = {name: places(player) for name, player in players.items()}
+        self._means = {name: GradientMean(trainable_parameters(player), ranks) for name, player in players.items()}
         self.classifier_optimizer = create_optimizer(classifier, optimizer)
         self.generator_optimizer = Adam(generator, optimizer.generator_lr) if generator is not None else None
-        self._classifier_mean, self._generator_mean = (
-            GradientMean(trainable_parameters(player) if player is not None else {}, ranks)
-            for player in (classifier, generator)
-        )
         self.ema = Ema(classifier, optimizer.ema) if optimizer.ema is not None else None
         self.loss_scale = LossScale(device) if autocast == torch.float16 else None
         self.metrics = RunningMetrics(metrics, device, ranks)
@@ -94,12 +91,7 @@ class TrainState(nn.Module):
         return self.step.device
 
     def players(self) -> Players:
-        generator = self.generator
-        return Players(
-            self._network("classifier", self.classifier),
-            self._network("generator", generator) if generator is not None else None,
-            self.memory,
-        )
+        return Players(*(self._network(name) for name in self._means), memory=self.memory)
 
     def check_trainable(self) -> None:
         """Raises ConfigError where other parameters of a network are trainable than when this state was made."""
@@ -117,16 +109,13 @@ class TrainState(nn.Module):
     ) -> Players:
         """Apply gradients to the players' parameters, in place (`fastgat.methods.players.Update`)."""
         with phase("updates"):
-            classifier_mean = self._classifier_mean.start(classifier) if classifier is not None else None
-            generator_mean = self._generator_mean.start(generator) if generator is not None else None
-            if generator_mean is not None:
-                assert players.generator is not None
-                assert self.generator_optimizer is not None
-                self.generator_optimizer.update(players.generator.parameters, self._clipped(generator_mean()))
-            if classifier_mean is not None:
-                self.classifier_optimizer.update(players.classifier.parameters, self._clipped(classifier_mean()))
-                if self.ema is not None:
-                    self.ema.update(players.classifier.parameters)
+            gradients = {"classifier": classifier, "generator": generator}
+            under_way = [(name, self._means[name].start(each)) for name, each in gradients.items() if each is not None]
+            for name, finish in reversed(under_way):  # the classifier's are the most: begun first, awaited last
+                optimizer = getattr(self, f"{name}_optimizer")
+                optimizer.update(getattr(players, name).parameters, self._clipped(finish()))
+            if self.ema is not None and classifier is not None:
+                self.ema.update(players.classifier.parameters)
         return players
 
     def finish(self, metrics: Metrics, before: list[Tensor]) -> None:
@@ -134,8 +123,7 @@ class TrainState(nn.Module):
         with phase("updates"):
             finite = None
             if self.loss_scale is not None:
-                finite = all_finite([*self._learned(), *self._memories(), *metrics.values()])
-                finite = everywhere(finite, self.ranks)
+                finite = everywhere(all_finite([*self._learned(), *self._memories(), *metrics.values()]), self.ranks)
                 self.loss_scale.commit_or_restore(finite, self._restorable(), before)
             self.step.add_(1)
             self.metrics.add(metrics, self.step, finite)
@@ -173,8 +161,7 @@ class TrainState(nn.Module):
 
     def not_finite(self) -> list[str]:
         """The players of whom a parameter or a moment is NaN or infinite; waits for the device."""
-        names = ["classifier"] if self.generator is None else ["classifier", "generator"]
-        bad = [name for name in names if not bool(all_finite(self._learned(name)))]
+        bad = [name for name in self._means if not bool(all_finite(self._learned(name)))]
         return bad if bad or self.memory is None or bool(all_finite([self.memory])) else ["memory of the method"]
 
     def load_state_dict(self, *arguments: Any, **options: Any) -> Any:
@@ -212,7 +199,7 @@ class TrainState(nn.Module):
         return checksum
 
     def structure(self) -> int:
-        """A checksum of the networks' layers, their modes, and the names, shapes and dtypes of their tensors."""
+        """A checksum of the networks' layers, their modes, and their tensors' names, shapes and dtypes."""
         structure = [
             [(name, type(module).__name__, module.training) for name, module in self.named_modules()],
             [(name, str(tensor.dtype), tuple(tensor.shape)) for name, tensor in self.state_dict().items()],
@@ -222,8 +209,8 @@ class TrainState(nn.Module):
     def _memories(self) -> list[Tensor]:
         return [] if self.memory is None else [self.memory]
 
-    def _network(self, name: str, module: nn.Module) -> Network:
-        classifier = module is self.classifier
+    def _network(self, name: str) -> Network:
+        module, is_classifier = getattr(self, name), name == "classifier"
         buffers = dict(module.named_buffers())
         if not torch.compiler.is_compiling():  # gradient checkpointing runs passes again, which change the module's own
             buffers = {buffer: tensor.clone() for buffer, tensor in buffers.items()}
@@ -235,8 +222,8 @@ class TrainState(nn.Module):
             self._places[name],
             self.autocast,
             self.loss_scale.scale if self.loss_scale is not None else None,
-            interacts=classifier and self.interacts,
-            statistics=self.statistics if classifier else "both",
+            interacts=is_classifier and self.interacts,
+            statistics=self.statistics if is_classifier else "both",
         )
 
     def _restorable(self) -> list[Tensor]:
@@ -250,15 +237,11 @@ class TrainState(nn.Module):
 
     def _learned(self, *players: str) -> list[Tensor]:
         """The players' trainable parameters, and moments. Not the rest: a mask, say, may be infinite by right."""
-        return [
-            tensor
-            for name, module, optimizer in (
-                ("classifier", self.classifier, self.classifier_optimizer),
-                ("generator", self.generator, self.generator_optimizer),
-            )
-            if module is not None and optimizer is not None and (not players or name in players)
-            for tensor in (*trainable_parameters(module).values(), *optimizer.buffers())
-        ]
+        tensors: list[Tensor] = []
+        for name in players or self._means:
+            tensors += trainable_parameters(getattr(self, name)).values()
+            tensors += getattr(self, f"{name}_optimizer").buffers()
+        return tensors
 
     def _clipped(self, gradients: Tensors) -> Tensors:
         limit = self.optimizer.clip_grad
