@@ -1,19 +1,57 @@
-"""The global random generators of python and numpy, and torch's on the CPU, as plain values that JSON holds."""
+"""The global random generators of python, numpy and torch: seeding them, and their states in a checkpoint."""
 
 from __future__ import annotations
 
+import contextlib
+import os
 import random
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 STATE_LENGTH = 624
 """Words of the state of numpy's Mersenne Twister."""
 
 
+def seed_torch(seed: int, device: torch.device) -> None:
+    """Seed torch's global generators of the CPU and of `device`, which `torch.random.fork_rng([device])` puts back.
+
+    `torch.manual_seed` would seed those of every device.
+    """
+    torch.default_generator.manual_seed(seed)
+    if device.type == "cuda":
+        torch.cuda.init()
+        torch.cuda.default_generators[device.index].manual_seed(seed)
+
+
+@contextlib.contextmanager
+def seeded(seed: int, device: torch.device, deterministic: bool) -> Iterator[None]:
+    """Seed the global generators of python, numpy and torch, and put them back as they were at the end.
+
+    With `deterministic`, torch refuses algorithms that do not repeat themselves.
+    """
+    algorithms = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
+    before = random.getstate(), np.random.get_state()
+    with torch.random.fork_rng([device] if device.type == "cuda" else []):
+        random.seed(seed)
+        np.random.seed(seed % 2**32)  # numpy's global generator is the one that other code uses
+        seed_torch(seed, device)
+        if deterministic:
+            os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+            torch.use_deterministic_algorithms(True)
+        try:
+            yield
+        finally:
+            torch.use_deterministic_algorithms(algorithms[0], warn_only=algorithms[1])
+            random.setstate(before[0])
+            np.random.set_state(before[1])
+
+
 def generator_states() -> dict[str, Any]:
-    """The states of the three generators."""
+    """The states of python's, numpy's and torch's generator on the CPU, as values that JSON holds."""
     numbers = np.random.get_state(legacy=False)
     numbers["state"]["key"] = numbers["state"]["key"].tolist()
     return {"python": random.getstate(), "numpy": numbers, "torch": as_text(torch.get_rng_state())}
@@ -33,10 +71,28 @@ def restore_generators(states: dict[str, Any]) -> None:
         torch.set_rng_state(from_text(states["torch"]))
 
 
-def as_text(state: torch.Tensor) -> str:
+def as_text(state: Tensor) -> str:
     """The state of one of torch's generators in hexadecimal digits."""
     return state.numpy().tobytes().hex()
 
 
-def from_text(text: str) -> torch.Tensor:
+def from_text(text: str) -> Tensor:
     return torch.frombuffer(bytearray.fromhex(text), dtype=torch.uint8)
+
+
+def random_state(device: torch.device) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """The global generators' states: torch's as tensors, python's and numpy's as plain values."""
+    tensors = {"random.cpu": torch.get_rng_state()}
+    if device.type == "cuda":
+        tensors["random.cuda"] = torch.cuda.get_rng_state(device)
+    states = generator_states()
+    del states["torch"]
+    return tensors, states
+
+
+def restore_random_state(tensors: dict[str, Tensor], plain: dict[str, Any], device: torch.device) -> None:
+    """Put the global generators back to the states that `random_state` has returned."""
+    torch.set_rng_state(tensors["random.cpu"])
+    if device.type == "cuda" and "random.cuda" in tensors:
+        torch.cuda.set_rng_state(tensors["random.cuda"], device)
+    restore_generators(plain)

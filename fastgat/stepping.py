@@ -15,7 +15,7 @@ from fastgat.contract import check_labels, checked_batch
 from fastgat.engine.assemble import assemble
 from fastgat.engine.checkpoint import check_match
 from fastgat.engine.device import tf32
-from fastgat.engine.random import seed_torch, step_draws
+from fastgat.engine.random import step_draws
 from fastgat.engine.ranks import current
 from fastgat.engine.reduction import batch_norm_across
 from fastgat.engine.state import TrainState
@@ -25,6 +25,7 @@ from fastgat.functional import Modes, modes, set_modes
 from fastgat.methods import Method, create_method
 from fastgat.methods.players import Draws
 from fastgat.models import Generator
+from fastgat.randomness import seed_torch
 
 
 class TrainingStep:

@@ -23,7 +23,6 @@ from fastgat.batch import Batch
 from fastgat.contract import checked_batch
 from fastgat.data.loader import Loader
 from fastgat.engine.optimizer import Adam, trainable_parameters
-from fastgat.engine.random import seed_torch
 from fastgat.engine.step import ON_A_GPU, one_line
 from fastgat.errors import CompileError, ConfigError, NonFiniteError
 from fastgat.functional import places
@@ -32,6 +31,7 @@ from fastgat.methods.gat import GAT
 from fastgat.methods.players import Draws, Network, Players
 from fastgat.models import Generator
 from fastgat.options import Options, option
+from fastgat.randomness import seed_torch
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from fastgat.cli.recipes import load_recipe
 from fastgat.config import TrainConfig, load_toml, merge
 from fastgat.data.registry import users_images
 from fastgat.engine.device import keep_freed_memory
-from fastgat.engine.resume import Checkpoint, after_restart, find_checkpoint
+from fastgat.engine.run_checkpoints import Checkpoint, after_restart, find_checkpoint
 from fastgat.errors import ConfigError
 from fastgat.models import is_factory
 from fastgat.processes import is_first, restarted

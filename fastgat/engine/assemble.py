@@ -12,13 +12,14 @@ from fastgat.batch import Batch
 from fastgat.config import OptimizerConfig, PrecisionConfig
 from fastgat.contract import check_labels, checked_logits, explained
 from fastgat.engine.device import autocast_dtype
-from fastgat.engine.random import seed_torch, step_draws
+from fastgat.engine.random import step_draws
 from fastgat.engine.ranks import ALONE, Ranks
 from fastgat.engine.state import TrainState, has_batch_norm, unchanged
 from fastgat.errors import ConfigError
 from fastgat.functional import call, in_eval_mode
 from fastgat.methods.base import Method
 from fastgat.methods.players import Players
+from fastgat.randomness import seed_torch
 
 
 def assemble(

@@ -22,8 +22,7 @@ from fastgat.engine.accuracy import score
 from fastgat.engine.checkpoint import load_checkpoint
 from fastgat.engine.device import pick_device, tf32
 from fastgat.engine.load import CHECKPOINTS, checkpoint_path, trained_classifier
-from fastgat.engine.resume import check_same_classes
-from fastgat.engine.run_checkpoints import BEST
+from fastgat.engine.run_checkpoints import BEST, check_same_classes
 from fastgat.engine.weights import load_weights
 from fastgat.errors import ConfigError, DataError, NonFiniteError
 from fastgat.evaluation.cache import Cache

@@ -23,9 +23,8 @@ from fastgat.engine.assemble import assemble, check_networks
 from fastgat.engine.device import pick_device, tf32
 from fastgat.engine.events import Callback
 from fastgat.engine.loop import Loop
-from fastgat.engine.random import seeded
 from fastgat.engine.ranks import Ranks, check_restarts, joined
-from fastgat.engine.resume import (
+from fastgat.engine.run_checkpoints import (
     Checkpoint,
     adopt_best,
     after_restart,
@@ -42,6 +41,7 @@ from fastgat.files import make_folder, sole_use
 from fastgat.methods import Method
 from fastgat.models import Generator, create_classifier, normalization
 from fastgat.processes import local_rank, restarted
+from fastgat.randomness import seeded
 from fastgat.reporting.early_stopping import EarlyStopping
 from fastgat.reporting.run_folder import RunFolder
 from fastgat.reporting.tensorboard import TensorBoard

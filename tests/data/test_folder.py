@@ -15,7 +15,7 @@ import pytest
 from fastgat.data import Images
 from fastgat.data.folder import Folder
 from fastgat.data.registry import load_dataset, silent
-from fastgat.engine.resume import check_same_classes
+from fastgat.engine.run_checkpoints import check_same_classes
 from fastgat.errors import ConfigError, DataError
 from tests.data.pictures import CLASSES, encoded, make_folder, picture
 

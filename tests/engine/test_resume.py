@@ -18,7 +18,7 @@ from torch import nn
 from fastgat import load_classifier
 from fastgat.config import OptimizerConfig, PrecisionConfig
 from fastgat.engine.checkpoint import load_checkpoint, save_checkpoint
-from fastgat.engine.resume import find_checkpoint
+from fastgat.engine.run_checkpoints import find_checkpoint
 from fastgat.errors import CheckpointError, ConfigError, OutputError
 from fastgat.methods import GAT, DropoutGAT
 from tests.engine.small import At, Small, assert_same_weights, config, loader, rows, trainer
@@ -101,7 +101,7 @@ def test_a_checkpoint_that_has_been_read_is_not_read_again_unless_it_changes(
         read.append(path)
         return load_checkpoint(path)
 
-    monkeypatch.setattr("fastgat.engine.resume.load_checkpoint", counted)
+    monkeypatch.setattr("fastgat.engine.run_checkpoints.load_checkpoint", counted)
     first = find_checkpoint("auto", tmp_path / "run")
     assert find_checkpoint("auto", tmp_path / "run", first) is first
     assert len(read) == 1

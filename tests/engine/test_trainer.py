@@ -15,8 +15,8 @@ from fastgat import load_classifier
 from fastgat.config import OptimizerConfig
 from fastgat.engine.checkpoint import load_checkpoint
 from fastgat.engine.events import Callback, EpochEnd, Start
-from fastgat.engine.random import seeded
 from fastgat.methods import GAT, Baseline
+from fastgat.randomness import seeded
 from tests.engine.small import STEPS, Small, Tied, assert_same_weights, config, rows, trainer
 from tests.support import BatchNormNet
 
