@@ -65,7 +65,7 @@ class Method(Options):
 
     def generator_position(self, step: int) -> int:
         """How many minibatches the steps before number `step` have taken from the generator's own stream."""
-        return 0
+        return -(-step // self.period) * self.generator_minibatches
 
     def generator_channels(self, channels: int) -> int:
         """The channels that the generator is given for images of `channels`."""
@@ -77,20 +77,15 @@ class Method(Options):
 
     @property
     def classifier_dropout(self) -> float:
-        """The dropout rate that the classifier must be built with."""
-        return 0.0
+        """The dropout rate that the classifier must be built with: the option `dropout`, where the method has it."""
+        return getattr(self, "dropout", 0.0)
 
     def draw(self, classifier: nn.Module, images: Tensor, source: torch.Generator) -> Draws:
         """The random draws for one minibatch like `images`, from `source`."""
         return Draws()
 
     def step(
-        self,
-        players: Players,
-        minibatches: Sequence[Batch],
-        draws: Sequence[Draws],
-        update: Update,
-        kind: str = "full",
+        self, players: Players, minibatches: Sequence[Batch], draws: Sequence[Draws], update: Update, kind: str = "full"
     ) -> tuple[Players, Metrics]:
         """One training step: gradients of this method, applied through `update`.
 
@@ -108,12 +103,7 @@ class OnePlayer(Method):
         raise NotImplementedError
 
     def step(
-        self,
-        players: Players,
-        minibatches: Sequence[Batch],
-        draws: Sequence[Draws],
-        update: Update,
-        kind: str = "full",
+        self, players: Players, minibatches: Sequence[Batch], draws: Sequence[Draws], update: Update, kind: str = "full"
     ) -> tuple[Players, Metrics]:
         (minibatch,), (draw,) = minibatches, draws
         gradients, metrics, buffers = self.gradients(players.classifier, minibatch, draw)

@@ -36,9 +36,5 @@ class Dropout(Baseline):
 
     dropout: float = dropout_option()
 
-    @property
-    def classifier_dropout(self) -> float:
-        return self.dropout
-
     def draw(self, classifier: nn.Module, images: Tensor, source: torch.Generator) -> Draws:
         return Draws(clean=dropout_masks(classifier, images, source))

@@ -19,7 +19,7 @@ from fastgat.kernels.dual_loss import perturbed_loss, sample_loss
 from fastgat.kernels.input_gradient import input_gradient
 from fastgat.kernels.perturbation import perturbation
 from fastgat.methods.base import OnePlayer, alpha_option, clamp_option, epsilon_option
-from fastgat.methods.players import Draws, Metrics, Network, Players, Tensors, classify, mix
+from fastgat.methods.players import Draws, Metrics, Network, Tensors, classify, mix
 
 
 @dataclass(frozen=True)
@@ -48,8 +48,8 @@ class Perturbed(OnePlayer):
         assert direction is not None
         x_perturbed, power = perturbation(images, self.eta(direction), tanh=False, clamp=self.clamp)
 
-        players = Players(classifier).after_classifier("clean", buffers)
-        z, pull, buffers = classify(players.classifier, x_perturbed, draws.perturbed)
+        classifier = classifier.after("clean", buffers)
+        z, pull, buffers = classify(classifier, x_perturbed, draws.perturbed)
         perturbed, loss = perturbed_loss(z, labels, clean.loss, self.alpha)
         (gradients,) = pull(perturbed.gradient)
 
@@ -59,8 +59,8 @@ class Perturbed(OnePlayer):
             "perturbed_accuracy": perturbed.correct.float().mean(),
             "perturbation_norm": power.sqrt().mean(),
         }
-        buffers = players.after_classifier("perturbed", buffers).classifier.buffers
-        return mix(clean_gradients, gradients, self.alpha, len(loss)), metrics, buffers
+        classifier = classifier.after("perturbed", buffers)
+        return mix(clean_gradients, gradients, self.alpha, len(loss)), metrics, classifier.buffers
 
 
 @dataclass(frozen=True)

@@ -44,12 +44,7 @@ class Free(Method):
         return math.ceil(epochs / self.replays) if self.divide_epochs else epochs
 
     def step(
-        self,
-        players: Players,
-        minibatches: Sequence[Batch],
-        draws: Sequence[Draws],
-        update: Update,
-        kind: str = "full",
+        self, players: Players, minibatches: Sequence[Batch], draws: Sequence[Draws], update: Update, kind: str = "full"
     ) -> tuple[Players, Metrics]:
         ((images, labels),) = minibatches
         p = players.memory

@@ -137,12 +137,7 @@ class GAT(Method):
             )
 
     def step(
-        self,
-        players: Players,
-        minibatches: Sequence[Batch],
-        draws: Sequence[Draws],
-        update: Update,
-        kind: str = "full",
+        self, players: Players, minibatches: Sequence[Batch], draws: Sequence[Draws], update: Update, kind: str = "full"
     ) -> tuple[Players, Metrics]:
         """Algorithm 1: k generator steps, then one of the classifier, on the minibatches that the schedule says."""
         schedule = self.schedule if kind == "full" else "resting"
@@ -256,8 +251,8 @@ class GAT(Method):
         Where F computes in float16, G computes in float32: its activations are as small as Delta, below 1e-8 once F is
         confident, and a loss scale helps gradients alone.
         """
+        assert players.generator is not None
         generator = players.generator
-        assert generator is not None
         if generator.autocast == torch.float16:
             generator = generator._replace(autocast=None, scale=None)
         tanh = getattr(generator.module, "ends_in_tanh", False)
@@ -271,7 +266,8 @@ class GAT(Method):
             gradients, *d_feed = pull(d_z)
             return gradients, self.feed_gradient(delta, d_feed[0]) if d_feed else None
 
-        return x_perturbed, power, pull_generator, players.after_generator(buffers)
+        players = players._replace(generator=players.generator._replace(buffers=buffers))
+        return x_perturbed, power, pull_generator, players
 
     @property
     def through(self) -> bool:
@@ -285,9 +281,6 @@ class GAT(Method):
     @property
     def generator_minibatches(self) -> int:
         return self.generator_steps if self.schedule == "paper" else 0
-
-    def generator_position(self, step: int) -> int:
-        return -(-step // self.generator_interval) * self.generator_minibatches
 
     def generator_channels(self, channels: int) -> int:
         return 2 * channels if self.generator_input == "with-image" else channels
@@ -318,10 +311,6 @@ class DropoutGAT(GAT):
     name: ClassVar[str] = "dropout-gat"
 
     dropout: float = dropout_option()
-
-    @property
-    def classifier_dropout(self) -> float:
-        return self.dropout
 
     def draw(self, classifier: nn.Module, images: Tensor, source: torch.Generator) -> Draws:
         return Draws(dropout_masks(classifier, images, source), dropout_masks(classifier, images, source))

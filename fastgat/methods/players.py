@@ -62,6 +62,10 @@ class Network(NamedTuple):
                 raise ConfigError(f"the {self.name}'s buffer {name} must keep its shape and dtype in a forward pass")
         return output, {name: left[name] for name in self.buffers}
 
+    def after(self, half: Half, buffers: Tensors) -> Network:
+        """The player once a forward pass has left these buffers, which count only where `statistics` says so."""
+        return self._replace(buffers=buffers) if self.statistics in (half, "both") else self
+
 
 class Players(NamedTuple):
     """F, G where the method has one, and what a step hands on to the next where the method remembers something."""
@@ -71,15 +75,8 @@ class Players(NamedTuple):
     memory: Tensor | None = None
 
     def after_classifier(self, half: Half, buffers: Tensors) -> Players:
-        """The players once a forward pass of F has left these buffers, which may not be those that count."""
-        if self.classifier.statistics not in (half, "both"):
-            return self
-        return self._replace(classifier=self.classifier._replace(buffers=buffers))
-
-    def after_generator(self, buffers: Tensors) -> Players:
-        """The players once a forward pass of G has left these buffers."""
-        assert self.generator is not None
-        return self._replace(generator=self.generator._replace(buffers=buffers))
+        """The players once a forward pass of F has left these buffers."""
+        return self._replace(classifier=self.classifier.after(half, buffers))
 
 
 class Draws(NamedTuple):

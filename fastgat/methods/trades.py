@@ -23,7 +23,7 @@ from fastgat.functional import in_eval_mode
 from fastgat.kernels.projected_step import projected_step
 from fastgat.methods.adversarial import attack_steps_option, step_size_option
 from fastgat.methods.base import OnePlayer, epsilon_option, label_smoothing_option
-from fastgat.methods.players import Draws, Metrics, Network, Players, Tensors, classify, logits, mean, pull_back
+from fastgat.methods.players import Draws, Metrics, Network, Tensors, classify, logits, mean, pull_back
 from fastgat.options import option
 
 START = 1e-3
@@ -68,9 +68,9 @@ class TRADES(OnePlayer):
 
         def loss(parameters: Tensors) -> tuple[Tensor, tuple[Any, ...]]:
             z, buffers = logits(classifier, draws.clean)(parameters, images)
-            players = Players(classifier).after_classifier("clean", buffers)
-            perturbed, buffers = logits(players.classifier, draws.perturbed)(parameters, images + p)
-            left = players.after_classifier("perturbed", buffers).classifier.buffers
+            after_clean = classifier.after("clean", buffers)
+            perturbed, buffers = logits(after_clean, draws.perturbed)(parameters, images + p)
+            left = after_clean.after("perturbed", buffers).buffers
             each = functional.cross_entropy(z, labels, reduction="none", label_smoothing=self.label_smoothing)
             log_f = z.log_softmax(1), perturbed.log_softmax(1)
             divergence = functional.kl_div(log_f[1], log_f[0], reduction="none", log_target=True).sum(1)
