@@ -1,7 +1,5 @@
 """Calling a module with other tensors in the places of its own, or in eval mode; it is as it was afterwards."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any

@@ -7,8 +7,6 @@ gives each player its own gradients and no other's. It is the mathematics in pla
 `fastgat.compile_step` is the fast way.
 """
 
-from __future__ import annotations
-
 from typing import NamedTuple
 
 import torch

@@ -1,7 +1,5 @@
 """Names for the parts of a training step, for profiles and traces; nothing inside a compiled step."""
 
-from __future__ import annotations
-
 import contextlib
 import functools
 from collections.abc import Callable, Iterator

@@ -1,7 +1,5 @@
 """The global random generators of python, numpy and torch: seeding them, and their states in a checkpoint."""
 
-from __future__ import annotations
-
 import contextlib
 import os
 import random

@@ -1,7 +1,5 @@
 """fastgat's step in a training loop of one's own."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any

@@ -1,7 +1,5 @@
 """A trainable state: networks that fit the images, tried once in the mode and at the shape of training."""
 
-from __future__ import annotations
-
 from contextlib import suppress
 from typing import Any
 

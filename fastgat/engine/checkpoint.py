@@ -4,8 +4,6 @@ Nothing is unpickled, and every value of the header has the type that it must ha
 format and a checksum of all its other bytes.
 """
 
-from __future__ import annotations
-
 import json
 import zlib
 from pathlib import Path

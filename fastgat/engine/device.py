@@ -1,7 +1,5 @@
 """The device to train on: which one, its precision and convolutions, and the memory of a CPU."""
 
-from __future__ import annotations
-
 import contextlib
 import ctypes
 import platform

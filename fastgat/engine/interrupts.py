@@ -1,11 +1,9 @@
 """SIGINT and SIGTERM as a request to stop at the next safe point."""
 
-from __future__ import annotations
-
 import signal
 import threading
 from types import FrameType
-from typing import Any
+from typing import Any, Self
 
 from fastgat.processes import launched
 
@@ -21,7 +19,7 @@ class Interrupts:
         self.received: str | None = None
         self._before: dict[int, Any] = {}
 
-    def __enter__(self) -> Interrupts:
+    def __enter__(self) -> Self:
         if threading.current_thread() is threading.main_thread():
             self._before = {number: signal.signal(number, self._note) for number in (signal.SIGINT, signal.SIGTERM)}
         return self

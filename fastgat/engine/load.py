@@ -1,7 +1,5 @@
 """A trained classifier from a run folder or a checkpoint."""
 
-from __future__ import annotations
-
 import shlex
 from collections.abc import Collection
 from pathlib import Path

@@ -4,8 +4,6 @@ An optimiser is a module that holds every tensor it changes: its `state_dict()` 
 finds its state at fixed addresses. torch's own keep theirs in dictionaries, and break the graph.
 """
 
-from __future__ import annotations
-
 import math
 from typing import ClassVar
 

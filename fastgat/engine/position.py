@@ -1,10 +1,8 @@
 """The position of a run: steps, epochs and results so far, as a checkpoint's header has them."""
 
-from __future__ import annotations
-
 import math
 from dataclasses import dataclass, field
-from typing import Any, TypedDict
+from typing import Any, Self, TypedDict
 
 from fastgat.typed import check_type
 
@@ -58,7 +56,7 @@ class Position:
     passes: dict[str, dict[str, Any]] = field(default_factory=dict)
 
     @classmethod
-    def read(cls, values: dict[str, Any]) -> Position:
+    def read(cls, values: dict[str, Any]) -> Self:
         """The position in a checkpoint's header, whose types are right.
 
         Raises ValueError or TypeError where it cannot be that of a run.

@@ -1,7 +1,5 @@
 """The random draws of a step, a pure function of the seed and the step."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import numpy as np

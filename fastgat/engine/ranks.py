@@ -4,8 +4,6 @@ What a step computes together is in `fastgat.engine.reduction`; here is what the
 Ranks is called by every rank, in the same order.
 """
 
-from __future__ import annotations
-
 import importlib
 import itertools
 import signal

@@ -5,8 +5,6 @@ The last and the best are whole, so that a run can go on from them. Beside them 
 other rules choose.
 """
 
-from __future__ import annotations
-
 import itertools
 import unicodedata
 from collections.abc import Sequence

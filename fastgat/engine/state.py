@@ -1,7 +1,5 @@
 """Every tensor that a training step changes, in one module: its `state_dict()` is the checkpoint."""
 
-from __future__ import annotations
-
 import math
 import zlib
 from collections.abc import Iterator

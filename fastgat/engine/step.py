@@ -1,7 +1,5 @@
 """The training step, and how it runs: as it is written, compiled into one graph, or replayed as one CUDA graph."""
 
-from __future__ import annotations
-
 import functools
 import os
 import re

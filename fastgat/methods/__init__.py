@@ -1,7 +1,5 @@
 """The rows of Table 2 and the adversarial training of others, by their names on the command line; a file a family."""
 
-from __future__ import annotations
-
 from typing import Any
 
 from fastgat.errors import ConfigError

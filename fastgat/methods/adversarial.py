@@ -9,8 +9,6 @@ in train mode, like everything else; in the running statistics of batch norm the
 learns from always counts: there is no clean one.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import Any, ClassVar
 

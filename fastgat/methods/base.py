@@ -4,8 +4,6 @@ A new method is one file: a frozen dataclass derived from Method or OnePlayer, r
 fields, declared with `option`, become options of the command line and keys of the `[method]` table by themselves.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar

@@ -1,7 +1,5 @@
 """Baseline: the mean cross entropy of clean images, J(x, y) (8); and the same with dropout."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import ClassVar
 

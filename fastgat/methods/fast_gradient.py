@@ -6,8 +6,6 @@ One backward pass of J(x) gives F's clean gradient and dJ/dx together, so an eta
 own. The seed is the same for every sample, so sharing stays exact under batch norm too.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import ClassVar
 

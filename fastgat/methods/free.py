@@ -8,8 +8,6 @@ costs m passes of standard training. The authors' code (github.com/ashafahi/free
 number of passes by m, as `divide_epochs` does.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass

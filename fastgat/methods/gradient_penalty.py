@@ -4,8 +4,6 @@ With v = dJ/dx held fixed, d||dJ/dx||^2 / dtheta = 2 d(v . dJ/dx) / dtheta: the 
 derivative of a backward pass. To first order GAT with its best generator is such a penalty (docs/mathematics.md).
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import ClassVar
 
