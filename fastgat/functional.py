@@ -60,7 +60,7 @@ def call(
 
 @contextmanager
 def in_eval_mode(*networks: nn.Module | None) -> Iterator[None]:
-    """Within, every module is in eval mode; afterwards each is in the mode that it was in."""
+    """A context in which every module is in eval mode; afterwards each is in its mode of before."""
     before = modes(*networks)
     try:
         for network in networks:
@@ -78,6 +78,6 @@ def modes(*networks: nn.Module | None) -> Modes:
 
 
 def set_modes(modes: Modes) -> None:
-    """Put modules into the modes that `modes` has told."""
+    """Put modules back into the modes that `modes` has returned."""
     for module, mode in modes:
         module.training = mode

@@ -21,8 +21,7 @@ from fastgat.methods import GAT
 
 
 class GATLoss(NamedTuple):
-    """L_F (10) and L_G (9), 0-d, the means over samples; the first moves the classifier alone, the second the
-    generator alone."""
+    """The means over samples of L_F (10) and L_G (9), 0-d; each trains its player alone."""
 
     classifier: Tensor
     generator: Tensor

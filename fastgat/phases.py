@@ -25,7 +25,7 @@ _span: Span | None = None
 
 
 def phase(name: str) -> AbstractContextManager[None]:
-    """Marks what runs inside as part of a phase, where somebody listens."""
+    """A context that marks what runs inside as part of a phase, where somebody listens."""
     if torch.compiler.is_compiling() or _span is None:
         return contextlib.nullcontext()
     return _span(name)

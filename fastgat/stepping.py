@@ -156,7 +156,7 @@ class TrainingStep:
         return {"steps": self.steps, "learning_rate_scale": self._rate, "tensors": tensors}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from there; before the first step too.
+        """Continue from what `state_dict` returned; before the first step too.
 
         Raises CheckpointError for the state of another step, here or at the first step.
         """

@@ -31,7 +31,7 @@ CLASSIFIER, EMA, TRANSIENT = "classifier.", "ema.shadow.", "transient.classifier
 
 
 class Entry(TypedDict):
-    """What safetensors says of a tensor."""
+    """The entry of a tensor in a safetensors header."""
 
     dtype: str
     shape: list[int]
@@ -39,7 +39,7 @@ class Entry(TypedDict):
 
 
 class _Later(TypedDict, total=False):
-    """What headers of earlier versions lack."""
+    """The fields that headers of earlier versions lack."""
 
     classes: list[str] | None
     image_size: list[int]
@@ -47,7 +47,7 @@ class _Later(TypedDict, total=False):
 
 
 class ModelHeader(_Later):
-    """What it takes to build the classifier again; its name is None where it was not built by name.
+    """The facts that build the classifier again; its name is None where it was not built by name.
 
     `image_size` is the height and width of the images that it was trained on, `normalization` the mean and the std of
     each channel, where the network was built with a layer for them.
@@ -60,7 +60,7 @@ class ModelHeader(_Later):
 
 
 class Header(TypedDict):
-    """What every checkpoint of a run says beside its tensors; one that a run can go on from has its `random` too."""
+    """The fields that every checkpoint of a run has; one that the run can continue from has `random` too."""
 
     config: dict[str, Any]
     model: ModelHeader
@@ -77,7 +77,7 @@ def save_checkpoint(path: Path, tensors: dict[str, Tensor], header: dict[str, An
 
 
 def classifier_alone(tensors: dict[str, Tensor], *, averaged: bool = True) -> dict[str, Tensor]:
-    """Of a checkpoint's tensors the classifier's, its moving average where there is one and `averaged`."""
+    """The classifier's tensors of a checkpoint: those of its moving average where there is one and `averaged`."""
     kept = {name: tensor for name, tensor in tensors.items() if name.startswith((CLASSIFIER, TRANSIENT))}
     if not averaged:
         return kept
@@ -86,7 +86,7 @@ def classifier_alone(tensors: dict[str, Tensor], *, averaged: bool = True) -> di
 
 
 def keep_classifier(path: Path) -> None:
-    """Leave of a checkpoint the classifier alone: what it takes to evaluate it, not to continue."""
+    """Cut a checkpoint down to its classifier: enough to evaluate it, not to continue."""
     tensors, header = load_checkpoint(path)
     save_checkpoint(path, classifier_alone(tensors), header)
 
@@ -146,8 +146,9 @@ def _read(path: Path) -> tuple[bytes, dict[str, str]]:
 
 
 def classifier_tensors(tensors: dict[str, Tensor], module: nn.Module) -> dict[str, Tensor]:
-    """The parameters and buffers of `module`, a classifier, in a checkpoint: averages in place of what they average,
-    and buffers that are not persistent too, where the checkpoint has them in that shape.
+    """The tensors of a checkpoint for `module`, a classifier, by the names of its parameters and buffers.
+
+    Averages come in place of what they average. Buffers that are not persistent come too, where they have that shape.
 
     A tied parameter appears once. Raises CheckpointError if the checkpoint is of another classifier.
     """
@@ -175,19 +176,19 @@ def check_match(tensors: dict[str, Tensor], module: nn.Module) -> None:
 
 
 def _entry(checksum: str) -> bytes:
-    """How a checksum stands in a file."""
+    """The bytes of a checksum's entry in a file."""
     return f'"{CHECKSUM}":"{checksum}"'.encode(errors="replace")
 
 
 def _checksum(raw: bytes, value: str) -> str:
-    """The checksum of a whole file, from format 4 on, but for the `value` that it has for it."""
+    """The checksum of a whole file with a blank in the place of its own `value` (from format 4 on)."""
     end = 8 + int.from_bytes(raw[:8], "little")
     head = raw[:end].replace(_entry(value), _entry(BLANK), 1)
     return f"{zlib.crc32(memoryview(raw)[end:], zlib.crc32(head)):08x}"
 
 
 def _checksum_of_values(tensors: dict[str, Tensor], header: str) -> str:
-    """The checksum of the formats before."""
+    """The checksum of formats 1 to 3."""
     checksum = zlib.crc32(header.encode(errors="surrogatepass"))
     for name in sorted(tensors):
         checksum = zlib.crc32(tensors[name].flatten().view(torch.uint8).numpy().tobytes(), checksum)

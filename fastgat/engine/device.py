@@ -51,7 +51,7 @@ def pick_device(name: str, local_rank: int | None = None) -> torch.device:
 
 
 def device_name(device: torch.device) -> str:
-    """The hardware's own name, for people."""
+    """The hardware's name, for people."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     return f"{_processor()}, {torch.get_num_threads()} threads"
@@ -75,7 +75,7 @@ def autocast_dtype(name: str, device: torch.device) -> torch.dtype:
 
 @contextlib.contextmanager
 def tf32(allowed: bool) -> Iterator[None]:
-    """Whether float32 matrix products and convolutions on a GPU may round their factors to TF32, for a while.
+    """Let float32 matrix products and convolutions on a GPU round their factors to TF32, or forbid it, for a while.
 
     Torch has two interfaces to this, and refuses to read the older one where only the newer one was set; Inductor reads
     it, and so may a network. The older one sets both.
@@ -101,7 +101,7 @@ def tf32(allowed: bool) -> Iterator[None]:
 
 @contextlib.contextmanager
 def fastest_convolutions() -> Iterator[None]:
-    """On a GPU, have cuDNN time its algorithms for each convolution that this thread meets first meanwhile.
+    """Let cuDNN time its algorithms for each convolution that this thread first meets in this context, on a GPU.
 
     The thread keeps the fastest. Which one that is may change from run to run, and with it the last bits: where only
     deterministic algorithms are asked for, of torch or of cuDNN, it goes on to choose by its rules of thumb.
@@ -128,7 +128,7 @@ def has_fast_bfloat16(device: torch.device) -> bool:
 
 
 def keep_freed_memory() -> bool:
-    """Tell glibc to keep what is freed instead of giving it back to the kernel; whether it could be told.
+    """Tell glibc to keep freed memory instead of giving it back to the kernel; returns whether that worked.
 
     By default glibc maps a large tensor afresh each time it is allocated, and the kernel then clears every page of it
     again: a quarter of a step's time on a CPU, or more. A GPU's allocator keeps its memory too. The setting holds for
@@ -143,7 +143,7 @@ def keep_freed_memory() -> bool:
 
 
 def give_back_freed_memory() -> None:
-    """Let the kernel have what is free now, where glibc is in charge: for measuring what is in use."""
+    """Give free memory back to the kernel, where glibc is in charge, so that what is in use can be measured."""
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform.startswith("linux") else None
     if trim is not None:
         trim(0)

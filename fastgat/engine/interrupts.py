@@ -9,7 +9,7 @@ from fastgat.processes import launched
 
 
 class Interrupts:
-    """Inside this context the first Ctrl-C or SIGTERM only sets `received`; a second one acts at once.
+    """A context in which the first Ctrl-C or SIGTERM only sets `received`; a second one acts at once.
 
     In a context within a context, both are told. Of several ranks none acts on a second SIGTERM. Signals can be handled
     in a process's main thread alone; elsewhere this does nothing.

@@ -25,12 +25,12 @@ def trainable_parameters(module: nn.Module) -> dict[str, nn.Parameter]:
 
 
 def buffer_name(name: str) -> str:
-    """A dotted name as one that a buffer may have."""
+    """A dotted name in the form that a buffer may have."""
     return name.replace(".", "/")
 
 
 class PerParameter(nn.Module):
-    """Zeros like each trainable parameter of `player`, as buffers."""
+    """Buffers of zeros, one like each trainable parameter of `player`."""
 
     def __init__(self, player: nn.Module) -> None:
         super().__init__()

@@ -8,7 +8,7 @@ from fastgat.typed import check_type
 
 
 class EpochRow(TypedDict):
-    """What a checkpoint says at least of an epoch that is done."""
+    """The fields that a checkpoint has at least for an epoch that is done."""
 
     epoch: int
     step: int
@@ -19,7 +19,7 @@ class EpochRow(TypedDict):
 
 
 class Pass(TypedDict):
-    """Where a loader of one's own was: the number of the pass, and the random states that this began with."""
+    """The pass that a loader of one's own was in: its number, and the random states that it began with."""
 
     number: int
     states: dict[str, Any]

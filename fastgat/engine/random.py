@@ -20,7 +20,7 @@ DRAWS = 2
 def step_draws(
     method: Method, classifier: nn.Module, minibatches: Sequence[Batch], seed: int, step: int, ranks: Ranks = ALONE
 ) -> list[Draws]:
-    """The random draws of a step, one for each of its minibatches: this rank's part of those for the whole ones."""
+    """This rank's part of the random draws of a step, one for each of its minibatches."""
     source = seed_step(seed, step, minibatches[0].images.device, ranks.rank)
     if ranks.alone:
         return [method.draw(classifier, images, source) for images, _ in minibatches]
@@ -30,7 +30,7 @@ def step_draws(
 
 
 def _whole(images: Tensor, count: int) -> Tensor:
-    """An empty tensor like `count` such batches together, which nobody has written to: a pattern for draws."""
+    """An empty tensor in the shape and layout of `count` such batches together: a pattern for draws."""
     last = images.dim() == 4 and images.is_contiguous(memory_format=torch.channels_last)  # dimensions
     layout = torch.channels_last if last and not images.is_contiguous() else torch.contiguous_format
     shape = (count * len(images), *images.shape[1:])

@@ -31,7 +31,7 @@ _store: Store | None = None
 
 @dataclass
 class Ranks:
-    """This process, `rank` of `count`; a process alone is rank 0 of 1, and all that is said here stays within it.
+    """This process as `rank` of `count`; a process alone is rank 0 of 1, and talks to nobody.
 
     Attributes:
         group: torch's name of the group, for collectives within a step.
@@ -74,7 +74,7 @@ class Ranks:
         return values
 
     def agree(self, work: Callable[[], Result]) -> Result:
-        """`work` done on every rank; where it fails on any, the first one's error is raised on all."""
+        """The result of `work`, done on every rank; where it fails on any, all raise the first one's error."""
         if self.alone:
             return work()
         result, error = _attempt(work)
@@ -86,7 +86,7 @@ class Ranks:
         return result  # type: ignore[return-value]  # there is one where there is no error
 
     def from_first(self, work: Callable[[], Result]) -> Result:
-        """Do `work` on rank 0 alone; every rank gets what it returns, or raises what it raises."""
+        """The result of `work`, done on rank 0 alone; every rank raises what it raises."""
         if self.alone:
             return work()
         sent: list[Any] = [_attempt(work) if self.first else None]
@@ -105,8 +105,10 @@ class Ranks:
         return mine if self.local_rank == 0 else rest  # type: ignore[return-value]
 
     def vote(self, number: int) -> int:
-        """The largest number that a rank has voted for, one vote late, so that no rank waits for another: votes are
-        exchanged while the step between two of them runs. A rank alone hears its own at once."""
+        """The largest number that a rank has voted for, one vote late; a rank alone hears its own at once.
+
+        No rank waits for another: votes are exchanged while the step between two of them runs.
+        """
         if self.alone:
             return number
         ballot = torch.tensor(number)
@@ -114,7 +116,7 @@ class Ranks:
         return self._count_votes(1)
 
     def end_votes(self) -> None:
-        """Hear what is still on its way; nothing may be left when a run ends."""
+        """Receive the votes that are still on their way; none may be left when a run ends."""
         self._count_votes(0)
 
     def check_same(self, what: Mapping[str, Any]) -> None:
@@ -126,7 +128,7 @@ class Ranks:
                     raise RankError(f"ranks differ in {key}: 0 has {first.get(key)}, {rank} has {other.get(key)}")
 
     def broadcast(self, tensors: list[Tensor]) -> None:
-        """Make these rank 0's, in place."""
+        """Overwrite these tensors with rank 0's, in place."""
         if not self.alone:
             for tensor in tensors:
                 sent = tensor.detach().contiguous()
@@ -186,10 +188,10 @@ def joined(device: torch.device) -> Iterator[Ranks]:
 
 
 def account(message: str, *, lost: bool = False) -> str | None:
-    """The line by which this rank tells people of an error; None where another rank has told them.
+    """The line in which this rank reports an error; None where another rank has reported it.
 
-    Of ranks with the same message the first one speaks. A rank that has only `lost` another says so where no rank has
-    said anything. Before ranks are connected each speaks for itself: torchrun ends the rest when the first one ends.
+    Of ranks with the same message the first one reports. A rank that has only `lost` another does where no rank has
+    reported anything. Before ranks are connected each reports for itself: torchrun ends the rest when one ends.
     """
     if not launched():
         return message
@@ -203,13 +205,13 @@ def account(message: str, *, lost: bool = False) -> str | None:
 
 
 def check_restarts(output: object) -> None:
-    """Raises ConfigError where torchrun may start a run again that it will not find again."""
+    """Raises ConfigError where torchrun may restart a run that would not find its checkpoint."""
     if launched() and output is None and number("TORCHELASTIC_MAX_RESTARTS", 0) > 0:
         raise ConfigError("--max-restarts needs --output, where the restarted run finds its checkpoint")
 
 
 def connection_error(error: BaseException, remark: str = "") -> RankError | None:
-    """The error of one line for what torch says of the connection between ranks; None for other errors.
+    """The error of one line for an error of the connection between ranks; None for other errors.
 
     From here on this rank ignores SIGTERM, by which torchrun ends the rest: it is to say this first.
     """
@@ -223,22 +225,22 @@ def connection_error(error: BaseException, remark: str = "") -> RankError | None
 
 
 def is_of_connection(error: BaseException) -> bool:
-    """Whether torch tells of the connection between ranks: gloo and NCCL raise plain RuntimeErrors too."""
+    """Whether an error is of the connection between ranks: gloo and NCCL raise plain RuntimeErrors too."""
     if isinstance(error, FastgatError):
         return False
     return isinstance(error, dist.DistError) or any(word in str(error) for word in ("gloo/", "NCCL"))
 
 
 def _attempt_number() -> int:
-    """Which of torchrun's attempts this is, where that is sure: its store may still hold the addresses of the last.
+    """The number of torchrun's attempt, 0 where that is unsure: its store may still hold addresses of the last one.
 
-    Nodes count restarts each for itself, so that several may differ.
+    Each node counts its own restarts, so that the counts of several may differ.
     """
     return number("TORCHELASTIC_RESTART_COUNT", 0) if number("GROUP_WORLD_SIZE", 1) == 1 else 0
 
 
 def _attempt(work: Callable[[], Result]) -> tuple[Result | None, FastgatError | None]:
-    """The result of `work`, or its error as one that can be sent; what is no FastgatError ends this rank alone."""
+    """The result of `work`, or its FastgatError, to be sent; any other error ends this rank alone."""
     try:
         return work(), None
     except FastgatError as error:

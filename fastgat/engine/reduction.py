@@ -44,7 +44,7 @@ class GradientMean:
             room -= parameter.nbytes
 
     def start(self, gradients: Tensors) -> Callable[[], Tensors]:
-        """Begin; what is returned waits for the means, which are laid out in memory like the parameters."""
+        """Start the sums; the function that is returned waits for the means, laid out in memory like the parameters."""
         if self.ranks.alone:
             return lambda: gradients
         laid_out = {name: gradient.permute(self.orders[name]) for name, gradient in gradients.items()}
@@ -99,16 +99,17 @@ def everywhere(condition: Tensor, ranks: Ranks) -> Tensor:
 
 
 def start_sum(x: Tensor, ranks: Ranks) -> Tensor:
-    """Begin to sum `x` over ranks, into a tensor of its own that is not to be used before `finish_sum`."""
+    """Begin to sum `x` over ranks, into a new tensor that is not to be used before `finish_sum`."""
     return torch.ops._c10d_functional.all_reduce(x.contiguous(), "sum", ranks.group)
 
 
 def finish_sum(under_way: Tensor) -> Tensor:
+    """The sum that `start_sum` began; waits for it."""
     return torch.ops._c10d_functional.wait_tensor(under_way)
 
 
 class AcrossRanks(_BatchNorm):
-    """Mixed into the class of a layer of batch norm: in train mode its statistics are those of all ranks' batches.
+    """Batch norm with the statistics of all ranks' batches in train mode; mixed into the class of a layer.
 
     Each rank's mean and variance travel together, in one collective: sums of squares would lose digits.
     """
@@ -150,7 +151,7 @@ class AcrossRanks(_BatchNorm):
         return whole, variances.mean(0) + (means - whole).square().mean(0)
 
     def _keep(self, mean: Tensor, variance: Tensor) -> None:
-        """Move the running statistics, as torch does: by momentum, or to the average of all batches so far."""
+        """Update the running statistics, as torch does: by momentum, or to the average of all batches so far."""
         if self.running_mean is None or self.running_var is None or self.num_batches_tracked is None:
             return  # torch has all of them or none
         self.num_batches_tracked.add_(1)
@@ -166,8 +167,7 @@ def _across(kind: type[_BatchNorm]) -> type[AcrossRanks]:
 
 @contextmanager
 def batch_norm_across(ranks: Ranks, *modules: nn.Module | None) -> Iterator[None]:
-    """Within, the layers of batch norm in `modules` that are in train mode are AcrossRanks; afterwards they are what
-    they were.
+    """A context in which train-mode batch norm in `modules` takes its statistics over all ranks (AcrossRanks).
 
     Raises ConfigError for a layer of a kind that computes something else besides.
     """

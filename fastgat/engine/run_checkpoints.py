@@ -1,5 +1,4 @@
-"""The checkpoints of a run folder: which one a run continues from, whether it is the same run, and how they are written
-and restored, the same on all ranks.
+"""The checkpoints of a run folder: finding the one to continue from, comparing runs, writing and restoring.
 
 The last and the best are whole, so that a run can go on from them. Beside them are the classifiers of the epochs that
 other rules choose.
@@ -116,7 +115,7 @@ def check_same_run(checkpoint: Checkpoint, config: TrainConfig) -> None:
 
 
 def adopt_best(checkpoint: Checkpoint, output: Path) -> None:
-    """Bring along to another folder what the run has kept of its best epochs."""
+    """Copy the classifiers of the best epochs into another folder, where the run goes on."""
     before = checkpoint.path.parent
     if output.resolve() != before.resolve():
         for best in before.glob("best*.safetensors"):
@@ -128,7 +127,7 @@ def adopt_best(checkpoint: Checkpoint, output: Path) -> None:
 
 
 def _is_slim(folder: Path) -> bool:
-    """Whether a run has ended there that cannot be continued; one without a summary was killed as it began."""
+    """Whether the folder holds a finished run that cannot be continued; one without a summary was killed early."""
     return _exists(folder / BEST) and _exists(folder / SUMMARY) and not _exists(folder / LAST)
 
 
@@ -161,7 +160,7 @@ def check_same_classes(path: Path, header: dict[str, Any], classes: Sequence[str
 
 
 class RunCheckpoints:
-    """Saves `state` into `folder`, whole, by rank 0; `header` is what each says about the run beside its position."""
+    """Writes checkpoints of `state` into `folder`, by rank 0; `header` is what each says besides its position."""
 
     def __init__(self, state: TrainState, folder: Path, header: dict[str, Any]) -> None:
         self.state, self.folder, self.header = state, folder, header
@@ -189,7 +188,7 @@ class RunCheckpoints:
         self.state.ranks.from_first(lambda: save_checkpoint(self.folder / name, tensors, header))
 
     def restore(self, tensors: dict[str, Tensor], header: dict[str, Any], steps_per_epoch: int) -> Position:
-        """Bring state and random generators to where a checkpoint was; returns where that is.
+        """Bring state and random generators back to a checkpoint's; returns its position.
 
         Raises CheckpointError if it is one of other networks or data.
         """
@@ -225,7 +224,7 @@ class RunCheckpoints:
         self.save(LAST, at)
 
     def _holds(self, name: str, at: Position) -> bool:
-        """Whether a file is there and of the epoch that it should be of."""
+        """Whether a file exists and is of the epoch that `at` says."""
         if not (self.folder / name).exists():
             return False
         _, header = load_checkpoint(self.folder / name)
@@ -241,6 +240,6 @@ class RunCheckpoints:
         return {name: tensor.to(self.state.device) for name, tensor in classifier.items()}
 
     def with_what_is_kept(self, error: DataError, at: Position | None = None) -> DataError:
-        """The error, and what it has not cost: the run up to `at`, which is saved, or up to the last checkpoint."""
+        """The error, with what is saved: the run up to `at`, or up to the last checkpoint."""
         kept = f"the run after step {at.step}" if at is not None else "the last checkpoint"
         return DataError(f"{error}; {self.folder / LAST} holds {kept}")

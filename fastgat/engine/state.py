@@ -127,7 +127,7 @@ class TrainState(nn.Module):
             self.metrics.add(metrics, self.step, finite)
 
     def keep_buffers(self, players: Players) -> None:
-        """Make the buffers that a step has left (batch-norm statistics) the networks' own, and keep its memory."""
+        """Copy the buffers that a step has left (batch-norm statistics) into the networks, and keep its memory."""
         if self.memory is not None:
             assert players.memory is not None
             self.memory.copy_(players.memory)
@@ -148,7 +148,7 @@ class TrainState(nn.Module):
             self.generator_optimizer.learning_rate.fill_(self.optimizer.generator_lr * factor)
 
     def evaluation_parameters(self) -> Tensors:
-        """The classifier's tensors to judge it by, in place of its own: the moving average where there is one."""
+        """The tensors that evaluation puts in place of the classifier's: the moving average where there is one."""
         return self.ema.averages() if self.ema is not None else {}
 
     def check_loss_scale(self) -> None:
@@ -158,7 +158,7 @@ class TrainState(nn.Module):
             raise NonFiniteError(f"gradients overflow float16 at any loss scale, up to step {step}: train in bfloat16")
 
     def not_finite(self) -> list[str]:
-        """The players of whom a parameter or a moment is NaN or infinite; waits for the device."""
+        """The players with a parameter or a moment that is NaN or infinite; waits for the device."""
         bad = [name for name in self._means if not bool(all_finite(self._learned(name)))]
         return bad if bad or self.memory is None or bool(all_finite([self.memory])) else ["memory of the method"]
 
@@ -181,7 +181,7 @@ class TrainState(nn.Module):
         return {**whole, "memory": whole["memory"][self.ranks.part(len(whole["memory"]))]}
 
     def completed(self, tensors: Tensors) -> Tensors:
-        """A state_dict with what those of earlier versions lack: transient tensors, averages of running statistics."""
+        """A state_dict with the tensors that earlier versions lack: transient ones, averages of running statistics."""
         missing = {name: tensor for name, tensor in self.state_dict().items() if name.startswith("transient.")}
         for name in self.ema.statistic_names if self.ema is not None else ():
             if f"classifier.{name}" in tensors:
@@ -225,7 +225,7 @@ class TrainState(nn.Module):
         )
 
     def _restorable(self) -> list[Tensor]:
-        """The tensors of which a skipped step changes none, where steps may be skipped."""
+        """The tensors that a skipped step leaves as they were; none where no step is skipped."""
         if self.loss_scale is None:
             return []
         changing = (self.classifier, self.generator, self.classifier_optimizer, self.generator_optimizer, self.ema)

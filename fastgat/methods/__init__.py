@@ -1,4 +1,4 @@
-"""The rows of Table 2 and the adversarial training of others, by their names on the command line; a file a family."""
+"""The methods by their names on the command line, those of Table 2 and of other papers; one file a family."""
 
 from typing import Any
 

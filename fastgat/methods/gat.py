@@ -206,7 +206,7 @@ class GAT(Method):
         }
 
     def delta_alone(self, players: Players, minibatch: Batch, draws: Draws) -> tuple[Tensor, Players]:
-        """Delta alone: the seed of F(x)_y instead of that of J."""
+        """Delta without F's gradients, by the seed of F(x)_y instead of that of J."""
         z, pull, buffers = classify(players.classifier, minibatch.images, draws.clean, by="images")
         (delta,) = pull(probability_seed(sample_loss(z, minibatch.labels)))
         return delta, players.after_classifier("clean", buffers)

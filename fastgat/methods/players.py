@@ -29,7 +29,7 @@ Half = Literal["clean", "perturbed"]
 
 
 class Network(NamedTuple):
-    """One player.
+    """One player: a module and its tensors.
 
     Attributes:
         name: "classifier" or "generator".
@@ -68,7 +68,7 @@ class Network(NamedTuple):
 
 
 class Players(NamedTuple):
-    """F, G where the method has one, and what a step hands on to the next where the method remembers something."""
+    """The classifier F, the generator G where the method has one, and the memory handed on from step to step."""
 
     classifier: Network
     generator: Network | None = None
@@ -88,7 +88,7 @@ class Draws(NamedTuple):
 
 
 class Update(Protocol):
-    """Applies a player's gradients; the players that come back are the ones to go on with."""
+    """The engine's function that applies gradients, and returns the players to go on with."""
 
     def __call__(
         self, players: Players, *, classifier: Tensors | None = None, generator: Tensors | None = None
@@ -114,8 +114,7 @@ def logits(classifier: Network, masks: Masks = ()) -> Callable[[Tensors, Tensor]
 def classify(
     classifier: Network, images: Tensor, masks: Masks = (), by: str = "parameters"
 ) -> tuple[Tensor, Callable[[Tensor], Any], Tensors]:
-    """F's logits of images, the pull-back from their gradient to those by F's "parameters", the "images" or "both", and
-    F's buffers afterwards."""
+    """F's logits, their pull-back to gradients by its "parameters", the "images" or "both", and its buffers afterwards."""
     function = logits(classifier, masks)
     if by == "parameters":
         return pull_back(classifier, lambda p: function(p, images), classifier.parameters)
@@ -127,8 +126,10 @@ def classify(
 def pull_back(
     player: Network, function: Callable[..., tuple[Any, Left]], *at: Any
 ) -> tuple[Any, Callable[[Any], Any], Left]:
-    """The value of `function` at `at`, its pull-back from a seed like the value to the gradients of each of `at`, and
-    what the forward pass left beside. `function` runs `player`, whose loss scale the pull-back applies and undoes."""
+    """The value of `function` at `at`, its pull-back from a seed to the gradients of each of `at`, and what it left.
+
+    `function` runs `player`, whose loss scale the pull-back applies and undoes.
+    """
     if torch.compiler.is_compiling():
         value, pull, left = torch.func.vjp(function, *at, has_aux=True)  # type: ignore[misc]  # typed as if without aux
     else:
@@ -213,5 +214,5 @@ def mix(gradients: Mapping[str, Tensor], others: Mapping[str, Tensor], alpha: fl
 
 
 def mean(gradients: Mapping[str, Tensor], samples: int) -> Tensors:
-    """The gradient of a mean over samples from the sum."""
+    """The gradient of a mean over samples, from that of the sum."""
     return {name: g / samples for name, g in gradients.items()}
