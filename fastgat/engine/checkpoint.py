@@ -7,7 +7,7 @@ format and a checksum of all its other bytes.
 import json
 import zlib
 from pathlib import Path
-from typing import Any, TypedDict
+from typing import Any, NotRequired, TypedDict
 
 import safetensors
 import safetensors.torch
@@ -38,15 +38,7 @@ class Entry(TypedDict):
     data_offsets: list[int]
 
 
-class _Later(TypedDict, total=False):
-    """The fields that headers of earlier versions lack."""
-
-    classes: list[str] | None
-    image_size: list[int]
-    normalization: list[list[float]] | None
-
-
-class ModelHeader(_Later):
+class ModelHeader(TypedDict):
     """The facts that build the classifier again; its name is None where it was not built by name.
 
     `image_size` is the height and width of the images that it was trained on, `normalization` the mean and the std of
@@ -57,6 +49,9 @@ class ModelHeader(_Later):
     num_classes: int
     in_channels: int
     dropout: float
+    classes: NotRequired[list[str] | None]  # headers of earlier versions lack these
+    image_size: NotRequired[list[int]]
+    normalization: NotRequired[list[list[float]] | None]
 
 
 class Header(TypedDict):

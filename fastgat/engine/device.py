@@ -54,16 +54,16 @@ def device_name(device: torch.device) -> str:
     """The hardware's name, for people."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
-    return f"{_processor()}, {torch.get_num_threads()} threads"
+    names = (line.split(":", 1)[1].strip() for line in _cpuinfo().splitlines() if line.startswith("model name"))
+    return f"{next(names, platform.processor() or platform.machine())}, {torch.get_num_threads()} threads"
 
 
-def _processor() -> str:
+def _cpuinfo() -> str:
+    """Linux's description of the processors; empty elsewhere."""
     try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        return Path("/proc/cpuinfo").read_text()
     except OSError:
-        return platform.processor() or platform.machine()
-    names = (line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
-    return next(names, platform.machine())
+        return ""
 
 
 def autocast_dtype(name: str, device: torch.device) -> torch.dtype:
@@ -120,11 +120,7 @@ def has_fast_bfloat16(device: torch.device) -> bool:
     """Whether the hardware multiplies bfloat16 matrices itself; elsewhere --amp is right but slow."""
     if device.type == "cuda":
         return torch.cuda.get_device_capability(device) >= (8, 0)
-    try:
-        flags = Path("/proc/cpuinfo").read_text()
-    except OSError:
-        return False
-    return any(flag in flags for flag in ("avx512_bf16", "amx_bf16", "bf16"))
+    return "bf16" in _cpuinfo()  # as avx512_bf16, amx_bf16 or ARM's bf16
 
 
 def keep_freed_memory() -> bool:
@@ -134,16 +130,17 @@ def keep_freed_memory() -> bool:
     again: a quarter of a step's time on a CPU, or more. A GPU's allocator keeps its memory too. The setting holds for
     the whole process and grows it to the peak of its use, so it is made by the command line, not by importing fastgat.
     """
-    if not sys.platform.startswith("linux"):
-        return False
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
-    if mallopt is None:
-        return False
-    return all(mallopt(*setting) for setting in ((M_MMAP_MAX, 0), (M_TRIM_THRESHOLD, 2**31 - 1), (M_TOP_PAD, 2**26)))
+    mallopt, settings = _glibc("mallopt"), ((M_MMAP_MAX, 0), (M_TRIM_THRESHOLD, 2**31 - 1), (M_TOP_PAD, 2**26))
+    return mallopt is not None and all(mallopt(*setting) for setting in settings)
 
 
 def give_back_freed_memory() -> None:
     """Give free memory back to the kernel, where glibc is in charge, so that what is in use can be measured."""
-    trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform.startswith("linux") else None
+    trim = _glibc("malloc_trim")
     if trim is not None:
         trim(0)
+
+
+def _glibc(name: str) -> Any:
+    """A function of glibc; None where the C library is another."""
+    return getattr(ctypes.CDLL(None), name, None) if sys.platform.startswith("linux") else None

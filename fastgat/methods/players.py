@@ -114,7 +114,7 @@ def logits(classifier: Network, masks: Masks = ()) -> Callable[[Tensors, Tensor]
 def classify(
     classifier: Network, images: Tensor, masks: Masks = (), by: str = "parameters"
 ) -> tuple[Tensor, Callable[[Tensor], Any], Tensors]:
-    """F's logits, their pull-back to gradients by its "parameters", the "images" or "both", and its buffers afterwards."""
+    """F's logits, their pull-back to gradients by "parameters", "images" or "both", and F's buffers afterwards."""
     function = logits(classifier, masks)
     if by == "parameters":
         return pull_back(classifier, lambda p: function(p, images), classifier.parameters)
