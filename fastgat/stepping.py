@@ -11,12 +11,10 @@ from fastgat.batch import Batch
 from fastgat.config import ModelConfig, OptimizerConfig, PrecisionConfig
 from fastgat.contract import check_labels, checked_batch
 from fastgat.engine.assemble import assemble
-from fastgat.engine.checkpoint import check_match
 from fastgat.engine.device import tf32
 from fastgat.engine.random import step_draws
 from fastgat.engine.ranks import current
 from fastgat.engine.reduction import batch_norm_across
-from fastgat.engine.state import TrainState
 from fastgat.engine.step import Stepper, missing_compiler
 from fastgat.errors import CompileError, ConfigError
 from fastgat.functional import Modes, modes, set_modes
@@ -162,16 +160,10 @@ class TrainingStep:
         """
         tensors = {name: tensor.detach().clone() for name, tensor in state["tensors"].items()}
         if self._stepper is not None:
-            self._load(self._stepper.state, tensors)
+            self._stepper.state.load_state_dict(tensors)
         else:
             self._restored = tensors
         self.steps, self._rate = state["steps"], state["learning_rate_scale"]
-
-    @staticmethod
-    def _load(state: TrainState, tensors: dict[str, Tensor]) -> None:
-        tensors = state.completed(tensors)
-        check_match(tensors, state)
-        state.load_state_dict(tensors)
 
     def _batch(self, images: Tensor, labels: Tensor, shape: torch.Size, dtype: torch.dtype) -> Batch:
         images, labels = checked_batch(images, labels, self._num_classes, values=self._check_values)
@@ -212,7 +204,7 @@ class TrainingStep:
             check_labels(minibatch.labels, self._num_classes)
         self._modes = modes(self.classifier, self.generator)
         if self._restored is not None:
-            self._load(state, self._restored)
+            state.load_state_dict(self._restored)
         state.set_learning_rates(self._rate)
         stepper = Stepper(state, self.method, compiled=self._compiled, cuda_graph=self._cuda_graph)
         batches = [batch] * (1 + self.method.generator_minibatches)

@@ -2,7 +2,7 @@
 
 import math
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from fastgat.config import OptimizerConfig
+from fastgat.engine.checkpoint import check_match
 from fastgat.engine.metrics import SMALLEST, LossScale, RunningMetrics, all_finite
 from fastgat.engine.optimizer import Adam, Ema, buffer_name, create_optimizer, trainable_parameters
 from fastgat.engine.ranks import ALONE, Ranks
@@ -162,10 +163,20 @@ class TrainState(nn.Module):
         bad = [name for name in self._means if not bool(all_finite(self._learned(name)))]
         return bad if bad or self.memory is None or bool(all_finite([self.memory])) else ["memory of the method"]
 
-    def load_state_dict(self, *arguments: Any, **options: Any) -> Any:
-        """Load as torch does; the next step sets the learning rates anew."""
+    def load_state_dict(self, state_dict: Mapping[str, Any], *arguments: Any, **options: Any) -> Any:
+        """Load as torch does, also what earlier versions have saved; the next step sets the learning rates anew.
+
+        Raises CheckpointError for the tensors of another model.
+        """
+        # Earlier versions saved no transient tensors, and no averages of running statistics.
+        tensors = {name: tensor for name, tensor in self.state_dict().items() if name.startswith("transient.")}
+        for name in self.ema.statistic_names if self.ema is not None else ():
+            if f"classifier.{name}" in state_dict:
+                tensors[f"ema.shadow.{buffer_name(name)}"] = state_dict[f"classifier.{name}"]
+        tensors |= state_dict
+        check_match(tensors, self)
         self.learning_rate_factor = math.nan
-        return super().load_state_dict(*arguments, **options)
+        return super().load_state_dict(tensors, *arguments, **options)
 
     def whole(self) -> Tensors:
         """The `state_dict` with the memory of all ranks: what a checkpoint holds, for any number of them."""
@@ -179,14 +190,6 @@ class TrainState(nn.Module):
         if "memory" not in whole:
             return whole
         return {**whole, "memory": whole["memory"][self.ranks.part(len(whole["memory"]))]}
-
-    def completed(self, tensors: Tensors) -> Tensors:
-        """A state_dict with the tensors that earlier versions lack: transient ones, averages of running statistics."""
-        missing = {name: tensor for name, tensor in self.state_dict().items() if name.startswith("transient.")}
-        for name in self.ema.statistic_names if self.ema is not None else ():
-            if f"classifier.{name}" in tensors:
-                missing[f"ema.shadow.{buffer_name(name)}"] = tensors[f"classifier.{name}"]
-        return {**missing, **tensors}
 
     def fingerprint(self) -> int:
         """A checksum of what the players have learnt; it is the same on every rank."""
