@@ -24,8 +24,8 @@ from fastgat.methods.players import Draws, Metrics, Network, Tensors, classify, 
 from fastgat.options import option
 
 
-def step_size_option(default: float, help: str) -> Any:
-    return option(default, help, at_least=0)
+def step_size_option(default: float) -> Any:
+    return option(default, "size of a gradient step in each pixel", at_least=0)
 
 
 def attack_steps_option(default: int) -> Any:
@@ -45,18 +45,9 @@ class Adversarial(OnePlayer):
     label_smoothing: float = label_smoothing_option()
 
     @property
-    def start(self) -> float:
-        """The largest entry of p_0."""
-        return self.epsilon
-
-    @property
-    def steps(self) -> int:
-        return 1
-
-    @property
-    def size(self) -> float:
-        """a, how far a step goes in each pixel."""
-        return self.epsilon
+    def walk(self) -> tuple[float, int, float]:
+        """The largest entry of p_0, the number of steps k, and a, how far each goes in a pixel."""
+        return self.epsilon, 1, self.epsilon
 
     def draw(self, classifier: nn.Module, images: Tensor, source: torch.Generator) -> Draws:
         return Draws(noise=torch.empty_like(images).uniform_(-1, 1, generator=source))
@@ -64,12 +55,13 @@ class Adversarial(OnePlayer):
     def attack(self, classifier: Network, minibatch: Batch, noise: Tensor) -> Tensor:
         """The perturbation p_k, (B, C, H, W)."""
         images, labels = minibatch
-        p = torch.clamp(self.start * noise, -images, 1 - images)
-        for _ in range(self.steps):
+        start, steps, size = self.walk
+        p = torch.clamp(start * noise, -images, 1 - images)
+        for _ in range(steps):
             z, pull, _ = classify(classifier, images + p, by="images")
             (loss_gradient,) = pull(sample_loss(z, labels).gradient)
             radius = self.epsilon if self.projects else None
-            p = projected_step(images, p, loss_gradient, size=self.size, epsilon=radius)
+            p = projected_step(images, p, loss_gradient, size=size, epsilon=radius)
         return p
 
     def gradients(self, classifier: Network, minibatch: Batch, draws: Draws) -> tuple[Tensors, Metrics, Tensors]:
@@ -94,15 +86,11 @@ class PGDTraining(Adversarial):
     name: ClassVar[str] = "pgd"
 
     attack_steps: int = attack_steps_option(7)
-    step_size: float = step_size_option(2 / 255, "size of a gradient step in each pixel")
+    step_size: float = step_size_option(2 / 255)
 
     @property
-    def steps(self) -> int:
-        return self.attack_steps
-
-    @property
-    def size(self) -> float:
-        return self.step_size
+    def walk(self) -> tuple[float, int, float]:
+        return self.epsilon, self.attack_steps, self.step_size
 
 
 @dataclass(frozen=True)
@@ -114,8 +102,8 @@ class FGSMRandomStart(Adversarial):
     overshoot: float = option(1.25, "size of the step over epsilon", at_least=0)
 
     @property
-    def size(self) -> float:
-        return self.overshoot * self.epsilon
+    def walk(self) -> tuple[float, int, float]:
+        return self.epsilon, 1, self.overshoot * self.epsilon
 
 
 @dataclass(frozen=True)
@@ -128,5 +116,5 @@ class NoisyFGSM(Adversarial):
     noise_factor: float = option(2.0, "k, the noise over epsilon", at_least=0)
 
     @property
-    def start(self) -> float:
-        return self.noise_factor * self.epsilon
+    def walk(self) -> tuple[float, int, float]:
+        return self.noise_factor * self.epsilon, 1, self.epsilon

@@ -38,7 +38,7 @@ class TRADES(OnePlayer):
 
     epsilon: float = epsilon_option(8 / 255)
     attack_steps: int = attack_steps_option(10)
-    step_size: float = step_size_option(2 / 255, "size of a gradient step in each pixel")
+    step_size: float = step_size_option(2 / 255)
     beta: float = option(6.0, "weight of the KL divergence", at_least=0)
     attack_mode: str = option(
         "train",

@@ -101,8 +101,8 @@ def test_label_smoothing_is_torchs(name: str, compiled: bool) -> None:
                         batch,
                         noise,
                         method.epsilon,
-                        start=method.start,
-                        size=method.size,
+                        start=method.walk[0],
+                        size=method.walk[2],
                         project=False,
                         label_smoothing=0.3,
                     )
