@@ -5,7 +5,7 @@ finds its state at fixed addresses. torch's own keep theirs in dictionaries, and
 """
 
 import math
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -280,7 +280,7 @@ def _adam(
         for weight, gradient in zip(weights, gradients, strict=True)
     ]
     steps = [updates.float()] * len(weights)
-    options = {"beta1": betas[0], "beta2": betas[1], "weight_decay": weight_decay, "eps": epsilon}
+    options: dict[str, Any] = {"beta1": betas[0], "beta2": betas[1], "weight_decay": weight_decay, "eps": epsilon}
     kernel(weights, gradients, m, v, [], steps, lr=learning_rate, amsgrad=False, maximize=False, **options)
     increment_version([*weights, *m, *v])  # which autograd checks before a backward pass that saved the old values
 

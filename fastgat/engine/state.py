@@ -90,7 +90,8 @@ class TrainState(nn.Module):
         return self.step.device
 
     def players(self) -> Players:
-        return Players(*(self._network(name) for name in self._means), memory=self.memory)
+        generator = self._network("generator") if self.generator is not None else None
+        return Players(self._network("classifier"), generator, self.memory)
 
     def check_trainable(self) -> None:
         """Raises ConfigError where other parameters of a network are trainable than when this state was made."""

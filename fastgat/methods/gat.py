@@ -171,7 +171,8 @@ class GAT(Method):
 
     def generator_gradients(self, perturbed: PerturbedHalf) -> Tensors:
         """G's gradients of the mean L_G (9), by dF(x')_y/dx' = -F(x')_y dJ(x')/dx' where that was computed for F."""
-        gradient, loss = perturbed.loss_gradient, perturbed.loss.loss
+        gradient = perturbed.loss_gradient
+        loss: Tensor | None = perturbed.loss.loss
         if gradient is None or perturbed.interacts:
             (*_, gradient), loss = perturbed.pull_classifier(probability_seed(perturbed.loss)), None
         gradients, _ = perturbed.pull_generator(gradient, torch.full_like(perturbed.power, self.cg), loss)
