@@ -86,7 +86,6 @@ QUICK_GRIDS = {
 def reproduce(
     what: tuple[str, ...],
     quick: bool,
-    dataset: str | None,
     grids: tuple[str, ...],
     out: Path | None,
     jobs: int,
@@ -106,7 +105,7 @@ def reproduce(
     if launched():
         raise click.UsageError("each run is trained in one process: start this by itself, with --jobs, not by torchrun")
     experiments = [EXPERIMENTS[name] for name in _names(what)]
-    plan = plan_from(quick, dataset, grids, given)
+    plan = plan_from(quick, grids, given)
     folder = out or Path("runs") / f"reproduce-{plan.dataset}"
     store, console, page = RunStore(folder), Console(), page or folder / "results.md"
     check_page(page)
@@ -144,19 +143,17 @@ def run_experiments(
         return work_together(experiments, plan, store, display, jobs)
 
 
-def plan_from(quick: bool, dataset: str | None, grids: tuple[str, ...], given: dict[str, Any]) -> Plan:
+def plan_from(quick: bool, grids: tuple[str, ...], given: dict[str, Any]) -> Plan:
     """The plan that the options describe: they go over those of --quick, and these over the defaults."""
     runs = merge(DEFAULTS, QUICK_RUNS) if quick else DEFAULTS
-    settings = overrides(given)
-    if dataset is not None:
-        settings = merge(settings, {"data": {"dataset": dataset}})
-    given_grids = [_grid(text) for text in grids]
-    for method, _ in given_grids:
-        if sum(method == other for other, _ in given_grids) > 1:
+    given_grids: dict[str, tuple[float, ...]] = {}
+    for method, values in map(_grid, grids):
+        if method in given_grids:
             raise ConfigError(f"--grid: the values for {method} are given twice")
-    chosen = {**(QUICK_GRIDS if quick else {}), **dict(given_grids)}
+        given_grids[method] = values
+    chosen = (QUICK_GRIDS if quick else {}) | given_grids
     check_grids(chosen)
-    base = TrainConfig.from_dict(merge(runs, settings))
+    base = TrainConfig.from_dict(merge(runs, overrides(given)))
     return Plan(**{**(QUICK if quick else {}), **given_to(Plan, given)}, base=base, grids=chosen)
 
 

@@ -22,7 +22,7 @@ def test_its_commands_are_understood(name: str, tmp_path: Path) -> None:
         if what == "reproduce":
             for other in ("what", "out", "jobs", "page", "collect_only"):
                 given.pop(other)
-            plan = plan_from(given.pop("quick"), given.pop("dataset"), given.pop("grids"), given)
+            plan = plan_from(given.pop("quick"), given.pop("grids"), given)
             assert {"gat", "gat-through", "gradient-penalty"} <= plan.grids.keys()
 
 
