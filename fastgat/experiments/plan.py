@@ -87,7 +87,7 @@ class Plan(Options):
 
     def deviating(self) -> dict[str, Any]:
         """The settings of training that the paper has otherwise, and their values here."""
-        defaults = dict(flatten(TrainConfig().to_dict()))
+        defaults = dict(flatten(TrainConfig(select="accuracy").to_dict()))
         settings = identity(self.base) | {"run.early_stopping": self.base.run.early_stopping}
         return {
             key: value

@@ -34,8 +34,8 @@ def plot_robustness(figures: dict[str, Any], title: str) -> Figure:
     return figure
 
 
-def plot_searches(rows: Mapping[str, dict[str, Any]]) -> Figure:
-    """Validation accuracy over the hyperparameter of each method, what was chosen marked."""
+def plot_searches(rows: Mapping[str, Any]) -> Figure:
+    """Validation accuracy over the hyperparameter of each method (rows of Table 2 by method), the choice marked."""
     figure = new_figure(2.6 * len(rows), 2.8)
     for axes, (name, row) in zip(figure.subplots(1, len(rows), squeeze=False)[0], rows.items(), strict=True):
         parameter = search.PARAMETERS[name]

@@ -7,7 +7,7 @@ settings.
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from statistics import mean
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar, NamedTuple, NotRequired, TypedDict
 
 from fastgat.config import TrainConfig
 from fastgat.errors import ConfigError
@@ -45,12 +45,21 @@ GRIDS = {
 """Five values each, evenly spaced on a logarithmic scale."""
 
 
+class Outcome(TypedDict):
+    """What came of the runs of one setting, or of one `value` of a hyperparameter: accuracies on validation images at
+    their best epochs, one a run, and the number of runs that diverged."""
+
+    value: NotRequired[float]
+    accuracies: list[float]
+    best_epochs: list[int]
+    diverged: int
+
+
 class Choice(NamedTuple):
-    """A method with the value that validation has chosen (None where every run diverged), and a row for each value
-    tried: `value`, and what `compare` tells."""
+    """A method with the value that validation has chosen (None where every run diverged), and each value tried."""
 
     method: Method | None
-    curve: list[dict[str, Any]]
+    curve: list[Outcome]
 
 
 class Searching(Experiment):
@@ -77,27 +86,25 @@ class Search(Experiment):
         return [self._cell(plan, config, seed) for seed in plan.numbers for _, config in self.variants]
 
     def collect(self, plan: Plan, store: RunStore) -> dict[str, Any] | None:
-        rows = [
-            {
-                "values": values,
-                "config": config.to_dict(),
-                **compare(store, [self._cell(plan, config, seed) for seed in plan.numbers]),
-            }
-            for values, config in self.variants
+        outcomes = [
+            compare(store, [self._cell(plan, config, seed) for seed in plan.numbers]) for _, config in self.variants
         ]
-        number = best(rows)
-        if number is None:
-            return {"rows": rows, "best": None} if any(row["diverged"] for row in rows) else None
-        return {"rows": rows, "best": None if rows[number]["diverged"] else number}
+        if not any(each["accuracies"] or each["diverged"] for each in outcomes):
+            return None
+        number = best(outcomes)
+        rows = [
+            {"values": values, "config": config.to_dict(), **outcome}
+            for (values, config), outcome in zip(self.variants, outcomes, strict=True)
+        ]
+        return {"rows": rows, "best": None if number is None or outcomes[number]["diverged"] else number}
 
     def _cell(self, plan: Plan, config: TrainConfig, seed: int) -> Cell:
         """On the plan's device, which is this process's own where several share the machine."""
         return Cell(replace(config, seed=seed, run=replace(config.run, device=plan.base.run.device)))
 
 
-def compare(store: RunStore, tried: Sequence[Cell]) -> dict[str, Any]:
-    """The outcome of some runs: `accuracies` on validation images (at each run's best epoch), `best_epochs`, and
-    `diverged`, the number of runs that came to nothing."""
+def compare(store: RunStore, tried: Sequence[Cell]) -> Outcome:
+    """The outcome of the finished runs among `tried`."""
     summaries = store.summaries(tried)
     return {
         "accuracies": [summary["validation_accuracy"] for summary in summaries],
@@ -106,7 +113,7 @@ def compare(store: RunStore, tried: Sequence[Cell]) -> dict[str, Any]:
     }
 
 
-def best(rows: Sequence[dict[str, Any]]) -> int | None:
+def best(rows: Sequence[Outcome]) -> int | None:
     """The index of the best row on validation: fewest diverged runs, then highest mean. None without accuracies."""
     ranked = [i for i, row in enumerate(rows) if row["accuracies"]]
     return max(ranked, key=lambda i: (-rows[i]["diverged"], mean(rows[i]["accuracies"])), default=None)
@@ -137,7 +144,9 @@ def choose(plan: Plan, store: RunStore, name: str) -> Choice | None:
     if not all(store.finished(cell) for cells in tried for cell in cells):
         return None
     values = grid(plan, name)
-    rows = [{"value": value, **compare(store, cells)} for value, cells in zip(values, tried, strict=True)]
+    rows: list[Outcome] = [
+        {"value": value, **compare(store, cells)} for value, cells in zip(values, tried, strict=True)
+    ]
     number = best(rows)
     return Choice(None if number is None else methods[number], rows)
 

@@ -2,7 +2,7 @@
 
 import itertools
 from dataclasses import replace
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypedDict
 
 from fastgat.config import ModelConfig
 from fastgat.experiments import paper, search
@@ -15,6 +15,20 @@ from fastgat.experiments.store import RunStore
 
 LARGER = "timm:resnet18"
 BySeed = dict[str, float]
+
+
+class Row(TypedDict):
+    """A method of the table: what was chosen and how, its accuracies and best epochs by seed, the cells behind them."""
+
+    method: str
+    settings: dict[str, Any]
+    curve: list[search.Outcome]
+    accuracy: BySeed
+    validation: BySeed
+    best_epoch: dict[str, int]
+    by_rule: dict[str, dict[str, BySeed]]
+    diverged: int
+    cells: list[str]
 
 
 class Table2(search.Searching):
@@ -46,32 +60,31 @@ class Table2(search.Searching):
         """What the paper reports, by method, where its classifier is used."""
         return paper.TABLE2.get(plan.dataset, {}) if plan.base.model.classifier == "table1" else {}
 
-    def verdict(self, plan: Plan, row: dict[str, Any]) -> str:
+    def verdict(self, plan: Plan, row: Row) -> str:
         """The verdict on a row of `collect` beside the paper's."""
         expected = self.expected(plan).get(row["method"])
         if expected is None or not row["accuracy"] or not plan.comparable:
             return "-"
         return verdict(Spread.of(list(row["accuracy"].values())), expected)
 
-    def setting(self, row: dict[str, Any], value: float | None = None) -> str:
+    def setting(self, row: Row, value: float | None = None) -> str:
         """The chosen settings of a row in words, or those with `value`; an L-inf epsilon in 1/255."""
-        method, parameter = row["method"], search.PARAMETERS.get(row["method"])
-        names = sorted({parameter, "dropout"} & row["settings"].keys()) if value is None else [parameter]
-        values = {name: row["settings"][name] if value is None else value for name in names}
-        return ", ".join(
-            f"{name} {v * 255:.3g}/255" if method == "fg-linf" and name == "epsilon" else f"{name} {v:.3g}"
-            for name, v in values.items()
-        )
+        parameter = search.PARAMETERS.get(row["method"], "")
+        names = {parameter, "dropout"} & row["settings"].keys()
+        values = {name: row["settings"][name] for name in sorted(names)} if value is None else {parameter: value}
+        if row["method"] == "fg-linf":
+            return ", ".join(f"{name} {each * 255:.3g}/255" for name, each in values.items())
+        return ", ".join(f"{name} {each:.3g}" for name, each in values.items())
 
-    def best_in_last_epoch(self, plan: Plan, rows: list[dict[str, Any]]) -> list[str]:
+    def best_in_last_epoch(self, plan: Plan, rows: list[Row]) -> list[str]:
         return [row["method"] for row in rows if plan.base.epochs in row["best_epoch"].values()]
 
-    def remark(self, row: dict[str, Any], tried: dict[str, Any]) -> str:
+    def remark(self, row: Row, tried: search.Outcome) -> str:
         """The remark on a value that was tried."""
         chosen = tried["value"] == _taken(row)
         return ", ".join(["chosen"] * chosen + [f"{tried['diverged']} diverged"] * bool(tried["diverged"]))
 
-    def at_the_edge(self, rows: list[dict[str, Any]]) -> list[str]:
+    def at_the_edge(self, rows: list[Row]) -> list[str]:
         """The methods whose choice is the least or the greatest value that was tried."""
         tried = {row["method"]: [each["value"] for each in row["curve"]] for row in rows if row["curve"]}
         edges = {name: (min(values), max(values)) for name, values in tried.items()}
@@ -113,13 +126,12 @@ class Larger(Table2):
         return self.plan(plan).base.model.classifier
 
 
-def _taken(row: dict[str, Any]) -> float | None:
+def _taken(row: Row) -> float | None:
     """The chosen value of the method's hyperparameter."""
-    value: float | None = row["settings"].get(search.PARAMETERS.get(row["method"]))
-    return value
+    return row["settings"].get(search.PARAMETERS.get(row["method"], ""))
 
 
-def _row(plan: Plan, store: RunStore, name: str) -> dict[str, Any] | None:
+def _row(plan: Plan, store: RunStore, name: str) -> Row | None:
     choice = search.choose(plan, store, name)
     if choice is None:
         return None
@@ -139,7 +151,7 @@ def _row(plan: Plan, store: RunStore, name: str) -> dict[str, Any] | None:
     }
 
 
-def _margins(plan: Plan, rows: list[dict[str, Any]], theirs: dict[str, paper.Accuracy]) -> list[dict[str, Any]]:
+def _margins(plan: Plan, rows: list[Row], theirs: dict[str, paper.Accuracy]) -> list[dict[str, Any]]:
     """GAT over the baseline and over the better fast gradient (on validation), seed by seed; the paper's, where the
     classifier is the paper's. The runs that chose a value are in its favour: `unsearched` is without their seeds."""
     done = {row["method"]: row for row in rows if row["accuracy"]}
@@ -161,7 +173,7 @@ def _margins(plan: Plan, rows: list[dict[str, Any]], theirs: dict[str, paper.Acc
     return margins
 
 
-def _margins_by_rule(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+def _margins_by_rule(rows: list[Row]) -> list[dict[str, Any]]:
     """Each method over the baseline and over the better fast gradient, by `weights`: differences by seed, by column."""
     margins = []
     for weights in dict.fromkeys(weights for row in rows for weights in row["by_rule"]):
