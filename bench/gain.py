@@ -37,6 +37,7 @@ def parts(cg: float, cg_through: float, penalty: float) -> dict[str, list[list[s
         "images-45000": [[*one, "--epochs", "100", "--seeds", "1"]],
         "cifar100": [[*one, "--dataset", "cifar100", "--epochs", "100", "--seeds", "1"]],
         "seeds": [[*one, "--epochs", "100", "--seeds", "3"]],
+        "front": [["reproduce", "capacity", "inputs", *one[2:], "--train-images", "10000", "--epochs", "100"]],
         "other-readings": [
             [*SEARCH, "--method", "gat", "--cg", str(cg), "--over", "schedule=paper,simultaneous"],
             [*SEARCH, "--method", "gat", "--cg", str(cg), "--over", "alpha=0.3,0.5,0.7"],
@@ -64,7 +65,7 @@ def main(
     cg_through: float,
     penalty: float,
 ) -> None:
-    """Run PARTs of the study: images-10000, images-45000, cifar100, seeds, other-readings; by default all of them."""
+    """Run PARTs of the study: images-10000, images-45000, cifar100, seeds, front, other-readings; by default all."""
     known = parts(cg, cg_through, penalty)
     if unknown := set(names) - set(known):
         raise click.UsageError(f"no part {', '.join(sorted(unknown))}; known: {', '.join(known)}")

@@ -1,7 +1,5 @@
 """What attacks of L2 norm 0.5 leave of one network: Figure 3's fast gradient, and the worst of stronger ones."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 from functools import partial
 from typing import Any, TypedDict

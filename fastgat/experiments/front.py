@@ -1,7 +1,5 @@
 """Variants of a generator compared: which are on the Pareto front, and which can be told from the paper's."""
 
-from __future__ import annotations
-
 import statistics
 from collections.abc import Iterable, Sequence
 from typing import TypedDict

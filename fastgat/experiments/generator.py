@@ -1,7 +1,5 @@
 """Questions about GAT's generator: how large it has to be, how often it has to learn, what it should be given."""
 
-from __future__ import annotations
-
 from abc import abstractmethod
 from dataclasses import replace
 from typing import Any, ClassVar

@@ -1,7 +1,5 @@
 """What an experiment is asked to do: how much of it, and with which settings."""
 
-from __future__ import annotations
-
 import itertools
 import re
 from collections.abc import Mapping

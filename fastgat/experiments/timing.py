@@ -1,7 +1,5 @@
 """Time: a step and an epoch of every method, the textbook in plain PyTorch beside fastgat."""
 
-from __future__ import annotations
-
 import math
 import statistics
 from collections.abc import Sequence
