@@ -56,8 +56,12 @@ def plot_searches(rows: Mapping[str, Any]) -> Figure:
 def plot_front(variants: Sequence[Variant], labels: str) -> Figure:
     """Accuracy over the cost of a step, clean and attacked, with 95 % intervals: the Pareto front is joined."""
     shown = {name: words for name, words in MEASURES.items() if any(each["accuracies"][name] for each in variants)}
-    figure = new_figure(4.2 * len(shown), 4.2)
-    for axes, (measure, words) in zip(figure.subplots(1, len(shown), squeeze=False)[0], shown.items(), strict=True):
+    height = -(-len(shown) // 2)
+    figure = new_figure(11, 4.2 * height)
+    for axes, (measure, words) in zip(figure.subplots(height, 2).flat, shown.items(), strict=True):
+        axes.set_xscale("log")
+        for ticks in (axes.xaxis.set_major_formatter, axes.xaxis.set_minor_formatter):
+            ticks("{x:g}")
         for device in devices(variants):
             at = places(variants, device, measure)
             widths = [100 * (interval(list(each["accuracies"][measure].values())) or 0) for each in at.values()]
@@ -65,15 +69,9 @@ def plot_front(variants: Sequence[Variant], labels: str) -> Figure:
             (dots, *_) = axes.errorbar(x, y, widths, fmt="o", capsize=2, alpha=0.8, label=device)
             for place, each in zip(zip(x, y, strict=True), at.values(), strict=True):
                 axes.annotate(literal(each["name"]), place, (4, 4), textcoords="offset points", fontsize=8)
-            front = [(cost, 100 * accuracy) for cost, accuracy in pareto(at)]
-            axes.step(
-                [cost for cost, _ in front],
-                [accuracy for _, accuracy in front],
-                "--",
-                where="post",
-                alpha=0.6,
-                color=dots.get_color(),
-            )
+            costs, accuracies = zip(*pareto(at), strict=True) if at else ((), ())
+            front = [100 * accuracy for accuracy in accuracies]
+            axes.step(costs, front, "--", where="post", alpha=0.6, color=dots.get_color())
         label_axes(axes, "time of a step over fast gradient L2", f"{words}, %", "lower right")
     figure.suptitle(f"labels: {labels}", fontsize=9)
     return figure
