@@ -1,9 +1,10 @@
-"""What each of the things that fastgat does about cuDNN's convolutions is worth in a step.
+"""What each of the things that fastgat does, or could do, about convolutions on a GPU is worth in a step.
 
     python bench/convolutions.py --batch-size 128 --json build/convolutions.json
 
-The step without any of them, with each, and with both, each in a process of its own; all must take the same
-first gradient, and their steps take turns. It wants a GPU.
+The step without any of them, with each that is on by default, with both, and with those of `--convolutions` besides:
+each way in a process of its own, compiled one after another, timed in turns. A way whose first gradients are not those
+of the first one is refused. It wants a GPU, and about half a minute for each way.
 """
 
 from __future__ import annotations
@@ -11,21 +12,26 @@ from __future__ import annotations
 import functools
 import json
 import statistics
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack, nullcontext
+from dataclasses import replace
 from multiprocessing.connection import Connection
 from pathlib import Path
+from typing import NamedTuple
 from unittest import mock
 
 import click
 import torch
+from torch import Tensor
 
 from fastgat.config import PrecisionConfig, TrainConfig
 from fastgat.engine import graph, step
 from fastgat.engine.graph import GraphPasses
+from fastgat.errors import FastgatError
 from fastgat.methods import GAT
 from fastgat.profiling.profile import check_parity
-from fastgat.profiling.sides import Spec
+from fastgat.profiling.sides import Fastgat, Spec
 from fastgat.profiling.worker import Worker, serve
 from fastgat.reporting.environment import environment
 
@@ -33,12 +39,24 @@ OFF: dict[str, tuple[object, str, Callable[..., object]]] = {
     "timed": (step, "fastest_convolutions", nullcontext),
     "filled": (graph, "pad_channels", lambda graph: None),
 }
-"""What takes each of them away: algorithms timed, channels filled up."""
+"""What takes each of the defaults away: algorithms timed, channels filled up."""
+
+
+class Way(NamedTuple):
+    """Which of the defaults a step has, and its `--convolutions`."""
+
+    defaults: tuple[str, ...] = tuple(OFF)
+    convolutions: str = "cudnn"
+
+
+BESIDES = ("forward", "backward", "stream", "backward+stream", "forward+backward", "forward+backward+stream")
+NONE, DEFAULT = "none", "both"
 WAYS = {
-    "none": (),
-    "algorithms timed": ("timed",),
-    "channels filled up": ("filled",),
-    "both": tuple(OFF),
+    NONE: Way(()),
+    "algorithms timed": Way(("timed",)),
+    "channels filled up": Way(("filled",)),
+    DEFAULT: Way(),
+    **{f"both, and {name}": Way(convolutions=name) for name in BESIDES},
 }
 STEPS = 40
 
@@ -48,40 +66,86 @@ STEPS = 40
 @click.option("--rounds", type=click.IntRange(1), default=12, show_default=True)
 @click.option("--json", "output", type=Path)
 def main(batch_size: int, rounds: int, output: Path | None) -> None:
-    """Time a captured step of GAT with and without each of them."""
+    """Time a captured step of GAT in every way, and name the best; exits with 1 if one was refused."""
     if not torch.cuda.is_available():
         raise click.ClickException("there is no GPU here")
     config = TrainConfig(method=GAT(), batch_size=batch_size, precision=PrecisionConfig(amp=True, channels_last=True))
-    spec = Spec("fastgat", config)
-    times: dict[str, list[float]] = {way: [] for way in WAYS}
-    with ExitStack() as stack:
-        workers, expected = {}, None
-        for way in WAYS:  # one after another: what times algorithms must have the GPU to itself
-            workers[way] = stack.enter_context(Worker(spec, functools.partial(serve_with, way)))
-            moments = workers[way].ask("prepare")["moments"]
-            expected = moments if expected is None else expected
-            check_parity(moments, expected, spec)
-        for _ in range(rounds):
-            for way, worker in workers.items():
-                times[way].append(worker.ask("steps", STEPS))
-    for way, values in times.items():
-        median = statistics.median(values)
-        share = median / statistics.median(times["none"])
-        click.echo(f"{way:40} {median:7.3f} ms ({min(values):.3f} to {max(values):.3f}), {share:.2f}")
+    times, refused = measure(Spec("fastgat", config), rounds)
+    for line in report(times, refused):
+        click.echo(line)
     if output is not None:
-        content = {"batch_size": batch_size, "steps": STEPS, "step_ms": times, "environment": environment()}
-        output.write_text(json.dumps(content, indent=2) + "\n")
+        content = {"batch_size": batch_size, "steps": STEPS, "step_ms": times, "refused": refused}
+        output.write_text(json.dumps(content | {"environment": environment()}, indent=2) + "\n")
+    sys.exit(bool(refused))
 
 
-def serve_with(way: str, pipe: Connection, spec: Spec) -> None:
-    """A side's process, without what is not in `way`."""
+def measure(spec: Spec, rounds: int) -> tuple[dict[str, list[float]], dict[str, str]]:
+    """Milliseconds a step in every round, of each way that computes what the first one does; why others were refused.
+
+    Raises FastgatError where the first way fails.
+    """
+    workers, refused, expected = {}, {}, None
     with ExitStack() as stack:
-        for name, (module, attribute, nothing) in OFF.items():
-            if name not in WAYS[way]:
+        for name, way in WAYS.items():  # one after another: what times algorithms must have the GPU to itself
+            run = replace(spec.config.run, convolutions=way.convolutions)
+            one = replace(spec, config=replace(spec.config, run=run))
+            try:
+                worker = stack.enter_context(Worker(one, functools.partial(serve_with, name)))
+                moments = worker.ask("prepare")["moments"]
+                expected = moments if expected is None else expected
+                check_parity(moments, expected, one)
+                workers[name] = worker
+            except FastgatError as error:
+                if expected is None:
+                    raise
+                refused[name] = str(error)
+        times: dict[str, list[float]] = {name: [] for name in workers}
+        for _ in range(rounds):
+            for name, worker in workers.items():
+                times[name].append(worker.ask("steps", STEPS))
+    return times, refused
+
+
+def report(times: Mapping[str, list[float]], refused: Mapping[str, str]) -> list[str]:
+    """A line for each way, over the first one; and the best of the default and those that beat it."""
+    medians = {name: statistics.median(values) for name, values in times.items()}
+    lines = [
+        f"{name:40} {median:7.3f} ms ({min(times[name]):.3f} to {max(times[name]):.3f}), {median / medians[NONE]:.2f}"
+        for name, median in medians.items()
+    ]
+    lines += [f"{name:40} refused: {why}" for name, why in refused.items()]
+    if DEFAULT not in times:
+        return [*lines, "no best: the default was refused"]
+    best = min(
+        (name for name in times if name == DEFAULT or beats(times[name], times[DEFAULT])), key=medians.__getitem__
+    )
+    saved = 1 - medians[best] / medians[DEFAULT]
+    return [*lines, f"best: {best}" + (f", {saved:.1%} less than by default" if best != DEFAULT else ", the default")]
+
+
+def beats(times: list[float], others: list[float]) -> bool:
+    """Whether one way was faster in three of four of the rounds that both took side by side."""
+    wins = sum(ours < theirs for ours, theirs in zip(times, others, strict=True))
+    return 4 * wins >= 3 * len(times)
+
+
+def serve_with(name: str, pipe: Connection, spec: Spec) -> None:
+    """A side's process, without the defaults that the way lacks, and with the gradients of both players to compare."""
+    with ExitStack() as stack:
+        for default, (module, attribute, nothing) in OFF.items():
+            if default not in WAYS[name].defaults:
                 stack.enter_context(mock.patch.object(module, attribute, nothing))
         # Inductor's cache knows graphs by this.
-        stack.enter_context(mock.patch.object(GraphPasses, "uuid", return_value=way))
+        stack.enter_context(mock.patch.object(GraphPasses, "uuid", return_value=name))
+        stack.enter_context(mock.patch.object(Fastgat, "moments", of_both_players))
         serve(pipe, spec)
+
+
+def of_both_players(side: Fastgat) -> Tensor:
+    """First moments of both players, each of length 1: G's gradient is much smaller than F's."""
+    optimizers = (side.state.classifier_optimizer, side.state.generator_optimizer)
+    found = [torch.cat([b.flatten() for b in each.exp_avg.buffers()]).float().cpu() for each in optimizers if each]  # type: ignore[operator, union-attr]  # Adam's
+    return torch.cat([moments / moments.norm() for moments in found])
 
 
 if __name__ == "__main__":

@@ -16,12 +16,12 @@ import click
 import torch
 from torch._inductor.utils import run_and_get_code
 
-from fastgat.config import PrecisionConfig, RunConfig, TrainConfig
+from fastgat.config import CONVOLUTIONS, PrecisionConfig, RunConfig, TrainConfig
 from fastgat.engine import assemble
 from fastgat.methods import METHODS, create_method
 from fastgat.profiling.sides import Spec, build
 
-CALL = re.compile(r"^[^#]*?(?:(\w+)\.run\(|(extern_kernels\.\w+|torch\.ops\.aten\.\w+))")
+CALL = re.compile(r"^[^#]*?(?:(\w+)\.run\(|(extern_kernels\.\w+|torch\.ops\.(?:aten|fastgat)\.\w+))")
 
 
 @click.command()
@@ -29,16 +29,17 @@ CALL = re.compile(r"^[^#]*?(?:(\w+)\.run\(|(extern_kernels\.\w+|torch\.ops\.aten
 @click.option("--batch-size", type=int, default=128, show_default=True)
 @click.option("--amp/--no-amp", default=True, help="bfloat16", show_default=True)
 @click.option("--channels-last/--no-channels-last", default=True, show_default=True)
-def main(method: str, batch_size: int, amp: bool, channels_last: bool) -> None:
+@click.option("--convolutions", type=click.Choice(CONVOLUTIONS), default="cudnn", show_default=True)
+def main(method: str, batch_size: int, amp: bool, channels_last: bool, convolutions: str) -> None:
     """Count the launches of one step by kind."""
     if not torch.cuda.is_available():
         raise click.ClickException("there is no GPU here: python -m bench.null_gpu bench/launches.py")
     precision = PrecisionConfig(amp=amp, channels_last=channels_last)
-    run = RunConfig(device="cuda", cuda_graph=False)
+    run = RunConfig(device="cuda", cuda_graph=False, convolutions=convolutions)
     config = TrainConfig(method=create_method(method), batch_size=batch_size, precision=precision, run=run)
     with (
         # What the null GPU's values could not tell: Table 1's networks fit, and their samples do not interact.
-        mock.patch.object(assemble, "check_networks"),
+        mock.patch.object(assemble, "check_networks", return_value=10),
         mock.patch.object(assemble, "samples_interact", return_value=False),
         mock.patch.object(assemble, "try_step"),
     ):

@@ -5,7 +5,7 @@ The help texts are those of the command line; every value is checked when a data
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, fields
-from itertools import pairwise
+from itertools import combinations, pairwise
 from pathlib import Path
 from typing import Any, Self
 
@@ -22,6 +22,8 @@ from fastgat.typed import read_toml, shown
 
 EXTRA_FRACTION = 0.7
 """What Wang et al. (2023) take for a million extra images of CIFAR-10."""
+BEYOND_CUDNN = ("forward", "backward", "stream")
+CONVOLUTIONS = ("cudnn", *("+".join(names) for count in (1, 2, 3) for names in combinations(BEYOND_CUDNN, count)))
 
 
 @dataclass(frozen=True)
@@ -180,6 +182,13 @@ class RunConfig(Options):
         None, "compile the training step; by default where there is a compiler  [default: yes, if possible]"
     )
     cuda_graph: bool = option(True, "on a GPU, replay the compiled step as one CUDA graph")
+    convolutions: str = option(
+        "cudnn",
+        "on a GPU, what a compiled step has beyond cuDNN's convolutions, none of it measured yet: forward (bias and "
+        "ReLU in the convolution's kernel), backward (a ReLU's mask and the bias's gradient in one kernel), stream "
+        "(gradients by weights on a second stream), or several as in backward+stream",
+        choices=CONVOLUTIONS,
+    )
     deterministic: bool = option(False, "only deterministic algorithms: the same run twice gives the same bits")
     log_interval: int = option(50, "steps between two reports", at_least=1)
     checkpoint_interval: int = option(1000, "steps between two checkpoints within an epoch", at_least=1)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, cast
 
 import torch
@@ -23,20 +24,30 @@ PAD = torch.ops.aten.constant_pad_nd.default
 ADD = torch.ops.aten.add.Tensor
 EXPAND = torch.ops.aten.expand.default
 FULL = torch.ops.aten.full.default
+SCALAR = torch.ops.aten.scalar_tensor.default
 ZEROS = torch.ops.aten.zeros.default
 
 
 class GraphPasses(CustomGraphPass):
-    """All of this module's passes."""
+    """All of this module's passes, and those of `engine/convolutions.py` that `convolutions` names."""
+
+    def __init__(self, convolutions: str = "cudnn") -> None:
+        self.convolutions = convolutions
 
     def __call__(self, graph: Graph) -> None:
         drop_unused_gradients(graph)
         drop_zero_convolutions(graph)
         cast_inputs_at_once(graph)
         pad_channels(graph)
+        if self.convolutions != "cudnn":
+            from fastgat.engine.convolutions import PASSES  # registers operations
+
+            for name in self.convolutions.split("+"):
+                PASSES[name](graph)
 
     def uuid(self) -> Any:
-        return get_hash_for_files((__file__,))
+        files = (__file__, str(Path(__file__).with_name("convolutions.py")))
+        return get_hash_for_files(files, self.convolutions)
 
 
 def drop_unused_gradients(graph: Graph) -> None:
@@ -70,21 +81,23 @@ def drop_zero_convolutions(graph: Graph) -> None:
     """
     for node in graph.find_nodes(op="call_function", target=CONVOLUTION):
         _, weight, bias, *_ = node.args
-        if _is_zero(weight) and (bias is None or _is_zero(bias)):
+        if is_zero(weight) and (bias is None or is_zero(bias)):
             _add_nothing(node)
     for node in graph.find_nodes(op="call_function", target=CONVOLUTION_BACKWARD):
-        if _is_zero(node.args[2]):
+        if is_zero(node.args[2]):
             for reader in list(node.users):
                 if reader.target is operator.getitem and reader.args[1] == 0:
                     _add_nothing(reader)
     graph.eliminate_dead_code()
 
 
-def _is_zero(node: Any) -> bool:
+def is_zero(node: Any) -> bool:
     """Whether a node is a constant tensor of zeros, spread out over a shape or not."""
     if isinstance(node, Node) and node.target is EXPAND:
         node = node.args[0]
-    return isinstance(node, Node) and bool(node.target is ZEROS or (node.target is FULL and node.args[1] == 0))
+    if not isinstance(node, Node):
+        return False
+    return node.target is ZEROS or (node.target in (FULL, SCALAR) and node.args[-1] == 0)
 
 
 def _add_nothing(node: Node) -> None:

@@ -55,10 +55,19 @@ class Stepper:
     Args:
         compiled: compile the step; `prepare` does it.
         cuda_graph: on a GPU, also capture the compiled step as one CUDA graph and replay that.
+        convolutions: on a GPU, what goes beyond cuDNN's, as `RunConfig` has it.
     """
 
-    def __init__(self, state: TrainState, method: Method, *, compiled: bool = False, cuda_graph: bool = True) -> None:
-        self.state, self.method = state, method
+    def __init__(
+        self,
+        state: TrainState,
+        method: Method,
+        *,
+        compiled: bool = False,
+        cuda_graph: bool = True,
+        convolutions: str = "cudnn",
+    ) -> None:
+        self.state, self.method, self.convolutions = state, method, convolutions
         self.compiled = compiled
         self.captured = compiled and cuda_graph and state.device.type == "cuda"
         self._steps: dict[str, Step] = {kind: self._uncompiled(kind) for kind in method.kinds}
@@ -81,7 +90,8 @@ class Stepper:
             stream, pool = torch.cuda.Stream(self.state.device) if self.captured else None, None
             for kind in self.method.kinds:
                 taken = (batches, draws) if kind == "full" else (batches[-1:], draws[-1:])
-                step = ready(self._uncompiled(kind), taken, self.state.device, self.state.ranks, stream, pool)
+                how = self.state.device, self.state.ranks, stream, pool, self.convolutions
+                step = ready(self._uncompiled(kind), taken, *how)
                 pool = step.graph.pool() if isinstance(step, Captured) else None
                 self._steps[kind] = step
 
@@ -101,7 +111,7 @@ class Stepper:
         return functools.partial(train_step, self.state, self.method, kind)
 
 
-def as_one_graph(step: Step, device: torch.device, ranks: Ranks = ALONE) -> Step:
+def as_one_graph(step: Step, device: torch.device, ranks: Ranks = ALONE, convolutions: str = "cudnn") -> Step:
     """`step` as one graph, compiled for `device` at its first call; a break in the graph is an error."""
     from fastgat.engine.graph import GraphPasses  # imports Inductor, which takes seconds
 
@@ -109,7 +119,7 @@ def as_one_graph(step: Step, device: torch.device, ranks: Ranks = ALONE) -> Step
     # A copy: torch.compile keeps what it compiles by code object, up to a limit.
     function = types.FunctionType(step.func.__code__.replace(), step.func.__globals__, step.func.__name__)
     options = {
-        "post_grad_custom_pre_pass": GraphPasses(),
+        "post_grad_custom_pre_pass": GraphPasses(convolutions if device.type == "cuda" else "cudnn"),
         **(ON_A_GPU if device.type == "cuda" else {}),
         **({} if ranks.alone else OVERLAP),
     }
@@ -123,13 +133,14 @@ def ready(
     ranks: Ranks = ALONE,
     stream: torch.cuda.Stream | None = None,
     pool: Any = None,
+    convolutions: str = "cudnn",
 ) -> Step:
     """`step` compiled, and where there is a stream captured on it, by taking it on inputs like those to come.
 
     Raises CompileError or CaptureError, naming the cause, where that is impossible.
     """
     inputs = tree_map_only(Tensor, torch.clone, inputs)  # clone: captured inputs must not alias
-    compiled = as_one_graph(step, device, ranks)
+    compiled = as_one_graph(step, device, ranks, convolutions)
     with fastest_convolutions():
         with one_line(CompileError, "the step cannot be compiled: {}"), warnings.catch_warnings():
             # Whether they are wanted is a setting of ours.

@@ -227,7 +227,13 @@ class Fastgat(Side):
             num_classes=spec.num_classes,
         )
         run = spec.config.run
-        self.stepper = Stepper(self.state, self.method, compiled=run.compile is not False, cuda_graph=run.cuda_graph)
+        self.stepper = Stepper(
+            self.state,
+            self.method,
+            compiled=run.compile is not False,
+            cuda_graph=run.cuda_graph,
+            convolutions=run.convolutions,
+        )
         self.stepper.prepare(batches, draws)
         self.inputs = itertools.chain([(batches, draws)], self.inputs)
         self.number = 0

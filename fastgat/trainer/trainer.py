@@ -182,7 +182,13 @@ class Trainer:
         if not all(ranks.gather(compiled)):
             compiled, why_not = False, why_not or "NOT compiled, as another rank cannot"
         loop = Loop(
-            Stepper(state, self.method, compiled=compiled, cuda_graph=config.run.cuda_graph),
+            Stepper(
+                state,
+                self.method,
+                compiled=compiled,
+                cuda_graph=config.run.cuda_graph,
+                convolutions=config.run.convolutions,
+            ),
             config,
             feed.train,
             feed.validation,

@@ -86,6 +86,7 @@ FROZEN = {
     "--device": "auto",
     "--compile": None,
     "--cuda-graph": True,
+    "--convolutions": "cudnn",
     "--deterministic": False,
     "--log-interval": 50,
     "--checkpoint-interval": 1000,

@@ -24,11 +24,13 @@ from unittest import mock
 
 import torch
 from fastgat.kernels.backend import forced_kernels, triton
+from fastgat.kernels.convolution_relu import convolution_relu
 from fastgat.kernels.dual_loss import perturbed_loss, sample_loss
 from fastgat.kernels.image_batch import COLUMNS, image_batch
 from fastgat.kernels.input_gradient import MODES, input_gradient
 from fastgat.kernels.perturbation import perturbation, perturbation_gradient
 from fastgat.kernels.projected_step import projected_step
+from fastgat.kernels.relu_gradient import relu_gradient
 from torch import Tensor
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -74,6 +76,13 @@ def cases() -> Iterator[Case]:
             yield Case(f"clean-{short}-{classes}", partial(sample_loss, logits, labels), wide=classes > 10)
             perturbed = partial(perturbed_loss, logits, labels, losses, 0.5)
             yield Case(f"perturbed-{short}-{classes}", perturbed, wide=classes > 10)
+        for channels, side in ((48, 32), (96, 16), (96, 8)):
+            y = torch.zeros(128, side, side, channels, dtype=dtype).permute(0, 3, 1, 2)
+            yield Case(f"{short}-{channels}x{side}", partial(relu_gradient, y, y))
+            for stride, taps in ((1, 3), (2, 3), (1, 1)) if dtype != torch.float32 else ():
+                w, b = torch.zeros(channels, channels, taps, taps, dtype=dtype), torch.zeros(channels, dtype=dtype)
+                call = partial(convolution_relu, y, w, b, stride, taps // 2)
+                yield Case(f"{short}-{channels}x{side}-taps{taps}-stride{stride}", call)
     yield from _perturbations("fp32-bf16", images(torch.float32), images(torch.bfloat16), losses)
     rows, table = torch.zeros(128, dtype=torch.int64), torch.zeros(128, COLUMNS, dtype=torch.int32)
     for channels_last in (False, True):
@@ -91,6 +100,7 @@ def cases() -> Iterator[Case]:
     yield Case("gradient-dot", partial(perturbation_gradient, dot, dot, dot, losses, clamp=True), wide=False)
     yield Case("ball-dot", partial(projected_step, dot, dot, dot, size=1, epsilon=1), wide=False)
     yield Case("perturbed-one-class", partial(perturbed_loss, dot[:, :1, 0, 0], labels, losses, 1), wide=False)
+    yield Case("relu-dot", partial(relu_gradient, dot, dot), wide=False)
     yield Case("resized-dot", partial(image_batch, dot.to(torch.uint8), rows, table, hole=1), wide=False)
 
 
@@ -171,15 +181,16 @@ def resources(cubin: Path, compiled: Any) -> dict[str, int | bool]:
     command = [str(tool), "--dump-resource-usage", "--dump-sass", str(cubin)]
     code = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     (registers,) = re.findall(r"REG:(\d+)", code)
-    widths = {kind: [_width(suffix) for suffix in re.findall(rf"\b{kind}\.E(\S*)", code)] for kind in ("LDG", "STG")}
+    kinds = ("LDG(?:STS)?", "STG")  # LDGSTS: to shared memory, while something else is computed
+    loads, stores = ([_width(suffix) for suffix in re.findall(rf"\b{kind}\.E(\S*)", code)] for kind in kinds)
     return {
         "registers": int(registers),
         "spills": len(re.findall(r"\b(?:LDL|STL)\b", code)),
         "fp64": len(re.findall(r"\b(?:DADD|DMUL|DFMA|DSETP|F2F\.F64\S*|F2F\.F32\.F64)\b", code)),
-        "load": max(widths["LDG"], default=0),
-        "store": max(widths["STG"], default=0),
+        "load": max(loads, default=0),
+        "store": max(stores, default=0),
         # The offset of a sample: its number times its stride, multiplied in 64 bits.
-        "wide_addresses": bool(re.search(r"arith\.muli .*: i64", compiled.asm["ttir"])),
+        "wide_addresses": bool(re.search(r"arith\.muli .*: (?:tensor<\S*x)?i64", compiled.asm["ttir"])),
     }
 
 

@@ -53,7 +53,7 @@ def test_widths_of_instructions(suffix: str, width: int) -> None:
 def test_every_kernel_has_a_budget() -> None:
     budgets = tomllib.loads(offline.BUDGETS.read_text())
     kernels = "input_gradient", "perturbation", "perturbation_gradient", "cross_entropy_row", "projected_step"
-    assert set(budgets) == {*kernels, "image_batch"}
+    assert set(budgets) == {*kernels, "image_batch", "relu_gradient", "convolution_relu"}
 
 
 SCRIPT = """

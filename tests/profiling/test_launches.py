@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import io
 import shutil
@@ -9,17 +10,20 @@ import subprocess
 import sys
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from rich.console import Console
 from torch._C._autograd import DeviceType
 
 from bench import convolutions
-from bench.convolutions import OFF, WAYS, serve_with
+from bench.convolutions import DEFAULT, NONE, OFF, WAYS, measure, report, serve_with
 from fastgat.cli.profile import KERNELS, _show_kernels
-from fastgat.config import RunConfig, TrainConfig
+from fastgat.config import BEYOND_CUDNN, CONVOLUTIONS, RunConfig, TrainConfig
 from fastgat.engine.graph import GraphPasses
+from fastgat.errors import FastgatError
 from fastgat.profiling.sides import Spec
 from fastgat.profiling.work import summarised
 from fastgat.profiling.worker import Worker
@@ -99,7 +103,54 @@ def test_what_is_not_in_a_way_is_off(way: str, monkeypatch: pytest.MonkeyPatch) 
 
     monkeypatch.setattr(convolutions, "serve", look)
     serve_with(way, None, None)  # type: ignore[arg-type]  # what nobody looks at
-    assert set(seen) == set(WAYS[way])
+    assert set(seen) == set(WAYS[way].defaults)
+
+
+def test_the_ways_are_each_thing_alone_and_all_together() -> None:
+    assert [way.defaults for way in WAYS.values()][:4] == [(), ("timed",), ("filled",), ("timed", "filled")]
+    beyond = {way.convolutions for way in WAYS.values()}
+    assert {"cudnn", *BEYOND_CUDNN, "+".join(BEYOND_CUDNN)} <= beyond <= set(CONVOLUTIONS)
+
+
+def test_the_best_way_is_one_that_won_and_is_named_with_what_it_saves() -> None:
+    default = [2.0, 2.2, 2.1, 2.0]
+    lucky = [1.0, 1.0, 2.3, 2.3]  # half of the rounds are not enough
+    times = {NONE: [3.0] * 4, DEFAULT: default, "lucky": lucky, "better": [time * 0.9 for time in default]}
+    lines = report(times, {"wrong": "another gradient"})
+    assert lines[0].split()[:3] == [NONE, "3.000", "ms"]
+    assert lines[-3].split()[0] == "better"
+    assert lines[-3].endswith("0.62"), "over the step without any of them"
+    assert lines[-2].split(maxsplit=1) == ["wrong", "refused: another gradient"]
+    assert lines[-1] == "best: better, 10.0% less than by default"
+    assert report({NONE: [3.0] * 4, DEFAULT: default, "lucky": lucky}, {})[-1] == f"best: {DEFAULT}, the default"
+    assert report({NONE: [3.0] * 4}, {DEFAULT: "failed"})[-1] == "no best: the default was refused"
+
+
+class FakeWorker(contextlib.nullcontext[Any]):
+    """A side whose step takes as long as its name, and one of which computes another gradient."""
+
+    def __init__(self, spec: Spec, target: Any) -> None:
+        (self.way,) = target.args
+        assert spec.config.run.convolutions == WAYS[self.way].convolutions
+        super().__init__(self)
+
+    def ask(self, question: str, *arguments: int) -> Any:
+        if question == "steps":
+            return float(len(self.way))
+        if self.way.endswith("and stream"):
+            raise FastgatError("it does not compile")
+        wrong = self.way.endswith("and backward")
+        return {"moments": np.array([1.0, 2.0 if wrong else 1.0])}
+
+
+def test_a_wrong_gradient_and_a_failure_are_refused_and_the_others_timed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(convolutions, "Worker", FakeWorker)
+    times, refused = measure(Spec("fastgat", TrainConfig(run=RunConfig(device="cpu"))), rounds=3)
+    assert refused.keys() == {"both, and backward", "both, and stream"}
+    assert refused["both, and stream"] == "it does not compile"
+    assert "do not compute the same gradient" in refused["both, and backward"]
+    assert set(times) == set(WAYS) - set(refused)
+    assert all(values == [len(name)] * 3 for name, values in times.items())
 
 
 def test_a_side_can_go_without_some_of_what_a_gpu_gains_by() -> None:

@@ -1,0 +1,224 @@
+"""Passes over the convolutions of a compiled step on a GPU that are off until somebody has measured them there.
+
+Each uses an operation of its own, which Inductor calls as it is; on a CPU it computes the same in plain torch.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import operator
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.fx import Graph, Node
+
+from fastgat.engine.graph import ALIGNED, CAST, CONVOLUTION, CONVOLUTION_BACKWARD, call, is_zero, value_of
+from fastgat.kernels.backend import accumulation_dtype
+from fastgat.kernels.convolution_relu import convolution_relu, convolution_relu_reference
+from fastgat.kernels.relu_gradient import parts, relu_gradient
+
+RELU = torch.ops.aten.relu.default
+WHERE = torch.ops.aten.where.self
+LESS_OR_EQUAL = torch.ops.aten.le.Scalar
+SUM = torch.ops.aten.sum.dim_IntList
+OF_A_BIAS = [0, 2, 3]
+TRITON = torch.ops.higher_order.triton_kernel_wrapper_functional
+
+
+@torch.library.custom_op("fastgat::convolution_relu", mutates_args=())
+def rectified_convolution(x: Tensor, weight: Tensor, bias: Tensor, stride: int, padding: int) -> Tensor:
+    """`convolution_relu` as one operation of a graph."""
+    return convolution_relu(x, weight, bias, stride, padding)
+
+
+rectified_convolution.register_fake(convolution_relu_reference)
+
+
+def take_in_relus(graph: Graph) -> None:
+    """Compute each convolution whose sum only a ReLU reads with it and the bias in one kernel, `convolution_relu`.
+
+    It takes plain 16-bit convolutions of channels-last images whose channels are a multiple of 8.
+    """
+    for node in graph.find_nodes(op="call_function", target=RELU):
+        (source,) = node.args
+        if not (_is_of(source, CONVOLUTION) and len(source.users) == 1):
+            continue
+        x, weight, bias, stride, padding, dilation, transposed, _, groups = source.args
+        if bias is None or transposed or groups != 1 or set(dilation) != {1} or len({*stride}) + len({*padding}) > 2:
+            continue
+        images = value_of(x)
+        if images.itemsize == 2 and images.shape[1] % ALIGNED == 0 and _is_channels_last(images):
+            with graph.inserting_before(node):
+                new = call(graph, rectified_convolution._opoverload, x, weight, bias, stride[0], padding[0])
+            node.replace_all_uses_with(new)
+            graph.erase_node(node)
+            graph.erase_node(source)
+
+
+@torch.library.custom_op("fastgat::relu_gradient", mutates_args=())
+def masked_and_summed(d_y: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+    """`relu_gradient` as one operation of a graph."""
+    value, sums = relu_gradient(d_y, y)
+    return value, sums
+
+
+@masked_and_summed.register_fake
+def _(d_y: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+    return torch.empty_like(d_y), d_y.new_empty((parts(d_y), d_y.shape[1]), dtype=accumulation_dtype(d_y.dtype))
+
+
+def sum_with_masks(graph: Graph) -> None:
+    """Take the mask of a ReLU and the gradient of the bias before it in one kernel, `relu_gradient`.
+
+    Inductor writes the masked gradient first and reads it again to sum it, in two stages. The second one is left to it:
+    a few hundred rows, with what reads their sum. This pass takes what a convolution's backward pass gives, channels
+    last; another gradient is better masked by the kernel that computes it.
+    """
+    for node in graph.find_nodes(op="call_function", target=WHERE):
+        mask, zero, d_y = node.args
+        sums = [user for user in node.users if user.target is SUM and user.args[1:] == (OF_A_BIAS,) and not user.kwargs]
+        if not (sums and is_zero(zero) and _is_of(mask, LESS_OR_EQUAL) and mask.args[1] == 0 and _is_of_images(d_y)):
+            continue
+        with graph.inserting_before(node):
+            both = call(graph, masked_and_summed._opoverload, d_y, mask.args[0])
+            value, parts = (call(graph, operator.getitem, both, i) for i in range(2))
+            total = call(graph, SUM, parts, [0])
+            for user in sums:
+                user.replace_all_uses_with(call(graph, CAST, total, value_of(user).dtype))
+                graph.erase_node(user)
+        node.replace_all_uses_with(value)
+        graph.erase_node(node)
+    graph.eliminate_dead_code()
+
+
+def _is_of(node: Any, target: Any) -> bool:
+    return isinstance(node, Node) and node.target is target
+
+
+def _is_of_images(node: Any) -> bool:
+    """Whether a node is the gradient of channels-last images that a convolution's backward pass gives."""
+    if not (_is_of(node, operator.getitem) and _is_of(node.args[0], CONVOLUTION_BACKWARD) and node.args[1] == 0):
+        return False
+    return _is_channels_last(value_of(node))
+
+
+def _is_channels_last(images: Tensor) -> bool:
+    return images.dim() == 4 and images.is_contiguous(memory_format=torch.channels_last) and not images.is_contiguous()
+
+
+@torch.library.custom_op("fastgat::weight_gradient", mutates_args=())
+def weight_gradient(
+    seed: Tensor,
+    images: Tensor,
+    weight: Tensor,
+    stride: list[int],
+    padding: list[int],
+    dilation: list[int],
+    groups: int,
+) -> Tensor:
+    """A convolution's gradient by its weight, while a CUDA graph is captured on a second stream."""
+    with _beside(seed):
+        return _weight_gradient(seed, images, weight, stride, padding, dilation, groups)
+
+
+@weight_gradient.register_fake
+def _weight_gradient(seed: Tensor, images: Tensor, weight: Tensor, *how: Any) -> Tensor:
+    *window, groups = how
+    mask = [False, True, False]
+    return CONVOLUTION_BACKWARD(seed, images, weight, None, *window, False, [0, 0], groups, mask)[1]  # type: ignore[no-any-return]
+
+
+@torch.library.custom_op("fastgat::joined", mutates_args=())
+def joined(gradients: list[Tensor], read: list[Tensor]) -> list[Tensor]:
+    """Copies of gradients from the second stream, for which the first one waits.
+
+    Args:
+        read: what they were computed from, so that nothing else gets its memory before.
+    """
+    if _is_captured(gradients[0]):
+        torch.cuda.current_stream().wait_stream(_second_stream(gradients[0].device))
+    copies = [torch.empty_like(gradient) for gradient in gradients]
+    torch._foreach_copy_(copies, gradients)
+    return copies
+
+
+joined.register_fake(lambda gradients, read: [torch.empty_like(gradient) for gradient in gradients])
+
+
+def _is_captured(tensor: Tensor) -> bool:
+    return tensor.is_cuda and torch.cuda.is_current_stream_capturing()
+
+
+@functools.cache
+def _second_stream(device: torch.device) -> torch.cuda.Stream:
+    return torch.cuda.Stream(device)
+
+
+@contextlib.contextmanager
+def _beside(tensor: Tensor) -> Iterator[None]:
+    """Launch on the second stream what follows so far; outside a capture, as when cuDNN times algorithms, in line."""
+    if not _is_captured(tensor):
+        yield
+        return
+    stream = _second_stream(tensor.device)
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        yield
+
+
+def split_off_weight_gradients(graph: Graph) -> None:
+    """Compute gradients by weights beside those by images, and wait for them where an update first needs them.
+
+    torch computes both in one operation, one after the other; nothing but the update reads the former. What depends on
+    them is put off until a convolution or a kernel of our own needs it, or the end.
+    """
+    started: list[Node] = []
+    put_off: list[Node] = []
+    for node in list(graph.nodes):
+        if not {*started, *put_off}.isdisjoint(node.all_input_nodes):
+            if (
+                node.op == "call_function"
+                and node.target not in (CONVOLUTION, CONVOLUTION_BACKWARD, TRITON)
+                and not node.is_impure()
+            ):
+                put_off.append(node)
+            else:
+                _join(graph, node, started, put_off)
+                started, put_off = [], []
+        if _is_of(node, CONVOLUTION_BACKWARD) and (gradient := _split(graph, node)):
+            started.append(gradient)
+
+
+def _split(graph: Graph, node: Node) -> Node | None:
+    """The gradient by the weight as an operation of its own, where it has a reader and the convolution is plain."""
+    seed, images, weight, _, stride, padding, dilation, transposed, _, groups, mask = node.args
+    (reader,) = [user for user in node.users if user.target is operator.getitem and user.args[1] == 1] or [None]
+    if reader is None or transposed or value_of(weight).dim() != 4:
+        return None
+    with graph.inserting_before(node):
+        gradient = call(graph, weight_gradient._opoverload, seed, images, weight, stride, padding, dilation, groups)
+    reader.replace_all_uses_with(gradient)
+    graph.erase_node(reader)
+    node.args = (*node.args[:-1], [mask[0], False, mask[2]])
+    if not node.users:
+        graph.erase_node(node)
+    return gradient
+
+
+def _join(graph: Graph, place: Node, started: list[Node], put_off: list[Node]) -> None:
+    """Before `place`, wait for gradients; what was put off follows."""
+    read = dict.fromkeys(source for gradient in started for source in gradient.args[:2])
+    with graph.inserting_before(place):
+        copies = call(graph, joined._opoverload, started, list(read))
+        for i, gradient in enumerate(started):
+            copy = call(graph, operator.getitem, copies, i)
+            gradient.replace_all_uses_with(copy, delete_user_cb=lambda user: user is not copies)
+    for node in put_off:
+        place.prepend(node)
+
+
+PASSES = {"forward": take_in_relus, "backward": sum_with_masks, "stream": split_off_weight_gradients}
+"""By their names in `RunConfig.convolutions`, in the order in which they are taken."""
