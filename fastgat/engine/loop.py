@@ -16,6 +16,7 @@ from fastgat.config import TrainConfig
 from fastgat.data import IterableLoader
 from fastgat.data.loader import Loader
 from fastgat.engine.accuracy import score
+from fastgat.engine.average import AverageStatistics
 from fastgat.engine.events import Callback, Compiled, Compiling, End, EpochEnd, Interval, Skipped, Start
 from fastgat.engine.interrupts import Interrupts
 from fastgat.engine.optimizer import learning_rate_factor
@@ -25,7 +26,16 @@ from fastgat.engine.ranks import Ranks, connection_error
 from fastgat.engine.reduction import batch_norm_across
 from fastgat.engine.robust import IMAGES, RobustAccuracy
 from fastgat.engine.run_checkpoints import BEST, LAST, RunCheckpoints
-from fastgat.engine.selection import Candidate, candidates, collapse, mean_of_last, rules, suffix, validation_key
+from fastgat.engine.selection import (
+    Candidate,
+    Collapse,
+    candidates,
+    collapse,
+    mean_of_last,
+    rules,
+    suffix,
+    validation_key,
+)
 from fastgat.engine.state import TrainState
 from fastgat.engine.step import Stepper
 from fastgat.errors import CaptureError, CompileError, DataError, NonFiniteError
@@ -74,6 +84,7 @@ class Loop:
         self.checkpoints = RunCheckpoints(self.state, folder, header)
         self.robust: RobustAccuracy | None = None
         self.steps_per_epoch = train_loader.batches_per_epoch
+        self.average_statistics = AverageStatistics(self.state, self.method, config.batch_size, self.steps_per_epoch)
         self.position = Position(steps_per_epoch=self.steps_per_epoch)
         if isinstance(train_loader, IterableLoader):
             self.position.passes = train_loader.passes
@@ -229,7 +240,9 @@ class Loop:
             minibatches = [next(generator_batches) for _ in range(owed)]
             minibatches.append(next(self.batches))
         self._waited += time.perf_counter() - began
-        self.stepper(minibatches, self.draws(minibatches), kind)
+        draws = self.draws(minibatches)
+        with self.average_statistics.after(at.step, minibatches, draws, kind):
+            self.stepper(minibatches, draws, kind)
         at.step += 1
         return len(minibatches[-1].labels) * self.ranks.count
 
@@ -276,7 +289,7 @@ class Loop:
             skipped=self._skipped(),
             stop=self._request_stop,
             robust_seconds=robust_seconds,
-            collapse=collapse([*at.epochs, {"epoch": epoch, **metrics, **validation}]),
+            collapse=self._collapse([*at.epochs, {"epoch": epoch, **metrics, **validation}]),
         )
         at.epochs.append(event.row())
         for candidate in better:
@@ -301,6 +314,9 @@ class Loop:
         parameters = {each: self.state.evaluation_parameters() if each else {} for each in averaged}
         accuracies = {validation_key("robust_accuracy", each): self.robust(parameters[each]) for each in averaged}
         return accuracies, time.perf_counter() - began
+
+    def _collapse(self, rows: list[dict[str, Any]]) -> Collapse | None:
+        return collapse(rows, self.robust.samples) if self.robust is not None else None
 
     def _is_better(self, candidate: Candidate, validation: dict[str, float]) -> bool:
         at = self.position
@@ -345,7 +361,7 @@ class Loop:
         at = self.position
         if self.robust is None:
             return {}
-        collapsed = (row["epoch"] for row in at.epochs if collapse(at.epochs[: row["epoch"]]))
+        collapsed = (row["epoch"] for row in at.epochs if self._collapse(at.epochs[: row["epoch"]]))
         best = (at.row(at.best_epoch) or {}).get(validation_key("robust_accuracy"))
         return {"validation_robust_accuracy": best, "collapsed_epoch": next(collapsed, None)}
 

@@ -10,8 +10,8 @@ RULES = ("accuracy", "loss", "last", "robust")
 """Best validation accuracy, lowest validation loss, last epoch, and best robust accuracy, which not every run has."""
 LAST_EPOCHS = 10
 """How many epochs the mean of the last epochs' validation accuracy is over."""
-COLLAPSED = 0.5
-"""A robust accuracy below this share of the best so far has collapsed."""
+COLLAPSED, ERRORS = 0.5, 3
+"""A robust accuracy below this share of the best so far has collapsed, if by more than so many standard errors."""
 
 
 class Candidate(NamedTuple):
@@ -66,24 +66,26 @@ class Collapse(NamedTuple):
     training: tuple[float, float]
 
 
-def collapse(rows: Sequence[Mapping[str, Any]]) -> Collapse | None:
+def collapse(rows: Sequence[Mapping[str, Any]], samples: int) -> Collapse | None:
     """The collapse of robust accuracy in the last of these epochs; None where there is none, or it came before.
 
-    It is below half of the best so far, while the accuracy on the perturbed images of training is above that of the
-    best epoch: the classifier resists the steps that it is trained on and nothing else. Both are the classifier's own,
-    not its moving average's.
+    It is below half of the best so far, by more than `samples` images scatter, while the accuracy on the perturbed
+    images of training is above that of the best epoch: the classifier resists the steps that it is trained on and
+    nothing else. Both are the classifier's own, not its moving average's.
     """
-    return _collapsed(rows) if _collapsed(rows[:-1]) is None else None
+    return _collapsed(rows, samples) if _collapsed(rows[:-1], samples) is None else None
 
 
-def _collapsed(rows: Sequence[Mapping[str, Any]]) -> Collapse | None:
+def _collapsed(rows: Sequence[Mapping[str, Any]], samples: int) -> Collapse | None:
     robust, training = validation_key("robust_accuracy", averaged=False), "perturbed_accuracy"
     robust = robust if rows and robust in rows[-1] else validation_key("robust_accuracy")
     measured = [row for row in rows if robust in row and training in row]
     if not measured or measured[-1] is not rows[-1]:
         return None
     now, best = rows[-1], max(measured, key=lambda row: row[robust])
-    if now[robust] >= COLLAPSED * best[robust] or now[training] <= best[training]:
+    scatter = ERRORS * math.sqrt(best[robust] * (1 - best[robust]) / samples)
+    least = min(COLLAPSED * best[robust], best[robust] - scatter)
+    if now[robust] >= least or now[training] <= best[training]:
         return None
     return Collapse(best["epoch"], (best[robust], now[robust]), (best[training], now[training]))
 

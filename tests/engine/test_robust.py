@@ -13,10 +13,10 @@ import pytest
 import torch
 from torch import nn
 
-from fastgat import load_classifier
+from fastgat import Trainer, load_classifier
 from fastgat.attacks import PGD
 from fastgat.batch import Batch
-from fastgat.config import OptimizerConfig, TrainConfig
+from fastgat.config import DataConfig, OptimizerConfig, RunConfig, TrainConfig
 from fastgat.engine import robust
 from fastgat.engine.ranks import ALONE, Ranks
 from fastgat.engine.robust import RobustAccuracy, choose
@@ -24,7 +24,7 @@ from fastgat.engine.selection import Candidate, collapse
 from fastgat.engine.state import TrainState
 from fastgat.errors import ConfigError
 from fastgat.experiments.cell import Cell
-from fastgat.methods import GAT, METHODS, PGDTraining
+from fastgat.methods import GAT, METHODS, FGSMRandomStart, PGDTraining
 from tests.engine.small import At, Small, config, rows, trainer
 from tests.support import BatchNormNet, compiled_by
 
@@ -187,18 +187,44 @@ def history(robust: Sequence[float], training: Sequence[float], key: str = "") -
         ([0.2, 0.3, 0.4, 0.3, 0.25], [0.2, 0.3, 0.4, 0.6, 0.8], []),  # robust overfitting, which is slow
         ([0.4, 0.1], [0.4, 0.1], []),  # a network that has come apart
         ([0.1], [0.1], []),
+        ([0.03, 0.0145], [0.1, 0.2], []),  # by chance
     ],
 )
 def test_a_collapse_is_seen_in_the_epoch_that_it_happens(
     robust: list[float], training: list[float], epochs: list[int]
 ) -> None:
     past = history(robust, training)
-    assert [row["epoch"] for row in past if collapse(past[: int(row["epoch"])])] == epochs
+    assert [row["epoch"] for row in past if collapse(past[: int(row["epoch"])], 1000)] == epochs
 
 
 def test_what_a_collapse_says() -> None:
-    found = collapse(history([0.2, 0.4, 0.05], [0.3, 0.4, 0.9]))
+    found = collapse(history([0.2, 0.4, 0.05], [0.3, 0.4, 0.9]), 1000)
     assert found == (2, (0.4, 0.05), (0.4, 0.9))
     averaged = [{**row, "validation_robust_accuracy": 0.4} for row in history([0.4, 0.1], [0.4, 0.9], "_unaveraged")]
-    assert collapse(averaged) is not None, "the classifier's own, which its average follows later"
-    assert collapse([{"epoch": 1}]) is None
+    assert collapse(averaged, 1000) is not None, "the classifier's own, which its average follows later"
+    assert collapse([{"epoch": 1}], 1000) is None
+
+
+@pytest.mark.long
+def test_a_step_that_is_too_large_collapses_and_the_epoch_before_is_kept(tmp_path: Path) -> None:
+    """On digits, by a signed step of four times epsilon: training sees corners of the ball, and nothing between."""
+    layers = [nn.Conv2d(3, 32, 3, padding=1), nn.Conv2d(32, 32, 3, padding=1)]
+    body = [each for layer in layers for each in (layer, nn.BatchNorm2d(32), nn.ReLU())]
+    network = nn.Sequential(nn.AvgPool2d(4), *body, nn.Flatten(), nn.Linear(2048, 10))
+    settings = TrainConfig(
+        method=FGSMRandomStart(epsilon=0.2, overshoot=4),
+        epochs=15,
+        batch_size=32,
+        output=tmp_path,
+        data=DataConfig("digits"),
+        optimizer=OptimizerConfig(lr=1e-2),
+        run=RunConfig(compile=False, device="cpu"),
+    )
+    summary = Trainer(settings, classifier=network).fit().summary
+    assert summary is not None
+    epochs = rows(tmp_path, "epoch")
+    assert summary["best_epoch"] < summary["collapsed_epoch"]
+    after = epochs[summary["collapsed_epoch"] - 1]
+    assert after["validation_robust_accuracy"] < summary["validation_robust_accuracy"] / 2
+    assert after["perturbed_accuracy"] > epochs[summary["best_epoch"] - 1]["perturbed_accuracy"]
+    assert len(epochs) == 15, "training goes on"

@@ -1,0 +1,79 @@
+"""Running statistics for the moving average of a network with batch norm: those that its own passes leave.
+
+An average of the classifier's statistics is not what the average of its parameters sees: one burst of large variances
+stays in it for 1 / (1 - decay) steps. So the last steps of an epoch are taken once more, as written and without an
+update, with the average in the classifier's place: the statistics that they leave, averaged over them, become its own,
+as `torch.optim.swa_utils.update_bn` does it (Izmailov et al. 2018), on what the method shows the classifier.
+"""
+
+import math
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch.nn.modules.batchnorm import _NormBase
+
+from fastgat.batch import Batch
+from fastgat.engine.state import TrainState
+from fastgat.methods.base import Method
+from fastgat.methods.players import Draws, Players, Tensors
+
+IMAGES, SHARE = 1000, 0.25
+"""How many images decide, at the end of an epoch, in at most this share of its steps."""
+
+
+class AverageStatistics:
+    """Renews the running statistics of the moving average of `state`, where there are any, at the end of each epoch."""
+
+    def __init__(self, state: TrainState, method: Method, batch_size: int, steps_per_epoch: int) -> None:
+        self.state, self.method, self.steps_per_epoch = state, method, steps_per_epoch
+        enough = min(math.ceil(IMAGES / batch_size), math.ceil(SHARE * steps_per_epoch))
+        self.steps = enough if state.ema is not None and state.ema.statistic_names else 0
+
+    @contextmanager
+    def after(self, step: int, minibatches: Sequence[Batch], draws: Sequence[Draws], kind: str) -> Iterator[None]:
+        """Within, step number `step` is taken; afterwards it counts among those that decide, if it is one of them.
+
+        Nothing is kept between two steps but the statistics so far, so that a run can stop and go on at any of them.
+        """
+        before = self.steps - (self.steps_per_epoch - step % self.steps_per_epoch)
+        if before < 0:
+            yield
+            return
+        ema = self.state.ema
+        assert ema is not None
+        known = {name: ema.averages()[name].clone() for name in ema.statistic_names}
+        yield
+        left = self._left(minibatches, draws, kind)
+        for name, statistic in known.items():
+            ema.averages()[name].copy_(statistic.lerp(left[name].to(statistic.dtype), 1 / (before + 1)))
+
+    @torch.no_grad()
+    def _left(self, minibatches: Sequence[Batch], draws: Sequence[Draws], kind: str) -> Tensors:
+        """The average's running statistics after a step without update, in which each pass that counts weighs alike."""
+        assert self.state.ema is not None
+        averages, players = self.state.ema.averages(), self.state.players()
+        own = players.classifier
+        norms = {
+            name: layer for name, layer in own.module.named_modules() if isinstance(layer, _NormBase) and layer.training
+        }
+        fresh = {f"{name}.num_batches_tracked".lstrip(".") for name in norms}
+        buffers = {name: buffer * (name not in fresh) for name, buffer in {**own.buffers, **averages}.items()}
+        network = own._replace(
+            parameters={name: averages[name] for name in own.parameters},
+            buffers={name: buffers[name] for name in own.buffers},
+        )
+        momenta = {layer: layer.momentum for layer in norms.values()}
+        try:
+            for layer in momenta:
+                layer.momentum = None  # from no batch on, the average of all that come
+            players, _ = self.method.step(players._replace(classifier=network), minibatches, draws, _forget, kind)
+        finally:
+            for layer, momentum in momenta.items():
+                layer.momentum = momentum
+        return players.classifier.buffers
+
+
+def _forget(players: Players, **gradients: Any) -> Players:
+    return players
