@@ -20,7 +20,7 @@ from rich.console import Console
 from rich.table import Table
 
 from fastgat.config import DataConfig, PrecisionConfig, TrainConfig
-from fastgat.data import dali_graph
+from fastgat.data import dali
 from fastgat.methods import GAT
 from fastgat.profiling import Settings, profile
 from fastgat.reporting.environment import environment
@@ -81,7 +81,7 @@ def main(output: Path, minutes: float, tests: bool) -> None:
         save()
     for schedule, batch_size, loader in STEPS:
         name = f"{schedule} {batch_size} {loader}"
-        if loader == "dali" and (reason := dali_graph.missing()):
+        if loader == "dali" and (reason := dali.missing()):
             result["left_out"].append(f"{name} ({reason})")
             continue
         if late(f"{name} (no time)"):

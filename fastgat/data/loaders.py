@@ -13,7 +13,7 @@ from fastgat.data.ahead import ahead
 from fastgat.data.augmentation import Augmentation
 from fastgat.data.bad_samples import BadSamples
 from fastgat.data.dali import DaliLoader
-from fastgat.data.dali_graph import missing as dali_missing
+from fastgat.data.dali import missing as dali_missing
 from fastgat.data.dataloader import Arranged, Samples, TorchLoader
 from fastgat.data.loader import Loader
 from fastgat.data.resident import ResidentLoader

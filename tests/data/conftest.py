@@ -6,7 +6,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from fastgat.data.dali_graph import missing
+from fastgat.data.dali import missing
 
 
 @pytest.fixture(autouse=True)

@@ -9,8 +9,7 @@ import numpy as np
 import pytest
 
 from fastgat.data import create_loader
-from fastgat.data.dali import DaliLoader
-from fastgat.data.dali_graph import missing
+from fastgat.data.dali import DaliLoader, missing
 from fastgat.data.folder import Folder
 from fastgat.data.registry import silent
 from fastgat.data.sets import PassedOver

@@ -16,7 +16,7 @@ from PIL import Image, ImageOps
 
 from fastgat.batch import Batch
 from fastgat.data import Augmentation, create_loader
-from fastgat.data.dali_graph import missing
+from fastgat.data.dali import missing
 from fastgat.data.decoding import decode, read_header
 from fastgat.data.folder import Folder
 from fastgat.data.loaders import choose

@@ -15,7 +15,7 @@ import torch
 from fastgat import Trainer
 from fastgat.config import Augmentation, DataConfig, RunConfig
 from fastgat.data import LOADERS, Batch
-from fastgat.data.dali_graph import missing
+from fastgat.data.dali import missing
 from fastgat.engine.events import Callback, EpochEnd
 from fastgat.engine.step import Stepper
 from fastgat.errors import DataError
