@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from fastgat.batch import Batch
 from fastgat.data.augmentation import Augmentation
-from fastgat.data.bad_samples import BadSamples, Rows
+from fastgat.data.bad_samples import Rows
 from fastgat.data.decoding import BadSampleError, arrange
 from fastgat.data.loader import Request, SampledLoader
 from fastgat.data.sampler import Sampler
@@ -50,12 +50,6 @@ class Arranged(Dataset[Samples]):
         labels = torch.from_numpy(self.images.labels[rows])
         return Samples(torch.from_numpy(rows), torch.from_numpy(pixels), labels, flaws)
 
-    def report(self, samples: Samples, bad: BadSamples) -> None:
-        """Add those that have a flaw to the bad samples."""
-        for row, flaw in samples.flaws.items():
-            assert isinstance(self.images, EncodedSet)
-            bad.report(row, self.images.name(row), flaw)
-
 
 def leave_signals_to_the_run(worker: int) -> None:
     """Ctrl-C reaches every process of a terminal; it is the run's to end its workers, by SIGTERM. torchrun's SIGTERM
@@ -76,9 +70,8 @@ class TorchLoader(SampledLoader):
     def _batches(
         self, request: Callable[[int], Request], numbers: range, places: Callable[[Rows], Rows]
     ) -> Iterator[Batch]:
-        arranged = Arranged(self.images, self.sampler.augmentation)
         loader = DataLoader(
-            arranged,
+            Arranged(self.images, self.sampler.augmentation),
             batch_size=None,
             sampler=map(request, numbers),
             num_workers=self.workers,
@@ -86,7 +79,9 @@ class TorchLoader(SampledLoader):
             pin_memory=self.device.type == "cuda",
         )
         for samples in loader:
-            arranged.report(samples, self.skipped)
+            for row, flaw in samples.flaws.items():
+                assert isinstance(self.images, EncodedSet)
+                self.skipped.report(row, self.images.name(row), flaw)
             images, labels = samples.images, samples.labels
             if samples.flaws:
                 kept = torch.from_numpy(places(samples.rows.numpy()))

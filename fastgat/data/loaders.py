@@ -1,7 +1,7 @@
 """Which loader feeds a run, and why."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -14,7 +14,8 @@ from fastgat.data.augmentation import Augmentation
 from fastgat.data.bad_samples import BadSamples
 from fastgat.data.dali import DaliLoader
 from fastgat.data.dali import missing as dali_missing
-from fastgat.data.dataloader import Arranged, Samples, TorchLoader
+from fastgat.data.dataloader import TorchLoader
+from fastgat.data.decoding import BadSampleError, arrange
 from fastgat.data.loader import Loader
 from fastgat.data.resident import ResidentLoader
 from fastgat.data.sampler import Sampler
@@ -25,8 +26,8 @@ from fastgat.processes import cores, local_world_size
 
 LOADERS = ("auto", "dali", "resident", "torch")
 PLAIN = Augmentation()
-WINDOW = 64
-"""Images that are decoded together, between two reports."""
+WINDOW = 256
+"""Images that are decoded between two reports."""
 
 
 class Choice(NamedTuple):
@@ -65,10 +66,10 @@ def create_loader(
     extra_fraction: float = 0.0,
     progress: Progress = lambda what, done, total: None,
 ) -> Loader:
-    """One of the three loaders.
+    """A loader of these images.
 
     Args:
-        name: dali, resident or torch.
+        name: dali, resident or torch; auto as in `choose`.
         batch_size: samples in a batch of this rank.
         augmentation: what varies in training batches.
         workers: threads of DALI, processes of torch's DataLoader; by default as many as there are cores for images in
@@ -80,6 +81,7 @@ def create_loader(
     Raises DataError where the loader cannot be had, or a sample cannot be read.
     """
     device = torch.device(device)
+    name = choose(name, images, device).name
     sampler = Sampler(len(images) - extra, batch_size, seed, rank, ranks, augmentation, extra, extra_fraction)
     skipped = BadSamples(on_bad_sample)
     common: dict[str, Any] = {"device": device, "channels_last": channels_last, "skipped": skipped}
@@ -121,29 +123,32 @@ def host_memory() -> int | None:
 
 def decode_all(images: EncodedSet, bad: BadSamples, progress: Progress) -> ImageSet:
     """Every image, decoded and scaled, in memory; a bad one is black and taken note of."""
-    pixels = np.empty((len(images), *images.shape), np.uint8)
-    for samples in _decoded(images, bad, progress):
-        pixels[samples.rows.numpy()] = samples.images
+    pixels = np.zeros((len(images), *images.shape), np.uint8)
+
+    def keep(row: int) -> None:
+        pixels[row] = arrange(images.decoded(row), PLAIN, None, images.shape[:2])
+
+    _read_each(images, keep, bad, progress)
     return ImageSet(pixels, images.labels)
 
 
 def unreadable(images: EncodedSet, progress: Progress) -> list[str]:
     """What is wrong with the images that cannot be decoded, a line each."""
     bad = BadSamples("skip")
-    for _ in _decoded(images, bad, progress):
-        """Bad ones have been taken note of."""
+    _read_each(images, images.decoded, bad, progress)
     return list(bad.reasons.values())
 
 
-def _decoded(images: EncodedSet, bad: BadSamples, progress: Progress) -> Iterator[Samples]:
-    """All images in order, decoded by Pillow, one thread a core."""
-    arranged = Arranged(images, PLAIN)
+def _read_each(images: EncodedSet, read: Callable[[int], object], bad: BadSamples, progress: Progress) -> None:
+    """Call `read` with the number of every image, in a thread a core; those that it cannot read are taken note of."""
 
-    def window(first: int) -> Samples:
-        return arranged[np.arange(first, min(first + WINDOW, len(images))), None]
+    def one(row: int) -> None:
+        try:
+            read(row)
+        except BadSampleError as error:
+            bad.report(row, images.name(row), error)
 
-    with closing(ahead(window, range(0, len(images), WINDOW), depth=2 * cores())) as windows:
-        for samples in windows:
-            arranged.report(samples, bad)
-            yield samples
-            progress("decoding", int(samples.rows[-1]) + 1, len(images))
+    with closing(ahead(one, range(len(images)), depth=WINDOW)) as results:
+        for row, _ in enumerate(results):
+            if row % WINDOW == WINDOW - 1 or row == len(images) - 1:
+                progress("decoding", row + 1, len(images))

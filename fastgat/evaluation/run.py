@@ -13,7 +13,7 @@ from torch import nn
 
 from fastgat.attacks import GeneratorTraining
 from fastgat.config import DataConfig, TrainConfig
-from fastgat.data import DataSet, Images, Loader, choose, create_loader, load_dataset
+from fastgat.data import DataSet, Images, Loader, create_loader, load_dataset
 from fastgat.data.bad_samples import POLICIES
 from fastgat.data.identity import Identity, split_rule
 from fastgat.data.registry import silent, users_images
@@ -112,8 +112,8 @@ class RunData:
             identity.check(loaded.path, loaded.header, changed=settings.changed_data)
 
     def loader(self, images: Images, batch_size: int | None = None) -> Loader:
-        kind, size, policy = choose("auto", images, self.device).name, self.batch_size, self.settings.on_bad_sample
-        return create_loader(kind, images, batch_size or size, device=self.device, on_bad_sample=policy)
+        size, policy = batch_size or self.batch_size, self.settings.on_bad_sample
+        return create_loader("auto", images, size, device=self.device, on_bad_sample=policy)
 
     def subset(self, images: Images, count: int | None, seed: int) -> Batches:
         return Batches(self.loader(random_subset(images, count, seed)).once)

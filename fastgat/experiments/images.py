@@ -2,7 +2,7 @@
 
 import torch
 
-from fastgat.data import Loader, choose, create_loader, load_dataset
+from fastgat.data import Loader, create_loader, load_dataset
 from fastgat.data.registry import silent
 from fastgat.data.sets import DataSet, Images
 from fastgat.data.store import Progress
@@ -19,7 +19,7 @@ def load_images(plan: Plan, progress: Progress = silent) -> DataSet[Images]:
 
 
 def loader(images: Images, device: torch.device, batch_size: int = BLOCK, seed: int = 0) -> Loader:
-    return create_loader(choose("auto", images, device).name, images, batch_size, seed=seed, device=device)
+    return create_loader("auto", images, batch_size, seed=seed, device=device)
 
 
 def test_batches(plan: Plan, images: DataSet[Images], device: torch.device) -> Batches:
