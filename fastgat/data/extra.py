@@ -58,8 +58,8 @@ def _extended(images: ImageSet, archive: zipfile.ZipFile, num_classes: int, prog
         count, digest = len(images), hashlib.sha256(repr((shape, label_dtype.str)).encode())
         pixels, labels = np.empty((count + shape[0], *images.shape), np.uint8), np.empty(shape[0], label_dtype)
         pixels[:count] = images.images
-        _fill(memoryview(pixels[count:]).cast("B"), file, digest, progress)
-        _fill(memoryview(labels.view(np.uint8)), label_file, digest, progress)
+        _fill(pixels[count:].data.cast("B"), file, digest, progress)
+        _fill(labels.view(np.uint8).data, label_file, digest, progress)
     outside = np.flatnonzero((labels < 0) | (labels >= num_classes))
     if len(outside):
         first = outside[0]

@@ -50,7 +50,7 @@ def test_pipes_devices_and_images_that_are_too_large_are_bad_samples(tmp_path: P
     (tmp_path / "ants" / "large.png").write_bytes(encoded(picture(0, 0, 16, 17), "png"))
     with (tmp_path / "ants" / "huge.png").open("wb") as file:
         file.truncate(2**33)
-    images, _ = Folder(tmp_path, 16, max_pixels=256)._read("", silent, PassedOver(), "name")
+    images, _ = Folder(tmp_path, 16, max_pixels=256)._read("", silent, PassedOver(), False)
     loader = create_loader(name, images, 4, workers=0, on_bad_sample="skip")
     assert sum(len(batch.labels) for batch in loader.once()) == 12
     assert sorted(reason.removeprefix(f"{tmp_path}/ants/") for reason in loader.skipped.reasons.values()) == [
@@ -104,7 +104,7 @@ def test_evaluation_goes_on_past_a_batch_of_nothing_but_bad_samples(tmp_path: Pa
     make_folder(tmp_path, each=4, size=(16, 16), classes=["a", "b"])
     for file in (tmp_path / "a").glob("*"):
         file.write_bytes(b"")
-    images = Folder(tmp_path, 16)._read("", silent, PassedOver(), "name")[0]
+    images = Folder(tmp_path, 16)._read("", silent, PassedOver(), False)[0]
     loader = create_loader(name, images, 2, workers=0, on_bad_sample="skip")
     assert labels(list(loader.once())) == [1, 1, 1, 1]
     for file in (tmp_path / "b").glob("*"):
