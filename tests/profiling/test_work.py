@@ -7,7 +7,17 @@ from dataclasses import replace
 import pytest
 
 from fastgat.config import RunConfig, TrainConfig
-from fastgat.methods import GAT, FastGradientL2, GradientPenalty, Method
+from fastgat.methods import (
+    GAT,
+    TRADES,
+    FastGradientL2,
+    FGSMRandomStart,
+    Free,
+    GradientPenalty,
+    Method,
+    NoisyFGSM,
+    PGDTraining,
+)
 from fastgat.profiling.sides import Spec, build
 from fastgat.profiling.work import work, work_of_kind
 from tests.support import BatchNormNet
@@ -71,6 +81,31 @@ def test_under_batch_norm_the_second_pull_back_counts_without_the_weights(monkey
     assert saved["flops"] == 4 * convolution + 2 * head  # the head's other gradients lead to the images
     weights, images, operands = 8 * 3 * 9, BATCH * 3 * 32 * 32, BATCH * 8 + BATCH * 10 + 8 * 10
     assert saved["bytes"] == 4 * (2 * weights + 2 * images + 2 * operands)
+
+
+@pytest.mark.parametrize("side", ["textbook", "fastgat", pytest.param("compiled", marks=pytest.mark.long)])
+@pytest.mark.parametrize(
+    ("method", "convolutions", "heads"),
+    [
+        (NoisyFGSM(), 2 + 2, 2 + 3),
+        (FGSMRandomStart(), 2 + 2, 2 + 3),
+        (PGDTraining(attack_steps=3), 3 * 2 + 2, 3 * 2 + 3),
+        (Free(replays=3), 3 * 3, 3 * 3),
+        (TRADES(attack_steps=3), 1 + 3 * 2 + 2 * 2, 1 + 3 * 2 + 2 * 3),
+        (TRADES(attack_steps=3, attack_mode="eval"), 1 + 3 * 2 + 2 * 2, 1 + 3 * 2 + 2 * 3),
+    ],
+    ids=lambda value: getattr(value, "name", ""),
+)
+def test_the_passes_of_an_attack_under_batch_norm(
+    side: str, method: Method, convolutions: int, heads: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A gradient step is a pass forward and one back to the images; the pass that is learnt from goes back to the
+    weights alone, but for Free's, which serves both. The head's way back to its input is a product of its own."""
+    monkeypatch.setattr("fastgat.profiling.sides.create_classifier", lambda *_: BatchNormNet())
+    monkeypatch.setattr("fastgat.profiling.sides.Stepper.prepare", lambda *_: None)
+    config = TrainConfig(method=method, batch_size=BATCH, run=RunConfig(compile=side == "compiled", device="cpu"))
+    counted = work(build(Spec(side.replace("compiled", "fastgat"), config)))["flops"]
+    assert counted == convolutions * 2 * BATCH * 32 * 32 * 8 * 3 * 9 + heads * 2 * BATCH * 8 * 10
 
 
 def test_bytes_are_those_of_the_operands() -> None:
