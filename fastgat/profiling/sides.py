@@ -6,14 +6,15 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any, Self
+from typing import Any, NamedTuple, Self
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_map_only
 
 from fastgat import textbook
 from fastgat.batch import Batch
-from fastgat.config import PrecisionConfig, TrainConfig
+from fastgat.config import PrecisionConfig, RunConfig, TrainConfig
 from fastgat.engine.assemble import assemble, check_networks
 from fastgat.engine.device import autocast_dtype, keep_freed_memory, pick_device, tf32
 from fastgat.engine.optimizer import Adam
@@ -103,6 +104,15 @@ class Side:
         """The classifier's first moments, flat: after one step, a tenth of its gradient."""
         raise NotImplementedError
 
+    def double(self) -> None:
+        """Go over to float64, before the first step."""
+        for module in (self.classifier, self.generator):
+            if module is not None:
+                module.double()
+        self.inputs = (
+            tree_map_only(Tensor, lambda t: t.double() if t.is_floating_point() else t, each) for each in self.inputs
+        )
+
     def seconds(self, action: Callable[[], object], count: int = 1) -> float:
         """How long a call of `action` takes, over `count` calls with a synchronised clock."""
         synchronize(self.device)
@@ -141,6 +151,10 @@ class Textbook(Side):
         if self.generator is not None:
             self.generator_optimizer = torch.optim.Adam(self.generator.parameters(), lr=optimizer.generator_lr)
         self.memory = torch.zeros_like(self.first_images)
+
+    def double(self) -> None:
+        super().double()
+        self.memory = self.memory.double()
 
     def step(self) -> None:
         batches, draws = next(self.inputs)
@@ -238,6 +252,10 @@ class Fastgat(Side):
         self.inputs = itertools.chain([(batches, draws)], self.inputs)
         self.number = 0
 
+    def double(self) -> None:
+        super().double()
+        self.state.double()
+
     @cached_property
     def feeder(self) -> Feeder:
         """The loader that `fed_step` takes minibatches from."""
@@ -275,6 +293,33 @@ class Fastgat(Side):
 def synchronize(device: torch.device) -> None:
     """Wait for what `device` has been given to do."""
     torch.get_device_module(device).synchronize(device)
+
+
+class InFloat64(NamedTuple):
+    """First moments: of both sides in float64 on the CPU, each step as written; and of the textbook on the sides' own
+    device, in float64 and in fastgat's precision."""
+
+    ours: Any
+    theirs: Any
+    here: Any
+    rounded: Any
+
+
+def in_float64(side: Side, spec: Spec) -> InFloat64:
+    """What tells whether sides that differ differ by rounding alone; `spec` is fastgat's."""
+    plain = spec.in_plain_precision()
+    on_cpu = replace(plain, config=replace(plain.config, run=RunConfig(device="cpu", compile=False)))
+    ours, theirs = (_first_moments(kind(on_cpu), double=True) for kind in (Fastgat, Textbook))
+    here = theirs if side.device.type == "cpu" else _first_moments(Textbook(plain), double=True)
+    return InFloat64(ours, theirs, here, _first_moments(Textbook(spec), double=False))
+
+
+def _first_moments(side: Side, *, double: bool) -> Any:
+    if double:
+        side.double()
+    side.step()
+    side.close()
+    return side.moments().numpy()
 
 
 def drawn(draws: Draws) -> Tensor:

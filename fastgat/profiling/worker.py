@@ -12,7 +12,7 @@ import torch
 
 from fastgat.engine.device import give_back_freed_memory
 from fastgat.profiling.phases import phase_times, trace
-from fastgat.profiling.sides import Fastgat, Side, Spec, build, synchronize
+from fastgat.profiling.sides import Fastgat, Side, Spec, build, in_float64, synchronize
 from fastgat.profiling.work import ceilings, launches, work
 from fastgat.worker import WorkerProcess
 
@@ -100,7 +100,19 @@ def _resident(figure: str) -> int:
 
 QUESTIONS: dict[str, Callable[..., Any]] = {
     function.__name__: function
-    for function in (prepare, steps, fed_steps, loader, peak_memory, work, launches, ceilings, phase_times, trace)
+    for function in (
+        prepare,
+        in_float64,
+        steps,
+        fed_steps,
+        loader,
+        peak_memory,
+        work,
+        launches,
+        ceilings,
+        phase_times,
+        trace,
+    )
 }
 
 

@@ -18,7 +18,7 @@ from fastgat.phases import PHASES, listening, phase
 from fastgat.profiling import phases
 from fastgat.profiling.phases import Clock
 from fastgat.profiling.profile import check_parity, fed_count, turns_at_once
-from fastgat.profiling.sides import Fastgat, Spec, build
+from fastgat.profiling.sides import Fastgat, Spec, build, in_float64
 
 SMALL = ("--batch-size", "8", "--generator-width", "4", "--image-size", "16", "--rounds", "2", "--no-compile")
 
@@ -142,6 +142,24 @@ def test_no_figure_of_a_wrong_result() -> None:
         check_parity(right * 1.01, right, spec)
     with pytest.raises(FastgatError, match="no speed-up is reported"):
         check_parity(right * np.nan, right, low)
+
+
+@pytest.mark.parametrize("name", ["pgd", "fgsm-rs", "n-fgsm", "free", "trades", "gat"])
+def test_a_deep_network_s_rounding_is_told_from_another_gradient(name: str) -> None:
+    """In float64 both sides compute one gradient; a side that differs there, or by more than rounding, is refused."""
+    spec = Spec("fastgat", TrainConfig(method=name, batch_size=4, model=ModelConfig("wrn-10-1", generator_width=4)), 16)
+    spec = replace(spec, config=replace(spec.config, method=GAT(schedule="paper"))) if name == "gat" else spec
+    side = build(replace(spec, implementation="textbook"))
+    exact = in_float64(side, spec)
+    side.close()
+    assert np.linalg.norm(exact.ours - exact.theirs) < 1e-6 * np.linalg.norm(exact.theirs)
+    rounding = 1e-3 * np.linalg.norm(exact.here) * np.ones_like(exact.here) / len(exact.here) ** 0.5
+    rounded = exact._replace(rounded=exact.here + 20 * rounding)
+    check_parity(exact.here + 30 * rounding, exact.here, spec, lambda: rounded)
+    with pytest.raises(FastgatError, match=r"relative error 0\.05, allowed 0\.04"):
+        check_parity(exact.here + 50 * rounding, exact.here, spec, lambda: rounded)
+    with pytest.raises(FastgatError, match=r"relative error 0\.01, allowed 1e-06"):
+        check_parity(exact.here * 2, exact.here, spec, lambda: rounded._replace(ours=1.01 * exact.theirs))
 
 
 def test_an_inner_phase_is_not_counted_twice(monkeypatch: pytest.MonkeyPatch) -> None:
