@@ -163,15 +163,26 @@ def joined(device: torch.device) -> Iterator[Ranks]:
     A group that the caller has connected already is used, and left as it is. Raises RankError where the ranks do not
     find each other, and, within, in place of what torch raises when another rank has gone or cannot be talked to.
     """
+    connects = launched() and not dist.is_initialized()
+    if connects:
+        _connect(device)
+    elif dist.is_initialized() and "cpu" not in dist.get_backend_config():
+        raise RankError("the process group does not connect CPUs: init_process_group('cpu:gloo,cuda:nccl') does both")
+    ranks = current()
+    try:
+        yield ranks
+    except RuntimeError as error:
+        lost = None if ranks.alone else connection_error(error)
+        if lost is None:
+            raise
+        raise lost from None
+    if connects:
+        dist.destroy_process_group()  # not after an error, which may not be that of all: NCCL would wait for the others
+
+
+def _connect(device: torch.device) -> None:
+    """Make the process group of the ranks that torchrun has started."""
     global _store
-    if not launched() or dist.is_initialized():
-        if dist.is_initialized() and "cpu" not in dist.get_backend_config():
-            raise RankError(
-                "the process group does not connect CPUs: init_process_group('cpu:gloo,cuda:nccl') does both"
-            )
-        with _one_line(current()):
-            yield current()
-        return
     # torch.func.vjp imports Dynamo at its first use. Imported while there is a group, Dynamo keeps it (torch 2.13), and
     # the group's threads, still there when the interpreter ends, may abort the process.
     importlib.import_module("torch._dynamo")
@@ -182,9 +193,6 @@ def joined(device: torch.device) -> Iterator[Ranks]:
         dist.init_process_group(backend, store=_store, rank=rank, world_size=count)
     except (RuntimeError, ValueError) as error:
         raise RankError(f"the ranks cannot be connected: {str(error).splitlines()[0]}") from None
-    with _one_line(current()):
-        yield current()
-    dist.destroy_process_group()  # not after an error, which may not be that of all: NCCL would wait for the others
 
 
 def account(message: str, *, lost: bool = False) -> str | None:
@@ -245,14 +253,3 @@ def _attempt(work: Callable[[], Result]) -> tuple[Result | None, FastgatError | 
         return work(), None
     except FastgatError as error:
         return None, error
-
-
-@contextmanager
-def _one_line(ranks: Ranks) -> Iterator[None]:
-    try:
-        yield
-    except RuntimeError as error:
-        lost = None if ranks.alone else connection_error(error)
-        if lost is None:
-            raise
-        raise lost from None

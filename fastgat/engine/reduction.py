@@ -55,12 +55,10 @@ class GradientMean:
         def finish() -> Tensors:
             means: Tensors = {}
             for names, bucket in zip(self.buckets, under_way, strict=True):
-                mean = finish_sum(bucket) / self.ranks.count
-                parts = mean.split([laid_out[name].numel() for name in names])
+                parts = (finish_sum(bucket) / self.ranks.count).split([laid_out[name].numel() for name in names])
                 for name, part in zip(names, parts, strict=True):
-                    order = self.orders[name]
-                    back = [order.index(d) for d in range(len(order))]
-                    means[name] = part.view(laid_out[name].shape).permute(back)
+                    inverse = [self.orders[name].index(d) for d in range(laid_out[name].dim())]
+                    means[name] = part.view(laid_out[name].shape).permute(inverse)
             return means
 
         return finish
