@@ -66,10 +66,10 @@ def gat_loss(
     p = generator(input_gradient.detach())
     if p.shape != images.shape:
         raise ConfigError(f"the generator made {tuple(p.shape)} for images of {tuple(images.shape)}")
-    met = _frozen(generator, input_gradient) if through else p.detach()
-    x_perturbed, x_fooling = ((images + q).clamp(0, 1) if method.clamp else images + q for q in (met, p))
-    perturbed = functional.cross_entropy(classifier(x_perturbed), labels)
-    fooled = _frozen(classifier, x_fooling)
+    p_classifier = _frozen(generator, input_gradient) if through else p.detach()
+    x_classifier, x_generator = ((images + q).clamp(0, 1) if method.clamp else images + q for q in (p_classifier, p))
+    perturbed = functional.cross_entropy(classifier(x_classifier), labels)
+    fooled = _frozen(classifier, x_generator)
     power = p.to(accumulation_dtype(p.dtype)).flatten(1).square().sum(1)
     each = fooled.softmax(1).gather(1, labels[:, None])[:, 0] + cg * power
     return GATLoss(alpha * functional.cross_entropy(z, labels) + (1 - alpha) * perturbed, each.mean())
