@@ -49,6 +49,15 @@ def test_options_exist(page: Path) -> None:
     assert set(re.findall(r"(?<![\w-])--[a-z][a-z0-9-]+", page.read_text())) <= known
 
 
+def test_the_maps_of_the_design_lead_to_functions_that_are_there() -> None:
+    rows = re.findall(r"^\| \d+ \| `([\w/]+\.py)` \| (.+?) \|", (ROOT / "docs/design.md").read_text(), re.MULTILINE)
+    assert len(rows) >= 19
+    for file, functions in rows:
+        code = (ROOT / "fastgat" / file).read_text()
+        for name in re.findall(r"`(?:\w+\.)?(\w+)`", functions):
+            assert re.search(rf"^ *def {name}\(", code, re.MULTILINE), f"{file}: {name}"
+
+
 @pytest.mark.slow
 def test_the_script_for_images_of_one_s_own_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("timm")
