@@ -188,13 +188,14 @@ class Textbook(Side):
             case RandomPerturbation():
                 textbook.random_perturbation_step(*players, drawn(draw), method.epsilon, method.alpha, method.clamp)
             case Adversarial():
+                start, steps, size = method.walk
                 textbook.ball_step(
                     *players,
                     drawn(draw),
                     method.epsilon,
-                    start=method.start,
-                    size=method.size,
-                    steps=method.steps,
+                    start=start,
+                    size=size,
+                    steps=steps,
                     project=method.projects,
                     label_smoothing=method.label_smoothing,
                 )
