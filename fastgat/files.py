@@ -122,15 +122,3 @@ def _acquire(path: Path, shared: bool) -> _Lock | None:
             file.close()
             raise OutputError(f"{path}: cannot be locked: {error.strerror}") from None
     return _Lock(file, shared)
-
-
-@contextlib.contextmanager
-def sole_use(folder: Path) -> Iterator[None]:
-    """Keep `folder` from every other user of this lock, on any machine that shares it.
-
-    Raises OutputError where another process has it, or where the folder cannot be written.
-    """
-    with locked(folder / ".lock") as mine:
-        if not mine:
-            raise OutputError(f"{folder}: another process is training there (it holds .lock)")
-        yield

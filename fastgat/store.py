@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from fastgat.errors import DataError, OutputError
-from fastgat.files import make_folder, write_atomically
-from fastgat.typed import check_type, read_json
+from fastgat.files import make_folder, read_file, write_atomically
+from fastgat.typed import AT_MOST, check_type, parse_json
 
 Key = Mapping[str, Any]
 """Settings that decide a value, as JSON has them."""
@@ -90,7 +90,7 @@ def read_object(path: Path, kind: Any = dict[str, Any]) -> Any:
     """The JSON object in `path`, of the type `kind`, or None where there is no file. Raises DataError if it holds
     anything else."""
     try:
-        content = read_json(path)
+        content = parse_json(read_file(path, AT_MOST))
     except (FileNotFoundError, NotADirectoryError):
         return None
     except OSError as error:

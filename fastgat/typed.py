@@ -33,11 +33,6 @@ def parse_json(raw: bytes | str) -> Any:
         raise ValueError("nested too deeply") from None
 
 
-def read_json(path: Path) -> Any:
-    """The value in a JSON file. Raises OSError or ValueError if it cannot be read."""
-    return parse_json(read_file(path, AT_MOST))
-
-
 def read_toml(path: Path) -> dict[str, Any]:
     """The tables of a TOML file, in UTF-8 with or without a byte order mark. Raises OSError or ValueError.
 

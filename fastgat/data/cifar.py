@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from fastgat.data.pickles import read_pickle
-from fastgat.data.sets import DataSet, ImageSet, split
+from fastgat.data.sets import DataSet, ImageSet, check_classes, split
 from fastgat.data.store import Progress, data_folder, download, extract, verify
 from fastgat.errors import DataError
 
@@ -97,10 +97,7 @@ class Cifar:
             raise DataError(f"{where}: expected rows of 3 x 32 x 32 bytes and their {self.label_key}") from None
         if len(labels) != len(images):
             raise DataError(f"{where}: {len(images)} images but labels of shape {labels.shape}")
-        outside = np.flatnonzero((labels < 0) | (labels >= self.num_classes))
-        if len(outside):
-            first = outside[0]
-            raise DataError(f"{where}: label {labels[first]} of image {first} is outside 0..{self.num_classes - 1}")
+        check_classes(labels, self.num_classes, f"{where}: ")
         return ImageSet(images, labels)
 
 

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 
 from fastgat.data.loaders import check_fits
-from fastgat.data.sets import ImageSet
+from fastgat.data.sets import ImageSet, check_classes
 from fastgat.data.store import Progress
 from fastgat.errors import DataError
 
@@ -60,10 +60,7 @@ def _extended(images: ImageSet, archive: zipfile.ZipFile, num_classes: int, prog
         pixels[:count] = images.images
         _fill(pixels[count:].data.cast("B"), file, digest, progress)
         _fill(labels.view(np.uint8).data, label_file, digest, progress)
-    outside = np.flatnonzero((labels < 0) | (labels >= num_classes))
-    if len(outside):
-        first = outside[0]
-        raise DataError(f"label {labels[first]} of image {first} is outside 0..{num_classes - 1}")
+    check_classes(labels, num_classes)
     return ImageSet(pixels, np.concatenate([images.labels, labels.astype(np.int64)])), digest.hexdigest()
 
 

@@ -17,6 +17,8 @@ from fastgat.errors import ConfigError, DataError, OutputError
 from fastgat.options import suggestion
 
 DATASETS: dict[str, Cifar | Digits] = {source.name: source for source in (CIFAR10, CIFAR100, DIGITS)}
+USERS = {"folder": "folder:PATH", "webdataset": "webdataset:PATTERN"}
+"""The kinds of a user's own images, and how they are named."""
 IMAGE_SIZE = 32
 """What images in files are scaled to, if nothing is said: the size that the paper's networks are made for."""
 
@@ -52,7 +54,7 @@ def load_dataset(
             raise ConfigError(f"{name!r} says itself where the images are: leave out --data-dir")
         return images.load(split_seed, progress, rule)
     if name != "auto" and name not in DATASETS:
-        known = ["auto", *DATASETS, "folder:PATH", "webdataset:PATTERN"]
+        known = ["auto", *DATASETS, *USERS.values()]
         raise ConfigError(f"unknown data set {name!r}{suggestion(name, known)}")
     load = _auto if name == "auto" else DATASETS[name].load
     data = load(data_dir, split_seed, progress)
@@ -65,11 +67,10 @@ def load_dataset(
 def users_images(name: str, image_size: int | None = None, max_pixels: int = MAX_PIXELS) -> Folder | WebDataset | None:
     """The source of images named folder:PATH or webdataset:PATTERN; None for another name."""
     kind, _, where = name.partition(":")
-    if kind not in ("folder", "webdataset"):
+    if kind not in USERS:
         return None
     if not where:
-        example = {"folder": "folder:PATH", "webdataset": "webdataset:PATTERN"}[kind]
-        raise ConfigError(f"{name!r} does not say where the images are: {example}")
+        raise ConfigError(f"{name!r} does not say where the images are: {USERS[kind]}")
     size, place = image_size or IMAGE_SIZE, os.path.abspath(os.path.expanduser(where))  # noqa: PTH100, PTH111  # a pattern
     return Folder(Path(place), size, max_pixels) if kind == "folder" else WebDataset(place, size, max_pixels)
 

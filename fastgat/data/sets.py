@@ -4,7 +4,7 @@ import hashlib
 import unicodedata
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Generic, NamedTuple, Protocol, Self, TypeVar
+from typing import Any, Generic, NamedTuple, Protocol, Self, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -136,6 +136,14 @@ class DataSet(NamedTuple, Generic[Set]):
         splits = ", ".join(("train", "validate", "test")[: len(parts)])
         height, width, _ = self.train.shape
         return f"{sizes} images of {height} x {width} to {splits}"
+
+
+def check_classes(labels: NDArray[np.integer[Any]], num_classes: int, where: str = "") -> None:
+    """Raises DataError, which begins with `where`, unless every label is a class, from 0 to `num_classes` - 1."""
+    outside = np.flatnonzero((labels < 0) | (labels >= num_classes))
+    if len(outside):
+        first = outside[0]
+        raise DataError(f"{where}label {labels[first]} of image {first} is outside 0..{num_classes - 1}")
 
 
 def split(images: ImageSet, held_out: int, seed: int) -> tuple[ImageSet, ImageSet]:

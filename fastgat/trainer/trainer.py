@@ -36,8 +36,8 @@ from fastgat.engine.run_checkpoints import (
 )
 from fastgat.engine.step import Stepper, missing_compiler
 from fastgat.engine.weights import load_weights
-from fastgat.errors import CompileError, ConfigError, DataError, DeviceError
-from fastgat.files import make_folder, sole_use
+from fastgat.errors import CompileError, ConfigError, DataError, DeviceError, OutputError
+from fastgat.files import locked, make_folder
 from fastgat.methods import Method
 from fastgat.models import Generator, create_classifier, normalization
 from fastgat.processes import local_rank, restarted
@@ -256,7 +256,8 @@ class Trainer:
     def _hold(self, folder: Path | None, held: ExitStack) -> None:
         """Keep other processes out of a folder that is there, as long as `held` is open."""
         if folder is not None and folder.is_dir() and folder != self._held:
-            held.enter_context(sole_use(folder))
+            if not held.enter_context(locked(folder / ".lock")):
+                raise OutputError(f"{folder}: another process is training there (it holds .lock)")
             self._held = folder
 
     def _open_folder(self, folder: Path, held: ExitStack) -> None:
