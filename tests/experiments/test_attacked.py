@@ -24,7 +24,9 @@ class Linear(nn.Module):
 
     def __init__(self, images: torch.Tensor, labels: torch.Tensor) -> None:
         super().__init__()
-        means = torch.stack([images[labels == k].flatten(1).sum(0) / max((labels == k).sum(), 1) for k in range(10)])
+        means = torch.stack(
+            [images[labels == k].flatten(1).sum(0) / (labels == k).sum().clamp_min(1) for k in range(10)]
+        )
         noise = torch.randn(means.shape, generator=torch.Generator().manual_seed(0))
         self.weight = nn.Parameter(0.05 * (means + 1.4 * noise))
         self.bias = nn.Parameter(0.05 * means.square().sum(1) / 2 - (self.weight * means).sum(1))
