@@ -59,21 +59,21 @@ class APGD(Attack):
         size = images.new_full((len(images), 1, 1, 1), 2 * self.epsilon)
         x = previous = project(images + self._start(images, numbers, start))
         value, gradient, wrong = self._evaluate(x, labels, loss)
-        best, best_value, best_gradient = x.clone(), value, gradient
+        best, best_value, best_gradient = x.clone(), value, gradient.clone()
         adversarial, fooled = x.clone(), wrong
         last_checkpoint, last_value, last_size, raised = 0, best_value, size.clone(), torch.zeros_like(value)
         for step in range(1, self.steps + 1):
-            ahead = project(x + size * ascent(gradient, self.norm, 1))
+            ahead = project(torch.addcmul(x, size, ascent(gradient, self.norm, 1)))
             momentum = MOMENTUM if step > 1 else 1.0
-            x, previous = project(x + momentum * (ahead - x) + (1 - momentum) * (x - previous)), x
+            x, previous = project(x.lerp(ahead, momentum).add_(x - previous, alpha=1 - momentum)), x
             previous_value = value
             value, gradient, wrong = self._evaluate(x, labels, loss)
             raised += (value > previous_value).to(raised.dtype)
-            adversarial = torch.where(per_sample(wrong & ~fooled), x, adversarial)
+            first = wrong & ~fooled
+            adversarial[first] = x[first]
             fooled = fooled | wrong
             better = value > best_value
-            best = torch.where(per_sample(better), x, best)
-            best_gradient = torch.where(per_sample(better), gradient, best_gradient)
+            best[better], best_gradient[better] = x[better], gradient[better]
             best_value = torch.where(better, value, best_value)
             if step in checkpoints:
                 stuck = raised < RISING * (step - last_checkpoint)

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fastgat.attacks.base import Attack, l2_norm, per_sample
+from fastgat.attacks.base import Attack, l2_norm
 from fastgat.options import option
 
 HALVED_AT = (10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000)
@@ -46,17 +46,21 @@ class Square(Attack):
         propose = self._propose_linf if self.norm == "linf" else self._propose_l2
         best = self.projection(images)(images + self._start(images, numbers, restart))
         margin = self._margin(best, labels)
+        rows, x, y = torch.arange(len(images), device=images.device), images, labels
+        point, lowest = best.clone(), margin.clone()
         for query in range(self.queries):
             seed = int(source.integers(2**63))
-            left = (margin > 0).nonzero().flatten()
-            if not len(left):
+            left = (lowest > 0).nonzero().flatten()
+            if len(left) < len(rows):
+                best[rows], margin[rows] = point, lowest
+                rows, x, y, point, lowest = (each[left] for each in (rows, x, y, point, lowest))
+            if not len(rows):
                 break
-            x, before = images[left], best[left]
-            proposal = propose(x, before, self._share(query), np.random.default_rng(seed))
-            new_margin = self._margin(proposal, labels[left])
-            better = new_margin < margin[left]
-            best[left] = torch.where(per_sample(better), proposal, before)
-            margin[left] = torch.where(better, new_margin, margin[left])
+            proposal = propose(x, point, self._share(query), np.random.default_rng(seed))
+            new = self._margin(proposal, y)
+            better = (new < lowest).nonzero().flatten()
+            point[better], lowest[better] = proposal[better], new[better]
+        best[rows], margin[rows] = point, lowest
         return best, margin
 
     def _margin(self, x: Tensor, labels: Tensor) -> Tensor:

@@ -161,7 +161,8 @@ def parts_of_autoattack(victim: Victim, norm: str, epsilon: float, steps: int, t
 @pytest.mark.slow
 @pytest.mark.parametrize("norm", ["linf", pytest.param("l2", marks=pytest.mark.long)])
 def test_autoattack_is_as_strong_as_torchattackss(victim: Victim, norm: str) -> None:
-    epsilon, effort = {"linf": 0.02, "l2": 0.7}[norm], {"steps": 6, "targets": 2, "queries": 40}
+    effort: dict[str, Any] = {"steps": 6, "targets": 2, "queries": 40}
+    epsilon = {"linf": 0.02, "l2": 0.7}[norm]
     ours = AutoAttack(victim.model, epsilon=epsilon, norm=norm, **effort)
     as_strong(victim, ours, parts_of_autoattack(victim, norm, epsilon, **effort), epsilon, norm)
 
@@ -179,6 +180,7 @@ def test_autoattack_on_a_defended_network_is_as_strong_as_torchattackss(victim: 
         functional.cross_entropy(model.train()(perturbed), y).backward()
         optimizer.step()
     defended = Victim(model.eval(), victim.images, victim.labels)
-    epsilon, effort = {"linf": 0.12, "l2": 2.2}[norm], {"steps": 40, "targets": 9, "queries": 500}
+    effort: dict[str, Any] = {"steps": 40, "targets": 9, "queries": 500}
+    epsilon = {"linf": 0.12, "l2": 2.2}[norm]
     ours = AutoAttack(model, epsilon=epsilon, norm=norm, **effort)
     as_strong(defended, ours, parts_of_autoattack(defended, norm, epsilon, **effort), epsilon, norm)
