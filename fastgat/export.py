@@ -135,8 +135,8 @@ def _read_back(format: str, path: Path) -> Exported:
         if done.returncode:
             lines = done.stderr.strip().splitlines() or [f"exit code {done.returncode}"]
             raise FastgatError(f"the {format} export cannot be read back: {lines[-1]}; not written")
-        found = safetensors.torch.load(logits.read_bytes())
-        return [found[str(i)] for i in range(len(batches))]
+        answers = safetensors.torch.load(logits.read_bytes())
+        return [answers[str(i)] for i in range(len(batches))]
 
     return exported
 

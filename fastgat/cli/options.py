@@ -50,12 +50,12 @@ class SectionedCommand(click.Command):
 
 def settings() -> list[Setting]:
     """Every option of a training run, the method's first; a field that methods share appears once."""
-    of_methods: dict[str, Setting] = {}
+    by_name: dict[str, Setting] = {}
     for method in METHODS.values():
         for f in fields(method):
-            of_methods.setdefault(f.name, Setting("method", f, method))
+            by_name.setdefault(f.name, Setting("method", f, method))
     tables = {"": TrainConfig, **TABLES}.items()
-    return [*of_methods.values(), *(Setting(table, f, owner) for table, owner in tables for f in declared(owner))]
+    return [*by_name.values(), *(Setting(table, f, owner) for table, owner in tables for f in declared(owner))]
 
 
 def run_options(

@@ -19,7 +19,7 @@ from fastgat.experiments.search import GRIDS, PARAMETERS, Search
 from fastgat.options import convert, suggestion, value_type
 from fastgat.processes import launched
 
-OWN = ("output", "resume", "seed", "device")
+UNSEARCHED = ("output", "resume", "seed", "device")
 """Settings that are no subject of a search."""
 
 
@@ -50,7 +50,7 @@ def search(over: tuple[str, ...], seeds: int, jobs: int, as_json: bool, out: Pat
     common = merge({"data": {"dataset": "cifar10"}}, overrides(given))
     base = TrainConfig.from_dict(common)
     given_over = [_values(text) for text in over]
-    choices = dict(given_over) or _own(base.to_dict()["method"]["name"])
+    choices = dict(given_over) or _hyperparameter(base.to_dict()["method"]["name"])
     if given_over and len(choices) < len(given_over):
         raise ConfigError("--over: an option is given twice")
     for name in choices:
@@ -79,7 +79,7 @@ def _values(text: str) -> tuple[str, list[Any]]:
     """An option's name and the values to try, as the option's type has them."""
     name, equals, values = text.partition("=")
     name = name.replace("-", "_")
-    known = {setting.field.name: setting for setting in settings() if setting.field.name not in OWN}
+    known = {setting.field.name: setting for setting in settings() if setting.field.name not in UNSEARCHED}
     if not equals or not values:
         raise ConfigError(f"--over takes NAME=X,..., such as cg=0.3,1,3; got {text!r}")
     if name not in known:
@@ -92,6 +92,7 @@ def _values(text: str) -> tuple[str, list[Any]]:
 
 
 def _value(name: str, text: str, plain: type) -> Any:
+    """A value of the option `name`, of type `plain`, from its text."""
     if plain is int:
         try:
             return int(text)
@@ -104,7 +105,8 @@ def _value(name: str, text: str, plain: type) -> Any:
     return convert(name, text, plain)
 
 
-def _own(method: str) -> dict[str, list[Any]]:
+def _hyperparameter(method: str) -> dict[str, list[Any]]:
+    """The method's own hyperparameter and the values to try. Raises ConfigError where it has none."""
     if method not in PARAMETERS:
         raise ConfigError(f"{method} has no hyperparameter of its own: say what to search --over")
     return {PARAMETERS[method]: list(GRIDS[method])}

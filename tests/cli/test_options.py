@@ -8,6 +8,7 @@ import dataclasses
 from fastgat.cli.options import settings
 from fastgat.cli.train import train
 from fastgat.methods import METHODS
+from fastgat.typed import type_hints
 
 FROZEN = {
     "--method": None,
@@ -121,5 +122,5 @@ def test_methods_agree_on_what_an_option_means() -> None:
     texts: dict[str, set[object]] = collections.defaultdict(set)
     for method in METHODS.values():
         for field in dataclasses.fields(method):
-            texts[field.name].add((field.metadata["constraint"], str(field.type)))
+            texts[field.name].add((field.metadata["constraint"], type_hints(method)[field.name]))
     assert {name: len(kinds) for name, kinds in texts.items()} == dict.fromkeys(texts, 1)
