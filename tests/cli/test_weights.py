@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from fastgat.attacks import PGD
 from fastgat.data.sets import DataSet, ImageSet
 from tests.cli.conftest import Run
 from tests.models.test_robust_networks import State, preact_resnet, wide_resnet
@@ -106,3 +107,34 @@ def test_a_file_of_others(
     assert found["loss"] == pytest.approx(float(loss), rel=1e-4)
     assert found["accuracy"] == pytest.approx(float((expected.argmax(1) == torch.arange(6)).float().mean()))
     assert float(expected.std(0).mean()) > 0.01, "the images must matter"
+
+
+@pytest.mark.long
+def test_autoattack_on_a_file_of_others(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    """At full effort: as many images are left as PGD leaves of the network's definition here, or fewer."""
+    state = drawn(preact_shapes())
+
+    class Theirs(torch.nn.Module):
+        def forward(self, images: Tensor) -> Tensor:
+            return preact_resnet(state, (images - 0.5) / 0.25, late=False)
+
+    pixels = np.random.default_rng(0).integers(0, 256, (3, 32, 32, 3), dtype=np.uint8)
+    x = torch.from_numpy(pixels).permute(0, 3, 1, 2) / 255
+    labels = Theirs()(x).argmax(1)
+    images = ImageSet(pixels, labels.numpy())
+    data = DataSet("cifar10", images, images, images, tuple("abcdefghij"), "a test")
+    monkeypatch.setattr("fastgat.evaluation.run.load_dataset", lambda *_, **__: data)
+    torch.save({"state_dict": {f"module.{key}": value for key, value in state.items()}}, "theirs.pth")
+
+    given = ("--mean", "0.5,0.5,0.5", "--std", "0.25,0.25,0.25", "--dataset", "cifar10")
+    few = ("--samples", 3, "--steps", 1, "--restarts", 2, "--apgd-steps", 1, "--queries", 1, "--no-generator")
+    network = ("--weights", "theirs.pth", "--classifier", "preactresnet18-bn", *given)
+    result = run("evaluate", *network, "--autoattack", "--epsilon", "8/255", *few, "--output", "out")
+    assert result.code in (0, 3), result.err
+    found = json.loads(Path("out", "evaluation.json").read_text())
+    assert found["clean_accuracy_of_attacked"] == 1
+    (entry,) = (attack for attack in found["attacks"] if attack["name"] == "AutoAttack")
+    assert (entry["steps"], entry["targets"], entry["queries"], entry["epsilon"]) == (100, 9, 5000, 8 / 255)
+    perturbed = PGD(Theirs(), epsilon=8 / 255, steps=20)(x, labels)
+    left = float((Theirs()(perturbed).argmax(1) == labels).float().mean())
+    assert entry["accuracy"] <= left < 1
