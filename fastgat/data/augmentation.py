@@ -5,7 +5,7 @@ it blackened. All of it is a table of whole numbers, nine a sample, which every 
 """
 
 import math
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
@@ -67,7 +67,7 @@ class Augmentation(Options):
 
     @property
     def active(self) -> bool:
-        return any(bool(getattr(self, f.name)) for f in fields(self))
+        return self != Augmentation()
 
     @property
     def hole(self) -> int:

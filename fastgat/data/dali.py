@@ -5,7 +5,7 @@ stream can start anywhere, and it is the same on a CPU and on a GPU.
 """
 
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import closing
 from itertools import chain
 from typing import Any
@@ -18,7 +18,7 @@ from fastgat.batch import Batch
 from fastgat.data.ahead import ahead
 from fastgat.data.bad_samples import Rows
 from fastgat.data.decoding import FLIPS, BadSampleError, decode, read_header, stored_boxes
-from fastgat.data.loader import Request, SampledLoader
+from fastgat.data.loader import Places, Request, Requests, SampledLoader
 from fastgat.data.sampler import Sampler
 from fastgat.data.sets import EncodedSet, Images, ImageSet
 from fastgat.errors import DataError
@@ -57,9 +57,7 @@ class DaliLoader(SampledLoader):
             order = (0, 3, 1, 2) if self.axes == "CHW" else (0, 1, 2, 3)
             self.pixels = np.ascontiguousarray(images.images.transpose(order))
 
-    def _batches(
-        self, request: Callable[[int], Request], numbers: range, places: Callable[[Rows], Rows]
-    ) -> Iterator[Batch]:
+    def _batches(self, request: Requests, numbers: range, places: Places) -> Iterator[Batch]:
         """As the base says; after a batch with a sample that DALI cannot decode, DALI is started anew from there."""
         while numbers:
             with closing(ahead(lambda number: self._work(request(number), places), numbers)) as prepared:
@@ -76,7 +74,7 @@ class DaliLoader(SampledLoader):
                 except RuntimeError as error:
                     self._find_bad(request(under_way[0] if under_way else numbers.start)[0], error)
 
-    def _work(self, request: Request, places: Callable[[Rows], Rows]) -> Work:
+    def _work(self, request: Request, places: Places) -> Work:
         """What DALI is to do for a request; once its samples are read, `places` tells which of them to take."""
         rows, uniforms = request
         images, facts = self._read(rows)

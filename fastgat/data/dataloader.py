@@ -2,7 +2,7 @@
 
 import os
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -13,9 +13,8 @@ from torch.utils.data import DataLoader, Dataset
 
 from fastgat.batch import Batch
 from fastgat.data.augmentation import Augmentation
-from fastgat.data.bad_samples import Rows
 from fastgat.data.decoding import BadSampleError, arrange
-from fastgat.data.loader import Request, SampledLoader
+from fastgat.data.loader import Places, Request, Requests, SampledLoader
 from fastgat.data.sampler import Sampler
 from fastgat.data.sets import EncodedSet, Images
 from fastgat.kernels.image_batch import unit_scaled
@@ -67,9 +66,7 @@ class TorchLoader(SampledLoader):
         super().__init__(images, sampler, **common)
         self.workers = workers
 
-    def _batches(
-        self, request: Callable[[int], Request], numbers: range, places: Callable[[Rows], Rows]
-    ) -> Iterator[Batch]:
+    def _batches(self, request: Requests, numbers: range, places: Places) -> Iterator[Batch]:
         loader = DataLoader(
             Arranged(self.images, self.sampler.augmentation),
             batch_size=None,

@@ -16,6 +16,10 @@ from fastgat.errors import DataError
 
 Request = tuple[Rows, Uniforms | None]
 """The samples of a batch and, in training, what augmentation draws for them."""
+Requests = Callable[[int], Request]
+"""The request of each batch, by its number."""
+Places = Callable[[Rows], Rows]
+"""Which of a batch's samples to use, by their places, once it is known which of them cannot be read."""
 
 
 class Loader(Protocol):
@@ -52,17 +56,10 @@ class SampledLoader(ABC):
     """
 
     def __init__(
-        self,
-        images: Images,
-        sampler: Sampler,
-        *,
-        device: torch.device | str = "cpu",
-        channels_last: bool = False,
-        skipped: BadSamples | None = None,
+        self, images: Images, sampler: Sampler, *, device: torch.device, channels_last: bool, skipped: BadSamples
     ) -> None:
-        self.images, self.sampler, self.device = images, sampler, torch.device(device)
+        self.images, self.sampler, self.device, self.skipped = images, sampler, device, skipped
         self.layout = torch.channels_last if channels_last else torch.contiguous_format
-        self.skipped = skipped if skipped is not None else BadSamples()
 
     @property
     def batches_per_epoch(self) -> int:
@@ -85,8 +82,5 @@ class SampledLoader(ABC):
             raise DataError(f"no sample of the whole set can be read; one of them: {first}")
 
     @abstractmethod
-    def _batches(
-        self, request: Callable[[int], Request], numbers: range, places: Callable[[Rows], Rows]
-    ) -> Iterator[Batch]:
-        """What is requested for each of the numbers. `places` says which of a batch's samples to use, once it is known
-        which of them cannot be read."""
+    def _batches(self, request: Requests, numbers: range, places: Places) -> Iterator[Batch]:
+        """What is requested for each of the numbers, of those samples that `places` says."""

@@ -1,6 +1,6 @@
 """A loader that keeps a whole image set as bytes on the training device; a batch is one kernel."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -8,8 +8,7 @@ import torch
 from torch import Tensor
 
 from fastgat.batch import Batch
-from fastgat.data.bad_samples import Rows
-from fastgat.data.loader import Request, SampledLoader
+from fastgat.data.loader import Places, Requests, SampledLoader
 from fastgat.data.sampler import Sampler
 from fastgat.data.sets import ImageSet
 from fastgat.kernels.image_batch import image_batch
@@ -24,9 +23,7 @@ class ResidentLoader(SampledLoader):
         self.pixels = pixels.to(self.device).contiguous(memory_format=self.layout)
         self.labels = torch.from_numpy(images.labels).to(self.device)
 
-    def _batches(
-        self, request: Callable[[int], Request], numbers: range, places: Callable[[Rows], Rows]
-    ) -> Iterator[Batch]:
+    def _batches(self, request: Requests, numbers: range, places: Places) -> Iterator[Batch]:
         augmentation, size = self.sampler.augmentation, self.images.shape[:2]
         resize = augmentation.random_resized_crop is not None
         for rows, uniforms in map(request, numbers):
