@@ -235,6 +235,20 @@ def test_verified_files_are_not_read_again_unless_they_change(
     assert len(read) == 1 + len(source.files)
 
 
+def test_a_wrong_sum_is_not_remembered(small: tuple[Cifar, Path]) -> None:
+    """A file may be put right from a copy that has its size and time."""
+    source, root = small
+    path = root / source.folder / "data_batch_3"
+    right = path.read_bytes()
+    damage(path)
+    os.utime(path, (1, 1))
+    with pytest.raises(DataError, match="data_batch_3: damaged or altered"):
+        source.fetch(root, silent)
+    path.write_bytes(right)
+    os.utime(path, (1, 1))
+    source.fetch(root, silent)
+
+
 def test_a_cache_that_cannot_be_written_does_not_matter(
     small: tuple[Cifar, Path], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
