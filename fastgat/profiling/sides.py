@@ -43,13 +43,9 @@ INPUT_SETS = 4
 
 @dataclass(frozen=True)
 class Spec:
-    """One side of a comparison.
+    """One side of a comparison on random images; `implementation` is "textbook" or "fastgat".
 
-    Attributes:
-        implementation: "textbook" or "fastgat".
-        config: method, networks, batch size, precision and device.
-        image_size, num_classes: of the random images.
-        as_it_comes: leave PyTorch's own choice of TF32 alone.
+    With `as_it_comes` PyTorch's own choice of TF32 is left alone.
     """
 
     implementation: str

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import collections
 import dataclasses
+import typing
 
 from fastgat.cli.options import settings
 from fastgat.cli.train import train
 from fastgat.methods import METHODS
-from fastgat.typed import type_hints
 
 FROZEN = {
     "--method": None,
@@ -122,5 +122,5 @@ def test_methods_agree_on_what_an_option_means() -> None:
     texts: dict[str, set[object]] = collections.defaultdict(set)
     for method in METHODS.values():
         for field in dataclasses.fields(method):
-            texts[field.name].add((field.metadata["constraint"], type_hints(method)[field.name]))
+            texts[field.name].add((field.metadata["constraint"], typing.get_type_hints(method)[field.name]))
     assert {name: len(kinds) for name, kinds in texts.items()} == dict.fromkeys(texts, 1)
