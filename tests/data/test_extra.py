@@ -185,7 +185,10 @@ ARGUMENTS = ("--dataset", "digits", "--train-images", 32, "--batch-size", 8, "--
 def test_a_run_with_them(run: Run) -> None:  # noqa: F811  # the fixture
     """Stopped and continued it is what it is in one go; another content of the file is noticed."""
     rng = np.random.default_rng(0)
-    digits = {"image": rng.integers(0, 256, (40, 32, 32, 3), dtype=np.uint8), "label": rng.integers(0, 10, 40)}
+    digits: dict[str, Any] = {
+        "image": rng.integers(0, 256, (40, 32, 32, 3), dtype=np.uint8),
+        "label": rng.integers(0, 10, 40),
+    }
     np.savez("e.npz", **digits)
     common = ("train", "--method", "baseline", "--extra-data", "e.npz", "--extra-fraction", 0.5)
     whole = run(*common, *ARGUMENTS, "--output", "whole")
