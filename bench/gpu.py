@@ -1,44 +1,55 @@
 """Everything that wants a GPU, in under ten minutes: tests, steps, kernels, seeds. One table, one JSON file.
 
-python bench/gpu.py --json build/gpu.json
+    python bench/gpu.py --json build/gpu.json
+
+Each part is a process with a time limit, killed with all that it started where that is over. The figures of the others
+are kept, as they come.
 """
 
 from __future__ import annotations
 
 import json
 import os
+import signal
 import statistics
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import nullcontext, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import click
 import torch
 from rich.console import Console
 from rich.table import Table
 
-from fastgat.config import DataConfig, PrecisionConfig, TrainConfig
 from fastgat.data import dali
-from fastgat.methods import GAT
-from fastgat.profiling import Settings, profile
 from fastgat.reporting.environment import environment
 
+
+class Part(NamedTuple):
+    """A command for this Python, the seconds that it takes with cold caches, and who writes its JSON file."""
+
+    name: str
+    command: tuple[str, ...]
+    seconds: int
+    prints: bool = False
+
+
 STEPS = [
-    ("simultaneous", 128, "dali"),
-    ("simultaneous", 1024, "dali"),
-    ("simultaneous", 128, "resident"),
-    ("simultaneous", 1024, "resident"),
-    ("alternating", 128, "resident"),
-    ("paper", 128, "resident"),
+    ("simultaneous", 128, "dali", 70),
+    ("simultaneous", 1024, "dali", 75),
+    ("simultaneous", 128, "resident", 40),  # compiled before
+    ("simultaneous", 1024, "resident", 45),
+    ("alternating", 128, "resident", 65),
+    ("paper", 128, "resident", 65),
 ]
-"""Schedule, batch size and loader, most valuable first: what does not fit into the time is left out, and named."""
-
-FAMILIES = ("input_gradient", "perturbation", "dual_loss", "projected_step", "image_batch")
-KERNELS = [f"bench/bench_{family}.py" for family in FAMILIES]
-
-
+"""Schedule, batch size, loader and seconds, most valuable first: what does not fit into the time is left out."""
+PROFILE = ("-m", "fastgat", "profile", "--amp", "--channels-last", "--rounds", "15", "--json")
+FAMILIES = ("input_gradient", "perturbation", "dual_loss", "projected_step", "relu_gradient", "convolution_relu")
+KERNELS = [f"bench/bench_{family}.py" for family in (*FAMILIES, "image_batch")]
 COLUMNS = (
     "step",
     "textbook ms",
@@ -51,87 +62,84 @@ COLUMNS = (
 )
 
 
-@click.command()
-@click.option("--json", "output", type=Path, default=Path("build/gpu.json"), show_default=True)
-@click.option("--minutes", type=float, default=9.0, show_default=True, help="start nothing new after this time")
-@click.option("--tests/--no-tests", default=True, help="begin with the GPU tests")
-def main(output: Path, minutes: float, tests: bool) -> None:
-    """Run the GPU tests, profile the steps, time the kernels and several seeds; exits with 1 if a test fails."""
-    if not torch.cuda.is_available():
-        raise click.ClickException("there is no GPU here")
-    began, failed = time.monotonic(), False
-    output.parent.mkdir(parents=True, exist_ok=True)
-    result: dict[str, Any] = {"environment": environment(), "steps": {}, "left_out": []}
-
-    def save() -> None:
-        output.write_text(json.dumps(result, indent=2) + "\n")
-
-    def late(what: str) -> bool:
-        if time.monotonic() - began > 60 * minutes:
-            result["left_out"].append(what)
-            return True
-        return False
-
+def parts(folder: Path, tests: bool) -> Iterator[Part]:
+    """All parts, in their order; the JSON file of each is NAME.json in the folder."""
     if tests:
         # Side by side: most of their time goes to compiling.
         workers = ("--numprocesses", str(max(1, min(8, (os.cpu_count() or 1) // 2))), "--dist", "worksteal")
         options = ("--benchmark-disable", "--import-mode=importlib", "-W", "default")
-        failed = pytest_run("tests", "-m", "gpu", "-q", *workers, *options) != 0
-        result["tests"] = "failed" if failed else "passed"
-        save()
-    for schedule, batch_size, loader in STEPS:
-        name = f"{schedule} {batch_size} {loader}"
-        if loader == "dali" and (reason := dali.missing()):
-            result["left_out"].append(f"{name} ({reason})")
-            continue
-        if late(f"{name} (no time)"):
-            continue
-        click.echo(f"profiling {name}")
-        try:
-            result["steps"][name] = profile(settings(schedule, batch_size, loader))
-        except Exception as error:  # noqa: BLE001  # the other steps, and the kernels, are still worth having
-            failed, result["steps"][name] = True, {"error": str(error)}
-        save()
-    if not late("kernels (no time)"):
-        kernels = output.with_suffix(".kernels.json")
-        arguments = ("--benchmark-only", "-q", f"--benchmark-json={kernels}", "--import-mode=importlib")
-        failed |= pytest_run(*KERNELS, *arguments) != 0
-        if kernels.exists():
-            result["kernels"] = [
-                {"name": one["name"], "median_us": one["stats"]["median"] * 1e6, **one["extra_info"]}
-                for one in json.loads(kernels.read_text())["benchmarks"]
-            ]
-    if not late("seeds (no time)"):
-        seeds = output.with_suffix(".seeds.json")
-        failed |= run("bench/seeds.py", "--amp", "--rounds", "3", "--steps", "50", "--json", str(seeds)) != 0
-        if seeds.exists():
-            result["seeds"] = json.loads(seeds.read_text())["images_per_second"]
-    save()
+        yield Part("tests", ("-m", "pytest", "tests", "-m", "gpu", "-q", *workers, *options), 115)
+    for schedule, batch_size, loader, seconds in STEPS:
+        chosen = ("--schedule", schedule, "--batch-size", str(batch_size), "--loader", loader)
+        yield Part(f"{schedule} {batch_size} {loader}", (*PROFILE, *chosen), seconds, prints=True)
+    output = f"--benchmark-json={folder / 'kernels.json'}"
+    yield Part("kernels", ("-m", "pytest", *KERNELS, "--benchmark-only", "-q", output, "--import-mode=importlib"), 40)
+    output = str(folder / "seeds.json")
+    yield Part("seeds", ("bench/seeds.py", "--amp", "--rounds", "3", "--steps", "50", "--json", output), 55)
+
+
+@click.command()
+@click.option("--json", "output", type=Path, default=Path("build/gpu.json"), show_default=True)
+@click.option("--minutes", type=float, default=9.5, show_default=True, help="all that it takes at most")
+@click.option("--tests/--no-tests", default=True, help="begin with the GPU tests")
+def main(output: Path, minutes: float, tests: bool) -> None:
+    """Run the GPU tests, profile the steps, time the kernels and several seeds; exits with 1 if a part fails."""
+    if not torch.cuda.is_available():
+        raise click.ClickException("there is no GPU here")
+    began = time.monotonic()
+    folder = output.with_suffix("")
+    folder.mkdir(parents=True, exist_ok=True)
+    result: dict[str, Any] = {"environment": environment(), "steps": {}, "failed": {}, "left_out": []}
+    for part in parts(folder, tests):
+        left = began + 60 * minutes - time.monotonic()
+        if part.name.endswith("dali") and (reason := dali.missing()):
+            result["left_out"].append(f"{part.name} ({reason})")
+        elif left < part.seconds:
+            result["left_out"].append(f"{part.name} (no time)")
+        else:
+            click.echo(part.name)
+            file = folder / f"{part.name.replace(' ', '-')}.json"
+            file.unlink(missing_ok=True)
+            if (problem := run(part, file, min(left, 2 * part.seconds))) is not None:
+                result["failed"][part.name] = problem
+            if file.exists():
+                keep(result, part.name, file.read_text())
+        output.write_text(json.dumps(result, indent=2) + "\n")
     show(Console(), result)
     click.echo(f"{(time.monotonic() - began) / 60:.1f} minutes; figures in {output}")
-    sys.exit(failed)
+    sys.exit(bool(result["failed"]))
 
 
-def settings(schedule: str, batch_size: int, loader: str) -> Settings:
-    config = TrainConfig(
-        method=GAT(schedule=schedule),
-        batch_size=batch_size,
-        data=DataConfig(loader=loader),
-        precision=PrecisionConfig(amp=True, channels_last=True),
-    )
-    return Settings(config, rounds=15)
+def run(part: Part, file: Path, limit: float) -> str | None:
+    """Run a part, killed with all that it started after `limit` seconds; what went wrong, if anything did."""
+    with file.open("w") if part.prints else nullcontext() as printed:
+        process = subprocess.Popen([sys.executable, *part.command], stdout=printed, start_new_session=True)
+        try:
+            code = process.wait(limit)
+        except subprocess.TimeoutExpired:
+            return f"stopped after {limit:.0f} s"
+        finally:
+            with suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+    return None if code == 0 else f"exit code {code}"
 
 
-def pytest_run(*arguments: str) -> int:
-    return run("-m", "pytest", *arguments)
-
-
-def run(*arguments: str) -> int:
-    """python's exit code; 124 if it takes more than four minutes."""
+def keep(result: dict[str, Any], name: str, text: str) -> None:
+    """Put what a part wrote into the result; it may have been stopped in the middle."""
     try:
-        return subprocess.run([sys.executable, *arguments], check=False, timeout=240).returncode
-    except subprocess.TimeoutExpired:
-        return 124
+        found = json.loads(text)
+    except json.JSONDecodeError:
+        return
+    if name == "kernels":
+        result["kernels"] = [
+            {"name": one["name"], "median_us": one["stats"]["median"] * 1e6, **one["extra_info"]}
+            for one in found["benchmarks"]
+        ]
+    elif name == "seeds":
+        result["seeds"] = found["images_per_second"]
+    else:
+        result["steps"][name] = found
 
 
 def show(console: Console, result: dict[str, Any]) -> None:
@@ -139,9 +147,6 @@ def show(console: Console, result: dict[str, Any]) -> None:
     for column in COLUMNS:
         table.add_column(column, justify="left" if column == "step" else "right")
     for name, step in result["steps"].items():
-        if "error" in step:
-            table.add_row(name, step["error"])
-            continue
         ours, theirs = step["fastgat"], step["textbook"]
         table.add_row(
             name,
@@ -158,6 +163,8 @@ def show(console: Console, result: dict[str, Any]) -> None:
         console.print(f"{one['name']:70} {one['median_us']:10.1f} us {one['GB/s']:8.0f} GB/s", highlight=False)
     for way, rates in result.get("seeds", {}).items():
         console.print(f"four seeds, {way}: {statistics.median(rates):,.0f} images/s", highlight=False)
+    for name, problem in result["failed"].items():
+        console.print(f"failed: {name}, {problem}", highlight=False)
     for name in result["left_out"]:
         console.print(f"left out: {name}", highlight=False)
 

@@ -14,7 +14,7 @@ from torch.nn import functional
 
 
 def convolution_relu_reference(x: Tensor, weight: Tensor, bias: Tensor, stride: int, padding: int) -> Tensor:
-    return functional.conv2d(x, weight, bias, stride, padding).relu()
+    return functional.conv2d(x, weight, bias.to(x.dtype), stride, padding).relu()
 
 
 @triton.jit
@@ -68,13 +68,13 @@ def convolution_relu(x: Tensor, weight: Tensor, bias: Tensor, stride: int = 1, p
     Args:
         x: (B, C, H, W), bfloat16 or float16, any strides; another dtype by the reference.
         weight: (F, C, R, S), of the same dtype.
-        bias: (F,), of the same dtype.
+        bias: (F,), of any floating dtype.
 
     The kernel adds up in float32, and gives y channels last.
 
     Raises ValueError if the shapes do not fit, RuntimeError from the reference.
     """
-    if not (runs_kernel(x, weight, bias) and x.itemsize == 2):
+    if not (runs_kernel(x, weight) and x.itemsize == 2):
         return convolution_relu_reference(x, weight, bias, stride, padding)
     batch, channels, height, width = x.shape
     filters, weights_channels, *window = weight.shape

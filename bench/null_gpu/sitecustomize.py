@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import warnings
 from typing import Any
 
@@ -27,16 +26,8 @@ def masked_select(x: Tensor, mask: Tensor) -> Tensor:
     return x.new_empty(0)  # asked for where a tensor is printed
 
 
-def fill(x: Tensor, value: float) -> Tensor:
-    """Inductor folds constants on the device; a single value is written, so that a zero is one."""
-    if x.numel() == 1:
-        ctypes.memmove(x.data_ptr(), torch.tensor(value, dtype=x.dtype).data_ptr(), x.itemsize)
-    return x
-
-
 warnings.filterwarnings("ignore", message="(?s).*verrid")
 LIBRARY = torch.library.Library("aten", "IMPL")
 for answer in (convolution_backward, masked_select):
     LIBRARY.impl(answer.__name__, answer, "CUDA")
-LIBRARY.impl("fill_.Scalar", fill, "CUDA")
 LIBRARY.impl("cudnn_convolution", convolution, "CUDA")

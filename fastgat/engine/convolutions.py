@@ -49,6 +49,8 @@ def take_in_relus(graph: Graph) -> None:
         x, weight, bias, stride, padding, dilation, transposed, _, groups = source.args
         if bias is None or transposed or groups != 1 or set(dilation) != {1} or len({*stride}) + len({*padding}) > 2:
             continue
+        if _is_of(bias, CAST):
+            bias = bias.args[0]  # the kernel casts as it reads
         images = value_of(x)
         if images.itemsize == 2 and images.shape[1] % ALIGNED == 0 and _is_channels_last(images):
             with graph.inserting_before(node):

@@ -71,6 +71,12 @@ def test_kernel_shapes(
 
 
 @pytest.mark.usefixtures("convolutions")
+def test_a_bias_in_float32_is_not_rounded() -> None:
+    x, weight, bias = problem((2, 12, 6, 5), 8, (3, 3), torch.bfloat16)
+    compare(x, weight, bias.float() + 1e-4)
+
+
+@pytest.mark.usefixtures("convolutions")
 @layouts
 def test_kernel_layouts(layout: str) -> None:
     x, weight, bias = problem((2, 12, 6, 5), 8, (3, 3), torch.float16)
