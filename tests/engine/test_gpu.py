@@ -18,10 +18,11 @@ from fastgat.data.sets import ImageSet
 from fastgat.engine.device import tf32
 from fastgat.engine.graph import PAD, GraphPasses, pad_channels
 from fastgat.engine.random import seed_step
+from fastgat.engine.robust import RobustAccuracy
 from fastgat.engine.state import TrainState
 from fastgat.engine.step import Captured, Stepper, one_line
 from fastgat.errors import CaptureError, CompileError
-from fastgat.methods import GAT, DropoutGAT, FastGradientL2, Free, Method, RandomPerturbation
+from fastgat.methods import GAT, DropoutGAT, FastGradientL2, FGSMRandomStart, Free, Method, RandomPerturbation
 from fastgat.methods.players import Draws
 from fastgat.models import Classifier, Generator
 from tests.engine.small import Small
@@ -160,6 +161,23 @@ def test_in_mixed_precision_too(monkeypatch: pytest.MonkeyPatch) -> None:
     assert padded
     assert search == [True]
     assert_same_learning(states[0], states[1], allowed=2e-2)
+
+
+@pytest.mark.parametrize("threat", [("linf", 8 / 255), ("l2", 0.5)])
+def test_robust_accuracy_is_replayed(threat: tuple[str, float]) -> None:
+    """As one graph a step of the attack, and after the weights have changed too."""
+    state = state_for(FGSMRandomStart(), SmallClassifier(), autocast=None)
+    images, labels = torch.rand(20, 3, 32, 32, device=CUDA), torch.arange(20, device=CUDA) % 10
+    written, replayed = (RobustAccuracy(state, threat, [Batch(images, labels)], 8, 0) for _ in range(2))
+    replayed.prepare(captured=True)
+    for _ in range(2):
+        with torch.no_grad():
+            bias = state.classifier.head.bias
+            assert isinstance(bias, Tensor)
+            bias.sub_(state.classifier(images).mean(0))
+        assert replayed({}) == pytest.approx(written({}), abs=0.051)  # an image at the edge
+        with torch.no_grad():
+            bias.add_(torch.randn_like(bias))
 
 
 def test_dropout_of_a_layers_own_is_drawn_afresh_in_every_replay() -> None:
