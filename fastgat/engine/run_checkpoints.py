@@ -95,9 +95,9 @@ def after_restart(resume: str | None, output: Path | None, restarted: bool) -> s
 
 
 def settings_of(checkpoint: Checkpoint) -> TrainConfig:
-    """The settings of a checkpoint's run; one that names no rule to pick the epoch is of before, and by accuracy.
+    """The settings of a checkpoint's run. Earlier versions name no rule that picks the epoch: theirs was accuracy.
 
-    Raises ConfigError where they are not right.
+    Raises ConfigError for settings that are not valid.
     """
     return TrainConfig.from_dict({"select": "accuracy", **checkpoint.header["config"]}, str(checkpoint.path))
 
