@@ -144,7 +144,7 @@ def serve_with(name: str, pipe: Connection, spec: Spec) -> None:
 def of_both_players(side: Fastgat) -> Tensor:
     """First moments of both players, each of length 1: G's gradient is much smaller than F's."""
     optimizers = (side.state.classifier_optimizer, side.state.generator_optimizer)
-    found = [torch.cat([b.flatten() for b in each.exp_avg.buffers()]).float().cpu() for each in optimizers if each]  # type: ignore[operator, union-attr]  # Adam's
+    found = [torch.cat([b.flatten() for b in each.exp_avg.buffers()]).float().cpu() for each in optimizers if each]  # type: ignore[union-attr]  # Adam's
     return torch.cat([moments / moments.norm() for moments in found])
 
 

@@ -9,7 +9,7 @@ import contextlib
 import functools
 import operator
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -130,7 +130,7 @@ def weight_gradient(
 def _weight_gradient(seed: Tensor, images: Tensor, weight: Tensor, *how: Any) -> Tensor:
     *window, groups = how
     mask = [False, True, False]
-    return CONVOLUTION_BACKWARD(seed, images, weight, None, *window, False, [0, 0], groups, mask)[1]  # type: ignore[no-any-return]
+    return CONVOLUTION_BACKWARD(seed, images, weight, None, *window, False, [0, 0], groups, mask)[1]  # type: ignore[no-any-return, unused-ignore]
 
 
 @torch.library.custom_op("fastgat::joined", mutates_args=())
@@ -197,14 +197,15 @@ def split_off_weight_gradients(graph: Graph) -> None:
 def _split(graph: Graph, node: Node) -> Node | None:
     """The gradient by the weight as an operation of its own, where it has a reader and the convolution is plain."""
     seed, images, weight, _, stride, padding, dilation, transposed, _, groups, mask = node.args
-    (reader,) = [user for user in node.users if user.target is operator.getitem and user.args[1] == 1] or [None]
+    reader = next((user for user in node.users if user.target is operator.getitem and user.args[1] == 1), None)
     if reader is None or transposed or value_of(weight).dim() != 4:
         return None
     with graph.inserting_before(node):
         gradient = call(graph, weight_gradient._opoverload, seed, images, weight, stride, padding, dilation, groups)
     reader.replace_all_uses_with(gradient)
     graph.erase_node(reader)
-    node.args = (*node.args[:-1], [mask[0], False, mask[2]])
+    by_images, _, by_bias = cast(list[bool], mask)
+    node.args = (*node.args[:-1], [by_images, False, by_bias])
     if not node.users:
         graph.erase_node(node)
     return gradient

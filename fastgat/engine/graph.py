@@ -97,7 +97,7 @@ def is_zero(node: Any) -> bool:
         node = node.args[0]
     if not isinstance(node, Node):
         return False
-    return node.target is ZEROS or (node.target in (FULL, SCALAR) and node.args[-1] == 0)
+    return node.target is ZEROS or (node.target in (FULL, SCALAR) and bool(node.args[-1] == 0))
 
 
 def _add_nothing(node: Node) -> None:

@@ -42,7 +42,7 @@ def stepped(convolutions: str | None, method: Method, amp: bool = False) -> tupl
     graphs: list[GraphModule] = []
 
     def made(traced: GraphModule, inputs: list[Tensor]) -> Callable[..., Any]:
-        graph.GraphPasses(convolutions)(traced.graph)
+        graph.GraphPasses(convolutions or "cudnn")(traced.graph)
         traced.graph.lint()
         traced.recompile()
         graphs.append(traced)
@@ -50,10 +50,12 @@ def stepped(convolutions: str | None, method: Method, amp: bool = False) -> tupl
 
     torch.manual_seed(0)
     torch._dynamo.reset()
-    dtype, last = torch.float32 if amp else torch.float64, {"memory_format": torch.channels_last}
-    classifier, generator = (network.to(dtype).to(**last) for network in players(dtype=torch.float32, width=8))
+    dtype, last = torch.float32 if amp else torch.float64, torch.channels_last
+    classifier, generator = (
+        network.to(dtype).to(memory_format=last) for network in players(dtype=torch.float32, width=8)
+    )
     batches = [minibatch(dtype=torch.float32) for _ in range(1 + method.generator_minibatches)]
-    batches = [batch._replace(images=batch.images.to(dtype).contiguous(**last)) for batch in batches]
+    batches = [batch._replace(images=batch.images.to(dtype).contiguous(memory_format=last)) for batch in batches]
     engine = Engine(
         method,
         classifier,
@@ -135,10 +137,13 @@ def test_what_has_a_reader_decides(layout: torch.memory_format, wanted: tuple[in
     inputs = [torch.randn(shape, dtype=torch.float64) for shape in shapes]
     inputs = [value.contiguous(memory_format=layout) if value.dim() == 4 else value for value in inputs]
     table = decomposition.select_decomp_table()
-    traced = make_fx(two_layers, decomposition_table=table, tracing_mode="fake")(*inputs, wanted)
+    x, weight, bias, head, seed = inputs
+    traced = make_fx(two_layers, decomposition_table=table, tracing_mode="fake")(x, weight, bias, head, seed, wanted)
     graph.GraphPasses("forward+backward+stream")(traced.graph)
     traced.graph.lint()
     traced.recompile()
     left = counted([traced])
     assert {name: left[name] for name in ("backward", "weights", "joins") if left[name]} == found
-    torch.testing.assert_close(traced(*inputs, wanted), two_layers(*inputs, wanted), rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(
+        traced(*inputs, wanted), two_layers(x, weight, bias, head, seed, wanted), rtol=1e-12, atol=1e-12
+    )

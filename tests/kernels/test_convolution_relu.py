@@ -19,7 +19,7 @@ halves = pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=[
 @pytest.fixture
 def convolutions(kernels: None) -> Iterator[None]:
     """Kernels, whose interpreter (of Triton 3.6 to 3.9) multiplies the bits of bfloat16 as if they were integers."""
-    from triton.runtime import interpreter
+    from triton.runtime import interpreter  # type: ignore[import-untyped, unused-ignore]
 
     builder: Any = interpreter.InterpreterBuilder
     product = builder.create_dot
@@ -45,7 +45,7 @@ def problem(shape: tuple[int, ...], filters: int, window: tuple[int, int], dtype
 
 def compare(x: Tensor, weight: Tensor, bias: Tensor, stride: int = 1, padding: int = 0) -> None:
     how = stride, padding
-    exact = convolution_relu_reference(*(tensor.double() for tensor in (x, weight, bias)), *how)
+    exact = convolution_relu_reference(x.double(), weight.double(), bias.double(), *how)
     y = convolution_relu(x, weight, bias, *how)
     assert y.is_contiguous(memory_format=torch.channels_last)
     assert_as_good_as_torch(y, convolution_relu_reference(x, weight, bias, *how), exact)
@@ -67,7 +67,8 @@ def compare(x: Tensor, weight: Tensor, bias: Tensor, stride: int = 1, padding: i
 def test_kernel_shapes(
     dtype: torch.dtype, shape: tuple[int, ...], filters: int, window: tuple[int, int], stride: int, padding: int
 ) -> None:
-    compare(*problem(shape, filters, window, dtype), stride, padding)
+    x, weight, bias = problem(shape, filters, window, dtype)
+    compare(x, weight, bias, stride, padding)
 
 
 @pytest.mark.usefixtures("convolutions")
