@@ -12,7 +12,7 @@ from fastgat.experiments.front import Variant
 from fastgat.experiments.jobs import Job, Measurement
 from fastgat.experiments.plan import Plan
 from fastgat.experiments.store import RunStore
-from fastgat.experiments.timing import costed, costing, costs
+from fastgat.experiments.timing import costing, costs, kept
 from fastgat.methods import GAT
 
 INPUTS = {
@@ -61,7 +61,7 @@ class GeneratorVariants(search.Searching):
 
     def measured(self, plan: Plan, store: RunStore) -> dict[str, Measured]:
         configs = [cell.config for cell in self.of_seed(plan, store, plan.base.seed).values()]
-        return {**super().measured(plan, store), **costed(store, configs)}
+        return {**super().measured(plan, store), **kept(store, "cost", configs)}
 
     def collect(self, plan: Plan, store: RunStore) -> dict[str, Any] | None:
         cells = {seed: self.of_seed(plan, store, seed) for seed in plan.numbers}

@@ -2,7 +2,7 @@
 
 import math
 import statistics
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from functools import partial
@@ -70,7 +70,7 @@ class Time(Experiment):
         return [timing(plan, config) for config in _configs(plan).values()]
 
     def measured(self, plan: Plan, store: RunStore) -> dict[str, Measured]:
-        return {name: each for config in _configs(plan).values() for name, each in measured(store, config).items()}
+        return kept(store, "time", _configs(plan).values())
 
     def collect(self, plan: Plan, store: RunStore) -> dict[str, Any] | None:
         rows = [
@@ -100,7 +100,7 @@ def costing(plan: Plan, configs: Sequence[TrainConfig]) -> Measurement:
 def timings(store: RunStore, config: TrainConfig) -> dict[str, dict[str, Any]]:
     """What this version of fastgat was timed to take for `config`, by machine: of several timings on one, that of the
     most rounds."""
-    devices = _by_machine(measured(store, config))
+    devices = _by_machine(kept(store, "time", [config]))
     figures = {device: checked_figures(store, content, _Times) for device, content in devices.items()}
     return {device: {**times, "device": device} for device, times in figures.items() if times is not None}
 
@@ -108,37 +108,31 @@ def timings(store: RunStore, config: TrainConfig) -> dict[str, dict[str, Any]]:
 def costs(store: RunStore, config: TrainConfig) -> dict[str, Cost]:
     """What this version of fastgat was timed to take for `config` over fast gradient L2, likewise."""
     found, wanted = {}, _settings(_bare(config))
-    for device, content in _by_machine(costed(store, [config])).items():
+    for device, content in _by_machine(kept(store, "cost", [config])).items():
         figures = checked_figures(store, content, _Costs)
         assert figures is not None
-        found[device] = figures["costs"][content["key"]["settings"].index(wanted)]
+        found[device] = figures["costs"][_timed(content).index(wanted)]
     return found
 
 
-def measured(store: RunStore, config: TrainConfig) -> dict[str, Measured]:
-    """The timings of `config` by this version of fastgat, on any machine, by name."""
-    wanted = _settings(_bare(config))
-    return {name: content for name, content in _kept(store, "time-").items() if content["key"]["settings"] == wanted}
+def kept(store: RunStore, what: str, configs: Iterable[TrainConfig]) -> dict[str, Measured]:
+    """The timings of any of `configs` by this version of fastgat, on any machine, by name.
 
-
-def costed(store: RunStore, configs: Sequence[TrainConfig]) -> dict[str, Measured]:
-    """The same of timings against fast gradient L2, of any of `configs`."""
-    wanted = [_settings(_bare(config)) for config in configs]
+    `what` is "time", or "cost" for those over fast gradient L2.
+    """
+    wanted, ours = [_settings(_bare(config)) for config in configs], version("fastgat-trainer")
     return {
         name: content
-        for name, content in _kept(store, "cost-").items()
-        if any(settings in wanted for settings in content["key"]["settings"])
+        for name, content in store.all_measured(f"{what}-").items()
+        if content["key"].get("fastgat") == ours and content["figures"] is not None
+        if any(settings in wanted for settings in _timed(content))
     }
 
 
-def _kept(store: RunStore, prefix: str) -> dict[str, Measured]:
-    """What this version of fastgat has timed, by name."""
-    ours = version("fastgat-trainer")
-    return {
-        name: content
-        for name, content in store.all_measured(prefix).items()
-        if "settings" in content["key"] and content["key"].get("fastgat") == ours and content["figures"] is not None
-    }
+def _timed(content: Measured) -> list[Any]:
+    """The settings of what was timed: of several in one run, or of one."""
+    settings = content["key"].get("settings")
+    return settings if isinstance(settings, list) else [settings]
 
 
 def _by_machine(contents: dict[str, Measured]) -> dict[str, Measured]:
