@@ -52,7 +52,8 @@ def stepped(convolutions: str | None, method: Method, amp: bool = False) -> tupl
     torch._dynamo.reset()
     dtype, last = torch.float32 if amp else torch.float64, torch.channels_last
     classifier, generator = (
-        network.to(dtype).to(memory_format=last) for network in players(dtype=torch.float32, width=8)
+        network.to(dtype).to(memory_format=last)  # type: ignore[call-overload]  # torch's stub lacks it
+        for network in players(dtype=torch.float32, width=8)
     )
     batches = [minibatch(dtype=torch.float32) for _ in range(1 + method.generator_minibatches)]
     batches = [batch._replace(images=batch.images.to(dtype).contiguous(memory_format=last)) for batch in batches]
