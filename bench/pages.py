@@ -28,12 +28,17 @@ from fastgat.methods import create_method
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS, DOCS = ROOT / "bench" / "results", ROOT / "docs" / "reproduction"
-PAGES = {
+EARLIER = {
     "cifar10-45000-images-60-epochs": "reproduce-cifar10-45000x60",
     "cifar10-45000-images": "reproduce-cifar10-45000x25",
     "cifar10-10000-images": "reproduce-cifar10-10000x45",
     "cifar10": "reproduce-cifar10-2500x40",
     "cifar10-80-epochs": "reproduce-cifar10-2500x80",
+}
+"""The folder of results of each page that `what-the-kept-runs-say.md` reads: nothing was trained for it."""
+PAGES = EARLIER | {
+    "cifar10-10000-images-readings": "reproduce-readings-cifar10-10000x100",
+    "cifar10-2500-images-capacity": "reproduce-capacity-cifar10-2500x40",
 }
 """The folder of results of each page."""
 KEPT = "what-the-kept-runs-say.md"
@@ -177,7 +182,7 @@ seeds. The better fast gradient is the better of the two on validation, in that 
 def kept_runs() -> str:
     """The page that sets the kept runs side by side."""
     text = [INTRODUCTION + "\n```console\npython bench/pages.py\n```\n"]
-    for page, folder in PAGES.items():
+    for page, folder in EARLIER.items():
         size, _, epochs = folder.removeprefix("reproduce-cifar10-").partition("x")
         title = f"CIFAR-10, {int(size):,} images, {epochs} epochs"
         text.append(section(title, page, list(runs(RESULTS / folder))))

@@ -21,8 +21,8 @@ ROOT = Path(__file__).parents[1]
 README = ROOT / "README.md"
 PAGES = [README, *sorted((ROOT / "docs").glob("*.md"))]
 BLOCK = re.compile(r"```python\n(.*?)```", re.DOTALL)
-FOREIGN = {"--help", "--no-tests", "--benchmark-only"}
-"""Options of other programs: pytest, those in bench/."""
+FOREIGN = {"--help", "--no-tests", "--benchmark-only", "--no-deps", "--original"}
+"""Options of other programs: pytest, pip, those in bench/."""
 TORCHRUN = {"--standalone", "--nnodes", "--nproc-per-node", "--max-restarts"}
 TORCHRUN |= {"--rdzv-id", "--rdzv-backend", "--rdzv-endpoint"}
 SLURM = {"--nodes", "--ntasks-per-node", "--gpus-per-node", "--cpus-per-task", "--time", "--signal", "--requeue"}

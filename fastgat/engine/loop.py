@@ -15,27 +15,17 @@ from fastgat.batch import Batch
 from fastgat.config import TrainConfig
 from fastgat.data import IterableLoader
 from fastgat.data.loader import Loader
-from fastgat.engine.accuracy import score
 from fastgat.engine.average import AverageStatistics
 from fastgat.engine.events import Callback, Compiled, Compiling, End, EpochEnd, Interval, Skipped, Start
 from fastgat.engine.interrupts import Interrupts
+from fastgat.engine.judgement import Judge
 from fastgat.engine.optimizer import learning_rate_factor
 from fastgat.engine.position import Position
 from fastgat.engine.random import step_draws
 from fastgat.engine.ranks import Ranks, connection_error
 from fastgat.engine.reduction import batch_norm_across
-from fastgat.engine.robust import IMAGES, RobustAccuracy
 from fastgat.engine.run_checkpoints import BEST, LAST, RunCheckpoints
-from fastgat.engine.selection import (
-    Candidate,
-    Collapse,
-    candidates,
-    collapse,
-    mean_of_last,
-    rules,
-    suffix,
-    validation_key,
-)
+from fastgat.engine.selection import Candidate, candidates
 from fastgat.engine.state import TrainState
 from fastgat.engine.step import Stepper
 from fastgat.errors import CaptureError, CompileError, DataError, NonFiniteError
@@ -82,7 +72,7 @@ class Loop:
         self.sample, self.batches = sample, batches
         self.folder, self.facts, self.callbacks = folder, facts, list(callbacks)
         self.checkpoints = RunCheckpoints(self.state, folder, header)
-        self.robust: RobustAccuracy | None = None
+        self.judge = Judge(self.state, config, validation_loader, test_loader)
         self.steps_per_epoch = train_loader.batches_per_epoch
         self.average_statistics = AverageStatistics(self.state, self.method, config.batch_size, self.steps_per_epoch)
         self.position = Position(steps_per_epoch=self.steps_per_epoch)
@@ -129,7 +119,7 @@ class Loop:
         with Interrupts() as interrupts:
             self.checkpoints.initialise_folder(at)
             if self.config.rule == "robust":
-                self._choose_images()
+                self.facts["selection"] = self.judge.choose_images()
             self._tell(lambda callback: callback.on_start(self._start()))
             self._compile()
             generator_batches = self.train_loader.stream(1, self.method.generator_position(at.step))
@@ -146,16 +136,6 @@ class Loop:
             reason = self._stop_reason or ("all epochs done" if finished else f"interrupted by {self._signal}")
             self._tell(lambda callback: callback.on_end(End(at.step, reason, summary)))
         return summary
-
-    def _choose_images(self) -> None:
-        """Have the robust accuracy of the rule measured, and say of how many images."""
-        config = self.config
-        share = self.ranks.share_of(config.batch_size)
-        robust = RobustAccuracy(self.state, config.threat, self.validation_loader.once(), share, config.seed)
-        images = f"{robust.samples:,} of {robust.seen:,}" if robust.seen > IMAGES else f"all {robust.seen:,}"
-        attack = f"PGD-10, {robust.norm}, epsilon {robust.epsilon:.4g}"
-        self.robust = robust
-        self.facts["selection"] = f"robust: accuracy of {images} validation images under {attack}"
 
     def _hear(self, interrupts: Interrupts) -> None:
         """Take note of a signal that a rank has received; the ranks take note of it at the same step."""
@@ -183,8 +163,8 @@ class Loop:
             batches = [self.sample] * (1 + self.method.generator_minibatches)
             try:
                 self.stepper.prepare(batches, self.draws(batches))
-                if self.robust is not None:
-                    self.robust.prepare(captured=self.stepper.captured)
+                if self.judge.robust is not None:
+                    self.judge.robust.prepare(captured=self.stepper.captured)
             except CompileError as error:
                 if self.config.run.compile or isinstance(error, CaptureError) or not self.ranks.alone:
                     raise  # with other ranks too: they may be in the compiled step by now
@@ -256,21 +236,21 @@ class Loop:
         at, state = self.position, self.state
         epoch = at.step // self.steps_per_epoch
         began = time.perf_counter()
-        averaged = (True, False) if state.ema is not None else (True,)
         try:
-            validation = {key: value for each in averaged for key, value in self._validated(averaged=each).items()}
+            validation = self.judge.validation()
         except DataError as error:
             self.checkpoints.save(LAST, at)
             raise self.checkpoints.with_what_is_kept(error, at) from None
         if not abs(validation["validation_loss"]) < float("inf"):
             raise NonFiniteError(f"the validation loss of the classifier became NaN or infinite after step {at.step}")
-        robust, robust_seconds = self._robust(averaged)
-        validation |= robust
+        validated = time.perf_counter()
+        validation |= self.judge.robust_validation()
+        robust_seconds = time.perf_counter() - validated if self.judge.robust is not None else None
         metrics, seconds = at.epoch_means(), at.epoch_seconds
         rate, waited = at.epoch_images / seconds, at.epoch_waited / seconds
         at.start_epoch()
         at.seconds += seconds + time.perf_counter() - began
-        every = candidates(state.ema is not None, self.robust is not None)
+        every = candidates(state.ema is not None, self.judge.robust is not None)
         better = [each for each in every if self._is_better(each, validation)]
         is_best = Candidate(self.config.rule).better(validation, at.row(at.best_epoch))
         if is_best:
@@ -289,7 +269,7 @@ class Loop:
             skipped=self._skipped(),
             stop=self._request_stop,
             robust_seconds=robust_seconds,
-            collapse=self._collapse([*at.epochs, {"epoch": epoch, **metrics, **validation}]),
+            collapse=self.judge.collapse([*at.epochs, {"epoch": epoch, **metrics, **validation}]),
         )
         at.epochs.append(event.row())
         for candidate in better:
@@ -298,25 +278,6 @@ class Loop:
             self.checkpoints.save(BEST, at)
         self.checkpoints.save(LAST, at)
         self._tell(lambda callback: callback.on_epoch(event))
-
-    def _validated(self, *, averaged: bool) -> dict[str, float]:
-        """Validation accuracy and loss of the classifier, or of its moving average, as an epoch's row has them."""
-        state = self.state
-        parameters = state.evaluation_parameters() if averaged else None
-        result = score(state.classifier, self.validation_loader.once(), parameters, state.autocast, self.ranks)
-        return {validation_key(measure, averaged): getattr(result, measure) for measure in ("accuracy", "loss")}
-
-    def _robust(self, averaged: Sequence[bool]) -> tuple[dict[str, float], float | None]:
-        """Robust accuracy, as an epoch's row has it, and the seconds that it took; nothing where it is not measured."""
-        if self.robust is None:
-            return {}, None
-        began = time.perf_counter()
-        parameters = {each: self.state.evaluation_parameters() if each else {} for each in averaged}
-        accuracies = {validation_key("robust_accuracy", each): self.robust(parameters[each]) for each in averaged}
-        return accuracies, time.perf_counter() - began
-
-    def _collapse(self, rows: list[dict[str, Any]]) -> Collapse | None:
-        return collapse(rows, self.robust.samples) if self.robust is not None else None
 
     def _is_better(self, candidate: Candidate, validation: dict[str, float]) -> bool:
         at = self.position
@@ -332,11 +293,10 @@ class Loop:
         return Skipped(len(known), known[0] if known else None)
 
     def _summary(self) -> dict[str, Any]:
-        """The contents of summary.json; the test images are looked at here and nowhere else."""
+        """The contents of summary.json."""
         at = self.position
-        averaged = (True, False) if self.state.ema is not None else (True,)
         try:
-            tests = {each: self._tested(averaged=each) for each in averaged} if self.test_loader is not None else {}
+            judgement = self.judge.summary(at, self.checkpoints)
         except DataError as error:
             raise self.checkpoints.with_what_is_kept(error, at) from None
         return {
@@ -344,55 +304,11 @@ class Loop:
             "dataset": self.config.data.dataset,
             "seed": self.config.seed,
             "epochs": len(at.epochs),
-            "select": self.config.rule,
-            "best_epoch": at.best_epoch,
-            "validation_accuracy": at.best_accuracy if at.best_epoch is not None else None,
-            **self._robust_summary(),
-            "test_accuracy": tests[True][self.config.rule] if tests else None,
-            **{"test_accuracies" + suffix(each): tests.get(each) for each in averaged},
-            **{"last_validation_accuracy" + suffix(each): mean_of_last(at.epochs, each) for each in averaged},
+            **judgement,
             "images_per_second": at.mean_rate(),
             "seconds": at.seconds,
             "skipped_samples": self._skipped().count,
         }
-
-    def _robust_summary(self) -> dict[str, Any]:
-        """The best epoch's robust accuracy, and the first epoch of a collapse, where the run measures it."""
-        at = self.position
-        if self.robust is None:
-            return {}
-        collapsed = (row["epoch"] for row in at.epochs if self._collapse(at.epochs[: row["epoch"]]))
-        best = (at.row(at.best_epoch) or {}).get(validation_key("robust_accuracy"))
-        return {"validation_robust_accuracy": best, "collapsed_epoch": next(collapsed, None)}
-
-    def _tested(self, *, averaged: bool) -> dict[str, float | None]:
-        """Test accuracy of the epoch that each rule chooses; None where its classifier was not kept."""
-        at, state = self.position, self.state
-        assert self.test_loader is not None
-        by_epoch: dict[int, float] = {}
-        accuracies: dict[str, float | None] = {}
-        for rule in rules(self.robust is not None):
-            candidate = Candidate(rule, averaged)
-            best = None
-            for row in at.epochs:
-                best = row if candidate.better(row, best) else best
-            epoch = best["epoch"] if best is not None else None
-            tensors: dict[str, Tensor] | None = None
-            if averaged and rule == self.config.rule:  # the run's own choice, whose file may have been lost
-                epoch = at.best_epoch
-                tensors = self.checkpoints.classifier_in(BEST) if epoch is not None else None
-            elif rule == "last":
-                tensors = state.evaluation_parameters() if averaged else {}
-            elif epoch is not None and at.kept.get(candidate.file) == epoch:
-                tensors = self.checkpoints.classifier_in(candidate.file)
-            if tensors is None or epoch is None:
-                accuracies[rule] = None
-                continue
-            if epoch not in by_epoch:
-                batches = self.test_loader.once()
-                by_epoch[epoch] = score(state.classifier, batches, tensors, state.autocast, self.ranks).accuracy
-            accuracies[rule] = by_epoch[epoch]
-        return accuracies
 
     def _start(self) -> Start:
         at = self.position
