@@ -14,6 +14,7 @@ from fastgat.engine.run_checkpoints import BEST, RunCheckpoints
 from fastgat.engine.selection import Candidate, Collapse, collapse, mean_of_last, rules, suffix, validation_key
 from fastgat.engine.state import TrainState
 from fastgat.methods.players import Tensors
+from fastgat.randomness import random_state, restore_random_state
 
 
 class Judge:
@@ -34,7 +35,9 @@ class Judge:
     def choose_images(self) -> str:
         """Have robust accuracy measured from now on; returns what a run says of it at its start."""
         config, share = self.config, self.state.ranks.share_of(self.config.batch_size)
+        before = random_state(self.state.device)
         robust = RobustAccuracy(self.state, config.threat, self.validation_loader.once(), share, config.seed)
+        restore_random_state(*before, self.state.device)  # a loader of one's own draws, once more in a resumed run
         self.robust = robust
         images = f"{robust.samples:,} of {robust.seen:,}" if robust.seen > IMAGES else f"all {robust.seen:,}"
         attack = f"PGD-10, {robust.norm}, epsilon {robust.epsilon:.4g}"

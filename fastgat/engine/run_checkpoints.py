@@ -192,7 +192,6 @@ class RunCheckpoints:
         Raises CheckpointError if it is one of other networks or data.
         """
         state_tensors = {name: tensor for name, tensor in tensors.items() if not name.startswith("random.")}
-        self.state.load_state_dict(self.state.part_of(state_tensors))
         try:
             position = Position.read(header["position"])
             for each in position.passes.values():  # a loader restores them later: now is the time to fail
@@ -205,6 +204,7 @@ class RunCheckpoints:
         if position.steps_per_epoch != steps_per_epoch:
             before = position.steps_per_epoch
             raise CheckpointError(f"the checkpoint had {before} batches an epoch, the data now have {steps_per_epoch}")
+        self.state.load_state_dict(self.state.part_of(state_tensors))
         return position
 
     def initialise_folder(self, at: Position) -> None:

@@ -79,14 +79,16 @@ class Shuffling:
             yield (images + random.random() / 10).clamp(0, 1), labels
 
 
-def test_a_shuffling_loader_of_one_s_own_goes_on_exactly(tmp_path: Path) -> None:
-    """Stopped within the second epoch; the sixth step of the first would be a whole pass."""
-    for name, stops in (("whole", ()), ("parts", (2, 8))):
+@pytest.mark.parametrize("method", ["baseline", "fgsm-rs"])
+def test_loaders_of_one_s_own_that_shuffle_go_on_exactly(method: str, tmp_path: Path) -> None:
+    """Stopped within both epochs and between them, where the next pass draws its order. For the robust accuracy of
+    FGSM-RS each part reads the validation images once more."""
+    for name, stops in (("whole", ()), ("parts", (2, 6, 8))):
         for step in (*stops, None):
-            settings = config(tmp_path / name, epochs=2, method="baseline", resume="auto")
+            settings = config(tmp_path / name, epochs=2, method=method, resume="auto")
             callbacks = (At(step, lambda: os.kill(os.getpid(), signal.SIGTERM)),) if step else ()
             job = trainer(settings, callbacks=callbacks)
-            job.train_loader = Shuffling()
+            job.train_loader, job.validation_loader = Shuffling(), Shuffling()
             job.fit()
     assert_same_weights(tmp_path / "whole", tmp_path / "parts")
 
@@ -303,8 +305,11 @@ def test_other_data_are_noticed(tmp_path: Path) -> None:
     trainer(config(tmp_path / "run", epochs=1)).fit()
     job = trainer(config(tmp_path / "run", epochs=2, resume="auto"))
     job.train_loader = list(loader(0))[:2]
+    assert job.classifier is not None
+    before = {name: tensor.clone() for name, tensor in job.classifier.state_dict().items()}
     with pytest.raises(CheckpointError, match="had 6 batches an epoch, the data now have 2"):
         job.fit()
+    assert all(tensor.equal(before[name]) for name, tensor in job.classifier.state_dict().items())
 
 
 def test_parts_of_a_killed_write_are_cleared_away(tmp_path: Path) -> None:
