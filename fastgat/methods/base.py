@@ -135,7 +135,8 @@ def smoothed_loss(logits: Tensor, labels: Tensor, smoothing: float) -> SampleLos
     plain = sample_loss(logits, labels)
     if not smoothing:
         return plain
-    gradient = plain.gradient + smoothing * (functional.one_hot(labels, logits.shape[1]) - 1 / logits.shape[1])
+    one_hot = functional.one_hot(labels, logits.shape[1]).to(logits.dtype)
+    gradient = plain.gradient + smoothing * (one_hot - 1 / logits.shape[1])
     label_logit = logits.gather(1, labels[:, None]).squeeze(1)
     return plain._replace(loss=plain.loss + smoothing * (label_logit - logits.mean(1)), gradient=gradient)
 
