@@ -99,7 +99,7 @@ class FAB(Attack):
         while True:
             slope = (rise * inside).sum((1, 2, 3), keepdim=True)
             reached = most.where(~inside, 0).sum((1, 2, 3), keepdim=True)
-            r = torch.where(slope > 0, (goal - reached) / slope, r)
+            r = torch.where(slope > 0, torch.maximum(r, (goal - reached) / slope), r)  # rounding must not turn it back
             before, inside = inside, inside & (r * speed < room)
             if inside.equal(before):
                 return direction * torch.minimum(r * speed, room)

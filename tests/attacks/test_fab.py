@@ -66,6 +66,12 @@ def test_the_projection_is_the_shortest_way_within_the_box(norm: str) -> None:
     assert 0 < unreached < 10
 
 
+def test_an_entry_at_a_side_of_the_box_stays_there_where_nothing_is_left_to_go() -> None:
+    points, w = torch.full((1, 1, 1, 2), 0.5), torch.tensor([[[[1.0, 1e-4]]]])
+    way = FAB(nn.Identity(), norm="l2")._to_hyperplane(points, w, torch.tensor([-0.5]))
+    assert way.flatten().tolist() == pytest.approx([0.5, 0.5e-4])
+
+
 class Linear(nn.Module):
     """Logits that are linear in the pixels: the distance to a boundary is that to a hyperplane."""
 
