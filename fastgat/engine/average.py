@@ -47,7 +47,9 @@ class AverageStatistics:
         yield
         left = self._left(minibatches, draws, kind)
         for name, statistic in known.items():
-            ema.averages()[name].copy_(statistic.lerp(left[name].to(statistic.dtype), 1 / (before + 1)))
+            now = left[name].to(statistic.dtype)
+            now = now.where(now.isfinite(), statistic)  # float16 may overflow, where training skips a step
+            ema.averages()[name].copy_(statistic.lerp(now, 1 / (before + 1)))
 
     @torch.no_grad()
     def _left(self, minibatches: Sequence[Batch], draws: Sequence[Draws], kind: str) -> Tensors:

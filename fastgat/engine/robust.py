@@ -3,8 +3,9 @@
     delta <- project(delta + epsilon/4 d), ten times,    d = sign(dJ/dx) or dJ/dx / ||dJ/dx||_2
 
 from a random point of the ball. epsilon/4 is 2.5 epsilon / steps (Madry et al. 2018), as in `fastgat.attacks.PGD`. The
-classifier is in eval mode, in the number format of training. The seed and an image's number decide whether it is
-attacked and from where, whatever the number of ranks.
+classifier is in eval mode, in the number format of training, but for float16: where its gradients overflow, training
+skips a step, and an attack would find nothing. The seed and an image's number decide whether it is attacked and from
+where, whatever the number of ranks.
 """
 
 import functools
@@ -76,8 +77,7 @@ class RobustAccuracy:
             {name: self._tensors[name] for name in parameters},
             {name: self._tensors[name] for name in buffers},
             places(classifier),
-            state.autocast,
-            state.loss_scale.scale if state.loss_scale is not None else None,
+            state.autocast if state.autocast != torch.float16 else None,
         )
         if self._parts:
             self.delta = torch.zeros_like(self._parts[0][1])

@@ -76,6 +76,21 @@ def test_both_passes_of_a_step_count(method: Method) -> None:
     torch.testing.assert_close(seen["norm.running_mean"], clean, atol=0.2, rtol=0)
 
 
+def test_a_float16_pass_that_overflows_does_not_count() -> None:
+    method, batch = GAT(), minibatch(8, dtype=torch.float32)
+    state = TrainState(
+        BatchNormNet(), players(dtype=torch.float32)[1], OptimizerConfig(ema=0.9), method.metrics, torch.float16
+    )
+    before = {name: average.clone() for name, average in state.evaluation_parameters().items()}
+    assert state.loss_scale is not None
+    for scale, changes in ((2.0**24, False), (2.0**10, True)):
+        state.loss_scale.scale.fill_(scale)
+        with AverageStatistics(state, method, 1000, 1).after(0, [batch], [Draws()], "full"):
+            pass
+        assert (not state.evaluation_parameters()["norm.running_var"].equal(before["norm.running_var"])) == changes
+        assert all(average.isfinite().all() for average in state.evaluation_parameters().values())
+
+
 @pytest.mark.parametrize("renewed", [True, False])
 def test_it_matters(renewed: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """After three epochs the average is much better so than with the classifier's own statistics, or, not `renewed`,

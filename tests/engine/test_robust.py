@@ -80,6 +80,17 @@ def test_it_is_what_the_attack_leaves(
     assert 0 < accuracy < clean, "or nothing was seen"
 
 
+def test_it_is_what_it_is_where_float16_would_overflow() -> None:
+    batches = validation()
+    state = taught(batches)
+    in_float16 = TrainState(state.classifier, None, OptimizerConfig(), ("loss",), torch.float16)
+    assert in_float16.loss_scale is not None
+    in_float16.loss_scale.scale.fill_(2.0**20)
+    whole, half = (RobustAccuracy(each, ("linf", 0.01), batches, 30, seed=1)({}) for each in (state, in_float16))
+    assert whole < 1
+    assert half == whole
+
+
 def test_of_several_ranks_it_is_of_the_same_images(monkeypatch: pytest.MonkeyPatch) -> None:
     """Each rank has every third image, as loaders divide a data set."""
     monkeypatch.setattr(robust, "IMAGES", 10)
