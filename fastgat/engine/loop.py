@@ -74,7 +74,8 @@ class Loop:
         self.checkpoints = RunCheckpoints(self.state, folder, header)
         self.judge = Judge(self.state, config, validation_loader, test_loader)
         self.steps_per_epoch = train_loader.batches_per_epoch
-        self.average_statistics = AverageStatistics(self.state, self.method, config.batch_size, self.steps_per_epoch)
+        images = len(sample.labels) * self.ranks.count  # which a loader of one's own decides, not `batch_size`
+        self.average_statistics = AverageStatistics(self.state, self.method, images, self.steps_per_epoch)
         self.position = Position(steps_per_epoch=self.steps_per_epoch)
         if isinstance(train_loader, IterableLoader):
             self.position.passes = train_loader.passes
@@ -251,7 +252,7 @@ class Loop:
         at.start_epoch()
         at.seconds += seconds + time.perf_counter() - began
         every = candidates(state.ema is not None, self.judge.robust is not None)
-        better = [each for each in every if self._is_better(each, validation)]
+        better = [each for each in every if each.better(validation, at.row(at.kept.get(each.file)))]
         is_best = Candidate(self.config.rule).better(validation, at.row(at.best_epoch))
         if is_best:
             at.best_epoch, at.best_accuracy = epoch, validation["validation_accuracy"]
@@ -278,10 +279,6 @@ class Loop:
             self.checkpoints.save(BEST, at)
         self.checkpoints.save(LAST, at)
         self._tell(lambda callback: callback.on_epoch(event))
-
-    def _is_better(self, candidate: Candidate, validation: dict[str, float]) -> bool:
-        at = self.position
-        return candidate.better(validation, at.row(at.kept.get(candidate.file)))
 
     def _skipped(self) -> Skipped:
         """The samples that could not be read, since the run began."""

@@ -110,6 +110,11 @@ def test_it_matters(renewed: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert better == renewed
 
 
+def test_a_loader_of_one_s_own_says_how_large_its_batches_are(tmp_path: Path) -> None:
+    settings = config(tmp_path, method="baseline", batch_size=1000, optimizer=OptimizerConfig(ema=0.9))
+    assert trainer(settings, Norms).prepare().average_statistics.steps == 2, "a quarter of six steps, of 8 images each"
+
+
 def test_a_run_stopped_among_the_last_steps_goes_on_the_same(tmp_path: Path) -> None:
     changes = {"method": "baseline", "optimizer": OptimizerConfig(lr=1e-2, ema=0.9), "epochs": 2}
     trainer(config(tmp_path / "whole", **changes), Norms).fit()
