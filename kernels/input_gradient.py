@@ -83,9 +83,8 @@ def _input_gradient_kernel(
     value_ptr += sample * elements
     lane = tl.arange(0, BLOCK)
     inside = lane < elements
-    first = tl.load(gradient_ptr + lane, inside, other=0.0).to(
-        tl.float32
-    )  # a single block stays in registers until it is written
+    # A single block stays in registers until it is written.
+    first = tl.load(gradient_ptr + lane, inside, other=0.0).to(tl.float32)
     unit, factor = 1.0, tl.cast(epsilon, tl.float32)  # Inductor passes floats as float64
     if MODE == "probability":
         factor = -tl.exp(-tl.load(loss_ptr + sample).to(tl.float32))

@@ -158,14 +158,14 @@ def try_step(state: TrainState, method: Method, batch: Batch) -> None:
         if players.memory is not None:
             players = players._replace(memory=torch.cat([players.memory, players.memory]))
     batches = [batch] * (1 + method.generator_minibatches)
-    device = batch.images.device
-
-    def forget(players: Players, **gradients: Any) -> Players:
-        return players
-
     with unchanged(state), suppress(torch.OutOfMemoryError):  # the compiled step may need less memory
         draws = step_draws(method, state.classifier, batches, 0, 0)
         with explained(batch.images, "train on"):
             method.step(players, batches, draws, forget)
-    if device.type == "cuda":
+    if batch.images.is_cuda:
         torch.cuda.empty_cache()
+
+
+def forget(players: Players, **gradients: Any) -> Players:
+    """The update that applies no gradients (`fastgat.methods.players.Update`)."""
+    return players

@@ -9,15 +9,15 @@ as `torch.optim.swa_utils.update_bn` does it (Izmailov et al. 2018), on what the
 import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
 
 import torch
 from torch.nn.modules.batchnorm import _NormBase
 
 from fastgat.batch import Batch
+from fastgat.engine.assemble import forget
 from fastgat.engine.state import TrainState
 from fastgat.methods.base import Method
-from fastgat.methods.players import Draws, Players, Tensors
+from fastgat.methods.players import Draws, Tensors
 
 IMAGES, SHARE = 1000, 0.25
 """How many images decide, at the end of an epoch, in at most this share of its steps."""
@@ -70,12 +70,8 @@ class AverageStatistics:
         try:
             for layer in momenta:
                 layer.momentum = None  # from no batch on, the average of all that come
-            players, _ = self.method.step(players._replace(classifier=network), minibatches, draws, _forget, kind)
+            players, _ = self.method.step(players._replace(classifier=network), minibatches, draws, forget, kind)
         finally:
             for layer, momentum in momenta.items():
                 layer.momentum = momentum
         return players.classifier.buffers
-
-
-def _forget(players: Players, **gradients: Any) -> Players:
-    return players

@@ -86,8 +86,8 @@ def sum_with_masks(graph: Graph) -> None:
             continue
         with graph.inserting_before(node):
             both = call(graph, masked_and_summed._opoverload, d_y, mask.args[0])
-            value, parts = (call(graph, operator.getitem, both, i) for i in range(2))
-            total = call(graph, SUM, parts, [0])
+            value, sums_of_parts = (call(graph, operator.getitem, both, i) for i in range(2))
+            total = call(graph, SUM, sums_of_parts, [0])
             for user in sums:
                 user.replace_all_uses_with(call(graph, CAST, total, value_of(user).dtype))
                 graph.erase_node(user)
