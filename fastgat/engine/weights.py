@@ -11,9 +11,10 @@ import pickle
 import re
 import warnings
 import zipfile
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import safetensors
 import safetensors.torch
@@ -38,6 +39,8 @@ COUNTERS = ("num_batches_tracked", "n_averaged")
 """Tensors that decide nothing in eval mode: they may be missing, or be there for nothing."""
 UNUSED = "sub_block1."
 """Layers that the TRADES code's WideResNet has, and never uses."""
+CODE = re.compile(r"GLOBAL ([\w.]+)")
+"""Where torch's error says which class or function a file needs."""
 STATISTICS = {"mean": "mean", "mu": "mean", "std": "std", "sigma": "std"}
 """How codes that normalise inside the network call its buffers, and what they are."""
 
@@ -79,7 +82,7 @@ def _read(path: Path) -> tuple[dict[str, Tensor] | None, list[str]]:
         raw = read_file(path, LARGEST)
     except OSError as error:
         raise CheckpointError(f"{path}: {error.strerror}") from None
-    if path.suffix == ".safetensors":
+    if path.suffix == ".safetensors" or raw[8:10] == b'{"':  # other codes give it any name
         try:
             tensors = safetensors.torch.load(raw)
             metadata = parse_json(raw[8 : 8 + int.from_bytes(raw[:8], "little")]).get("__metadata__")
@@ -90,43 +93,83 @@ def _read(path: Path) -> tuple[dict[str, Tensor] | None, list[str]]:
         _check_stored(raw)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            content = torch.load(io.BytesIO(raw), map_location="cpu", weights_only=True)
+            content, left_out = _unpickled(raw)
     except Exception as error:  # noqa: BLE001  # a damaged file may fail anywhere in torch's reader
-        raise CheckpointError(f"{path}: {_reason(error)}") from None
+        raise CheckpointError(f"{path}: {_reason(error, raw)}") from None
     notes: list[str] = []
-    return _descend(path, content, notes), notes
+    tensors = _descend(path, content, notes)
+    if not tensors and left_out is not None:
+        raise CheckpointError(f"{path}: {_reason(left_out, raw)}")
+    if not tensors:
+        raise CheckpointError(
+            f"{path}: holds no tensors by name, at the top or under {', '.join(NESTED)} or another key"
+        )
+    return tensors, notes
+
+
+class LeftOut:
+    """Stands for an object beside the tensors whose reading would need code, such as an argparse.Namespace."""
+
+    def __new__(cls, *args: Any) -> Self:
+        return super().__new__(cls)
+
+    def __setstate__(self, state: Any) -> None:
+        pass
+
+
+def _unpickled(raw: bytes) -> tuple[Any, Exception | None]:
+    """What torch.save wrote. Where that needs code, LeftOut stands for it, and torch's error is returned too."""
+    try:
+        return torch.load(io.BytesIO(raw), map_location="cpu", weights_only=True), None
+    except pickle.UnpicklingError as error:
+        if CODE.search(str(error)) is None or not zipfile.is_zipfile(io.BytesIO(raw)):
+            raise
+        names = torch.serialization.get_unsafe_globals_in_checkpoint(io.BytesIO(raw))
+        with torch.serialization.safe_globals([(LeftOut, name) for name in names]):
+            return torch.load(io.BytesIO(raw), map_location="cpu", weights_only=True), error
 
 
 def _check_stored(raw: bytes) -> None:
     """Raises ValueError for an archive that would unpack to more than its size: torch.save compresses nothing."""
     with contextlib.suppress(zipfile.BadZipFile), zipfile.ZipFile(io.BytesIO(raw)) as archive:
         if sum(entry.file_size for entry in archive.infolist()) > len(raw):
-            raise ValueError("its contents are compressed")
+            raise ValueError("its contents are compressed, as TorchScript's are")
 
 
-def _reason(error: Exception) -> str:
+def _reason(error: Exception, raw: bytes) -> str:
     """Why torch could not read a file, in a few words."""
-    code = re.search(r"GLOBAL ([\w.]+)", str(error))
+    code = CODE.search(str(error))
     if isinstance(error, pickle.UnpicklingError) and code:
         return f"needs {code[1]} to be read, which is code and is not run; save its state_dict alone"
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return f"damaged, or not written by torch.save ({lines[0][:200] if lines else type(error).__name__})"
+    what = "damaged, or not written by torch.save"
+    if not raw.startswith((b"PK", b"\x80")):  # an archive, a pickle: the rest of torch's message would be on pickles
+        return f"{what}: it begins with {raw[:24]!r}" if raw else f"{what}: it is empty"
+    sentence = str(error).strip().partition("\n")[0].partition(". ")[0]
+    return f"{what} ({sentence[:200] or type(error).__name__})"
 
 
 def _descend(path: Path, content: Any, notes: list[str]) -> dict[str, Tensor]:
-    """The tensors of `content`, or of the mapping that it keeps under one of NESTED."""
+    """The tensors of `content`, or of a mapping in it: under one of NESTED, else under the only key with tensors."""
     for _ in range(DEPTH):
-        inner = [key for key in NESTED if isinstance(content, Mapping) and isinstance(content.get(key), Mapping)]
+        if not isinstance(content, Mapping):
+            break
+        inner = [key for key in NESTED if isinstance(content.get(key), Mapping)]
+        if not inner and not _named(content):
+            inner = [key for key, value in content.items() if _named(value)]
+            if len(inner) > 1:
+                raise CheckpointError(f"{path}: holds several networks, {', '.join(map(repr, inner))}: save one alone")
         if not inner:
             break
         others = f"; {', '.join(map(repr, inner[1:]))} left alone" if inner[1:] else ""
         notes.append(f"taken from {inner[0]!r}{others}")
         content = content[inner[0]]
-    tensors = content.items() if isinstance(content, Mapping) else ()
-    named = {name: tensor for name, tensor in tensors if isinstance(name, str) and isinstance(tensor, Tensor)}
-    if not named:
-        raise CheckpointError(f"{path}: holds no tensors by name, at the top or under {', '.join(NESTED)}")
-    return named
+    return _named(content)
+
+
+def _named(content: Any) -> dict[str, Tensor]:
+    """The tensors that a mapping keeps under names."""
+    entries = content.items() if isinstance(content, Mapping) else ()
+    return {name: tensor for name, tensor in entries if isinstance(name, str) and isinstance(tensor, Tensor)}
 
 
 def _unwrap(path: Path, tensors: dict[str, Tensor], notes: list[str]) -> dict[str, Tensor]:
@@ -175,7 +218,9 @@ def _prefixes(names: Iterable[str], expected: Mapping[str, Any]) -> tuple[str, s
     """The prefix to drop from names and the one to put there, by which the most are `expected`; none where that is less
     than half, as of another network."""
     names = list(names)
-    firsts = dict.fromkeys(name.partition(".")[0] + "." for name in names if "." in name)
+    # "model.module." too: each begin that enough names have.
+    begins = Counter(name[: dot.end()] for name in names for dot in re.finditer(r"\.", name))
+    firsts = [begin for begin, count in begins.items() if 2 * count >= len(expected)]
     wrapped = dict.fromkeys(name.partition(".")[0] + "." for name in expected if "." in name)
     choices = [(drop, add) for drop in ("", *firsts) for add in ("", *wrapped)]
     counts = {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import os
 import pickle
@@ -10,6 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import safetensors.torch
 import torch
@@ -63,6 +65,14 @@ FILES: dict[str, tuple[str, Callable[[State], Any], list[str]]] = {
         lambda s: {"n_averaged": torch.tensor(3), **prefixed(s, "module.")},
         ["module.* -> *  (46 tensors)"],
     ),
+    "in two wrappers": ("w.pth", lambda s: prefixed(s, "model.module."), ["model.module.* -> *  (46 tensors)"]),
+    "beside what needs code": (
+        "w.pth.tar",
+        lambda s: {"args": argparse.Namespace(lr=0.1), "best": np.float64(0.5), "log": np.zeros(3), "state_dict": s},
+        ["taken from 'state_dict'"],
+    ),
+    "under another key": ("w.pt", lambda s: {"epoch": 3, "student": s}, ["taken from 'student'"]),
+    "safetensors by another name": ("w.pt", lambda s: safetensors.torch.save(s), []),
     "in a wrapper": ("w.pth", lambda s: prefixed(s, "backbone."), ["backbone.* -> *  (46 tensors)"]),
     "TRADES": (
         "w.pt",
@@ -75,7 +85,9 @@ FILES: dict[str, tuple[str, Callable[[State], Any], list[str]]] = {
 
 
 def write(path: Path, content: Any) -> Path:
-    if path.suffix == ".safetensors":
+    if isinstance(content, bytes):
+        path.write_bytes(content)
+    elif path.suffix == ".safetensors":
         safetensors.torch.save_file(content, path)
     else:
         torch.save(content, path)
@@ -146,10 +158,22 @@ BAD: dict[str, tuple[str, Callable[[Path, State], object], str]] = {
     "a folder": ("w", lambda path, s: path.mkdir(), "no such checkpoint"),
     "a pipe": ("w.pt", lambda path, s: os.mkfifo(path), "not a regular file"),
     "empty": ("w.pt", lambda path, s: path.write_bytes(b""), "damaged, or not written by torch.save"),
-    "text": ("w.pth", lambda path, s: path.write_text("hello"), "damaged, or not written by torch.save"),
+    "text": ("w.pth", lambda path, s: path.write_text("hello"), "it begins with b'hello'$"),
+    "a page": ("w.pth", lambda path, s: path.write_text("<!DOCTYPE html>"), "it begins with b'<!DOCTYPE html>'$"),
     "empty safetensors": ("w.safetensors", lambda path, s: path.write_bytes(b""), "damaged or not a safetensors file"),
     "code": ("w.pt", lambda path, s: path.write_bytes(pickled(Code())), "is code and is not run; save its state_dict"),
     "code in zip": ("w.pt", lambda path, s: torch.save(Code(), path), "is code and is not run"),
+    "code beside": (
+        "w.pt",
+        lambda path, s: torch.save({"model": s, "c": Code()}, path),
+        "is code and is not run",
+    ),
+    "a module": (
+        "w.pt",
+        lambda path, s: torch.save({"model": nn.ReLU()}, path),
+        "needs torch.nn.modules.activation.Re",
+    ),
+    "several networks": ("w.pt", lambda path, s: torch.save({"a": s, "b": s}, path), "several networks, 'a', 'b'"),
     "no tensors": ("w.pt", lambda path, s: torch.save({"model": {"epoch": 3}}, path), "holds no tensors by name"),
     "a tensor": ("w.pt", lambda path, s: torch.save(torch.zeros(3), path), "holds no tensors by name"),
     "a cycle": ("w.pt", lambda path, s: torch.save(a_cycle(), path), "holds no tensors by name"),
