@@ -16,6 +16,7 @@ from fastgat.engine.device import keep_freed_memory
 from fastgat.engine.run_checkpoints import Checkpoint, after_restart, find_checkpoint
 from fastgat.errors import ConfigError
 from fastgat.models import is_factory
+from fastgat.options import convert
 from fastgat.processes import is_first, restarted
 from fastgat.reporting.progress import ConsoleProgress
 from fastgat.reporting.transfer import TransferBar
@@ -63,16 +64,30 @@ def _config(file: Path | None, recipe: str | None, given: dict[str, Any]) -> tup
     """Defaults, below the settings of the run that is continued, below the recipe, the file and the command line; and
     the checkpoint of that run."""
     asked = load_recipe(recipe) if recipe is not None else {}
-    if file is not None:
-        in_file = load_toml(file)
-        TrainConfig.from_dict({key: value for key, value in in_file.items() if key != "resume"}, str(file))
-        asked = merge(asked, in_file)
-    asked = merge(asked, overrides(given))
+    if file is None:
+        return _over_run(merge(asked, overrides(given)))
+    in_file = load_toml(file)
+    try:
+        return _over_run(merge(merge(asked, in_file), overrides(given)))
+    except ConfigError as error:
+        # Where the file by itself is what is wrong, the message names it; it need not be whole by itself.
+        try:
+            TrainConfig.from_dict({key: value for key, value in in_file.items() if key != "resume"})
+        except ConfigError as alone:
+            if str(alone) == str(error):
+                raise ConfigError(f"{file}: {error}") from None
+        raise
+
+
+def _over_run(asked: dict[str, Any]) -> tuple[TrainConfig, Checkpoint | None]:
+    """These settings over those of the run that they continue, where they do, and its checkpoint."""
     output = asked.get("output")
-    resume = after_restart(asked.get("resume"), Path(output) if output else None, restarted())
+    if output is not None:
+        output = convert("output", output, Path)
+    resume = after_restart(asked.get("resume"), output, restarted())
     if resume is None or (resume == "auto" and not output):
         return TrainConfig.from_dict(asked), None
-    checkpoint = find_checkpoint(str(resume), Path(output) if output else None)
+    checkpoint = find_checkpoint(str(resume), output)
     if checkpoint is None:
         return TrainConfig.from_dict(asked), None
     before = {key: value for key, value in checkpoint.header["config"].items() if key != "output"}

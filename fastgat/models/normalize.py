@@ -22,8 +22,8 @@ Normalization = tuple[tuple[float, ...], tuple[float, ...]]
 def normalization(mean: str | None, std: str | None, dataset: str) -> Normalization | None:
     """The values that the options `mean` and `std` ask for; None where they are not given.
 
-    Raises ConfigError for text that is not a number a channel, one without the other, and "dataset" where nothing is
-    usual for that data set.
+    Raises ConfigError for text that is not a number a channel, a mean above 1, one without the other, and "dataset"
+    where nothing is usual for that data set.
     """
     if mean == "dataset":
         if std is not None:
@@ -43,6 +43,8 @@ def normalization(mean: str | None, std: str | None, dataset: str) -> Normalizat
             raise ConfigError(f"{name} must be a number for each channel, such as 0.5,0.5,0.5; got {text!r}") from None
     if not all(map(math.isfinite, (*values[0], *values[1]))):
         raise ConfigError(f"mean and std must be finite, got {mean!r} and {std!r}")
+    if max(values[0]) > 1:
+        raise ConfigError(f"mean is of pixels in [0, 1], got {mean!r}: for pixels of 0 to 255 divide mean and std by 255")
     return values[0], values[1]
 
 

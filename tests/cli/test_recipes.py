@@ -58,6 +58,26 @@ def test_a_recipe_lies_below_the_file_and_the_file_below_options(run: Run) -> No
     assert "attack_steps" not in other.out
 
 
+def test_a_file_need_not_be_whole_by_itself(run: Run) -> None:
+    """It lies between recipe and options, and only what the three are together must make sense."""
+    Path("mine.toml").write_text("[method]\nattack_steps = 3\n[data]\nextra_fraction = 0.5\n")
+    result = run("train", "--recipe", "pgd-cifar10", "--config", "mine.toml", "--extra-data", "x.npz", "--print-config")
+    assert result.code == 0
+    assert "attack_steps = 3" in result.out
+    alone = run("train", "--config", "mine.toml", "--extra-data", "x.npz")
+    assert alone.err.startswith("fastgat: error: mine.toml: method 'gat' has no option 'attack_steps'")
+    other = run("train", "--recipe", "pgd-cifar10", "--config", "mine.toml", "--extra-data", "x.npz", "--lr", -1)
+    assert other.err.startswith("fastgat: error: lr must be above 0")
+
+
+@pytest.mark.usefixtures("few_images")
+def test_a_milestone_that_no_epoch_reaches(run: Run) -> None:
+    dry = ("--recipe", "trades-cifar10", "--classifier", "wrn-10-1", "--batch-size", 4, "--dry-run")
+    assert "74 is not reached in 74 epochs" in run("train", *dry, "--epochs", 74).out
+    assert "not reached" not in run("train", *dry, "--epochs", 75).out
+    assert "not reached" not in run("train", *dry, "--epochs", 2, "--lr-schedule", "cosine").out
+
+
 def test_a_recipe_that_is_none(run: Run) -> None:
     result = run("train", "--recipe", "pgd-cifar")
     assert result.code == 2
