@@ -30,7 +30,7 @@ class Candidate(NamedTuple):
     def better(self, row: Mapping[str, Any], before: Mapping[str, Any] | None) -> bool:
         """Whether the epoch of `row` is better than that of `before`, which is None where there is no earlier one.
 
-        An epoch whose loss is NaN is never better.
+        An epoch whose loss is NaN is never better. Of equal robust accuracy, such as 0, the greater accuracy is better.
         """
         if self.rule == "last":
             return True
@@ -39,6 +39,8 @@ class Candidate(NamedTuple):
             return False
         if before is None or key not in before:
             return True
+        if self.rule == "robust" and row[key] == before[key]:
+            return Candidate("accuracy", self.averaged).better(row, before)
         return bool(row[key] < before[key] if self.rule == "loss" else row[key] > before[key])
 
 

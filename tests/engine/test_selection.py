@@ -135,6 +135,20 @@ def test_an_epoch_without_a_loss_is_never_better() -> None:
     assert candidate.better({"validation_loss": 1.0}, None)
 
 
+@pytest.mark.parametrize("averaged", [True, False])
+def test_of_equal_robust_accuracy_the_greater_accuracy_is_better(averaged: bool) -> None:
+    """Else the first epoch were the best of a run that resists nothing."""
+    end = "" if averaged else "_unaveraged"
+    first, second = (
+        {f"validation_robust_accuracy{end}": 0.0, f"validation_accuracy{end}": accuracy} for accuracy in (0.2, 0.3)
+    )
+    candidate = Candidate("robust", averaged)
+    assert candidate.better(second, first)
+    assert not candidate.better(first, second)
+    assert not candidate.better(first, first)
+    assert not candidate.better(second, {**first, f"validation_robust_accuracy{end}": 0.1})
+
+
 def test_the_mean_of_the_last_epochs() -> None:
     history = [{"validation_accuracy": value} for value in range(12)]
     assert mean_of_last(history) == pytest.approx(6.5)
