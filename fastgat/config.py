@@ -270,6 +270,8 @@ class TrainConfig(Options):
         if epsilon is None:
             name = self.method.name
             raise ConfigError(f"select robust: {name} has no epsilon in {norm}; give select_epsilon, such as 8/255")
+        if norm == "linf" and epsilon > 1:
+            raise ConfigError(f"select_epsilon must be at most 1 in linf, where pixels are in [0, 1]; got {epsilon:g}")
         return norm, epsilon
 
     def to_dict(self) -> dict[str, Any]:

@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from fastgat.attacks.base import NORMS
+from fastgat.errors import ConfigError
 from fastgat.evaluation.card import Check
 from fastgat.evaluation.outcomes import Example
 from fastgat.options import Options, option
@@ -31,6 +32,11 @@ class EvaluationSettings(Options):
     autoattack: bool = option(False, "run AutoAttack too, the standard version (APGD-CE, APGD-T, FAB-T, Square)")
     seed: int = option(0, "of everything that is drawn", at_least=0)
     batch_size: int | None = option(None, "images at a time  [default: 64 on a CPU, 256 on a GPU]", at_least=1)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.norm == "linf" and self.bound > 1:
+            raise ConfigError(f"epsilon must be at most 1 in linf, where pixels are in [0, 1]; got {self.bound:g}")
 
     @property
     def bound(self) -> float:

@@ -113,8 +113,8 @@ def alpha_option() -> Any:
     return option(0.5, "weight of the clean loss in (2), (4) and (10)", at_least=0, at_most=1)
 
 
-def epsilon_option(default: float) -> Any:
-    return option(default, "size of the perturbation in its norm, pixels in [0, 1]", at_least=0)
+def epsilon_option(default: float, **limits: float) -> Any:
+    return option(default, "size of the perturbation in its norm, pixels in [0, 1]", at_least=0, **limits)
 
 
 def clamp_option() -> Any:

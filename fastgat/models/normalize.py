@@ -44,7 +44,9 @@ def normalization(mean: str | None, std: str | None, dataset: str) -> Normalizat
     if not all(map(math.isfinite, (*values[0], *values[1]))):
         raise ConfigError(f"mean and std must be finite, got {mean!r} and {std!r}")
     if max(values[0]) > 1:
-        raise ConfigError(f"mean is of pixels in [0, 1], got {mean!r}: for pixels of 0 to 255 divide mean and std by 255")
+        raise ConfigError(
+            f"mean is of pixels in [0, 1], got {mean!r}: for pixels of 0 to 255 divide mean and std by 255"
+        )
     return values[0], values[1]
 
 

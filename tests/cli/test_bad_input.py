@@ -28,6 +28,11 @@ USAGE: list[tuple[tuple[object, ...], str]] = [
     (("train", "--cg", "much"), "cg must be a number such as 0.03 or 8/255, got 'much'"),
     (("train", "--cg", "nan"), "cg must be finite, got 'nan'"),
     (("train", "--method", "fg-linf", "--epsilon", "8/0"), "epsilon must be a number"),
+    *[
+        (("train", "--method", method, "--epsilon", 8), "epsilon must be at most 1, got 8.0")
+        for method in ("fg-linf", "pgd", "fgsm-rs", "n-fgsm", "free", "trades")
+    ],
+    (("train", "--method", "pgd", "--select-epsilon", 8), "select_epsilon must be at most 1 in linf"),
     (("train", "--epochs", 0), "epochs must be at least 1, got 0"),
     (("train", "--epochs", "x"), "Invalid value for '--epochs': 'x' is not a valid integer"),
     (("train", "--schedule", "altrnating"), "Invalid value for '--schedule'"),

@@ -301,6 +301,7 @@ def test_what_is_wrong_is_said(victim: Victim) -> None:
     hundred = nn.Sequential(nn.Flatten(), nn.Linear(3072, 100))
     for error, message, call in (
         (ConfigError, "epsilon must be at least 0", lambda: EvaluationSettings(epsilon=-0.1)),
+        (ConfigError, "epsilon must be at most 1 in linf", lambda: EvaluationSettings(epsilon=8)),
         (ConfigError, "pixels from", lambda: evaluate(victim.model, [Batch(given[0].images * 2, given[0].labels)])),
         (ConfigError, "returns probabilities", lambda: evaluate(nn.Sequential(victim.model, nn.Softmax(1)), given)),
         (NonFiniteError, "NaN or infinite", lambda: evaluate(NaN(), given)),

@@ -177,6 +177,7 @@ def test_options_of_normalization() -> None:
         (None, "1", "mean and std belong together"),
         ("0.5,x", "1,1", "mean must be a number for each channel"),
         ("0.5,nan", "1,1", "must be finite"),
+        ("125.3,123,113.9", "63,62.1,66.7", "of pixels in \\[0, 1\\]"),
         ("dataset", "1", "leave out std"),
         ("dataset", None, "no mean and std are usual for digits"),
     ],
