@@ -21,7 +21,7 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
-from fastgat.engine.checkpoint import HEADER, classifier_tensors, load_checkpoint
+from fastgat.engine.checkpoint import CLASSIFIER, HEADER, classifier_tensors, load_checkpoint
 from fastgat.engine.load import checkpoint_path
 from fastgat.errors import CheckpointError
 from fastgat.files import read_file
@@ -62,8 +62,11 @@ def load_weights(module: nn.Module, path: Path | str) -> list[str]:
         path = checkpoint_path(path)
     tensors, notes = _read(path)
     if tensors is None:  # fastgat's
+        saved = load_checkpoint(path)[0]
+        plain = {name.removeprefix(CLASSIFIER): t for name, t in saved.items() if name.startswith(CLASSIFIER)}
+        _check_normalization(path, plain, module.state_dict())
         try:
-            matched = classifier_tensors(load_checkpoint(path)[0], module)
+            matched = classifier_tensors(saved, module)
         except CheckpointError as error:
             text = str(error)
             raise CheckpointError(text if text.startswith(f"{path}:") else f"{path}: {text}") from None
@@ -233,11 +236,15 @@ def _prefixes(names: Iterable[str], expected: Mapping[str, Any]) -> tuple[str, s
 
 def _check_normalization(path: Path, tensors: dict[str, Tensor], expected: Mapping[str, Tensor]) -> None:
     """Raises CheckpointError where the file normalises its input otherwise than the network does. Takes its mean and
-    std out of `tensors`."""
+    std out of `tensors`, unless they are called as the network's."""
     found = {}
     for name in list(tensors):
         statistic = STATISTICS.get(name.rpartition(".")[2])
-        if name not in expected and statistic is not None and 0 < tensors[name].numel() <= 16:
+        if statistic is None or not 0 < tensors[name].numel() <= 16:
+            continue
+        if name == f"normalize.{statistic}" and name in expected:
+            found[statistic] = tensors[name].flatten().tolist()
+        elif name not in expected:
             found[statistic] = tensors.pop(name).flatten().tolist()
     for statistic, values in found.items():
         here = expected.get(f"normalize.{statistic}")

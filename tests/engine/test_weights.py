@@ -18,6 +18,8 @@ import torch
 from torch import Tensor, nn
 
 import fastgat
+from fastgat import TrainConfig, Trainer
+from fastgat.config import DataConfig, ModelConfig, RunConfig
 from fastgat.errors import CheckpointError
 from fastgat.models import create_classifier
 
@@ -126,6 +128,33 @@ def test_with_a_normalization(theirs: nn.Module, tmp_path: Path, wrapped: bool) 
         with pytest.raises(CheckpointError, match=r"give --mean 0.4,0.5,0.6 --std 0.2,0.3,0.4"):
             fastgat.load_weights(create_classifier("wrn-10-1", 4), path)
     assert before.keys() == network.state_dict().keys()
+
+
+@pytest.mark.parametrize("form", ["a run", "a state dict"])
+def test_a_normalization_of_fastgat_s_own(tmp_path: Path, form: str) -> None:
+    """Neither is it taken in place of the one that is given, nor is a checkpoint without it of another model."""
+    mean, std = (",".join(map(str, values)) for values in NORMALIZATION)
+    config = TrainConfig(
+        method="baseline",
+        epochs=1,
+        batch_size=64,
+        output=tmp_path / "run",
+        data=DataConfig("digits", train_images=64),
+        model=ModelConfig("wrn-10-1", mean=mean, std=std),
+        run=RunConfig(compile=False),
+    )
+    path = Trainer(config).fit().output
+    trained = fastgat.load_classifier(path)
+    if form == "a state dict":
+        path = write(tmp_path / "w.pt", trained.state_dict())
+    same = create_classifier("wrn-10-1", 10, normalization=NORMALIZATION).eval()
+    fastgat.load_weights(same, path)
+    images = torch.rand(2, 3, 32, 32)
+    torch.testing.assert_close(same(images), trained(images))
+    with pytest.raises(CheckpointError, match=r"made with mean 0.4,0.5,0.6, not 0.5,0.5,0.5"):
+        fastgat.load_weights(create_classifier("wrn-10-1", 10, normalization=((0.5,) * 3, (0.2, 0.3, 0.4))), path)
+    with pytest.raises(CheckpointError, match=r"give --mean 0.4,0.5,0.6 --std 0.2,0.3,0.4"):
+        fastgat.load_weights(create_classifier("wrn-10-1", 10), path)
 
 
 class Code:
