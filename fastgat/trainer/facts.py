@@ -35,7 +35,7 @@ def run_facts(
     late = [m for m in config.optimizer.milestones_of(config.passes) if m >= config.passes]
     if config.optimizer.lr_schedule == "multistep" and late:
         named = ", ".join(f"{epoch:g}" for epoch in late)
-        facts["milestones"] = f"{named} is not reached in {config.passes} epochs: the learning rate stays higher"
+        facts["milestones"] = f"{named}: not reached in {config.passes} epochs; the learning rate stays higher"
     if feed.passed_over:
         facts["passed over"] = feed.passed_over
     if not state.ranks.alone:

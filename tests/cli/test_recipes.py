@@ -73,7 +73,7 @@ def test_a_file_need_not_be_whole_by_itself(run: Run) -> None:
 @pytest.mark.usefixtures("few_images")
 def test_a_milestone_that_no_epoch_reaches(run: Run) -> None:
     dry = ("--recipe", "trades-cifar10", "--classifier", "wrn-10-1", "--batch-size", 4, "--dry-run")
-    assert "74 is not reached in 74 epochs" in run("train", *dry, "--epochs", 74).out
+    assert "74: not reached in 74 epochs" in run("train", *dry, "--epochs", 74).out
     assert "not reached" not in run("train", *dry, "--epochs", 75).out
     assert "not reached" not in run("train", *dry, "--epochs", 2, "--lr-schedule", "cosine").out
 
