@@ -16,7 +16,6 @@ import types
 import typing
 from collections.abc import Iterable
 from dataclasses import Field, dataclass, field, fields
-from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
@@ -107,7 +106,11 @@ def convert(name: str, value: Any, plain: type) -> Any:
             return value
     elif plain is float:
         try:
-            number = float(Fraction(value)) if isinstance(value, str) and "/" in value else float(value)
+            if isinstance(value, str) and "/" in value:
+                above, below = map(float, value.split("/"))
+                number = above / below
+            else:
+                number = float(value)
         except (TypeError, ValueError, ZeroDivisionError, OverflowError):
             raise ConfigError(f"{name} must be a number such as 0.03 or 8/255, got {shown(value)}") from None
         if not math.isfinite(number):

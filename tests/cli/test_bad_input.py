@@ -44,7 +44,7 @@ USAGE: list[tuple[tuple[object, ...], str]] = [
     ((*BASE, "--device", "tpu"), "device: unknown device 'tpu'"),
     (("train", "--resume", "auto"), "resume 'auto' continues the run in --output: name that folder"),
     (("train", "--seed", 10**20), "seed must be at most"),
-    (("train", "--lr", "1" + "0" * 400 + "/1"), "lr must be a number"),
+    (("train", "--lr", "1" + "0" * 400 + "/1"), "lr must be finite"),
     (("train", "--output", ""), "output must be of type Path, got ''"),
     (("train", "--config", ".."), "Is a directory"),
     (("train", "--config", "nowhere.toml"), "nowhere.toml: No such file or directory"),

@@ -6,9 +6,12 @@ import collections
 import dataclasses
 import typing
 
+import pytest
+
 from fastgat.cli.options import settings
 from fastgat.cli.train import train
 from fastgat.methods import METHODS
+from fastgat.options import convert
 
 FROZEN = {
     "--method": None,
@@ -124,3 +127,8 @@ def test_methods_agree_on_what_an_option_means() -> None:
         for field in dataclasses.fields(method):
             texts[field.name].add((field.metadata["constraint"], typing.get_type_hints(method)[field.name]))
     assert {name: len(kinds) for name, kinds in texts.items()} == dict.fromkeys(texts, 1)
+
+
+@pytest.mark.parametrize("text", ["8/255", "8.0/255", "8./255.", " 8 / 255 "])
+def test_fractions_as_other_code_writes_them(text: str) -> None:
+    assert convert("epsilon", text, float) == 8 / 255
