@@ -17,7 +17,7 @@ from fastgat.data.bad_samples import POLICIES
 from fastgat.data.decoding import MAX_PIXELS
 from fastgat.errors import ConfigError
 from fastgat.methods import GAT, METHODS, Method, create_method
-from fastgat.options import Options, convert, declared, option, suggestion
+from fastgat.options import Options, check_unit, convert, declared, option, suggestion
 from fastgat.typed import read_toml, shown
 
 EXTRA_FRACTION = 0.7
@@ -270,8 +270,7 @@ class TrainConfig(Options):
         if epsilon is None:
             name = self.method.name
             raise ConfigError(f"select robust: {name} has no epsilon in {norm}; give select_epsilon, such as 8/255")
-        if norm == "linf" and epsilon > 1:
-            raise ConfigError(f"select_epsilon must be at most 1 in linf, where pixels are in [0, 1]; got {epsilon:g}")
+        check_unit("select_epsilon", epsilon, norm)
         return norm, epsilon
 
     def to_dict(self) -> dict[str, Any]:

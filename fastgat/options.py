@@ -131,6 +131,12 @@ def convert(name: str, value: Any, plain: type) -> Any:
     raise ConfigError(f"{name} must be of type {plain.__name__}, got {shown(value)}")
 
 
+def check_unit(name: str, size: float, norm: str) -> None:
+    """Raises ConfigError for the size of a perturbation that must have been meant in pixels of 0 to 255."""
+    if norm == "linf" and size > 1:
+        raise ConfigError(f"{name} must be at most 1 in linf, where pixels are in [0, 1] (8/255, say); got {size:g}")
+
+
 def home_path(name: str, value: str | Path) -> Path:
     """`value` as a path, a user's home in place of `~`. Raises ConfigError where it cannot be one."""
     try:

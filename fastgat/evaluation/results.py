@@ -6,10 +6,9 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from fastgat.attacks.base import NORMS
-from fastgat.errors import ConfigError
 from fastgat.evaluation.card import Check
 from fastgat.evaluation.outcomes import Example
-from fastgat.options import Options, option
+from fastgat.options import Options, check_unit, option
 
 EPSILON = {"linf": 8 / 255, "l2": 0.5}
 CURVES = {
@@ -35,8 +34,7 @@ class EvaluationSettings(Options):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.norm == "linf" and self.bound > 1:
-            raise ConfigError(f"epsilon must be at most 1 in linf, where pixels are in [0, 1]; got {self.bound:g}")
+        check_unit("epsilon", self.bound, self.norm)
 
     @property
     def bound(self) -> float:

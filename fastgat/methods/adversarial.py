@@ -41,7 +41,7 @@ class Adversarial(OnePlayer):
     projects: ClassVar[bool] = True
     """Whether |p| <= eps holds after each step."""
 
-    epsilon: float = epsilon_option(8 / 255, at_most=1)
+    epsilon: float = epsilon_option(8 / 255)
     label_smoothing: float = label_smoothing_option()
 
     @property

@@ -15,7 +15,7 @@ from torch.nn import functional
 from fastgat.batch import Batch
 from fastgat.kernels.dual_loss import SampleLoss, sample_loss
 from fastgat.methods.players import Draws, Masks, Metrics, Network, Players, Tensors, Update
-from fastgat.options import Options, option
+from fastgat.options import Options, check_unit, option
 
 
 @dataclass(frozen=True)
@@ -37,6 +37,10 @@ class Method(Options):
     metrics: ClassVar[tuple[str, ...]]
     norm: ClassVar[str] = "linf"
     select: ClassVar[str] = "accuracy"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_unit("epsilon", getattr(self, "epsilon", 0), self.norm)
 
     @property
     def period(self) -> int:
@@ -113,8 +117,8 @@ def alpha_option() -> Any:
     return option(0.5, "weight of the clean loss in (2), (4) and (10)", at_least=0, at_most=1)
 
 
-def epsilon_option(default: float, **limits: float) -> Any:
-    return option(default, "size of the perturbation in its norm, pixels in [0, 1]", at_least=0, **limits)
+def epsilon_option(default: float) -> Any:
+    return option(default, "size of the perturbation in its norm, pixels in [0, 1]", at_least=0)
 
 
 def clamp_option() -> Any:

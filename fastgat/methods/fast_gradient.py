@@ -75,7 +75,7 @@ class FastGradientLinf(Perturbed):
     name: ClassVar[str] = "fg-linf"
     norm: ClassVar[str] = "linf"
 
-    epsilon: float = epsilon_option(2 / 255, at_most=1)
+    epsilon: float = epsilon_option(2 / 255)
 
     def eta(self, direction: Tensor) -> Tensor:
         return input_gradient(direction, "linf", epsilon=self.epsilon).value

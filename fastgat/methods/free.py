@@ -32,7 +32,7 @@ class Free(Method):
     select: ClassVar[str] = "robust"
     metrics: ClassVar[tuple[str, ...]] = ("loss", "perturbed_accuracy", "perturbation_norm")
 
-    epsilon: float = epsilon_option(8 / 255, at_most=1)
+    epsilon: float = epsilon_option(8 / 255)
     replays: int = option(4, "m, steps on each minibatch", at_least=1)
     divide_epochs: bool = option(
         False, "make epochs / m passes over the data, rounded up: then N epochs cost what N of standard training do"

@@ -36,7 +36,7 @@ class TRADES(OnePlayer):
     select: ClassVar[str] = "robust"
     metrics: ClassVar[tuple[str, ...]] = ("loss", "accuracy", "perturbed_accuracy", "perturbation_norm")
 
-    epsilon: float = epsilon_option(8 / 255, at_most=1)
+    epsilon: float = epsilon_option(8 / 255)
     attack_steps: int = attack_steps_option(10)
     step_size: float = step_size_option(2 / 255)
     beta: float = option(6.0, "weight of the KL divergence", at_least=0)

@@ -29,7 +29,7 @@ USAGE: list[tuple[tuple[object, ...], str]] = [
     (("train", "--cg", "nan"), "cg must be finite, got 'nan'"),
     (("train", "--method", "fg-linf", "--epsilon", "8/0"), "epsilon must be a number"),
     *[
-        (("train", "--method", method, "--epsilon", 8), "epsilon must be at most 1, got 8.0")
+        (("train", "--method", method, "--epsilon", 8), "epsilon must be at most 1 in linf")
         for method in ("fg-linf", "pgd", "fgsm-rs", "n-fgsm", "free", "trades")
     ],
     (("train", "--method", "pgd", "--select-epsilon", 8), "select_epsilon must be at most 1 in linf"),
