@@ -30,7 +30,7 @@ from fastgat.methods import GAT
 from fastgat.processes import cores
 from fastgat.profiling.profile import feeding
 from fastgat.profiling.sides import Spec
-from fastgat.profiling.worker import Fed, Worker
+from fastgat.profiling.worker import Fed, Worker, fed_steps, prepare
 
 BATCH = 128
 ROUNDS = 7
@@ -160,7 +160,7 @@ def bench_fed_step(benchmark: BenchmarkFixture, loader: str) -> None:
     precision = PrecisionConfig(amp=True, channels_last=True)
     config = TrainConfig(method=GAT(), batch_size=BATCH, data=DataConfig(loader=loader), precision=precision)
     with Worker(Spec("fastgat", config)) as worker:
-        worker.ask("prepare")
+        worker.ask(prepare)
         rounds: list[Fed] = []
-        benchmark.pedantic(lambda: rounds.append(worker.ask("fed_steps", 10)), rounds=6, warmup_rounds=1)
+        benchmark.pedantic(lambda: rounds.append(worker.ask(fed_steps, 10)), rounds=6, warmup_rounds=1)
     benchmark.extra_info |= feeding(rounds[1:])

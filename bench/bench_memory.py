@@ -10,7 +10,7 @@ from pytest_benchmark.fixture import BenchmarkFixture
 from fastgat.config import PrecisionConfig, TrainConfig
 from fastgat.methods import GAT
 from fastgat.profiling.sides import Spec
-from fastgat.profiling.worker import Worker
+from fastgat.profiling.worker import Worker, peak_memory, prepare
 
 FAST = Spec(
     "fastgat",
@@ -26,6 +26,6 @@ SIDES = {
 @pytest.mark.parametrize("side", SIDES)
 def bench_memory(benchmark: BenchmarkFixture, side: str) -> None:
     with Worker(SIDES[side]) as worker:
-        worker.ask("prepare")
-        peak = benchmark.pedantic(worker.ask, args=("peak_memory",), rounds=1)
+        worker.ask(prepare)
+        peak = benchmark.pedantic(worker.ask, args=(peak_memory,), rounds=1)
     benchmark.extra_info["peak_memory_bytes"] = peak

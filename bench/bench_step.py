@@ -20,7 +20,8 @@ from fastgat.config import PrecisionConfig, RunConfig, TrainConfig
 from fastgat.methods import GAT, Baseline, FastGradientL2, Method
 from fastgat.profiling.profile import check_parity, floor_ms
 from fastgat.profiling.sides import Spec
-from fastgat.profiling.worker import Worker
+from fastgat.profiling.work import ceilings, work
+from fastgat.profiling.worker import Worker, prepare, steps
 
 ROUNDS, BLOCK = (20, 20) if DEVICE == "cuda" else (5, 1)
 FAST = PrecisionConfig(amp=True, channels_last=True)
@@ -60,16 +61,16 @@ def bench_step(benchmark: BenchmarkFixture, worker: Callable[[Spec], Worker], ca
     ours = Spec("fastgat", TrainConfig(method=method, batch_size=batch_size, precision=precision, run=run))
     theirs = replace(ours.in_plain_precision(), implementation="textbook")
     side, textbook = worker(ours), worker(theirs)
-    check_parity(side.ask("prepare")["moments"], textbook.ask("prepare")["moments"], ours)
+    check_parity(side.ask(prepare)["moments"], textbook.ask(prepare)["moments"], ours)
 
     block = max(BLOCK, method.period)
     times: list[float] = []
 
     def take_turns() -> tuple[tuple[Any, ...], dict[str, Any]]:
-        times.append(textbook.ask("steps", BLOCK))
+        times.append(textbook.ask(steps, BLOCK))
         return (), {}
 
-    benchmark.pedantic(lambda: side.ask("steps", block), setup=take_turns, rounds=ROUNDS)
+    benchmark.pedantic(lambda: side.ask(steps, block), setup=take_turns, rounds=ROUNDS)
     assert benchmark.stats is not None
     step_ms = benchmark.stats.stats.median / block * 1e3
     benchmark.extra_info |= {
@@ -79,6 +80,6 @@ def bench_step(benchmark: BenchmarkFixture, worker: Callable[[Spec], Worker], ca
         "step_ms": step_ms,
         "textbook_step_ms": statistics.median(times),
         "speedup": statistics.median(times) / step_ms,
-        "fraction_of_floor": floor_ms(side.ask("ceilings"), side.ask("work")) / step_ms,
+        "fraction_of_floor": floor_ms(side.ask(ceilings), side.ask(work)) / step_ms,
         "images_per_second": batch_size / step_ms * 1e3,
     }

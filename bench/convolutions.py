@@ -32,7 +32,7 @@ from fastgat.errors import FastgatError
 from fastgat.methods import GAT
 from fastgat.profiling.profile import check_parity
 from fastgat.profiling.sides import Fastgat, Spec
-from fastgat.profiling.worker import Worker, serve
+from fastgat.profiling.worker import Worker, prepare, serve, steps
 from fastgat.reporting.environment import environment
 
 OFF: dict[str, tuple[object, str, Callable[..., object]]] = {
@@ -91,7 +91,7 @@ def measure(spec: Spec, rounds: int) -> tuple[dict[str, list[float]], dict[str, 
             one = replace(spec, config=replace(spec.config, run=run))
             try:
                 worker = stack.enter_context(Worker(one, functools.partial(serve_with, name)))
-                moments = worker.ask("prepare")["moments"]
+                moments = worker.ask(prepare)["moments"]
                 expected = moments if expected is None else expected
                 check_parity(moments, expected, one)
                 workers[name] = worker
@@ -102,7 +102,7 @@ def measure(spec: Spec, rounds: int) -> tuple[dict[str, list[float]], dict[str, 
         times: dict[str, list[float]] = {name: [] for name in workers}
         for _ in range(rounds):
             for name, worker in workers.items():
-                times[name].append(worker.ask("steps", STEPS))
+                times[name].append(worker.ask(steps, STEPS))
     return times, refused
 
 

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from functools import partial
-from typing import Any, ClassVar, TypedDict
+from typing import Any, TypedDict
 
 import numpy as np
 import torch
@@ -24,14 +24,13 @@ from fastgat.experiments.plan import Plan
 from fastgat.experiments.store import RunStore
 from fastgat.methods import FastGradientL2, Method, create_method
 from fastgat.profiling import Settings, profile
-from fastgat.profiling.profile import turns_at_once
+from fastgat.profiling.profile import SIDES, turns_at_once
 from fastgat.profiling.sides import Spec
-from fastgat.profiling.worker import Worker
+from fastgat.profiling.worker import Worker, prepare, steps
 from fastgat.reporting.environment import version
 
 SIZE = 32
 """Pixels a side of the data sets' images."""
-SIDES = ("textbook", "fastgat")
 
 
 class _Side(TypedDict):
@@ -59,9 +58,9 @@ class _Costs(TypedDict):
 
 
 class Time(Experiment):
-    name: ClassVar[str] = "time"
-    title: ClassVar[str] = "Training time"
-    images: ClassVar[bool] = False
+    name = "time"
+    title = "Training time"
+    images = False
 
     def cells(self, plan: Plan, store: RunStore) -> list[Cell]:
         return []
@@ -172,8 +171,7 @@ def _settings(config: TrainConfig) -> dict[str, Any]:
 
 
 def _compute(plan: Plan, config: TrainConfig, store: RunStore, advance: Advance) -> dict[str, Any]:
-    classes = DATASETS[plan.dataset].classes
-    settings = Settings(config, SIZE, classes, rounds=plan.rounds, details=False)
+    settings = Settings(config, SIZE, DATASETS[plan.dataset].classes, rounds=plan.rounds, details=False)
     result = profile(settings, lambda line: advance(0.5))
     ratios = ("speedup", "overhead", "fast_gradient", "rounds")
     figures = ("step_ms", "peak", "flops", "floor")
@@ -188,14 +186,14 @@ def _compare(plan: Plan, configs: Sequence[TrainConfig], store: RunStore, advanc
     with ExitStack() as stack:
         workers = [stack.enter_context(Worker(Spec("fastgat", c, SIZE, classes))) for c in (reference, *configs)]
         for number, worker in enumerate(workers, 1):
-            worker.ask("prepare")
+            worker.ask(prepare)
             advance(number / len(workers) / 2)
         count = math.lcm(*(method.period for method in methods if isinstance(method, Method)))
         if pick_device(reference.run.device).type == "cuda":
-            count *= turns_at_once(count * workers[-1].ask("steps", count))
+            count *= turns_at_once(count * workers[-1].ask(steps, count))
         rounds = []
         for number in range(plan.rounds):
-            rounds.append([worker.ask("steps", count) for worker in workers])
+            rounds.append([worker.ask(steps, count) for worker in workers])
             advance(0.5 + (number + 1) / plan.rounds / 2)
     _, *sides = zip(*rounds, strict=True)
     ratios = [[ms / row[0] for ms, row in zip(side, rounds, strict=True)] for side in sides]

@@ -16,8 +16,10 @@ from fastgat.errors import FastgatError
 from fastgat.files import writing
 from fastgat.methods import GAT, FastGradientL2
 from fastgat.options import Options, option
-from fastgat.profiling.sides import InFloat64, Spec
-from fastgat.profiling.worker import Fed, Worker
+from fastgat.profiling.phases import phase_times, trace
+from fastgat.profiling.sides import InFloat64, Spec, in_float64
+from fastgat.profiling.work import ceilings, launches, work
+from fastgat.profiling.worker import Fed, Worker, fed_steps, loader, peak_memory, prepare, steps
 from fastgat.reporting.environment import environment
 
 SIDES = ("textbook", "fastgat")
@@ -71,31 +73,30 @@ def profile(settings: Settings, announce: Callable[[str], None] = lambda line: N
         first = {}
         for name, worker in workers.items():
             announce(f"{name}: networks, compilation and first step")
-            first[name] = worker.ask("prepare")
-        in_float64 = partial(workers["textbook"].ask, "in_float64", ours)
-        check_parity(first["fastgat"]["moments"], first["textbook"]["moments"], ours, in_float64)
+            first[name] = worker.ask(prepare)
+        exact = partial(workers["textbook"].ask, in_float64, ours)
+        check_parity(first["fastgat"]["moments"], first["textbook"]["moments"], ours, exact)
         period, blocks = ours.method.period, dict.fromkeys(workers, ours.method.period)
         if device.type == "cuda":
-            blocks = {
-                name: period * turns_at_once(period * worker.ask("steps", period)) for name, worker in workers.items()
-            }
+            turns = {name: turns_at_once(period * worker.ask(steps, period)) for name, worker in workers.items()}
+            blocks = {name: period * count for name, count in turns.items()}
         times: dict[str, list[float]] = {name: [] for name in workers}
         for number in range(settings.rounds):
             announce(f"round {number + 1} of {settings.rounds}")
             for name, worker in workers.items():
-                times[name].append(worker.ask("steps", blocks[name]))
+                times[name].append(worker.ask(steps, blocks[name]))
         worker, phases = workers["fastgat"], {}
         if settings.details:
             announce("the step with its loader")
             count = fed_count(statistics.median(times["fastgat"]), blocks["fastgat"])
-            fed = [worker.ask("fed_steps", count) for _ in range(FED_ROUNDS)]
+            fed = [worker.ask(fed_steps, count) for _ in range(FED_ROUNDS)]
         announce("what limits it")
         sides = {name: _side(workers[name], times[name], first[name], settings.config.batch_size) for name in SIDES}
         if settings.details:
-            sides["fastgat"]["loader"] = {"name": worker.ask("loader"), **feeding(fed)}
-            phases = {"phases_ms": worker.ask("phase_times")}
+            sides["fastgat"]["loader"] = {"name": worker.ask(loader), **feeding(fed)}
+            phases = {"phases_ms": worker.ask(phase_times)}
         if settings.trace is not None:
-            worker.ask("trace", settings.trace)
+            worker.ask(trace, settings.trace)
     medians = {name: statistics.median(values) for name, values in times.items()}
     return {
         **sides,
@@ -114,7 +115,7 @@ def _textbook(spec: Spec, like_for_like: bool) -> Spec:
     return replace(spec if like_for_like else spec.in_plain_precision(), implementation="textbook")
 
 
-def check_parity(ours: Any, theirs: Any, spec: Spec, in_float64: Callable[[], InFloat64] | None = None) -> None:
+def check_parity(ours: Any, theirs: Any, spec: Spec, recompute: Callable[[], InFloat64] | None = None) -> None:
     """Raises FastgatError unless the sides' first moments are one gradient to the rounding of `spec`'s precision.
 
     Deep networks, and steps by the sign of a gradient, enlarge what rounding leaves: ResNet-18's gradient after one
@@ -127,8 +128,8 @@ def check_parity(ours: Any, theirs: Any, spec: Spec, in_float64: Callable[[], In
         allowed = TF32_ERROR
     if spec.config.precision.amp:
         allowed = LOW_PRECISION_ERROR
-    if not error <= allowed and in_float64 is not None:
-        exact = in_float64()
+    if not error <= allowed and recompute is not None:
+        exact = recompute()
         error, allowed = _relative_error(exact.ours, exact.theirs), FLOAT64_ERROR
         if error <= allowed:
             error, allowed = _relative_error(ours, exact.here), 2 * _relative_error(exact.rounded, exact.here)
@@ -161,8 +162,8 @@ def floor_ms(limits: dict[str, float], amount: dict[str, int]) -> float:
 
 def _side(worker: Worker, times: list[float], first: dict[str, Any], batch_size: int) -> dict[str, Any]:
     median = statistics.median(times)
-    peak = worker.ask("peak_memory")  # before anything else needs memory
-    limits, amount = worker.ask("ceilings"), worker.ask("work")
+    peak = worker.ask(peak_memory)  # before anything else needs memory
+    limits, amount = worker.ask(ceilings), worker.ask(work)
     floor = floor_ms(limits, amount)
     return {
         "step_ms": median,
@@ -171,7 +172,7 @@ def _side(worker: Worker, times: list[float], first: dict[str, Any], batch_size:
         "images_per_second": batch_size / median * 1e3,
         "cold_start_seconds": first["cold_start_seconds"],
         "peak_memory_bytes": peak,
-        "launches": worker.ask("launches"),
+        "launches": worker.ask(launches),
         "ceilings": limits,
         **amount,
         "floor_ms": floor,

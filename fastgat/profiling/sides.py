@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map_only
 
-from fastgat import textbook
+from fastgat import methods, textbook
 from fastgat.batch import Batch
 from fastgat.config import PrecisionConfig, RunConfig, TrainConfig
 from fastgat.engine.assemble import assemble, check_networks
@@ -20,18 +20,6 @@ from fastgat.engine.device import autocast_dtype, keep_freed_memory, pick_device
 from fastgat.engine.optimizer import Adam
 from fastgat.engine.step import Stepper
 from fastgat.errors import ConfigError
-from fastgat.methods import (
-    GAT,
-    TRADES,
-    Adversarial,
-    Baseline,
-    FastGradientL2,
-    FastGradientLinf,
-    Free,
-    GradientPenalty,
-    Method,
-    RandomPerturbation,
-)
 from fastgat.methods.players import Draws
 from fastgat.models import Generator, create_classifier
 from fastgat.profiling.feeding import Feeder
@@ -55,8 +43,8 @@ class Spec:
     as_it_comes: bool = False
 
     @property
-    def method(self) -> Method:
-        assert isinstance(self.config.method, Method)
+    def method(self) -> methods.Method:
+        assert isinstance(self.config.method, methods.Method)
         return self.config.method
 
     def in_plain_precision(self) -> Self:
@@ -124,7 +112,7 @@ class Side:
     def _minibatches(self) -> tuple[list[Batch], list[Draws]]:
         """Random minibatches and draws for one step of Algorithm 1; schedules on one minibatch take the last."""
         spec, source = self.spec, torch.Generator().manual_seed(torch.initial_seed() % 2**31)
-        owed = self.method.generator_steps if isinstance(self.method, GAT) else 0
+        owed = self.method.generator_steps if isinstance(self.method, methods.GAT) else 0
         batches, draws = [], []
         for _ in range(owed + 1):
             shape = (spec.config.batch_size, CHANNELS, spec.image_size, spec.image_size)
@@ -162,28 +150,18 @@ class Textbook(Side):
         method, draw = self.method, draws[-1]
         players = (self.classifier, self.optimizer, batches[-1])
         match method:
-            case GAT():
+            case methods.GAT():
                 assert self.generator is not None
                 if method.generator_input != "gradient":
                     raise ConfigError("no textbook has this generator_input: the paper's is the gradient")
-                textbook.algorithm1_step(
-                    self.classifier,
-                    self.generator,
-                    self.optimizer,
-                    self.generator_optimizer,
-                    batches,
-                    method.alpha,
-                    method.cg,
-                    [(each.clean, each.perturbed) for each in draws],
-                    through_delta=method.delta == "through",
-                    clamp=method.clamp,
-                )
-            case FastGradientL2() | FastGradientLinf():
-                norm = "l2" if isinstance(method, FastGradientL2) else "linf"
-                textbook.fast_gradient_step(*players, method.epsilon, norm, method.alpha, method.clamp)
-            case RandomPerturbation():
+                both = self.classifier, self.generator, self.optimizer, self.generator_optimizer
+                masks, through = [(each.clean, each.perturbed) for each in draws], method.delta == "through"
+                textbook.algorithm1_step(*both, batches, method.alpha, method.cg, masks, through, method.clamp)
+            case methods.FastGradientL2() | methods.FastGradientLinf():
+                textbook.fast_gradient_step(*players, method.epsilon, method.norm, method.alpha, method.clamp)
+            case methods.RandomPerturbation():
                 textbook.random_perturbation_step(*players, drawn(draw), method.epsilon, method.alpha, method.clamp)
-            case Adversarial():
+            case methods.Adversarial():
                 start, steps, size = method.walk
                 textbook.ball_step(
                     *players,
@@ -195,23 +173,16 @@ class Textbook(Side):
                     project=method.projects,
                     label_smoothing=method.label_smoothing,
                 )
-            case Free():
+            case methods.Free():
                 textbook.free_step(*players, self.memory, method.epsilon, method.replays)
-            case GradientPenalty():
+            case methods.GradientPenalty():
                 textbook.gradient_penalty_step(*players, method.penalty)
-            case TRADES():
-                textbook.trades_step(
-                    *players,
-                    drawn(draw),
-                    method.epsilon,
-                    method.step_size,
-                    method.attack_steps,
-                    method.beta,
-                    method.label_smoothing,
-                    attack_in_eval_mode=method.attack_mode == "eval",
-                )
+            case methods.TRADES():
+                walk, in_eval = (method.epsilon, method.step_size, method.attack_steps), method.attack_mode == "eval"
+                losses = method.beta, method.label_smoothing
+                textbook.trades_step(*players, drawn(draw), *walk, *losses, attack_in_eval_mode=in_eval)
             case _:
-                assert isinstance(method, Baseline)
+                assert isinstance(method, methods.Baseline)
                 textbook.baseline_step(*players, draw.clean, method.label_smoothing)
 
     def moments(self) -> Tensor:
@@ -235,13 +206,9 @@ class Fastgat(Side):
             statistics=spec.config.model.batch_norm,
             num_classes=spec.num_classes,
         )
-        run = spec.config.run
+        run, compiled = spec.config.run, spec.config.run.compile is not False
         self.stepper = Stepper(
-            self.state,
-            self.method,
-            compiled=run.compile is not False,
-            cuda_graph=run.cuda_graph,
-            convolutions=run.convolutions,
+            self.state, self.method, compiled=compiled, cuda_graph=run.cuda_graph, convolutions=run.convolutions
         )
         self.stepper.prepare(batches, draws)
         self.inputs = itertools.chain([(batches, draws)], self.inputs)

@@ -6,28 +6,30 @@ import time
 from collections.abc import Callable
 from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar, TypeVarTuple
 
 import torch
 
 from fastgat.engine.device import give_back_freed_memory
-from fastgat.profiling.phases import phase_times, trace
-from fastgat.profiling.sides import Fastgat, Side, Spec, build, in_float64, synchronize
-from fastgat.profiling.work import ceilings, launches, work
+from fastgat.profiling.sides import Fastgat, Side, Spec, build, synchronize
 from fastgat.worker import WorkerProcess
+
+Answer = TypeVar("Answer")
+Arguments = TypeVarTuple("Arguments")
 
 
 class Worker(WorkerProcess):
-    """The process of one side, which answers questions."""
+    """The process of one side, which answers questions: functions of the side and of what else they are given."""
 
     def __init__(self, spec: Spec, target: Callable[..., None] | None = None) -> None:
         """Start it; `target`, if given, runs there in place of `serve` and calls it."""
         super().__init__(target or serve, spec, advice="try a smaller --batch-size")
 
-    def ask(self, question: str, *arguments: Any) -> Any:
-        """The answer to one of QUESTIONS; raises what the side raised."""
+    def ask(self, question: Callable[[Any, *Arguments], Answer], *arguments: *Arguments) -> Answer:
+        """What `question` returns, there; raises what it raised."""
         self.send((question, arguments))
-        return self.receive()
+        answer: Answer = self.receive()
+        return answer
 
 
 def prepare(side: Side) -> dict[str, Any]:
@@ -98,24 +100,6 @@ def _resident(figure: str) -> int:
     return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(figure))
 
 
-QUESTIONS: dict[str, Callable[..., Any]] = {
-    function.__name__: function
-    for function in (
-        prepare,
-        in_float64,
-        steps,
-        fed_steps,
-        loader,
-        peak_memory,
-        work,
-        launches,
-        ceilings,
-        phase_times,
-        trace,
-    )
-}
-
-
 def serve(pipe: Connection, spec: Spec) -> None:
     """Build the side at the first question, and answer until nobody asks any more."""
     side = None
@@ -126,4 +110,4 @@ def serve(pipe: Connection, spec: Spec) -> None:
                 began = time.perf_counter()
                 side = build(spec)
                 side.build_seconds = time.perf_counter() - began
-            pipe.send(QUESTIONS[question](side, *arguments))
+            pipe.send(question(side, *arguments))

@@ -26,7 +26,7 @@ from fastgat.engine.graph import GraphPasses
 from fastgat.errors import FastgatError
 from fastgat.profiling.sides import Spec
 from fastgat.profiling.work import summarised
-from fastgat.profiling.worker import Worker
+from fastgat.profiling.worker import Worker, prepare, steps
 
 ROOT = Path(__file__).parents[2]
 NULL_GPU = ROOT / "bench" / "null_gpu"
@@ -134,8 +134,8 @@ class FakeWorker(contextlib.nullcontext[Any]):
         assert spec.config.run.convolutions == WAYS[self.way].convolutions
         super().__init__(self)
 
-    def ask(self, question: str, *arguments: int) -> Any:
-        if question == "steps":
+    def ask(self, question: Any, *arguments: int) -> Any:
+        if question is steps:
             return float(len(self.way))
         if self.way.endswith("and stream"):
             raise FastgatError("it does not compile")
@@ -156,4 +156,4 @@ def test_a_wrong_gradient_and_a_failure_are_refused_and_the_others_timed(monkeyp
 def test_a_side_can_go_without_some_of_what_a_gpu_gains_by() -> None:
     config = TrainConfig(method="baseline", batch_size=4, run=RunConfig(device="cpu", compile=False))
     with Worker(Spec("fastgat", config, image_size=16), functools.partial(serve_with, "none")) as worker:
-        assert worker.ask("prepare")["moments"].any()
+        assert worker.ask(prepare)["moments"].any()
