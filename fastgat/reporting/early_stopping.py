@@ -9,12 +9,8 @@ class EarlyStopping(Callback):
     def __init__(self, patience: int) -> None:
         self.patience = patience
 
-    def on_start(self, event: Start) -> None:
-        self._check(event)
-
-    def on_epoch(self, event: EpochEnd) -> None:
-        self._check(event)
-
-    def _check(self, event: Start | EpochEnd) -> None:
+    def on_epoch(self, event: Start | EpochEnd) -> None:
         if event.best_epoch is not None and event.epoch - event.best_epoch >= self.patience:
             event.stop(f"no better epoch on the validation images for {self.patience} epochs")
+
+    on_start = on_epoch

@@ -1,11 +1,10 @@
 """Training on the terminal: what runs on what, a progress bar, a line an epoch, the result."""
 
-from __future__ import annotations
-
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from fastgat.engine.events import Callback, Compiled, Compiling, End, EpochEnd, Interval, Start
 from fastgat.engine.selection import Collapse
@@ -37,7 +36,6 @@ class ConsoleProgress(Callback):
             speed_estimate_period=3600,  # steps may be reported minutes apart
             disable=not console.is_terminal,
         )
-        self.task: TaskID | None = None
         self.epochs = 0
         self.skipped = 0
 
@@ -48,20 +46,17 @@ class ConsoleProgress(Callback):
         if event.step:
             self._print(f"{'continues':11} after step {event.step} (epoch {event.epoch} of {event.epochs})")
         total = event.epochs * event.steps_per_epoch
-        self.task = self.bar.add_task(
-            "", total=total, completed=event.step, epoch=f"{event.epoch + 1}/{self.epochs}", metrics="", rate=""
-        )
+        epoch = f"{event.epoch + 1}/{self.epochs}"
+        self.bar.add_task("", total=total, completed=event.step, epoch=epoch, metrics="", rate="")
         self.bar.start()
 
     def on_compiling(self, event: Compiling) -> None:
-        assert self.task is not None
-        self.bar.update(self.task, metrics="compiling the step (half a minute or more, the first time)")
+        self._update(metrics="compiling the step (half a minute or more, the first time)")
         if not self.console.is_terminal:
             self._print(f"{'step':11} compiling (half a minute or more, the first time)")
 
     def on_compiled(self, event: Compiled) -> None:
-        assert self.task is not None
-        self.bar.update(self.task, metrics="")
+        self._update(metrics="")
         if event.failure is not None:
             self._print(f"{'step':11} NOT compiled, and so slower: {event.failure}")
             return
@@ -69,14 +64,9 @@ class ConsoleProgress(Callback):
         self._print(f"{'step':11} {how} in {event.seconds:.1f} s")
 
     def on_interval(self, event: Interval) -> None:
-        assert self.task is not None
-        self.bar.update(
-            self.task,
-            completed=event.step,
-            epoch=f"{event.epoch}/{self.epochs}",
-            metrics=_described(event.metrics),
-            rate=f"{event.images_per_second:,.0f} images/s, {_waiting(event.data_wait)}",
-        )
+        rate = f"{event.images_per_second:,.0f} images/s, {_waiting(event.data_wait)}"
+        epoch, metrics = f"{event.epoch}/{self.epochs}", _described(event.metrics)
+        self._update(completed=event.step, epoch=epoch, metrics=metrics, rate=rate)
 
     def on_epoch(self, event: EpochEnd) -> None:
         best = "  best so far" if event.best_epoch == event.epoch else ""
@@ -118,6 +108,9 @@ class ConsoleProgress(Callback):
         """Print what runs on what, and where it goes."""
         for name, fact in {**facts, "output": output}.items():
             self._print(f"{name:11} {fact}")
+
+    def _update(self, **shown: Any) -> None:
+        self.bar.update(self.bar.task_ids[-1], **shown)
 
     def _print(self, text: str) -> None:
         self.console.print(text, highlight=False, markup=False, soft_wrap=True)

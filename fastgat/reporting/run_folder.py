@@ -15,8 +15,8 @@ from fastgat.engine.events import Callback, Compiled, End, EpochEnd, Interval, S
 from fastgat.engine.run_checkpoints import SUMMARY
 from fastgat.errors import DataError
 from fastgat.files import append_line, read_file, write_atomically
-from fastgat.reporting.curves import draw_curves
 from fastgat.reporting.environment import environment
+from fastgat.reporting.plots import draw_curves
 from fastgat.store import as_json
 from fastgat.typed import AT_MOST, check_type, parse_json
 

@@ -1,15 +1,7 @@
 """A progress bar for one piece of work after another: downloads, data that are read, attacks."""
 
 from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    DownloadColumn,
-    MofNCompleteColumn,
-    Progress,
-    TaskID,
-    TextColumn,
-    TimeRemainingColumn,
-)
+from rich.progress import BarColumn, DownloadColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 
 class TransferBar:
@@ -20,24 +12,23 @@ class TransferBar:
 
     def __init__(self, console: Console, *, transient: bool = False) -> None:
         self.console, self.transient = console, transient
-        self._bars: dict[str, tuple[Progress, TaskID]] = {}
+        self._bars: dict[str, Progress] = {}
 
     def __call__(self, what: str, done: int, total: int) -> None:
         if what not in self._bars:
             amount = DownloadColumn() if what.startswith("downloading") else MofNCompleteColumn()
             columns = (TextColumn("{task.description}", markup=False), BarColumn(), amount, TimeRemainingColumn())
-            progress = Progress(
-                *columns, console=self.console, transient=self.transient, disable=not self.console.is_terminal
-            )
-            progress.start()
-            self._bars[what] = progress, progress.add_task(what, total=total or None)
-        progress, task = self._bars[what]
-        progress.update(task, completed=done)
+            hidden = not self.console.is_terminal
+            bar = Progress(*columns, console=self.console, transient=self.transient, disable=hidden)
+            bar.start()
+            bar.add_task(what, total=total or None)
+            self._bars[what] = bar
+        bar = self._bars[what]
+        bar.update(bar.task_ids[0], completed=done)
         if total and done >= total:
-            progress.stop()
-            del self._bars[what]
+            self._bars.pop(what).stop()
 
     def close(self) -> None:
         """Take every bar off the terminal, also one whose work has failed."""
-        for progress, _ in self._bars.values():
-            progress.stop()
+        for bar in self._bars.values():
+            bar.stop()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from fastgat.reporting.curves import draw_curves
+from fastgat.reporting.plots import draw_curves
 
 BASELINE = {"epoch": 1, "loss": 1.0, "accuracy": 0.5, "validation_accuracy": 0.6, "validation_loss": 0.9}
 GAT = {**BASELINE, "perturbed_accuracy": 0.4, "perturbation_norm": 0.1, "generator_loss": 0.5}
