@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 
 import click
 
-from fastgat.experiments.archive import Row, read_archive
+from fastgat.experiments.archive import Archive, Row
 from fastgat.experiments.paper import FAST_GRADIENT, METHODS
 from fastgat.experiments.search import PARAMETERS
 from fastgat.experiments.spread import escaped, percent, points
@@ -62,7 +62,7 @@ class Run(NamedTuple):
 
 def runs(folder: Path) -> Iterator[Run]:
     """The runs in a folder of results; one that trained with a moving average counts a second time without it."""
-    archive = read_archive(folder)
+    archive = Archive.read(folder)
     for name, cell in archive.cells.items():
         settings, summary, rows = cell["settings"], cell["summary"], archive.epochs[name]
         assert summary is not None

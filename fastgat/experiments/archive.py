@@ -8,7 +8,7 @@ epochs     a row for each epoch of each cell
 import json
 from collections import defaultdict
 from pathlib import Path
-from typing import Any, NamedTuple, NotRequired, TypedDict
+from typing import Any, NamedTuple, NotRequired, Self, TypedDict
 
 from fastgat.files import write_atomically
 from fastgat.store import read_object
@@ -89,20 +89,19 @@ class Archive(NamedTuple):
     measured: dict[str, Measured]
     epochs: dict[str, list[Row]]
 
+    @classmethod
+    def read(cls, folder: Path) -> Self:
+        """The content of `folder`/results.json, empty where there is none. Raises DataError if it is damaged."""
+        content = read_object(folder / RESULTS, _Content) or {"cells": {}, "measured": {}, "epochs": []}
+        epochs: dict[str, list[Row]] = defaultdict(list)
+        for row in content["epochs"]:
+            epochs[row["cell"]].append({key: value for key, value in row.items() if key != "cell"})
+        return cls(content["cells"], content["measured"], epochs)
 
-def read_archive(folder: Path) -> Archive:
-    """The content of `folder`/results.json, empty where there is none. Raises DataError if it is damaged."""
-    content = read_object(folder / RESULTS, _Content)
-    epochs: dict[str, list[Row]] = defaultdict(list)
-    for row in content["epochs"] if content is not None else ():
-        epochs[row["cell"]].append({key: value for key, value in row.items() if key != "cell"})
-    return Archive(content["cells"], content["measured"], epochs) if content is not None else Archive({}, {}, {})
-
-
-def write_archive(folder: Path, archive: Archive) -> None:
-    """Replace `folder`/results.json, a line for each epoch."""
-    rows = [{"cell": name, **row} for name in sorted(archive.epochs) for row in archive.epochs[name]]
-    lines = ",\n".join("    " + json.dumps(row) for row in rows)
-    parts = {"cells": dict(sorted(archive.cells.items())), "measured": dict(sorted(archive.measured.items()))}
-    head = json.dumps(parts, indent=2).removesuffix("\n}")
-    write_atomically(folder / RESULTS, f'{head},\n  "epochs": [\n{lines}\n  ]\n}}\n'.encode())
+    def write(self, folder: Path) -> None:
+        """Replace `folder`/results.json, a line for each epoch."""
+        rows = [{"cell": name, **row} for name in sorted(self.epochs) for row in self.epochs[name]]
+        lines = ",\n".join("    " + json.dumps(row) for row in rows)
+        parts = {"cells": dict(sorted(self.cells.items())), "measured": dict(sorted(self.measured.items()))}
+        head = json.dumps(parts, indent=2).removesuffix("\n}")
+        write_atomically(folder / RESULTS, f'{head},\n  "epochs": [\n{lines}\n  ]\n}}\n'.encode())

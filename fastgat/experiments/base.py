@@ -4,10 +4,8 @@ A new experiment is one file with a class derived from Experiment, registered in
 of its section, `NAME.md.jinja`.
 """
 
-from __future__ import annotations
-
 from abc import ABC, abstractmethod
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
 from fastgat.experiments import paper
 from fastgat.experiments.archive import Measured
@@ -17,9 +15,6 @@ from fastgat.experiments.plan import Plan
 from fastgat.experiments.spread import FILTERS
 from fastgat.experiments.store import RunStore
 from fastgat.reporting.page import render
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
 
 
 class Experiment(ABC):
@@ -39,10 +34,10 @@ class Experiment(ABC):
         """The plan with this experiment's own changes."""
         return plan
 
-    @abstractmethod
     def cells(self, plan: Plan, store: RunStore) -> list[Cell]:
         """The runs behind its figures, in the order in which they are wanted. Those that depend on a choice which is
         still open come once it has been made."""
+        return []
 
     def measurements(self, plan: Plan, store: RunStore) -> list[Measurement]:
         """The measurements that the finished runs allow, done or not."""
@@ -69,8 +64,13 @@ class Experiment(ABC):
     def section(self, plan: Plan, figures: dict[str, Any]) -> str:
         """The figures as Markdown, below the title."""
         values = {"plan": self.plan(plan), "paper": paper, "experiment": self, **figures}
-        return render(f"{self.template or self.name}.md.jinja", __package__, FILTERS, **values)
+        return rendered(self.template or self.name, **values)
 
-    def plots(self, figures: dict[str, Any]) -> dict[str, Figure]:
-        """Its plots, by name."""
+    def plots(self, figures: dict[str, Any]) -> dict[str, Any]:
+        """Its plots, matplotlib's figures, by name."""
         return {}
+
+
+def rendered(name: str, **values: Any) -> str:
+    """The template called `name`, filled in."""
+    return render(f"{name}.md.jinja", __package__, FILTERS, **values)

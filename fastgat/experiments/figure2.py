@@ -2,7 +2,7 @@
 
 from dataclasses import asdict
 from functools import partial
-from typing import Any, ClassVar, TypedDict
+from typing import Any, TypedDict
 
 from fastgat.attacks import GeneratorTraining, train_generator
 from fastgat.engine.device import pick_device, tf32
@@ -36,8 +36,8 @@ class _Row(TypedDict):
 
 
 class Figure2(Experiment):
-    name: ClassVar[str] = "figure2"
-    title: ClassVar[str] = "Figure 2: a generator against fast gradient at equal power"
+    name = "figure2"
+    title = "Figure 2: a generator against fast gradient at equal power"
     sides = SIDES
 
     def cells(self, plan: Plan, store: RunStore) -> list[Cell]:
@@ -98,8 +98,7 @@ def _compute(plan: Plan, cg: float, store: RunStore, advance: Advance) -> dict[s
         if compile_:
             raise
         trained = train_it(compiled=False)  # as its classifier was, whose training has said so
-    (row,) = equal_power(
-        Subject("baseline", classifier), {cg: trained.generator}, test_batches(plan, images, device), Cache()
-    )
+    batches = test_batches(plan, images, device)
+    (row,) = equal_power(Subject("baseline", classifier), {cg: trained.generator}, batches, Cache())
     losses = trained.validation_losses
     return {**asdict(row), "best_epoch": trained.best_epoch, "epochs": len(losses), "validation_losses": losses}

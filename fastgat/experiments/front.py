@@ -4,9 +4,8 @@ import statistics
 from collections.abc import Iterable, Sequence
 from typing import TypedDict
 
-from fastgat.experiments.spread import interval
+from fastgat.experiments.spread import BySeed, interval, paired
 
-BySeed = dict[str, float]
 MEASURES = {
     "validation": "validation accuracy",
     "test": "test accuracy",
@@ -78,8 +77,7 @@ def on_front(variants: Sequence[Variant], device: str, measure: str) -> list[str
 
 def differences(variant: Variant, reference: Variant, measure: str) -> list[float]:
     """How far `variant` is over `reference`, one for each seed that both have."""
-    theirs = reference["accuracies"][measure]
-    return [value - theirs[seed] for seed, value in variant["accuracies"][measure].items() if seed in theirs]
+    return list(paired(variant["accuracies"][measure], reference["accuracies"][measure]).values())
 
 
 def told_apart(differences: Sequence[float]) -> str:

@@ -11,15 +11,12 @@ from fastgat.experiments.cell import Cell
 from fastgat.experiments.front import Variant
 from fastgat.experiments.jobs import Job, Measurement
 from fastgat.experiments.plan import Plan
+from fastgat.experiments.spread import BySeed
 from fastgat.experiments.store import RunStore
 from fastgat.experiments.timing import costing, costs, kept
 from fastgat.methods import GAT
 
-INPUTS = {
-    "gradient": "Delta",
-    "normalised": "Delta / ||Delta||",
-    "with-image": "Delta and x",
-}
+INPUTS = {"gradient": "Delta", "normalised": "Delta / ||Delta||", "with-image": "Delta and x"}
 
 
 class GeneratorVariants(search.Searching):
@@ -28,8 +25,8 @@ class GeneratorVariants(search.Searching):
     `reference` is the name of the paper's generator, `column` what the names tell.
     """
 
-    chosen: ClassVar[tuple[str, ...]] = ("gat",)
-    template: ClassVar[str] = "generator"
+    chosen = ("gat",)
+    template = "generator"
     front = front
     reference: ClassVar[str]
     column: ClassVar[str]
@@ -87,10 +84,10 @@ class GeneratorVariants(search.Searching):
 
 
 class Capacity(GeneratorVariants):
-    name: ClassVar[str] = "capacity"
-    title: ClassVar[str] = "Capacity of the generator"
-    reference: ClassVar[str] = "48/1"
-    column: ClassVar[str] = "width / learns every n-th step"
+    name = "capacity"
+    title = "Capacity of the generator"
+    reference = "48/1"
+    column = "width / learns every n-th step"
 
     def variants(self, plan: Plan, method: GAT, seed: int) -> dict[str, Cell]:
         return {
@@ -102,10 +99,10 @@ class Capacity(GeneratorVariants):
 
 
 class Inputs(GeneratorVariants):
-    name: ClassVar[str] = "inputs"
-    title: ClassVar[str] = "What the generator is given"
-    reference: ClassVar[str] = INPUTS["gradient"]
-    column: ClassVar[str] = "generator's input"
+    name = "inputs"
+    title = "What the generator is given"
+    reference = INPUTS["gradient"]
+    column = "generator's input"
 
     def variants(self, plan: Plan, method: GAT, seed: int) -> dict[str, Cell]:
         return {words: plan.cell(replace(method, generator_input=name), seed) for name, words in INPUTS.items()}
@@ -113,8 +110,8 @@ class Inputs(GeneratorVariants):
 
 def _variant(plan: Plan, store: RunStore, name: str, cells: list[Cell]) -> Variant:
     """What is known of a generator, whose cells differ in their seeds."""
-    accuracies: dict[str, front.BySeed] = {measure: {} for measure in front.MEASURES}
-    norms: front.BySeed = {}
+    accuracies: dict[str, BySeed] = {measure: {} for measure in front.MEASURES}
+    norms: BySeed = {}
     for cell in cells:
         summary, seed = store.summary(cell), str(cell.seed)
         if summary is None:

@@ -84,17 +84,14 @@ class Follower(Callback):
 
     def on_start(self, event: Start) -> None:
         self.total = event.epochs * event.steps_per_epoch
-        self._tell(event.step)
-
-    def on_interval(self, event: Interval) -> None:
-        self._tell(event.step)
+        self.on_interval(event)
 
     def on_epoch(self, event: EpochEnd) -> None:
         self.words = f"epoch {event.epoch}, validation {event.validation_accuracy:.1%}"
-        self._tell(event.step)
+        self.on_interval(event)
 
-    def _tell(self, step: int) -> None:
-        self.report(News(self.name, step / self.total, self.words))
+    def on_interval(self, event: Start | Interval | EpochEnd) -> None:
+        self.report(News(self.name, event.step / self.total, self.words))
 
 
 class _Stop(Exception):  # noqa: N818  # not an error

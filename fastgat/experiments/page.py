@@ -11,15 +11,13 @@ from jinja2 import TemplateError
 from fastgat.errors import ConfigError, DataError, FastgatError
 from fastgat.experiments import paper, search
 from fastgat.experiments.archive import KeptRun, Measured
-from fastgat.experiments.base import Experiment
+from fastgat.experiments.base import Experiment, rendered
 from fastgat.experiments.cell import DATASETS, Cell
 from fastgat.experiments.jobs import Training
 from fastgat.experiments.plan import Plan
-from fastgat.experiments.spread import FILTERS
 from fastgat.experiments.store import RunStore
 from fastgat.files import make_folder, write_atomically
 from fastgat.methods import GAT
-from fastgat.reporting.page import render
 from fastgat.reporting.plots import saved
 from fastgat.store import as_json
 from fastgat.typed import shown
@@ -87,7 +85,7 @@ def write_page(
             pictures[each.title].append(folder / f"{name}.png")
             write_atomically(folder / f"{name}.png", saved(figure, "png"))
     text = sections(experiments, plan, results)
-    page = _rendered("page", dataset=plan.dataset, command=command, sections=text, pictures=pictures)
+    page = rendered("page", dataset=plan.dataset, command=command, sections=text, pictures=pictures)
     numbers = folder / "results.json"
     write_atomically(numbers, as_json({"command": command, **results}))
     write_atomically(path, page.encode())
@@ -122,11 +120,7 @@ def _account(plan: Plan, results: dict[str, Any]) -> str:
         for one in each:
             seconds[what, one["device"], one["versions"]].append(one.get("seconds") or 0.0)
     diverged = [one for one in (*results["runs"], *results["measured"]) if one.get("diverged")]
-    return _rendered("account", plan=plan, seconds=seconds, diverged=diverged)
-
-
-def _rendered(name: str, **values: Any) -> str:
-    return render(f"{name}.md.jinja", __package__, FILTERS, **values)
+    return rendered("account", plan=plan, seconds=seconds, diverged=diverged)
 
 
 def deviations(plan: Plan, experiments: Sequence[Experiment], ran: Collection[str]) -> list[str]:
@@ -134,7 +128,7 @@ def deviations(plan: Plan, experiments: Sequence[Experiment], ran: Collection[st
     told."""
     chosen = {name for each in experiments for name in each.chosen if search.READINGS.get(name, (name,))[0] in ran}
     grids = {name: search.grid(plan, name) for name in search.PARAMETERS if name in chosen}
-    text = _rendered(
+    text = rendered(
         "deviations",
         plan=plan,
         paper=paper,

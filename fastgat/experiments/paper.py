@@ -10,7 +10,7 @@ class Accuracy(NamedTuple):
     sd: float
 
 
-METHODS = ("baseline", "dropout", "random", "fg-linf", "fg-l2", "gat", "dropout-gat")
+METHODS: tuple[str, ...] = ("baseline", "dropout", "random", "fg-linf", "fg-l2", "gat", "dropout-gat")
 """The rows of Table 2, in its order."""
 FAST_GRADIENT = ("fg-linf", "fg-l2")
 

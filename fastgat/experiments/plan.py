@@ -40,8 +40,7 @@ class Plan(Options):
         choices=("all", "gat"),
     )
     points: str | None = option(
-        None,
-        "generators of capacity, WIDTH/INTERVAL,...  [default: widths 8, 16, 24, 32, 48, 64 x intervals 1, 2, 4]",
+        None, "generators of capacity, WIDTH/INTERVAL,...  [default: widths 8, 16, 24, 32, 48, 64 x intervals 1, 2, 4]"
     )
     base: TrainConfig = field(default_factory=TrainConfig)
     grids: Mapping[str, tuple[float, ...]] = field(default_factory=dict)

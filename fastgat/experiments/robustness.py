@@ -32,9 +32,9 @@ class _Curves(TypedDict):
 class Robustness(search.Searching):
     """Base of both figures: `indirect` where perturbations are made on another network than the attacked one."""
 
-    template: ClassVar[str] = "robustness"
+    template = "robustness"
     shown = SHOWN
-    chosen: ClassVar[tuple[str, ...]] = NETWORKS
+    chosen = NETWORKS
     indirect: ClassVar[bool]
 
     def source(self, plan: Plan) -> Cell:
@@ -84,15 +84,15 @@ class Robustness(search.Searching):
 
 
 class Figure3(Robustness):
-    name: ClassVar[str] = "figure3"
-    title: ClassVar[str] = "Figure 3: direct attack, fast gradient L2 made on each network itself"
-    indirect: ClassVar[bool] = False
+    name = "figure3"
+    title = "Figure 3: direct attack, fast gradient L2 made on each network itself"
+    indirect = False
 
 
 class Figure4(Robustness):
-    name: ClassVar[str] = "figure4"
-    title: ClassVar[str] = "Figure 4: indirect attack, fast gradient L2 made on another baseline"
-    indirect: ClassVar[bool] = True
+    name = "figure4"
+    title = "Figure 4: indirect attack, fast gradient L2 made on another baseline"
+    indirect = True
 
 
 @tf32(False)
@@ -107,12 +107,6 @@ def _compute(plan: Plan, cells: dict[str, Cell], store: RunStore, advance: Advan
         done += samples
         advance(done / min(plan.samples or len(images.test), len(images.test)))
 
-    curves = fast_gradient_sweep(
-        networks,
-        test_batches(plan, images, device),
-        EPSILONS,
-        NORM,
-        sources=None if source is None else {SOURCE: source},
-        progress=progress,
-    )
+    batches, sources = test_batches(plan, images, device), None if source is None else {SOURCE: source}
+    curves = fast_gradient_sweep(networks, batches, EPSILONS, NORM, sources=sources, progress=progress)
     return {"accuracies": {network: accuracies for (network, _), accuracies in curves.items()}}

@@ -1,7 +1,5 @@
 """What a finished run says by each rule that picks an epoch, with and without the moving average of its weights."""
 
-from __future__ import annotations
-
 from collections import defaultdict
 from collections.abc import Mapping
 from typing import Any

@@ -7,7 +7,7 @@ settings.
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from statistics import mean
-from typing import Any, ClassVar, NamedTuple, NotRequired, TypedDict
+from typing import Any, NamedTuple, NotRequired, TypedDict
 
 from fastgat.config import TrainConfig
 from fastgat.errors import ConfigError
@@ -19,30 +19,22 @@ from fastgat.experiments.store import RunStore
 from fastgat.methods import METHODS, Method, create_method
 from fastgat.options import constraint
 
-PARAMETERS = {
-    "dropout": "dropout",
-    "random": "epsilon",
-    "fg-linf": "epsilon",
-    "fg-l2": "epsilon",
-    "gat": "cg",
-    "dropout-gat": "cg",
-    "gat-through": "cg",
-    "gradient-penalty": "penalty",
+SEARCHED: dict[str, tuple[str, tuple[float, ...]]] = {
+    "dropout": ("dropout", (0.1, 0.15, 0.22, 0.33, 0.5)),
+    "random": ("epsilon", (0.3, 0.6, 1.2, 2.4, 4.8)),
+    "fg-linf": ("epsilon", (0.5 / 255, 1 / 255, 2 / 255, 4 / 255, 8 / 255)),
+    "fg-l2": ("epsilon", (0.06, 0.12, 0.25, 0.5, 1.0)),
+    "gat": ("cg", (0.3, 0.7, 1.7, 4.0, 10.0)),
+    "dropout-gat": ("cg", (0.3, 0.7, 1.7, 4.0, 10.0)),
+    "gat-through": ("cg", (0.3, 0.7, 1.7, 4.0, 10.0)),
+    "gradient-penalty": ("penalty", (0.01, 0.03, 0.1, 0.3, 1.0)),
 }
-"""The option that is searched, by method; dropout + GAT takes the rate that was chosen for dropout."""
+"""By method the option that is searched, and five values, evenly spaced on a logarithmic scale; dropout + GAT takes
+the rate that was chosen for dropout."""
+PARAMETERS = {name: parameter for name, (parameter, _) in SEARCHED.items()}
+GRIDS = {name: values for name, (_, values) in SEARCHED.items()}
 READINGS: dict[str, tuple[str, dict[str, Any]]] = {"gat-through": ("gat", {"delta": "through"})}
 """What is compared beside the methods: a method under another name, with options of its own."""
-GRIDS = {
-    "dropout": (0.1, 0.15, 0.22, 0.33, 0.5),
-    "random": (0.3, 0.6, 1.2, 2.4, 4.8),
-    "fg-linf": (0.5 / 255, 1 / 255, 2 / 255, 4 / 255, 8 / 255),
-    "fg-l2": (0.06, 0.12, 0.25, 0.5, 1.0),
-    "gat": (0.3, 0.7, 1.7, 4.0, 10.0),
-    "dropout-gat": (0.3, 0.7, 1.7, 4.0, 10.0),
-    "gat-through": (0.3, 0.7, 1.7, 4.0, 10.0),
-    "gradient-penalty": (0.01, 0.03, 0.1, 0.3, 1.0),
-}
-"""Five values each, evenly spaced on a logarithmic scale."""
 
 
 class Outcome(TypedDict):
@@ -77,8 +69,8 @@ class Search(Experiment):
         variants: each combination of values, by the names of their options, with its configuration.
     """
 
-    name: ClassVar[str] = "search"
-    title: ClassVar[str] = "Search on validation images"
+    name = "search"
+    title = "Search on validation images"
 
     variants: tuple[tuple[dict[str, Any], TrainConfig], ...]
 
@@ -141,12 +133,10 @@ def choose(plan: Plan, store: RunStore, name: str) -> Choice | None:
     if len(methods) == 1:
         return Choice(methods[0], [])
     tried = [_cells(plan, method) for method in methods]
-    if not all(store.finished(cell) for cells in tried for cell in cells):
+    if not all(store.finished(cell) for runs in tried for cell in runs):
         return None
     values = grid(plan, name)
-    rows: list[Outcome] = [
-        {"value": value, **compare(store, cells)} for value, cells in zip(values, tried, strict=True)
-    ]
+    rows: list[Outcome] = [{"value": value, **compare(store, runs)} for value, runs in zip(values, tried, strict=True)]
     number = best(rows)
     return Choice(None if number is None else methods[number], rows)
 

@@ -7,6 +7,8 @@ from typing import Any, NamedTuple, Self
 
 from fastgat.experiments.paper import Accuracy
 
+BySeed = dict[str, float]
+
 
 class Spread(NamedTuple):
     """n values: their mean, and their standard deviation (None for a single one)."""
@@ -19,6 +21,11 @@ class Spread(NamedTuple):
     def of(cls, values: Sequence[float]) -> Self:
         """Raises ValueError where there are none."""
         return cls(statistics.mean(values), statistics.stdev(values) if len(values) > 1 else None, len(values))
+
+
+def paired(ours: BySeed, theirs: BySeed) -> BySeed:
+    """How far `ours` are over `theirs`, for the seeds that both have."""
+    return {seed: value - theirs[seed] for seed, value in ours.items() if seed in theirs}
 
 
 def verdict(ours: Spread, theirs: Accuracy) -> str:

@@ -21,17 +21,7 @@ from fastgat.engine.load import load_classifier
 from fastgat.engine.run_checkpoints import BEST, LAST, SUMMARY
 from fastgat.engine.selection import candidates
 from fastgat.errors import ConfigError, DataError, OutputError
-from fastgat.experiments.archive import (
-    Archive,
-    Environment,
-    Epoch,
-    KeptRun,
-    Measured,
-    Row,
-    Summary,
-    read_archive,
-    write_archive,
-)
+from fastgat.experiments.archive import Archive, Environment, Epoch, KeptRun, Measured, Row, Summary
 from fastgat.experiments.cell import Cell, deciding
 from fastgat.files import locked, make_folder
 from fastgat.reporting.run_folder import read_metrics
@@ -44,7 +34,7 @@ class RunStore:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self.archive = read_archive(folder)
+        self.archive = Archive.read(folder)
         self._measured = Store(folder / "measured")
         self._runs: dict[str, KeptRun] = {}
 
@@ -87,17 +77,18 @@ class RunStore:
         diverged = Store(folder).load("diverged", dict[str, str])
         if summary is None and diverged is None:
             return None
-        settings, environment = deciding(cell.config), None
-        if summary is not None:
+        run: KeptRun = {"settings": deciding(cell.config), "summary": summary, "diverged": None}
+        if summary is None:
+            run["diverged"] = diverged.get("reason", "unknown")
+        else:
             try:
-                settings = deciding(TrainConfig.from_dict(load_toml(path), str(path)))
+                run["settings"] = deciding(TrainConfig.from_dict(load_toml(path), str(path)))
             except ConfigError as error:
                 raise DataError(str(error)) from None
         with contextlib.suppress(DataError):
-            environment = read_object(folder / "environment.json", Environment)
-        reason = None if summary is not None or diverged is None else diverged.get("reason", "unknown")
-        run: KeptRun = {"settings": settings, "summary": summary, "diverged": reason}
-        return run | {"environment": environment} if environment else run
+            if environment := read_object(folder / "environment.json", Environment):
+                run["environment"] = environment
+        return run
 
     def summary(self, cell: Cell) -> Summary | None:
         """summary.json of a cell that has been trained to its end, else None."""
@@ -181,5 +172,5 @@ class RunStore:
                     rows = ({key: row[key] for key in row if key != "event"} for row in self.epochs(cell))
                     epochs[cell.name] = list(rows)
         if (archive := Archive(cells, measured, epochs)) != self.archive:
-            write_archive(self.folder, archive)
+            archive.write(self.folder)
             self.archive = archive

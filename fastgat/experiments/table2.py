@@ -2,7 +2,7 @@
 
 import itertools
 from dataclasses import replace
-from typing import Any, ClassVar, TypedDict
+from typing import Any, TypedDict
 
 from fastgat.config import ModelConfig
 from fastgat.experiments import paper, search
@@ -10,11 +10,10 @@ from fastgat.experiments.cell import Cell
 from fastgat.experiments.plan import Plan
 from fastgat.experiments.plots import plot_searches
 from fastgat.experiments.rules import COLUMNS, by_rule
-from fastgat.experiments.spread import Spread, verdict
+from fastgat.experiments.spread import BySeed, Spread, paired, verdict
 from fastgat.experiments.store import RunStore
 
 LARGER = "timm:resnet18"
-BySeed = dict[str, float]
 
 
 class Row(TypedDict):
@@ -32,10 +31,10 @@ class Row(TypedDict):
 
 
 class Table2(search.Searching):
-    name: ClassVar[str] = "table2"
-    title: ClassVar[str] = "Table 2: test accuracy"
-    template: ClassVar[str] = "table2"
-    chosen: ClassVar[tuple[str, ...]] = paper.METHODS
+    name = "table2"
+    title = "Table 2: test accuracy"
+    template = "table2"
+    chosen = paper.METHODS
 
     def cells(self, plan: Plan, store: RunStore) -> list[Cell]:
         """Every method that has been chosen, seed by seed."""
@@ -98,18 +97,18 @@ class Table2(search.Searching):
 class Readings(Table2):
     """Whether the derivative through Delta gains what Delta held fixed does not, and more than a gradient penalty."""
 
-    name: ClassVar[str] = "readings"
-    title: ClassVar[str] = "Delta fixed or through, and a gradient penalty"
-    chosen: ClassVar[tuple[str, ...]] = ("baseline", "dropout", "fg-l2", "gat", "gat-through", "gradient-penalty")
+    name = "readings"
+    title = "Delta fixed or through, and a gradient penalty"
+    chosen = ("baseline", "dropout", "fg-l2", "gat", "gat-through", "gradient-penalty")
 
 
 class Larger(Table2):
     """Whether the method carries to a larger network: the baseline, fast gradient and GAT on a ResNet-18, or on the
     classifier that is asked for."""
 
-    name: ClassVar[str] = "larger"
-    title: ClassVar[str] = "A larger network"
-    chosen: ClassVar[tuple[str, ...]] = ("baseline", "fg-l2", "gat")
+    name = "larger"
+    title = "A larger network"
+    chosen = ("baseline", "fg-l2", "gat")
 
     def plan(self, plan: Plan) -> Plan:
         asked = plan.base.model.classifier
@@ -159,7 +158,7 @@ def _margins(plan: Plan, rows: list[Row], theirs: dict[str, paper.Accuracy]) -> 
         return []
     margins = []
     for over, label in _rivals({name: row["validation"] for name, row in done.items()}).items():
-        differences = _differences(done["gat"]["accuracy"], done[over]["accuracy"])
+        differences = paired(done["gat"]["accuracy"], done[over]["accuracy"])
         if not differences:
             continue
         searched = {str(seed) for name in ("gat", over) if done[name]["curve"] for seed in search.seeds(plan)}
@@ -182,7 +181,7 @@ def _margins_by_rule(rows: list[Row]) -> list[dict[str, Any]]:
         for method, over in itertools.product(done, rivals):
             if method not in (over, "baseline") and not {method, over} <= {*paper.FAST_GRADIENT}:
                 ours, theirs = done[method], done[over]
-                pairs = {column: _differences(ours.get(column, {}), theirs.get(column, {})) for column in COLUMNS}
+                pairs = {column: paired(ours.get(column, {}), theirs.get(column, {})) for column in COLUMNS}
                 margins.append({"method": method, "over": rivals[over], "weights": weights, "differences": pairs})
     return margins
 
@@ -196,8 +195,3 @@ def _rivals(validation: dict[str, BySeed]) -> dict[str, str]:
         better = max(fast, key=lambda name: Spread.of(done[name]).mean)
         rivals[better] = f"fast gradient ({better})"
     return rivals
-
-
-def _differences(ours: BySeed, others: BySeed) -> BySeed:
-    """The differences of the seeds that both have."""
-    return {seed: value - others[seed] for seed, value in ours.items() if seed in others}

@@ -17,7 +17,7 @@ from fastgat.engine.step import missing_compiler
 from fastgat.experiments import paper
 from fastgat.experiments.archive import Measured
 from fastgat.experiments.base import Experiment
-from fastgat.experiments.cell import DATASETS, Cell, deciding
+from fastgat.experiments.cell import DATASETS, deciding
 from fastgat.experiments.front import Cost
 from fastgat.experiments.jobs import Advance, Measurement, checked_figures
 from fastgat.experiments.plan import Plan
@@ -61,9 +61,6 @@ class Time(Experiment):
     name = "time"
     title = "Training time"
     images = False
-
-    def cells(self, plan: Plan, store: RunStore) -> list[Cell]:
-        return []
 
     def measurements(self, plan: Plan, store: RunStore) -> list[Measurement]:
         return [timing(plan, config) for config in _configs(plan).values()]

@@ -10,7 +10,6 @@ from typing import Any
 
 from fastgat.errors import DataError
 from fastgat.experiments.base import Experiment
-from fastgat.experiments.cell import Cell
 from fastgat.experiments.jobs import Job, Stopped
 from fastgat.experiments.plan import Plan
 from fastgat.experiments.store import RunStore
@@ -68,9 +67,6 @@ class Notes(Experiment):
     count: int
     last: Job | None = None
     odd: Job | None = None
-
-    def cells(self, plan: Plan, store: RunStore) -> list[Cell]:
-        return []
 
     def jobs(self, plan: Plan, store: RunStore) -> list[Job]:
         jobs: list[Job] = [Note(number) for number in range(self.count)]
