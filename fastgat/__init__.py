@@ -5,8 +5,6 @@ from fastgat import TrainConfig, Trainer
 history = Trainer(TrainConfig(method="gat", epochs=5)).fit()
 """
 
-from __future__ import annotations
-
 import importlib
 from typing import TYPE_CHECKING, Any
 
@@ -34,18 +32,7 @@ _WHERE = {
     "load_classifier": "fastgat.engine.load",
     "load_weights": "fastgat.engine.weights",
 }
-__all__ = [
-    "FastgatError",
-    "GATLoss",
-    "History",
-    "TrainConfig",
-    "Trainer",
-    "TrainingStep",
-    "compile_step",
-    "gat_loss",
-    "load_classifier",
-    "load_weights",
-]
+__all__ = list(_WHERE)
 
 
 def __getattr__(name: str) -> Any:

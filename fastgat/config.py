@@ -18,7 +18,7 @@ from fastgat.data.decoding import MAX_PIXELS
 from fastgat.errors import ConfigError
 from fastgat.methods import GAT, METHODS, Method, create_method
 from fastgat.options import Options, check_unit, convert, declared, option, suggestion
-from fastgat.typed import read_toml, shown
+from fastgat.typed import read_toml, shown, type_hints
 
 EXTRA_FRACTION = 0.7
 """What Wang et al. (2023) take for a million extra images of CIFAR-10."""
@@ -292,13 +292,9 @@ class TrainConfig(Options):
 
 
 TABLES: dict[str, type] = {
-    "data": DataConfig,
-    "augmentation": Augmentation,
-    "model": ModelConfig,
-    "optimizer": OptimizerConfig,
-    "precision": PrecisionConfig,
-    "run": RunConfig,
+    name: kind for name, kind in type_hints(TrainConfig).items() if isinstance(kind, type) and issubclass(kind, Options)
 }
+"""The settings that are tables of settings: their dataclasses."""
 
 
 def load_toml(path: Path) -> dict[str, Any]:

@@ -1,7 +1,5 @@
 """Errors that a user can cause. Each carries one line for the person and the exit code of the command."""
 
-from __future__ import annotations
-
 
 class FastgatError(Exception):
     """Base of every error that fastgat raises on purpose; its text is one line: what, where, what to do."""

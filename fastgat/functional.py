@@ -61,11 +61,18 @@ def call(
 @contextmanager
 def in_eval_mode(*networks: nn.Module | None) -> Iterator[None]:
     """A context in which every module is in eval mode; afterwards each is in its mode of before."""
-    before = modes(*networks)
-    try:
+    with modes_kept(*networks):
         for network in networks:
             if network is not None:
                 network.eval()
+        yield
+
+
+@contextmanager
+def modes_kept(*networks: nn.Module | None) -> Iterator[None]:
+    """A context after which every module is in its mode of before."""
+    before = modes(*networks)
+    try:
         yield
     finally:
         set_modes(before)

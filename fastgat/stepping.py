@@ -17,7 +17,7 @@ from fastgat.engine.ranks import current
 from fastgat.engine.reduction import batch_norm_across
 from fastgat.engine.step import Stepper, missing_compiler
 from fastgat.errors import CompileError, ConfigError
-from fastgat.functional import Modes, modes, set_modes
+from fastgat.functional import Modes, modes, modes_kept, set_modes
 from fastgat.methods import Method, create_method
 from fastgat.methods.players import Draws
 from fastgat.models import Generator
@@ -118,8 +118,10 @@ class TrainingStep:
             stepper = self._stepper or self._build(batches)
             stepper.state.check_trainable()
             stepper.state.set_learning_rates(self._rate)
-            with self._in_their_modes(), self._across_ranks():
-                stepper(batches, self._draws(batches), kind)
+            with modes_kept(self.classifier, self.generator):  # the loop may have evaluated since the first step
+                set_modes(self._modes)
+                with self._across_ranks():
+                    stepper(batches, self._draws(batches), kind)
         self.steps += 1
         self._check_values = False
 
@@ -230,16 +232,6 @@ class TrainingStep:
             torch.cuda.device(device) if on_gpu else nullcontext(),
         ):
             yield
-
-    @contextmanager
-    def _in_their_modes(self) -> Iterator[None]:
-        """Every module in the mode that it had at the first step, since when the loop may have evaluated."""
-        before = modes(self.classifier, self.generator)
-        set_modes(self._modes)
-        try:
-            yield
-        finally:
-            set_modes(before)
 
 
 compile_step = TrainingStep

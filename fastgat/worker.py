@@ -83,18 +83,19 @@ def _ctrl_c_ignored() -> Iterator[None]:
 def _serve(target: Callable[..., None], pipe: Any, arguments: tuple[Any, ...], advice: str) -> None:
     """Run `target` in the process; an error is sent, to be raised where the command runs."""
     os.setsid()
+    told: Exception
     try:
         target(pipe, *arguments)
+        return
+    except FastgatError as error:
+        told = error
     except Exception as error:  # noqa: BLE001
-        told: Exception = error
-        if isinstance(error, FastgatError):
-            """It says all that there is to say."""
-        elif is_out_of_memory(error):
+        if is_out_of_memory(error):
             told = FastgatError(f"out of memory: {advice}")
         elif isinstance(error, OSError):
             told = FastgatError(f"{error.filename or 'output'}: {error.strerror or error}")
         else:
             traceback.print_exc()
             told = RuntimeError(f"{type(error).__name__}: {error}")
-        with contextlib.suppress(ConnectionError):
-            pipe.send(told)
+    with contextlib.suppress(ConnectionError):
+        pipe.send(told)

@@ -49,8 +49,9 @@ def _show(console: Console, result: dict[str, Any]) -> None:
     console.print(f"{config['method']['name']}, batch {config['batch_size']}, on {result['device']}")
     columns = (Column(side, justify="right") for side in ("textbook", "fastgat"))
     table = Table("", *columns, box=None, pad_edge=False)
-    for name, cells in _rows(result):
-        table.add_row(name, *cells)
+    shown = [_column(result[side]) for side in ("textbook", "fastgat")]
+    for name in shown[0]:
+        table.add_row(name, *(column[name] for column in shown))
     console.print(table)
     console.print(f"speed-up {result['speedup']:.2f}")
     if "overhead" in result:
@@ -96,20 +97,20 @@ def _list(*columns: Literal["left", "right"]) -> Table:
     return table
 
 
-def _rows(result: dict[str, Any]) -> list[tuple[str, list[str]]]:
-    sides = [result["textbook"], result["fastgat"]]
-    rows = [
-        ("ms a step (median)", [f"{side['step_ms']:.2f}" for side in sides]),
-        ("  20 % to 80 %", [f"{side['step_ms_p20']:.2f} to {side['step_ms_p80']:.2f}" for side in sides]),
-        ("images/s", [f"{side['images_per_second']:,.0f}" for side in sides]),
-        ("cold start", [f"{side['cold_start_seconds']:.1f} s" for side in sides]),
-        ("peak memory", [f"{(side['peak_memory_bytes'] or 0) / 2**20:,.0f} MiB" for side in sides]),
-        ("GFLOP a step", [f"{side['flops'] / 1e9:.1f}" for side in sides]),
-        ("matrix product, TFLOP/s", [f"{side['ceilings']['flops_per_second'] / 1e12:.2f}" for side in sides]),
-        ("copy, GB/s", [f"{side['ceilings']['bytes_per_second'] / 1e9:.0f}" for side in sides]),
-        ("floor", [f"{side['floor_ms']:.2f} ms" for side in sides]),
-        ("fraction of the floor", [f"{side['fraction_of_floor']:.0%}" for side in sides]),
-    ]
-    if sides[0]["launches"]:
-        rows += [(name, [f"{side['launches'][name]:.0f}" for side in sides]) for name in ("kernels", "launches")]
-    return rows
+def _column(side: dict[str, Any]) -> dict[str, str]:
+    """What is shown of a side, by the name of its row."""
+    shown = {
+        "ms a step (median)": f"{side['step_ms']:.2f}",
+        "  20 % to 80 %": f"{side['step_ms_p20']:.2f} to {side['step_ms_p80']:.2f}",
+        "images/s": f"{side['images_per_second']:,.0f}",
+        "cold start": f"{side['cold_start_seconds']:.1f} s",
+        "peak memory": f"{(side['peak_memory_bytes'] or 0) / 2**20:,.0f} MiB",
+        "GFLOP a step": f"{side['flops'] / 1e9:.1f}",
+        "matrix product, TFLOP/s": f"{side['ceilings']['flops_per_second'] / 1e12:.2f}",
+        "copy, GB/s": f"{side['ceilings']['bytes_per_second'] / 1e9:.0f}",
+        "floor": f"{side['floor_ms']:.2f} ms",
+        "fraction of the floor": f"{side['fraction_of_floor']:.0%}",
+    }
+    if side["launches"]:
+        shown |= {name: f"{side['launches'][name]:.0f}" for name in ("kernels", "launches")}
+    return shown

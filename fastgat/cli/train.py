@@ -53,9 +53,8 @@ def train(file: Path | None, recipe: str | None, print_config: bool, dry_run: bo
             loop = trainer.prepare()
             display.describe(loop.facts, loop.folder)
             if is_first():
-                click.echo(
-                    f"would run   {loop.total_steps - loop.position.step:,} steps, {loop.steps_per_epoch:,} an epoch"
-                )
+                left = loop.total_steps - loop.position.step
+                click.echo(f"would run   {left:,} steps, {loop.steps_per_epoch:,} an epoch")
         else:
             trainer.fit()
 

@@ -1,7 +1,5 @@
 """The first lines of a run, and of its environment.json: data, networks, device."""
 
-from __future__ import annotations
-
 import torch
 from torch import nn
 
@@ -12,10 +10,7 @@ from fastgat.engine.state import TrainState
 from fastgat.methods import Method
 from fastgat.trainer.feed import Feed
 
-SECOND_PULL_BACK = {
-    True: "a second pull-back through it keeps Delta exact",
-    False: "its gradients are the batch's",
-}
+SECOND_PULL_BACK = {True: "a second pull-back through it keeps Delta exact", False: "its gradients are the batch's"}
 """The backward pass under batch norm, with a generator and without."""
 
 
@@ -78,13 +73,9 @@ def _device(config: TrainConfig, state: TrainState) -> str:
 
 
 def _augmentation(config: TrainConfig) -> str:
-    given = config.to_dict()["augmentation"]
-    shown = [
-        name.replace("_", " ") if value is True else f"{name.replace('_', ' ')} {value}"
-        for name, value in given.items()
-        if value is not False
-    ]
-    return f"; augmented: {', '.join(shown)}" if shown else ""
+    given = {key: value for key, value in config.to_dict()["augmentation"].items() if value is not False}
+    words = ", ".join(key if value is True else f"{key} {value}" for key, value in given.items())
+    return f"; augmented: {words.replace('_', ' ')}" if given else ""
 
 
 def _size(module: nn.Module) -> str:

@@ -1,7 +1,5 @@
 """The feed of a run: loaders of a data set, or the user's own, and what the networks must fit."""
 
-from __future__ import annotations
-
 import itertools
 import zlib
 from collections.abc import Iterable, Iterator

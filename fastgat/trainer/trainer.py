@@ -1,9 +1,7 @@
 """Trainer: from a configuration to a finished run folder."""
 
-from __future__ import annotations
-
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from datetime import datetime
@@ -138,22 +136,21 @@ class Trainer:
             return self._prepare(device, ranks)
 
     def _prepare(self, device: torch.device, ranks: Ranks) -> Loop:
-        share = ranks.share_of(self.config.batch_size)
-        asked = {key: value for key, value in flatten(self.config.to_dict()) if key.partition(".")[0] not in OWN}
+        given = self.config
+        share = ranks.share_of(given.batch_size)
+        asked = {key: value for key, value in flatten(given.to_dict()) if key.partition(".")[0] not in OWN}
         versions = {"torch": torch.__version__, "fastgat": version("fastgat-trainer")}
-        ranks.check_same({**identity(self.config), **asked, **versions, "their kind of device": device.type})
+        ranks.check_same({**identity(given), **asked, **versions, "their kind of device": device.type})
         again = any(ranks.gather(restarted()))
         self._checkpoint = checkpoint = ranks.from_first(
-            lambda: find_checkpoint(
-                after_restart(self.config.resume, self.config.output, again), self.config.output, self._checkpoint
-            )
+            lambda: find_checkpoint(after_restart(given.resume, given.output, again), given.output, self._checkpoint)
         )
         feed = ranks.local_first(lambda: self._feed(share, device, ranks))
         ranks.check_same({"their data": feed.fingerprint, "batches an epoch": feed.train.batches_per_epoch})
         self._identity = feed.identity
         if not feed.train.batches_per_epoch:
             raise ConfigError(
-                f"no full batch in an epoch: batch_size {self.config.batch_size} is larger than the training set"
+                f"no full batch in an epoch: batch_size {given.batch_size} is larger than the training set"
             )
         start = step_of(checkpoint) if checkpoint is not None else 0
         sample, batches = ranks.agree(lambda: feed.training_batches(start))
@@ -164,31 +161,31 @@ class Trainer:
             classifier,
             generator,
             sample,
-            optimizer=self.config.optimizer,
-            precision=self.config.precision,
-            statistics=self.config.model.batch_norm,
+            optimizer=given.optimizer,
+            precision=given.precision,
+            statistics=given.model.batch_norm,
             num_classes=feed.num_classes,
             ranks=ranks,
         )
         config = replace(
-            self.config,
-            data=replace(self.config.data, dataset=feed.name, changed_data=False),
+            given,
+            data=replace(given.data, dataset=feed.name, changed_data=False),
             output=ranks.from_first(lambda: self._output(feed.name, checkpoint.path.parent if checkpoint else None)),
-            select=self.config.select or (settings_of(checkpoint).select if checkpoint else self.config.rule),
+            select=given.select or (settings_of(checkpoint).select if checkpoint else given.rule),
             resume=None,
         )
         assert config.output is not None
         compiled, why_not = ranks.agree(lambda: self._compiled(device))
         if not all(ranks.gather(compiled)):
             compiled, why_not = False, why_not or "NOT compiled, as another rank cannot"
+        facts = run_facts(given, self.method, feed, state, own_classifier=self.classifier is not None)
+        if config.model.init_from is not None:
+            facts["weights"] = "; ".join([f"from {config.model.init_from}", *self._names_changed])
+        if why_not:
+            facts["step"] = why_not
+        run = config.run
         loop = Loop(
-            Stepper(
-                state,
-                self.method,
-                compiled=compiled,
-                cuda_graph=config.run.cuda_graph,
-                convolutions=config.run.convolutions,
-            ),
+            Stepper(state, self.method, compiled=compiled, cuda_graph=run.cuda_graph, convolutions=run.convolutions),
             config,
             feed.train,
             feed.validation,
@@ -202,10 +199,8 @@ class Trainer:
                 "data": feed.identity.record() if feed.identity else None,
                 "extra_data": feed.extra,
             },
-            facts=run_facts(self.config, self.method, feed, state, own_classifier=self.classifier is not None)
-            | self._weights_fact()
-            | ({"step": why_not} if why_not else {}),
-            callbacks=[RunFolder(config.output, config), *self._options(config.output), *self.callbacks],
+            facts=facts,
+            callbacks=[RunFolder(config.output, config), *self._asked_for(config.output), *self.callbacks],
         )
         if checkpoint is not None:
             ranks.agree(lambda: self._restore(loop, checkpoint, config, feed))
@@ -216,12 +211,9 @@ class Trainer:
         model, method = self.config.model, self.method
         classifier, generator = self.classifier, self.generator if method.needs_generator else None
         if classifier is None:
+            normalized = normalization(model.mean, model.std, feed.name)
             classifier = create_classifier(
-                model.classifier,
-                feed.num_classes,
-                feed.channels,
-                method.classifier_dropout,
-                normalization(model.mean, model.std, feed.name),
+                model.classifier, feed.num_classes, feed.channels, method.classifier_dropout, normalized
             )
         elif (model.mean, model.std) != (None, None):
             raise ConfigError("mean and std are for classifiers by name: give yours as fastgat.models.normalized(...)")
@@ -238,11 +230,6 @@ class Trainer:
             images = batch.images if batch is not None else None
             check_networks(classifier, generator, images, method, feed.num_classes)
         return classifier, generator
-
-    def _weights_fact(self) -> dict[str, str]:
-        """Where the weights come from that the run starts with, and what was done to their names."""
-        source = self.config.model.init_from
-        return {} if source is None else {"weights": "; ".join([f"from {source}", *self._names_changed])}
 
     def _restore(self, loop: Loop, checkpoint: Checkpoint, config: TrainConfig, feed: Feed) -> None:
         check_same_run(checkpoint, config)
@@ -314,11 +301,8 @@ class Trainer:
             "dropout": self.method.classifier_dropout,
         }
 
-    def _options(self, output: Path) -> list[Callback]:
-        run = self.config.run
-        callbacks: list[Callback] = []
-        if run.early_stopping is not None:
-            callbacks.append(EarlyStopping(run.early_stopping))
-        if run.tensorboard:
-            callbacks.append(TensorBoard(output))
-        return callbacks
+    def _asked_for(self, output: Path) -> Iterator[Callback]:
+        if self.config.run.early_stopping is not None:
+            yield EarlyStopping(self.config.run.early_stopping)
+        if self.config.run.tensorboard:
+            yield TensorBoard(output)
