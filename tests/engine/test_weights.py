@@ -7,6 +7,7 @@ import contextlib
 import os
 import pickle
 import zipfile
+from collections import defaultdict
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -196,6 +197,11 @@ BAD: dict[str, tuple[str, Callable[[Path, State], object], str]] = {
         "w.pt",
         lambda path, s: torch.save({"model": s, "c": Code()}, path),
         "is code and is not run",
+    ),
+    "filled in place": (
+        "w.pt",
+        lambda path, s: torch.save({"model": s, "log": defaultdict(list, a=[1])}, path),
+        "needs collections.defaultdict to be read",
     ),
     "a module": (
         "w.pt",
