@@ -14,6 +14,9 @@ from fastgat.experiments.spread import BySeed, Spread, paired, verdict
 from fastgat.experiments.store import RunStore
 
 LARGER = "timm:resnet18"
+FORMS_OF_GAT = "gat", "gat-through", "dropout-gat"
+RIVALS_OF_GAT = "dropout", "gradient-penalty", "gat"
+"""What GAT is held against beside the baseline and fast gradient: does it gain more, or add to them?"""
 
 
 class Row(TypedDict):
@@ -173,16 +176,22 @@ def _margins(plan: Plan, rows: list[Row], theirs: dict[str, paper.Accuracy]) -> 
 
 
 def _margins_by_rule(rows: list[Row]) -> list[dict[str, Any]]:
-    """Each method over the baseline and over the better fast gradient, by `weights`: differences by seed, by column."""
+    """Each method over the baseline and over the better fast gradient, GAT also over dropout, a gradient penalty and
+    its plain form, by `weights`: differences by seed, by column."""
     margins = []
     for weights in dict.fromkeys(weights for row in rows for weights in row["by_rule"]):
         done = {row["method"]: row["by_rule"][weights] for row in rows if weights in row["by_rule"]}
         rivals = _rivals({row["method"]: row["validation"] for row in rows if row["method"] in done})
-        for method, over in itertools.product(done, rivals):
-            if method not in (over, "baseline") and not {method, over} <= {*paper.FAST_GRADIENT}:
-                ours, theirs = done[method], done[over]
-                pairs = {column: paired(ours.get(column, {}), theirs.get(column, {})) for column in COLUMNS}
-                margins.append({"method": method, "over": rivals[over], "weights": weights, "differences": pairs})
+        compared = [
+            (method, over, label)
+            for method, (over, label) in itertools.product(done, rivals.items())
+            if method not in (over, "baseline") and not {method, over} <= {*paper.FAST_GRADIENT}
+        ]
+        of_gat = itertools.product([name for name in FORMS_OF_GAT if name in done], RIVALS_OF_GAT)
+        compared += [(method, over, over) for method, over in of_gat if over in done and over != method]
+        for method, over, label in compared:
+            pairs = {column: paired(done[method].get(column, {}), done[over].get(column, {})) for column in COLUMNS}
+            margins.append({"method": method, "over": label, "weights": weights, "differences": pairs})
     return margins
 
 
