@@ -129,6 +129,25 @@ def test_margins_are_paired_and_over_the_better_fast_gradient_on_validation(tmp_
     assert "+2.50 ± 6.35 (95 %)" in TABLE.section(asked, figures)
 
 
+def test_gat_is_also_held_against_dropout_and_its_plain_form(tmp_path: Path) -> None:
+    store, asked = RunStore(tmp_path), fixed(seeds=1)
+    for name, test in (("baseline", 0.5), ("dropout", 0.52), ("gat", 0.53), ("dropout-gat", 0.56)):
+        run(store, asked, name, 0, 0.5, test)
+    figures = TABLE.collect(asked, store)
+    assert figures is not None
+    margins = {(each["method"], each["over"]): each["differences"]["accuracy"] for each in figures["margins_by_rule"]}
+    expected = {
+        ("dropout", "the baseline"): 0.02,
+        ("gat", "the baseline"): 0.03,
+        ("dropout-gat", "the baseline"): 0.06,
+        ("gat", "dropout"): 0.01,
+        ("dropout-gat", "dropout"): 0.04,
+        ("dropout-gat", "gat"): 0.03,
+    }
+    assert margins.keys() == expected.keys()
+    assert all(margins[pair] == pytest.approx({"0": value}) for pair, value in expected.items())
+
+
 def test_a_margin_without_the_seed_that_chose(tmp_path: Path) -> None:
     store, asked = RunStore(tmp_path), fixed(seeds=3)
     asked = replace(asked, grids={**asked.grids, "gat": (1.0, 3.0)})
