@@ -45,33 +45,45 @@ class APGD(Attack):
             left = resists.nonzero().flatten()
             if not len(left):
                 break
-            x, y = images[left], labels[left]
-            loss = _loss(self.loss, y, wrong_classes[left, target])
-            result[left], fooled = self._ascend(x, y, numbers[left.cpu().numpy()], start, loss)
+            aims = wrong_classes[left, target]
+            result[left], fooled = self._ascend(images[left], labels[left], aims, numbers[left.cpu().numpy()], start)
             resists[left[fooled]] = False
         return result
 
     def _ascend(
-        self, images: Tensor, labels: Tensor, numbers: np.ndarray, start: int, loss: Loss
+        self, images: Tensor, labels: Tensor, aims: Tensor, numbers: np.ndarray, start: int
     ) -> tuple[Tensor, Tensor]:
-        """For each sample the best point of one start (one that fools the model, if any does), and whether it does."""
-        checkpoints, project = _checkpoints(self.steps), self.projection(images)
-        size = images.new_full((len(images), 1, 1, 1), 2 * self.epsilon)
+        """For each sample the first point of one start at which the model errs, or else the best; and whether it errs.
+
+        A sample that the model gets wrong takes no further steps.
+        """
+        rows, result = torch.arange(len(images), device=images.device), torch.empty_like(images)
+        fooled = torch.zeros_like(labels, dtype=torch.bool)
+        project, loss = self.projection(images), _loss(self.loss, labels, aims)
         x = previous = project(images + self._start(images, numbers, start))
-        value, gradient, wrong = self._evaluate(x, labels, loss)
-        best, best_value, best_gradient = x.clone(), value, gradient.clone()
-        adversarial, fooled = x.clone(), wrong
-        last_checkpoint, last_value, last_size, raised = 0, best_value, size.clone(), torch.zeros_like(value)
-        for step in range(1, self.steps + 1):
-            ahead = project(torch.addcmul(x, size, ascent(gradient, self.norm, 1)))
-            momentum = MOMENTUM if step > 1 else 1.0
-            x, previous = project(x.lerp(ahead, momentum).add_(x - previous, alpha=1 - momentum)), x
-            previous_value = value
-            value, gradient, wrong = self._evaluate(x, labels, loss)
-            raised += (value > previous_value).to(raised.dtype)
-            first = wrong & ~fooled
-            adversarial[first] = x[first]
-            fooled = fooled | wrong
+        size = last_size = images.new_full((len(images), 1, 1, 1), 2 * self.epsilon)
+        gradient, best, best_gradient = torch.zeros_like(x), x.clone(), torch.zeros_like(x)
+        value, raised = images.new_full((len(images),), torch.inf), images.new_zeros(len(images))
+        best_value = last_value = -value
+        checkpoints, last_checkpoint = _checkpoints(self.steps), 0
+        for step in range(self.steps + 1):
+            if step > 0:
+                ahead = project(torch.addcmul(x, size, ascent(gradient, self.norm, 1)))
+                momentum = MOMENTUM if step > 1 else 1.0
+                x, previous = project(x.lerp(ahead, momentum).add_(x - previous, alpha=1 - momentum)), x
+            last, (value, gradient, wrong) = value, self._evaluate(x, labels, loss)
+            if wrong.any():
+                result[rows[wrong]], fooled[rows[wrong]] = x[wrong], True
+                left = (~wrong).nonzero().flatten()
+                rows, images, labels, aims = rows[left], images[left], labels[left], aims[left]
+                x, previous, size, last_size = x[left], previous[left], size[left], last_size[left]
+                gradient, best, best_gradient = gradient[left], best[left], best_gradient[left]
+                value, last, raised = value[left], last[left], raised[left]
+                best_value, last_value = best_value[left], last_value[left]
+                if not len(left):
+                    break
+                project, loss = self.projection(images), _loss(self.loss, labels, aims)
+            raised += (value > last).to(raised.dtype)
             better = value > best_value
             best[better], best_gradient[better] = x[better], gradient[better]
             best_value = torch.where(better, value, best_value)
@@ -83,7 +95,8 @@ class APGD(Attack):
                 x = torch.where(per_sample(stuck), best, x)
                 gradient = torch.where(per_sample(stuck), best_gradient, gradient)
                 value = torch.where(stuck, best_value, value)
-        return torch.where(per_sample(fooled), adversarial, best), fooled
+        result[rows] = best
+        return result, fooled
 
     def _start(self, images: Tensor, numbers: np.ndarray, start: int) -> Tensor:
         """A point on the border of the ball, as the authors' code starts."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import torch
@@ -167,6 +167,23 @@ def test_restarts_keep_what_fools(victim: Victim) -> None:
         for n in (1, 5)
     )
     assert five <= one
+
+
+@norms
+def test_a_sample_that_apgd_has_fooled_takes_no_further_steps(victim: Victim, norm: str) -> None:
+    class Counted(nn.Module):
+        seen: ClassVar[list[int]] = []
+
+        def forward(self, images: Tensor) -> Tensor:
+            self.seen.append(len(images))
+            logits: Tensor = victim.model(images)
+            return logits
+
+    model, count = Counted(), len(victim.labels)
+    moved = APGD(model, epsilon=EPSILON[norm], norm=norm, steps=20, batch_size=count)(victim.images, victim.labels)
+    _, *steps = model.seen  # first the network is tried
+    assert steps == sorted(steps, reverse=True)
+    assert round(accuracy(victim, moved) * count) <= steps[-1] < steps[1] < steps[0] == count
 
 
 def test_starts_can_be_gone_on_with(victim: Victim) -> None:
