@@ -27,6 +27,8 @@ OF_CLEAN = (
     *("weights", "dataset", "mean", "std", "image_size"),
 )
 """Settings that clean accuracy has too."""
+OF_AUTOATTACK = {"samples", "norm", "epsilon", "seed", "only_autoattack"}
+"""Settings that AutoAttack by itself has beside them."""
 
 
 @click.command()
@@ -78,9 +80,10 @@ def evaluate(
     """Say what the classifier in RUN, a run folder or a checkpoint, or in --weights is worth, in eager float32.
 
     Clean accuracy, fast-gradient curves over epsilon, attacks (noise, fast gradient, PGD, APGD, Square, transfer, a
-    fresh generator) at one epsilon, and a report card of what to believe of them. Goes to evaluation.json, report.html
-    and plots in the run folder or --output (with --clean, to evaluation-clean.json alone); what is done is kept in
-    evaluation-cache/ there, so that a second call goes on.
+    fresh generator) at one epsilon, and a report card of what to believe of them; with --only-autoattack, AutoAttack
+    and the lines of the card that need nothing else. Goes to evaluation.json, report.html and plots in the run folder
+    or --output (with --clean, to evaluation-clean.json alone); what is done is kept in evaluation-cache/ there, so that
+    a second call goes on.
 
     Exit code 3 where the card has a FAIL.
     """
@@ -90,6 +93,9 @@ def evaluate(
     asked = [name for name, value in given.items() if value is not None and name not in OF_CLEAN]
     if clean and (quick or full or sources or networks or cgs or no_generator or fresh or asked):
         raise click.UsageError("--clean attacks nothing: leave out what says how")
+    only = given["only_autoattack"]
+    if only and (sources or networks or cgs or set(asked) - OF_AUTOATTACK):
+        raise click.UsageError("--only-autoattack runs nothing else: leave out what says how")
     if full and (quick or given["samples"] is not None):
         raise click.UsageError("--full attacks every image: leave out --quick and --samples")
     if quick and given["samples"] is not None:
@@ -98,7 +104,7 @@ def evaluate(
         raise click.UsageError("--cg trains a generator, and --no-generator none")
     settings = RunSettings(**((FULL if full else {}) | given_to(RunSettings, given)))
     attacks = EvaluationSettings(**given_to(EvaluationSettings, given))
-    prices = () if no_generator else tuple(convert("cg", value, float) for value in cgs or ("1",))
+    prices = () if no_generator or only else tuple(convert("cg", value, float) for value in cgs or ("1",))
     if output is None:
         output = Path("runs") / f"evaluate-{Path(weights).stem}" if run is None else run if run.is_dir() else run.parent
     keep_freed_memory()

@@ -32,13 +32,16 @@ from fastgat.models import Generator
 LADDER = (0.25, 0.5, 1.0, 2.0, 4.0)
 """Multiples of epsilon at which PGD must leave less and less."""
 LADDER_STEPS = 20
+SQUARE = "a search without gradients (Square)"
 RIVALS = {
     "transfer from another network": ("transfer", "no other network was given to make perturbations on (--source)"),
     "noise": ("noise", ""),
-    "a search without gradients (Square)": ("Square", ""),
+    SQUARE: ("Square", ""),
     "a fresh generator": ("generator", "no generator was trained (--cg)"),
 }
 """What white-box attacks must be as strong as: how the names of these attacks begin, and why there may be none."""
+AS_STRONG = "White-box attacks are at least as strong as "
+MASKED = "something that sees less finds more: gradients are masked"
 
 
 @tf32(False)
@@ -70,9 +73,13 @@ def evaluate(
         cache: where results are kept, so that an evaluation that was killed goes on.
         progress: told what is being done, and how many samples of how many.
 
+    With `settings.only_autoattack` there are no curves and no other attacks, so no `networks`, `sources`, `generators`.
+
     Raises ConfigError for networks, images or settings that do not fit, NonFiniteError for logits that are NaN.
     """
     settings, cache, generators = settings or EvaluationSettings(), cache or Cache(), list(generators)
+    if settings.only_autoattack and (networks or sources or generators):
+        raise ConfigError("only_autoattack runs nothing else: leave out other networks, sources and generators")
     names = [name, *(networks or {}), *(sources or {})]
     if shared := {other for other in names if names.count(other) > 1}:
         raise ConfigError(f"{min(shared)!r} stands for several networks: give each a name of its own")
@@ -84,15 +91,20 @@ def evaluate(
     evaluator = _Evaluator(subject, images, settings, cache, progress)
     training: dict[float, dict[str, Any]] = {}
     trained: dict[float, nn.Module] = {}
-    for each in generators:
-        trained[each.cg], training[each.cg] = evaluator.generator(each, train, validation)
-    curves = evaluator.curves([subject, *others], origins, curve_images)
-    evaluator.attack_all(origins, trained)
-    ladder = evaluator.ladder()
+    curves, shown = [], []
+    if settings.only_autoattack:
+        comparisons = [evaluator.square_finds_little_more(evaluator.autoattack())]
+    else:
+        for each in generators:
+            trained[each.cg], training[each.cg] = evaluator.generator(each, train, validation)
+        curves = evaluator.curves([subject, *others], origins, curve_images)
+        evaluator.attack_all(origins, trained)
+        curves.append(evaluator.ladder())
+        comparisons = list(evaluator.comparisons(curves[-1]))
+        generator_attacks = [key for key in evaluator.attacks if key.startswith("generator")]
+        shown = ["fast gradient", f"PGD-{settings.steps}", *generator_attacks][:3]
     clean = clean_outcomes(subject, images, cache)
-    checks = [card.enough(clean), *evaluator.checks(ladder)]
-    generator_attacks = [key for key in evaluator.attacks if key.startswith("generator")]
-    shown = ["fast gradient", f"PGD-{settings.steps}", *generator_attacks][:3]
+    checks = [card.enough(clean), *comparisons, *evaluator.checks()]
     robustness = Robustness(
         network=name,
         settings=settings,
@@ -103,14 +115,14 @@ def evaluate(
             AttackResult(key, float(right.mean()), evaluator.attacks[key].settings())
             for key, right in evaluator.outcomes.items()
         ],
-        curve_samples=curve_images.samples,
-        curves=[*curves, ladder],
+        curve_samples=curve_images.samples if curves else 0,
+        curves=curves,
         equal_power=equal_power(subject, trained, curve_images, cache),
         training=training,
         card=checks,
         verdict=card.overall(checks),
     )
-    pictures = examples(subject, images.first, {key: evaluator.attacks[key] for key in shown})
+    pictures = examples(subject, images.first, {key: evaluator.attacks[key] for key in shown}) if shown else []
     return Evaluation(robustness=robustness, examples=pictures)
 
 
@@ -210,7 +222,7 @@ class _Evaluator:
         self.attack("APGD-T", APGD(model, **common, steps=s.apgd_steps, loss="dlr-t"))
         self.attack("Square", Square(model, **common, queries=s.queries))
         if s.autoattack:
-            self._attack_by_autoattack()
+            self.autoattack()
 
     def _attack_by_pgd(self) -> None:
         """PGD with one start, with twice the steps, and with more starts, each of which goes on from the fewer ones."""
@@ -224,16 +236,22 @@ class _Evaluator:
                 right, starts = self.attack(more, rest, among=right), restarts
             self.attacks[more], self.outcomes[more] = replace(pgd, restarts=restarts), right
 
-    def _attack_by_autoattack(self) -> None:
-        """AutoAttack part by part, so that each is kept by itself and takes over what it shares with the others."""
+    def autoattack(self) -> Outcomes:
+        """AutoAttack part by part, so that each is kept by itself and takes over what it shares with the others.
+
+        Returns the outcomes before its last part, Square.
+        """
         whole, right = AutoAttack(self.subject, **self.common), clean_outcomes(self.subject, self.batches, self.cache)
+        before = right
         for name, part in whole.parts().items():
+            before = right
             if name in self.attacks and self.attacks[name].settings() == part.settings():
                 right = right & self.outcomes[name]
             else:
                 advance = self.counting(f"AutoAttack, {name}", self.batches.samples)
                 right = outcomes(self.subject, part, self.batches, self.cache, among=right, progress=advance)
         self.attacks["AutoAttack"], self.outcomes["AutoAttack"] = whole, right
+        return before
 
     def ladder(self) -> Curve:
         """PGD's accuracy over multiples of epsilon, and at one that leaves nothing of an image."""
@@ -251,8 +269,13 @@ class _Evaluator:
         settings = {key: value for key, value in pgd.settings().items() if key != "epsilon"}
         return Curve(name, self.settings.norm, self.subject.name, None, epsilons, accuracies, settings)
 
-    def checks(self, ladder: Curve) -> Iterator[card.Check]:
-        """The lines of the report card that compare attacks, and those about gradients and precision."""
+    def square_finds_little_more(self, before: Outcomes) -> card.Check:
+        """The line of the report card that holds AutoAttack's Square to the outcomes of its other parts."""
+        others, every = ("APGD-CE, APGD-T, FAB-T", before), ("with Square", self.outcomes["AutoAttack"])
+        return card.stronger(AS_STRONG + SQUARE, others, every, MASKED)
+
+    def comparisons(self, ladder: Curve) -> Iterator[card.Check]:
+        """The lines of the report card that compare attacks."""
 
         def named(name: str) -> card.Named:
             return name, self.outcomes[name]
@@ -266,12 +289,11 @@ class _Evaluator:
             "gradients lead the attack astray: they are masked",
         )
         for rival, (prefix, absent) in RIVALS.items():
-            line = f"White-box attacks are at least as strong as {rival}"
             if names := [name for name in self.outcomes if name.startswith(prefix)]:
                 best = named(min(names, key=lambda name: self.outcomes[name].mean()))
-                yield card.stronger(line, most, best, "something that sees less finds more: gradients are masked")
+                yield card.stronger(AS_STRONG + rival, most, best, MASKED)
             else:
-                yield card.not_checked(line, absent)
+                yield card.not_checked(AS_STRONG + rival, absent)
         yield card.falls(ladder.epsilons, ladder.accuracies, samples)
         yield card.vanishes(ladder.epsilons[-1], ladder.accuracies[-1], samples)
         yield card.converged(
@@ -287,9 +309,12 @@ class _Evaluator:
             "the attack depends on luck: the loss is rugged, or it needs more --restarts",
         )
         yield card.losses_agree(("PGD", most[1]), named("APGD-T"))
+
+    def checks(self) -> Iterator[card.Check]:
+        """The lines of the report card about the network by itself."""
         yield card.gradients(*gradient_shares(self.subject, self.batches))
         yield card.repeats(*repetition(self.subject, self.batches.first))
-        if self.settings.autoattack:
+        if "AutoAttack" in self.attacks:
             classes = self.subject.logits(self.batches.first.images[:1]).shape[1]
             yield card.targets(classes, self.attacks["AutoAttack"].settings()["targets"])
         yield card.precisions(*agreement(self.subject, self.batches.first))

@@ -28,7 +28,9 @@ def write_report(folder: Path, evaluation: Evaluation) -> list[Path]:
     attacked = evaluation.robustness is not None
     files: dict[str, bytes] = {}
     if attacked:
-        plots = {"curves": plot_curves(figures["curves"])}
+        plots = {}
+        if figures["curves"]:
+            plots["curves"] = plot_curves(figures["curves"])
         if figures["equal_power"]:
             plots["power"] = plot_power(figures["equal_power"])
         if evaluation.examples:

@@ -29,6 +29,7 @@ class EvaluationSettings(Options):
     apgd_steps: int = option(100, "steps of APGD", at_least=1)
     queries: int = option(5000, "of the Square attack", at_least=1)
     autoattack: bool = option(False, "run AutoAttack too, the standard version (APGD-CE, APGD-T, FAB-T, Square)")
+    only_autoattack: bool = option(False, "AutoAttack and nothing else: no curves, no other attacks, no generator")
     seed: int = option(0, "of everything that is drawn", at_least=0)
     batch_size: int | None = option(None, "images at a time  [default: 64 on a CPU, 256 on a GPU]", at_least=1)
 

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import shutil
+from functools import partial
 from pathlib import Path
 
 import pytest
 import safetensors.torch
 import torch
 
+from fastgat.attacks import AutoAttack
 from fastgat.engine.checkpoint import load_checkpoint, save_checkpoint
 from tests.cli.conftest import Run
 from tests.data.pictures import make_folder
@@ -262,3 +264,19 @@ def test_weights_that_do_not_fit(
     assert result.err.count("\n") == 1
     assert result.code == code
     assert not Path("runs").joinpath("evaluate-theirs.pth").exists()
+
+
+def test_only_autoattack(run: Run, runs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    short = partial(AutoAttack, steps=2, targets=1, queries=3)
+    monkeypatch.setattr("fastgat.evaluation.protocol.AutoAttack", short)
+    only = ("evaluate", runs / "seed0", "--only-autoattack", "--samples", 6)
+    done = run(*only)
+    assert done.code in (0, 3), done.err
+    figures = json.loads((runs / "seed0" / "evaluation.json").read_text())
+    assert [attack["name"] for attack in figures["attacks"]] == ["AutoAttack"]
+    assert "AutoAttack" in done.out
+    assert "fast gradient" not in done.out
+    for other in (("--steps", 3), ("--cg", 1), ("--source", runs / "seed1"), ("--autoattack",)):
+        refused = run(*only, *other)
+        assert refused.code == 2
+        assert "--only-autoattack runs nothing else" in refused.err

@@ -24,6 +24,7 @@ from fastgat.evaluation.inputs import Batches, Subject
 from fastgat.evaluation.outcomes import clean_outcomes, outcomes
 from fastgat.evaluation.power import equal_power
 from tests.attacks.victim import Victim, accuracy
+from tests.evaluation.masked import Stairs
 
 SETTINGS = EvaluationSettings(norm="l2", epsilon=0.6, steps=4, restarts=2, apgd_steps=4, queries=20)
 
@@ -150,6 +151,31 @@ def test_autoattack_is_kept_part_by_part(victim: Victim, tmp_path: Path, monkeyp
     assert (entry["steps"], entry["targets"], entry["queries"]) == (4, 12, 20)
     (line,) = (line for line in figures["card"] if "wrong classes" in line["name"])
     assert (line["verdict"], line["figures"]) == ("WARN", {"wrong classes": 9, "aimed at": 12})
+
+
+@pytest.mark.parametrize(("mask", "verdict"), [(nn.Sequential, "PASS"), (Stairs, "FAIL")])
+def test_autoattack_and_nothing_else(
+    victim: Victim, mask: Any, verdict: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("fastgat.evaluation.protocol.AutoAttack", partial(AutoAttack, steps=4, targets=2, queries=500))
+    model, settings = mask(victim.model), replace(SETTINGS, norm="linf", epsilon=0.06, only_autoattack=True)
+    result = evaluate(model.eval(), batches(victim), settings)
+    figures = result.figures
+    (entry,) = figures["attacks"]
+    alone = AutoAttack(model, epsilon=0.06, steps=4, targets=2, queries=500)(victim.images[:40], victim.labels[:40])
+    left = (model(alone).argmax(1) == victim.labels[:40]).float().mean()
+    assert (entry["name"], entry["accuracy"]) == ("AutoAttack", pytest.approx(float(left)))
+    assert figures["worst_case_accuracy"] == entry["accuracy"] < figures["clean_accuracy_of_attacked"]
+    assert figures["curves"] == figures["equal_power"] == []
+    (line,) = (line for line in figures["card"] if "Square" in line["name"])
+    assert line["verdict"] == verdict, line["figures"]
+    assert line["figures"]["with Square"] == entry["accuracy"]
+    written = {path.name for path in write_report(tmp_path, result)}
+    assert written == {"evaluation.json", "report.html"}
+    others: list[dict[str, Any]] = [{"networks": {"h": model}}, {"sources": {"h": model}}]
+    for given in (*others, {"generators": [GeneratorTraining()]}):
+        with pytest.raises(ConfigError, match="runs nothing else"):
+            evaluate(model, batches(victim), settings, **given)
 
 
 def test_autoattack_is_the_standard_version() -> None:
