@@ -36,7 +36,7 @@ EARLIER = {
     "cifar10-80-epochs": "reproduce-cifar10-2500x80",
 }
 """The folder of results of each page that `what-the-kept-runs-say.md` reads: nothing was trained for it."""
-PAGES = EARLIER | {"cifar10-2500-images-readings": "reproduce-readings-cifar10-2500x40"}
+PAGES = EARLIER | {"cifar10-2500-images-readings": "reproduce-cifar10-2500x40"}
 """The folder of results of each page."""
 KEPT = "what-the-kept-runs-say.md"
 LAST = 10
@@ -79,13 +79,15 @@ def runs(folder: Path) -> Iterator[Run]:
 
 
 def _setting(settings: dict[str, Any]) -> str:
-    """What was chosen for a run: the method's parameter, dropout rate, the generator's learning rate."""
+    """What was chosen for a run: the method's parameter, dropout rate, the generator's learning rate, a derivative
+    through Delta."""
     method = create_method(settings["method.name"])
     names = sorted({PARAMETERS.get(settings["method.name"], ""), "dropout"} & vars(method).keys())
     values = {name: settings.get(f"method.{name}", getattr(method, name)) for name in names}
     if "optimizer.generator_lr" in settings:
         values["generator's learning rate"] = settings["optimizer.generator_lr"]
-    return ", ".join(f"{name} {value:.3g}" for name, value in values.items())
+    through = ["through Delta"] if settings.get("method.delta") == "through" else []
+    return ", ".join([*(f"{name} {value:.3g}" for name, value in values.items()), *through])
 
 
 def of_each_method(kept: list[Run]) -> dict[str, list[Run]]:
