@@ -82,5 +82,5 @@ def read_pickle(raw: bytes, where: str) -> dict[str, Any]:
         _check_operations(raw)
         content = _Reader(io.BytesIO(raw), encoding="bytes").load()
         return {key.decode(): value.values if isinstance(value, _Array) else value for key, value in content.items()}
-    except Exception as error:  # noqa: BLE001  # a damaged pickle can fail in any way, none of which is ours to sort out
+    except Exception as error:  # noqa: BLE001  # a damaged pickle can fail in any way
         raise DataError(f"{where}: not a file of this data set ({error or type(error).__name__})") from None

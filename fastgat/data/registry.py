@@ -71,7 +71,8 @@ def users_images(name: str, image_size: int | None = None, max_pixels: int = MAX
         return None
     if not where:
         raise ConfigError(f"{name!r} does not say where the images are: {USERS[kind]}")
-    size, place = image_size or IMAGE_SIZE, os.path.abspath(os.path.expanduser(where))  # noqa: PTH100, PTH111  # a pattern
+    size = image_size or IMAGE_SIZE
+    place = os.path.abspath(os.path.expanduser(where))  # noqa: PTH100, PTH111  # may be a pattern
     return Folder(Path(place), size, max_pixels) if kind == "folder" else WebDataset(place, size, max_pixels)
 
 

@@ -133,7 +133,8 @@ def expand(pattern: str) -> list[Path]:
         if count > SHARDS:
             raise DataError(f"{pattern}: names more than {SHARDS:,} shards")
     paths = map("".join, itertools.product(*choices))
-    return [Path(path) for each in paths for path in (sorted(glob.glob(each)) if glob.has_magic(each) else [each])]  # noqa: PTH207
+    found = (sorted(glob.glob(each)) if glob.has_magic(each) else [each] for each in paths)  # noqa: PTH207
+    return list(map(Path, itertools.chain.from_iterable(found)))
 
 
 def _choices(part: str) -> list[str]:

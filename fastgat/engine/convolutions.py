@@ -130,7 +130,8 @@ def weight_gradient(
 def _weight_gradient(seed: Tensor, images: Tensor, weight: Tensor, *how: Any) -> Tensor:
     *window, groups = how
     mask = [False, True, False]
-    return CONVOLUTION_BACKWARD(seed, images, weight, None, *window, False, [0, 0], groups, mask)[1]  # type: ignore[no-any-return, unused-ignore]
+    gradients = CONVOLUTION_BACKWARD(seed, images, weight, None, *window, False, [0, 0], groups, mask)
+    return gradients[1]  # type: ignore[no-any-return, unused-ignore]
 
 
 @torch.library.custom_op("fastgat::joined", mutates_args=())

@@ -81,7 +81,8 @@ def tf32(allowed: bool) -> Iterator[None]:
     it, and so may a network. The older one sets both.
     """
     cudnn: Any = torch.backends.cudnn
-    newer: list[Any] = [torch.backends.cuda.matmul, cudnn.conv, cudnn.rnn, torch.backends.mkldnn.matmul]  # type: ignore[attr-defined]
+    mkldnn: Any = torch.backends.mkldnn
+    newer: list[Any] = [torch.backends.cuda.matmul, cudnn.conv, cudnn.rnn, mkldnn.matmul]
     precisions = [backend.fp32_precision for backend in newer]
     try:
         older = torch.get_float32_matmul_precision(), cudnn.allow_tf32

@@ -107,7 +107,8 @@ class Side:
         return (time.perf_counter() - began) / count
 
     def _placed(self, module: nn.Module) -> nn.Module:
-        return module.to(self.device).to(memory_format=self.layout).train()  # type: ignore[call-overload]  # torch's stub lacks it
+        moved: nn.Module = module.to(self.device).to(memory_format=self.layout)  # type: ignore[call-overload]
+        return moved.train()
 
     def _minibatches(self) -> tuple[list[Batch], list[Draws]]:
         """Random minibatches and draws for one step of Algorithm 1; schedules on one minibatch take the last."""
