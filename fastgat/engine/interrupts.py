@@ -1,9 +1,11 @@
 """SIGINT and SIGTERM as a request to stop at the next safe point."""
 
+from __future__ import annotations
+
 import signal
 import threading
 from types import FrameType
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 from fastgat.processes import launched
 
@@ -11,9 +13,12 @@ from fastgat.processes import launched
 class Interrupts:
     """A context in which the first Ctrl-C or SIGTERM only sets `received`; a second one acts at once.
 
-    In a context within a context, both are told. Of several ranks none acts on a second SIGTERM. Signals can be handled
-    in a process's main thread alone; elsewhere this does nothing.
+    Of contexts within each other all are told, also one that is opened after the signal. Of several ranks none acts on
+    a second SIGTERM. Signals can be handled in a process's main thread alone; elsewhere this does nothing.
     """
+
+    _open: ClassVar[list[Interrupts]] = []
+    """The contexts that the main thread is in, the outermost first."""
 
     def __init__(self) -> None:
         self.received: str | None = None
@@ -21,20 +26,22 @@ class Interrupts:
 
     def __enter__(self) -> Self:
         if threading.current_thread() is threading.main_thread():
-            self._before = {number: signal.signal(number, self._note) for number in (signal.SIGINT, signal.SIGTERM)}
+            self._open.append(self)
+            self.received = self._open[0].received
+            if self.received is None:
+                self._before = {number: signal.signal(number, self._note) for number in (signal.SIGINT, signal.SIGTERM)}
         return self
 
     def __exit__(self, *error: object) -> None:
         self._restore()
+        if self in self._open:
+            self._open.remove(self)
 
     def _note(self, number: int, frame: FrameType | None) -> None:
-        self.received = signal.Signals(number).name
-        before = self._before.get(number)
-        if number != signal.SIGTERM or not launched():  # torchrun sends one more when it receives one itself
-            self._restore()
-        outer = getattr(before, "__self__", None)
-        if isinstance(outer, Interrupts):
-            outer._note(number, frame)
+        for context in reversed(self._open):
+            context.received = signal.Signals(number).name
+            if number != signal.SIGTERM or not launched():  # torchrun sends one more when it receives one itself
+                context._restore()
 
     def _restore(self) -> None:
         for number, handler in self._before.items():

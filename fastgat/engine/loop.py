@@ -122,7 +122,9 @@ class Loop:
             if self.config.rule == "robust":
                 self.facts["selection"] = self.judge.choose_images()
             self._tell(lambda callback: callback.on_start(self._start()))
-            self._compile()
+            self._hear(interrupts)
+            if not self._signal:
+                self._compile()
             generator_batches = self.train_loader.stream(1, self.method.generator_position(at.step))
             if at.epoch_steps and at.step % self.steps_per_epoch == 0:
                 self._finish_epoch()  # whose validation could not be read when the run was here before

@@ -18,6 +18,7 @@ from torch import nn
 from fastgat import load_classifier
 from fastgat.config import OptimizerConfig, PrecisionConfig
 from fastgat.engine.checkpoint import load_checkpoint, save_checkpoint
+from fastgat.engine.interrupts import Interrupts
 from fastgat.engine.run_checkpoints import find_checkpoint
 from fastgat.errors import CheckpointError, ConfigError, OutputError
 from fastgat.methods import GAT, DropoutGAT
@@ -61,6 +62,17 @@ def test_a_signal_writes_a_checkpoint_and_going_on_changes_nothing(
     assert [row["step"] for row in numbers[1]] == [6, 12, 18]
     for one, other in zip(*numbers, strict=True):
         assert one == pytest.approx(other)
+
+
+def test_a_signal_before_the_first_step_ends_a_run_before_it(tmp_path: Path) -> None:
+    asked = config(tmp_path / "run", resume="auto")
+    with Interrupts():  # of the command that trains it
+        signal.raise_signal(signal.SIGTERM)
+        history = trainer(asked, callbacks=(At(1, lambda: pytest.fail("a step was taken")),)).fit()
+    assert history.summary is None
+    trainer(config(tmp_path / "whole")).fit()
+    assert trainer(asked).fit().summary is not None
+    assert_same_weights(tmp_path / "whole", tmp_path / "run")
 
 
 class Shuffling:

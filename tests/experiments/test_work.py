@@ -68,6 +68,20 @@ def test_a_signal_in_a_job_that_comes_to_its_end_still_ends_the_work(store: RunS
     assert [name for name, _ in log(store)] == ["note-9"], "nothing is begun after it"
 
 
+def test_a_context_that_is_opened_after_a_signal_has_received_it() -> None:
+    """A training whose command was told to stop while the training was being set up."""
+    for number in (signal.SIGTERM, signal.SIGINT):
+        handlers = [signal.getsignal(each) for each in (signal.SIGTERM, signal.SIGINT)]
+        with Interrupts() as outer, Interrupts() as between:
+            signal.raise_signal(number)
+            assert [signal.getsignal(each) for each in (signal.SIGTERM, signal.SIGINT)] == handlers
+            with Interrupts() as inner:
+                assert outer.received == between.received == inner.received == number.name
+        with Interrupts() as another:
+            assert another.received is None
+        assert [signal.getsignal(each) for each in (signal.SIGTERM, signal.SIGINT)] == handlers
+
+
 def test_a_signal_while_waiting_ends_the_work(store: RunStore) -> None:
     def sleep(seconds: float) -> None:
         signal.raise_signal(signal.SIGTERM)
