@@ -36,7 +36,10 @@ EARLIER = {
     "cifar10-80-epochs": "reproduce-cifar10-2500x80",
 }
 """The folder of results of each page that `what-the-kept-runs-say.md` reads: nothing was trained for it."""
-PAGES = EARLIER | {"cifar10-2500-images-readings": "reproduce-cifar10-2500x40"}
+PAGES = EARLIER | {
+    "cifar10-2500-images-readings": "reproduce-cifar10-2500x40",
+    "cifar100-2500-images": "reproduce-cifar100-2500x40",
+}
 """The folder of results of each page."""
 KEPT = "what-the-kept-runs-say.md"
 LAST = 10
