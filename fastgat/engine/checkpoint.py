@@ -93,7 +93,7 @@ def load_checkpoint(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """
     try:
         raw, metadata = _read(path)
-        tensors = safetensors.torch.load(raw)
+        tensors = dict(sorted(safetensors.torch.load(raw).items()))  # read in an order that changes
         header = parse_json(metadata.get(HEADER, "null"))
         if header is not None:
             check_type(header, dict, "its header")

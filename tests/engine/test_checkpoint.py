@@ -40,6 +40,13 @@ def test_what_is_saved_is_loaded(tmp_path: Path) -> None:
     assert [file.name for file in tmp_path.iterdir()] == ["last.safetensors"]
 
 
+def test_tensors_come_in_the_order_of_their_names(tmp_path: Path) -> None:
+    """As safetensors reads them the order changes from one reading to the next, and with it what errors name first."""
+    names = [f"tensor{number}" for number in range(8)]
+    save_checkpoint(tmp_path / "x.safetensors", {name: torch.zeros(1) for name in reversed(names)}, HEADER)
+    assert list(load_checkpoint(tmp_path / "x.safetensors")[0]) == names
+
+
 def test_a_layout_of_channels_last_survives(tmp_path: Path) -> None:
     image = torch.rand(2, 3, 4, 5).contiguous(memory_format=torch.channels_last)
     save_checkpoint(tmp_path / "x", {"image": image}, HEADER)
