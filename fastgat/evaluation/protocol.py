@@ -242,7 +242,6 @@ class _Evaluator:
         Returns the outcomes before its last part, Square.
         """
         whole, right = AutoAttack(self.subject, **self.common), clean_outcomes(self.subject, self.batches, self.cache)
-        before = right
         for name, part in whole.parts().items():
             before = right
             if name in self.attacks and self.attacks[name].settings() == part.settings():
