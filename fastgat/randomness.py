@@ -43,7 +43,8 @@ def seeded(seed: int, device: torch.device, deterministic: bool) -> Iterator[Non
         try:
             yield
         finally:
-            torch.use_deterministic_algorithms(algorithms[0], warn_only=algorithms[1])
+            if deterministic:  # a second's imports, whatever is asked for
+                torch.use_deterministic_algorithms(algorithms[0], warn_only=algorithms[1])
             random.setstate(before[0])
             np.random.set_state(before[1])
 

@@ -78,7 +78,7 @@ def run_both(method: Method, classifier: nn.Module, generator: nn.Module, steps:
         pytest.param(GAT(cg=0.3, alpha=0.7, schedule="alternating", generator_steps=2), marks=pytest.mark.long),
         pytest.param(GAT(cg=0.3, schedule="simultaneous", generator_interval=2), marks=pytest.mark.long),
         GAT(cg=0.3, schedule="simultaneous"),
-        GAT(cg=0.3, delta="through"),
+        pytest.param(GAT(cg=0.3, delta="through"), marks=pytest.mark.long),
         pytest.param(FastGradientL2(epsilon=0.9), marks=pytest.mark.long),
     ],
     ids=lambda method: described(method),
