@@ -330,6 +330,10 @@ def identity(config: TrainConfig) -> dict[str, Any]:
     if not config.method.needs_generator:
         free |= {"optimizer.generator_lr", "model.generator_width"}
     settings = {key: value for key, value in flatten(config.to_dict() | {"select": config.rule}) if key not in free}
+    if config.rule == "robust" and config.threat[0] == config.method.norm:  # the method's own, said or not
+        settings.pop("select_norm", None)
+        if config.select_epsilon == getattr(config.method, "epsilon", None):
+            settings.pop("select_epsilon", None)
     if config.data.extra_data is not None:  # it may lie elsewhere; checkpoints keep the sum of its content
         settings["data.extra_data"] = config.data.extra_data.name
     return settings

@@ -19,7 +19,7 @@ from fastgat.config import (
     identity,
 )
 from fastgat.experiments.cell import Cell
-from fastgat.methods import GAT, Baseline, FastGradientL2
+from fastgat.methods import GAT, Baseline, FastGradientL2, PGDTraining
 
 CONFIG = TrainConfig(method=GAT(cg=0.3), data=DataConfig(dataset="cifar10"))
 
@@ -67,6 +67,17 @@ def test_a_generator_that_is_not_there_decides_nothing() -> None:
     other = replace(config, optimizer=OptimizerConfig(generator_lr=1e-5), model=ModelConfig(generator_width=8))
     assert Cell(other).name == Cell(config).name
     assert identity(other) == identity(config), "or a run could not be gone on with"
+
+
+@pytest.mark.parametrize("said", [{"select_norm": "linf"}, {"select_epsilon": 8 / 255}, {"select": "robust"}])
+def test_the_method_s_own_perturbations_may_be_named(said: dict[str, Any]) -> None:
+    config = replace(CONFIG, method=PGDTraining())
+    other = replace(config, **said)
+    assert other.threat == config.threat
+    assert identity(other) == identity(config), "or a run could not be gone on with"
+    assert Cell(other).name == Cell(config).name
+    assert identity(replace(config, select_norm="l2", select_epsilon=8 / 255)) != identity(config)
+    assert identity(replace(config, select_epsilon=4 / 255)) != identity(config)
 
 
 def test_people_can_read_it_and_file_systems_take_it() -> None:
