@@ -176,23 +176,30 @@ def split_off_weight_gradients(graph: Graph) -> None:
     """Compute gradients by weights beside those by images, and wait for them where an update first needs them.
 
     torch computes both in one operation, one after the other; nothing but the update reads the former. What depends on
-    them is put off until a convolution or a kernel of our own needs it, or the end.
+    them is put off until a convolution or a kernel of our own needs it, something is written in place, or the end.
     """
     started: list[Node] = []
     put_off: list[Node] = []
     for node in list(graph.nodes):
-        if not {*started, *put_off}.isdisjoint(node.all_input_nodes):
-            if (
-                node.op == "call_function"
-                and node.target not in (CONVOLUTION, CONVOLUTION_BACKWARD, TRITON)
-                and not node.is_impure()
-            ):
-                put_off.append(node)
-            else:
-                _join(graph, node, started, put_off)
-                started, put_off = [], []
+        depends = not {*started, *put_off}.isdisjoint(node.all_input_nodes)
+        if started and (_writes(node) or (depends and not _can_wait(node))):
+            _join(graph, node, started, put_off)
+            started, put_off = [], []
+        elif depends:
+            put_off.append(node)
         if _is_of(node, CONVOLUTION_BACKWARD) and (gradient := _split(graph, node)):
             started.append(gradient)
+
+
+def _writes(node: Node) -> bool:
+    """Whether a node writes in place, perhaps what one that is put off has yet to read."""
+    return isinstance(node.target, torch._ops.OpOverload) and node.target._schema.is_mutable
+
+
+def _can_wait(node: Node) -> bool:
+    """Whether a node that depends on a gradient may be computed later."""
+    heavy = CONVOLUTION, CONVOLUTION_BACKWARD, TRITON
+    return node.op == "call_function" and node.target not in heavy and not node.is_impure()
 
 
 def _split(graph: Graph, node: Node) -> Node | None:

@@ -148,3 +148,22 @@ def test_what_has_a_reader_decides(layout: torch.memory_format, wanted: tuple[in
     torch.testing.assert_close(
         traced(*inputs, wanted), two_layers(x, weight, bias, head, seed, wanted), rtol=1e-12, atol=1e-12
     )
+
+
+def test_what_is_put_off_reads_what_it_would_have_read() -> None:
+    """A tensor that an update reads is written in place before the update would be computed."""
+
+    def update(x: Tensor, weight: Tensor, moment: Tensor, seed: Tensor) -> Tensor:
+        pull = torch.func.vjp(lambda w: functional.conv2d(x, w), weight)[1]
+        updated = moment - pull(seed)[0]
+        moment.copy_(weight)
+        return updated
+
+    shapes = (2, 8, 5, 6), (4, 8, 1, 1), (4, 8, 1, 1), (2, 4, 5, 6)
+    inputs = [torch.randn(shape, dtype=torch.float64).contiguous(memory_format=torch.channels_last) for shape in shapes]
+    traced = make_fx(update, tracing_mode="fake")(*map(torch.clone, inputs))
+    graph.GraphPasses("stream")(traced.graph)
+    traced.graph.lint()
+    traced.recompile()
+    assert counted([traced])["joins"] == 1
+    torch.testing.assert_close(traced(*map(torch.clone, inputs)), update(*map(torch.clone, inputs)))
