@@ -118,7 +118,7 @@ def fastest_convolutions() -> Iterator[None]:
 
 
 def has_fast_bfloat16(device: torch.device) -> bool:
-    """Whether the hardware multiplies bfloat16 matrices itself; elsewhere --amp is right but slow."""
+    """Whether the hardware multiplies bfloat16 matrices itself; elsewhere --amp is right, but slower than float32."""
     if device.type == "cuda":
         return torch.cuda.get_device_capability(device) >= (8, 0)
     return "bf16" in _cpuinfo()  # as avx512_bf16, amx_bf16 or ARM's bf16

@@ -67,7 +67,7 @@ def _device(config: TrainConfig, state: TrainState) -> str:
     if state.autocast is not None:
         numbers = f"{str(state.autocast).removeprefix('torch.')} (automatic mixed precision)"
         if state.autocast == torch.bfloat16 and not has_fast_bfloat16(state.device):
-            numbers += ", which this device has no instructions for: expect it to be slow"
+            numbers += ", which this device has no instructions for: it is faster without --amp"
     layout = "channels last" if config.precision.channels_last else "channels first"
     return f"{device_name(state.device)}; {numbers}, {layout}"
 
