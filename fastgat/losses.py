@@ -7,6 +7,7 @@ gives each player its own gradients and no other's. It is the mathematics in pla
 `fastgat.compile_step` is the fast way.
 """
 
+from contextlib import nullcontext
 from typing import NamedTuple
 
 import torch
@@ -18,6 +19,7 @@ from fastgat.errors import ConfigError
 from fastgat.functional import call
 from fastgat.kernels.backend import accumulation_dtype
 from fastgat.methods import GAT
+from fastgat.methods.slope import twice_differentiable
 
 
 class GATLoss(NamedTuple):
@@ -57,11 +59,11 @@ def gat_loss(
     images, labels = checked_batch(images, labels)
     method = GAT(alpha=alpha, cg=cg, delta=delta, clamp=clamp)
     x = images.detach().requires_grad_()
-    with explained(images):
+    through = method.delta == "through"
+    with explained(images), twice_differentiable() if through else nullcontext():
         z = classifier(x)  # one that works in place fails: x is a leaf
     check_labels(labels, z.shape[1])
     probability = z.softmax(1).gather(1, labels[:, None]).sum()
-    through = method.delta == "through"
     (input_gradient,) = torch.autograd.grad(probability, x, retain_graph=True, create_graph=through)
     p = generator(input_gradient.detach())
     if p.shape != images.shape:

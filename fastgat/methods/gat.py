@@ -18,7 +18,7 @@ constant. "through" adds, with u = dL_F/dDelta held fixed,
 
     sum over samples of d(u . Delta)/dtheta,    u . Delta = the slope of F(x)_y along u
 
-which is reverse over forward mode: one pass of x with the tangent u, and its pull-back.
+one pass of x with the tangent u, and its pull-back (`fastgat.methods.slope`).
 """
 
 from __future__ import annotations
@@ -44,12 +44,12 @@ from fastgat.methods.players import (
     Tensors,
     Update,
     classify,
-    loss_and_slope,
     mean,
     mix,
     probability_seed,
     pull_back,
 )
+from fastgat.methods.slope import loss_and_slope
 from fastgat.options import option
 
 PullGenerator = Callable[[Tensor, Tensor, Tensor | None], tuple[Tensors, Tensor | None]]
@@ -274,6 +274,10 @@ class GAT(Method):
     def through(self) -> bool:
         """Whether (10) is differentiated through Delta."""
         return self.delta == "through"
+
+    @property
+    def takes_slopes(self) -> bool:
+        return self.through
 
     @property
     def period(self) -> int:

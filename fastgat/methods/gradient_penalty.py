@@ -1,7 +1,7 @@
 """Gradient penalty: J(x) + lambda ||dJ/dx||_2^2, the double backpropagation of Drucker and LeCun (1992).
 
-With v = dJ/dx held fixed, d||dJ/dx||^2 / dtheta = 2 d(v . dJ/dx) / dtheta: the derivative of a slope, which needs no
-derivative of a backward pass. To first order GAT with its best generator is such a penalty (docs/mathematics.md).
+With v = dJ/dx held fixed, d||dJ/dx||^2 / dtheta = 2 d(v . dJ/dx) / dtheta: the derivative of a slope
+(`fastgat.methods.slope`). To first order GAT with its best generator is such a penalty (docs/mathematics.md).
 """
 
 from dataclasses import dataclass
@@ -12,7 +12,8 @@ import torch
 from fastgat.batch import Batch
 from fastgat.kernels.dual_loss import sample_loss
 from fastgat.methods.base import OnePlayer
-from fastgat.methods.players import Draws, Metrics, Network, Tensors, classify, loss_and_slope, mean
+from fastgat.methods.players import Draws, Metrics, Network, Tensors, classify, mean
+from fastgat.methods.slope import loss_and_slope
 from fastgat.options import option
 
 
@@ -22,6 +23,10 @@ class GradientPenalty(OnePlayer):
     metrics: ClassVar[tuple[str, ...]] = ("loss", "accuracy", "gradient_norm")
 
     penalty: float = option(0.1, "lambda, the weight of ||dJ/dx||_2^2", at_least=0)
+
+    @property
+    def takes_slopes(self) -> bool:
+        return True
 
     def gradients(self, classifier: Network, minibatch: Batch, draws: Draws) -> tuple[Tensors, Metrics, Tensors]:
         images, labels = minibatch

@@ -11,10 +11,8 @@ from typing import Any, Literal, NamedTuple, Protocol, TypeVar
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _NormBase
 from torch.utils._pytree import tree_flatten, tree_leaves, tree_map, tree_unflatten
 
-from fastgat.batch import Batch
 from fastgat.errors import ConfigError
 from fastgat.functional import Places, call
 from fastgat.kernels.backend import accumulation_dtype
@@ -39,6 +37,7 @@ class Network(NamedTuple):
         scale: the loss scale, 0-d, that keeps float16 gradients from underflowing (None: not needed).
         interacts: whether the samples of a batch influence each other's output, as in train-mode batch norm.
         statistics: which forward passes change the buffers: the "clean" ones, the "perturbed" ones, or "both".
+        forward_mode: whether slopes in it are taken in forward mode (`fastgat.methods.slope`).
     """
 
     name: str
@@ -50,6 +49,7 @@ class Network(NamedTuple):
     scale: Tensor | None = None
     interacts: bool = False
     statistics: str = "both"
+    forward_mode: bool = False
 
     def __call__(self, parameters: Tensors, inputs: Tensor, *more: Any) -> tuple[Tensor, Tensors]:
         """The module's output and its buffers afterwards."""
@@ -159,48 +159,6 @@ def _autograd(function: Callable[..., tuple[Any, Left]], *at: Any) -> tuple[Any,
         return tree_unflatten(gradients, structure)
 
     return tree_map(Tensor.detach, value), pull, tree_map(Tensor.detach, left)
-
-
-def loss_and_slope(
-    classifier: Network, minibatch: Batch, direction: Tensor, masks: Masks = (), *, probability: bool = False
-) -> tuple[tuple[Tensor, Tensor], Callable[[Any], Any], Tensors]:
-    """J(x) of each sample, (B,), and the slope of their sum along a direction v, 0-d, with the pull-back of both to F's
-    parameters and the buffers that the pass left.
-
-    The slope is d/dt of the sum of J(x + t v) at t = 0, or of F(x + t v)_y with `probability`. It is taken in forward
-    mode, so that its pull-back needs no derivative of a backward pass. Layers that take statistics of their input are
-    the exception: torch's formula for their forward mode cannot itself be differentiated (the statistics count as
-    constants), so with them the slope is v . d/dx, and the pull-back a double backward pass.
-
-    Args:
-        direction: v, (B, C, H, W), held fixed.
-    """
-    images, labels = minibatch
-    direction = direction.to(images.dtype)
-    function = logits(classifier, masks)
-
-    def loss(parameters: Tensors, x: Tensor) -> tuple[Tensor, Tensors]:
-        z, buffers = function(parameters, x)
-        return -z.log_softmax(1).gather(1, labels[:, None])[:, 0], buffers
-
-    def forward_mode(parameters: Tensors) -> tuple[tuple[Tensor, Tensor], Tensors]:
-        result = torch.func.jvp(lambda x: loss(parameters, x), (images,), (direction,), has_aux=True)
-        value, slope, buffers = result  # type: ignore[misc]  # typed as if without aux
-        return (value, (-torch.exp(-value) * slope if probability else slope).sum()), buffers
-
-    def double_backward(parameters: Tensors) -> tuple[tuple[Tensor, Tensor], Tensors]:
-        value, pull, buffers = torch.func.vjp(lambda x: loss(parameters, x), images, has_aux=True)  # type: ignore[misc]
-        (gradient,) = pull(-torch.exp(-value) if probability else torch.ones_like(value))
-        return (value, (gradient * direction).sum()), buffers
-
-    slope_of = double_backward if classifier.interacts or _has_input_statistics(classifier.module) else forward_mode
-    return pull_back(classifier, slope_of, classifier.parameters)
-
-
-def _has_input_statistics(module: nn.Module) -> bool:
-    """Whether a layer normalises by the mean and variance of what it is given, as instance norm does."""
-    layers = [layer for layer in module.modules() if isinstance(layer, _NormBase)]
-    return any(layer.training or not layer.track_running_stats for layer in layers)
 
 
 def probability_seed(loss: SampleLoss) -> Tensor:

@@ -132,11 +132,11 @@ def test_gat_is_algorithm_1_under_batch_norm(schedule: str, delta: str) -> None:
     check_gat(GAT(cg=0.3, schedule=schedule, delta=delta), BatchNormNet().double(), players()[1])
 
 
-def test_gat_through_delta_is_algorithm_1_under_instance_norm() -> None:
-    """Its samples do not interact, but torch's forward mode of it cannot be differentiated."""
+@pytest.mark.parametrize("norm", [nn.InstanceNorm2d(6), nn.LayerNorm([6, 6, 6]), nn.GroupNorm(2, 6)], ids=str)
+def test_gat_through_delta_is_algorithm_1_under_norms_of_single_samples(norm: nn.Module) -> None:
     classifier = nn.Sequential(
         nn.Conv2d(3, 6, 3, bias=False),
-        nn.InstanceNorm2d(6),
+        copy.deepcopy(norm),
         nn.Softplus(),
         nn.AvgPool2d(6),
         nn.Flatten(),

@@ -173,7 +173,16 @@ def test_float16_differentiates_through_delta_however_small_its_gradient_is() ->
         found = []
         for autocast, scale in ((None, None), (torch.float16, torch.tensor(2.0**16))):
             f, g = (
-                Network(name, network, dict(network.named_parameters()), {}, places(network), autocast, scale)
+                Network(
+                    name,
+                    network,
+                    dict(network.named_parameters()),
+                    {},
+                    places(network),
+                    autocast,
+                    scale,
+                    forward_mode=name == "classifier",
+                )
                 for name, network in (("classifier", classifier), ("generator", module))
             )
             with torch.no_grad():
