@@ -18,7 +18,8 @@ constant. "through" adds, with u = dL_F/dDelta held fixed,
 
     sum over samples of d(u . Delta)/dtheta,    u . Delta = the slope of F(x)_y along u
 
-one pass of x with the tangent u, and its pull-back (`fastgat.methods.slope`).
+by forward mode, one pass of x with the tangent u and its pull-back, or by a double backward pass
+(`fastgat.methods.slope`).
 """
 
 from __future__ import annotations
@@ -49,7 +50,7 @@ from fastgat.methods.players import (
     probability_seed,
     pull_back,
 )
-from fastgat.methods.slope import loss_and_slope
+from fastgat.methods.slope import loss_and_gradient, loss_and_slope
 from fastgat.options import option
 
 PullGenerator = Callable[[Tensor, Tensor, Tensor | None], tuple[Tensors, Tensor | None]]
@@ -58,14 +59,22 @@ sample, the first is dJ'/dx' and stands for dF(x')_y/dx'."""
 
 
 class CleanHalf(NamedTuple):
-    """The pass of x: F as it was before it, J(x) and its companions, Delta and its share of zeros, and F's gradients
-    summed over samples (none where they come with the derivative through Delta)."""
+    """The pass of x.
+
+    Attributes:
+        classifier: F as it was before it.
+        loss: J(x) and its companions.
+        zeros: the share of Delta's entries that are 0.
+        gradients: of J(x) by F's parameters, summed over samples; none where Delta is differentiated through.
+        pull: from derivatives by J(x) and by Delta to F's gradients; None where forward mode gives them.
+    """
 
     classifier: Network
     loss: SampleLoss
     delta: Tensor
     zeros: Tensor
     gradients: Tensors
+    pull: Callable[[Any], tuple[Tensors]] | None = None
 
 
 class PerturbedHalf(NamedTuple):
@@ -187,12 +196,15 @@ class GAT(Method):
         assert perturbed.loss_gradient is not None
         _, u = perturbed.pull_generator(perturbed.loss_gradient, torch.zeros_like(perturbed.power), None)
         assert u is not None
-        # u . Delta is linear in u, which is small: scaled up, it is in the range of every dtype that F may compute in.
-        size = u.abs().amax().clamp_min(torch.finfo(u.dtype).tiny)
-        (loss, _), pull, _ = loss_and_slope(clean.classifier, minibatch, u / size, draws.clean, probability=True)
-        weight = 1 - self.alpha
-        (gradients,) = pull((torch.full_like(loss, self.alpha), (weight * size).to(loss.dtype)))
-        return mean({name: g + weight * perturbed.gradients[name] for name, g in gradients.items()}, len(loss))
+        weight, by_loss = 1 - self.alpha, torch.full_like(clean.loss.loss, self.alpha)
+        if clean.pull is not None:
+            (gradients,) = clean.pull((by_loss, weight * u))
+        else:
+            # u . Delta is linear in u, which is small: scaled up, it is in the range of every dtype of F.
+            size = u.abs().amax().clamp_min(torch.finfo(u.dtype).tiny)
+            _, pull, _ = loss_and_slope(clean.classifier, minibatch, u / size, draws.clean, probability=True)
+            (gradients,) = pull((by_loss, (weight * size).to(by_loss.dtype)))
+        return mean({name: g + weight * perturbed.gradients[name] for name, g in gradients.items()}, len(by_loss))
 
     def step_metrics(self, clean: CleanHalf, perturbed: PerturbedHalf) -> Metrics:
         """The metrics of a step that trains F."""
@@ -215,6 +227,11 @@ class GAT(Method):
     def clean_pass(self, players: Players, minibatch: Batch, draws: Draws) -> tuple[CleanHalf, Players]:
         """J(x), F's gradients of it, and Delta, from one forward and one shared backward pass."""
         classifier = players.classifier
+        if self.through and not classifier.forward_mode:
+            both, pull, (z, buffers) = loss_and_gradient(classifier, minibatch, draws.clean, probability=True)
+            loss, delta = sample_loss(z, minibatch.labels), input_gradient(both[1], "none")
+            clean = CleanHalf(classifier, loss, delta.value, delta.zeros.mean(), {}, pull)
+            return clean, players.after_classifier("clean", buffers)
         # The pass that differentiates through Delta gives F's gradients too.
         by = "images" if self.through else "both"
         z, pull, buffers = classify(classifier, minibatch.images, draws.clean, by=by)

@@ -13,7 +13,7 @@ from fastgat.batch import Batch
 from fastgat.kernels.dual_loss import sample_loss
 from fastgat.methods.base import OnePlayer
 from fastgat.methods.players import Draws, Metrics, Network, Tensors, classify, mean
-from fastgat.methods.slope import loss_and_slope
+from fastgat.methods.slope import loss_and_gradient, loss_and_slope
 from fastgat.options import option
 
 
@@ -29,17 +29,20 @@ class GradientPenalty(OnePlayer):
         return True
 
     def gradients(self, classifier: Network, minibatch: Batch, draws: Draws) -> tuple[Tensors, Metrics, Tensors]:
-        images, labels = minibatch
-        z, pull, buffers = classify(classifier, images, draws.clean, by="images")
-        clean = sample_loss(z, labels)
-        (loss_gradient,) = pull(clean.gradient)
-        power = loss_gradient.to(clean.loss.dtype).flatten(1).square().sum(1)
-
-        (loss, slope), pull, _ = loss_and_slope(classifier, minibatch, loss_gradient, draws.clean)
-        (gradients,) = pull((torch.ones_like(loss), torch.full_like(slope, 2 * self.penalty)))
+        if classifier.forward_mode:
+            z, pull, buffers = classify(classifier, minibatch.images, draws.clean, by="images")
+            clean = sample_loss(z, minibatch.labels)
+            (v,) = pull(clean.gradient)
+            (_, slope), pull, _ = loss_and_slope(classifier, minibatch, v, draws.clean)
+            (gradients,) = pull((torch.ones_like(clean.loss), torch.full_like(slope, 2 * self.penalty)))
+        else:
+            (_, v), pull, (z, buffers) = loss_and_gradient(classifier, minibatch, draws.clean)
+            clean = sample_loss(z, minibatch.labels)
+            (gradients,) = pull((torch.ones_like(clean.loss), 2 * self.penalty * v))
+        power = v.to(clean.loss.dtype).flatten(1).square().sum(1)
         metrics = {
             "loss": (clean.loss + self.penalty * power).mean(),
             "accuracy": clean.correct.float().mean(),
             "gradient_norm": power.sqrt().mean(),
         }
-        return mean(gradients, len(loss)), metrics, buffers
+        return mean(gradients, len(power)), metrics, buffers

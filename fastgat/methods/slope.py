@@ -1,11 +1,13 @@
-"""The slope of J or F_y along a direction, and the way back from it to F's parameters: second derivatives without a
-Hessian.
+"""Second derivatives without a Hessian: of the slope of J or F_y along a direction, by F's parameters.
 
-Forward mode gives the slope in the pass that gives J, and its pull-back is a backward pass like any other: no
-derivative of a backward pass is needed. It is right only as far as torch's formulas for forward mode can themselves be
-differentiated. Those of layers that normalise take some statistics for constants, and the result is wrong without a
-word, by order one. So every classifier is tried once (`forward_mode_is_right`); where forward mode fails, the slope is
-v . d/dx, and its pull-back a double backward pass.
+For a direction v held fixed, d(v . dJ/dx)/dtheta has two ways. Forward mode gives the slope v . dJ/dx in one pass with
+the tangent v, and the pull-back of that pass is a backward pass like any other (`loss_and_slope`). Or dJ/dx is kept as
+a function of theta, and pulled back by v: a double backward pass (`loss_and_gradient`).
+
+Forward mode costs less. It is right only as far as torch's formulas for it can themselves be differentiated: those of
+layers that normalise take some statistics for constants, and the result is wrong without a word, by order one. And its
+pass is another than the one that gave v, so a classifier that draws random numbers meets others there. So every
+classifier is tried once (`forward_mode_is_right`).
 """
 
 from __future__ import annotations
@@ -32,34 +34,68 @@ AGREEMENT = 1e-3
 def loss_and_slope(
     classifier: Network, minibatch: Batch, direction: Tensor, masks: Masks = (), *, probability: bool = False
 ) -> tuple[tuple[Tensor, Tensor], Callable[[Any], Any], Tensors]:
-    """J(x) of each sample, (B,), and the slope of their sum along a direction v, 0-d, with the pull-back of both to F's
-    parameters and the buffers that the pass left.
+    """By forward mode: J(x) of each sample, (B,), and the slope of their sum along a direction v, 0-d, with the
+    pull-back of both to F's parameters and the buffers that the pass left.
 
     The slope is d/dt of the sum of J(x + t v) at t = 0, or of F(x + t v)_y with `probability`.
 
     Args:
         direction: v, (B, C, H, W), held fixed.
     """
-    images, labels = minibatch
+    images = minibatch.images
     direction = direction.to(images.dtype)
-    function = logits(classifier, masks)
+    loss = _loss(classifier, minibatch, masks)
 
-    def loss(parameters: Tensors, x: Tensor) -> tuple[Tensor, Tensors]:
-        with twice_differentiable():
-            z, buffers = function(parameters, x)
-        return -z.log_softmax(1).gather(1, labels[:, None])[:, 0], buffers
-
-    def forward_mode(parameters: Tensors) -> tuple[tuple[Tensor, Tensor], Tensors]:
+    def function(parameters: Tensors) -> tuple[tuple[Tensor, Tensor], Tensors]:
         result = torch.func.jvp(lambda x: loss(parameters, x), (images,), (direction,), has_aux=True)
-        value, slope, buffers = result  # type: ignore[misc]  # typed as if without aux
+        value, slope, (_, buffers) = result  # type: ignore[misc]  # typed as if without aux
         return (value, (-torch.exp(-value) * slope if probability else slope).sum()), buffers
 
-    def double_backward(parameters: Tensors) -> tuple[tuple[Tensor, Tensor], Tensors]:
-        value, pull, buffers = torch.func.vjp(lambda x: loss(parameters, x), images, has_aux=True)  # type: ignore[misc]
-        (gradient,) = pull(-torch.exp(-value) if probability else torch.ones_like(value))
-        return (value, (gradient * direction).sum()), buffers
+    return pull_back(classifier, function, classifier.parameters)
 
-    return pull_back(classifier, forward_mode if classifier.forward_mode else double_backward, classifier.parameters)
+
+def loss_and_gradient(
+    classifier: Network, minibatch: Batch, masks: Masks = (), *, probability: bool = False
+) -> tuple[tuple[Tensor, Tensor], Callable[[Any], Any], tuple[Tensor, Tensors]]:
+    """By a double backward pass: J(x) of each sample, (B,), and the gradient of their sum by the images, with the
+    pull-back of both to F's parameters; the logits and the buffers that the pass left.
+
+    With `probability` it is the gradient of the sum of F(x)_y.
+    """
+    loss = _loss(classifier, minibatch, masks)
+    scale = 1.0 if classifier.scale is None else classifier.scale  # of the inner backward pass
+
+    def function(parameters: Tensors) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensors]]:
+        result = torch.func.vjp(lambda x: loss(parameters, x), minibatch.images, has_aux=True)
+        value, pull, left = result  # type: ignore[misc]  # typed as if without aux
+        (gradient,) = pull(scale * (-torch.exp(-value) if probability else torch.ones_like(value)))
+        return (value, gradient / scale), left
+
+    value, pull, left = pull_back(classifier, function, classifier.parameters)
+
+    def pull_apart(seed: tuple[Tensor, Tensor]) -> tuple[Tensors]:
+        """One after the other: float16 holds a direction of any size once its largest entry is 1."""
+        by_loss, direction = seed
+        size = direction.abs().amax().clamp_min(torch.finfo(direction.dtype).tiny)
+        (gradients,) = pull((by_loss, torch.zeros_like(direction)))
+        (others,) = pull((torch.zeros_like(by_loss), direction / size))
+        return ({name: gradient + size * others[name] for name, gradient in gradients.items()},)
+
+    return value, pull if classifier.scale is None else pull_apart, left
+
+
+def _loss(
+    classifier: Network, minibatch: Batch, masks: Masks
+) -> Callable[[Tensors, Tensor], tuple[Tensor, tuple[Tensor, Tensors]]]:
+    """J of each sample, and the logits and the buffers afterwards, as a function of F's parameters and its input."""
+    function = logits(classifier, masks)
+
+    def loss(parameters: Tensors, x: Tensor) -> tuple[Tensor, tuple[Tensor, Tensors]]:
+        with twice_differentiable():
+            z, buffers = function(parameters, x)
+        return -z.log_softmax(1).gather(1, minibatch.labels[:, None])[:, 0], (z, buffers)
+
+    return loss
 
 
 def twice_differentiable() -> AbstractContextManager[None]:
@@ -70,27 +106,28 @@ def twice_differentiable() -> AbstractContextManager[None]:
 def forward_mode_is_right(classifier: Network, minibatch: Batch, masks: Masks = ()) -> bool:
     """Whether forward mode gives F's parameters the gradient that a double backward pass gives them, on a minibatch.
 
-    False too where forward mode is not there for a layer. Nothing changes, the random generators neither.
+    False too where forward mode is not there for a layer, and where F draws random numbers. Nothing changes, the random
+    generators neither.
 
     Raises what the classifier raises in a double backward pass.
     """
     layers, weights = classifier.module.modules(), classifier.parameters.values()
     if any(isinstance(layer, NORMALISING) for layer in layers) or any(w.dtype.itemsize < 4 for w in weights):
         return False
-    images = minibatch.images
+    classifier, images = classifier._replace(autocast=None, scale=None), minibatch.images
     direction = torch.randn(images.shape, generator=torch.Generator().manual_seed(0)).to(images)
-    gradients: list[Tensor] = []
     with torch.random.fork_rng([images.device] if images.is_cuda else []):
-        for forward_mode in (False, True):
-            seed_torch(0, images.device)  # the same dropout for both
-            tried = classifier._replace(forward_mode=forward_mode, autocast=None, scale=None)
-            try:
-                (loss, slope), pull, _ = loss_and_slope(tried, minibatch, direction, masks)
-                (found,) = pull((torch.zeros_like(loss), torch.ones_like(slope)))
-            except RuntimeError:
-                if not forward_mode:
-                    raise
-                return False
-            gradients.append(torch.cat([gradient.flatten() for gradient in found.values()]))
-    expected, gradient = gradients
+        seed_torch(0, images.device)
+        (loss, _), pull, _ = loss_and_gradient(classifier, minibatch, masks)
+        expected = _flat(pull((torch.zeros_like(loss), direction)))
+        seed_torch(1, images.device)
+        try:
+            (loss, slope), pull, _ = loss_and_slope(classifier, minibatch, direction, masks)
+            gradient = _flat(pull((torch.zeros_like(loss), torch.ones_like(slope))))
+        except RuntimeError:
+            return False
     return bool((gradient - expected).norm() <= AGREEMENT * expected.norm())
+
+
+def _flat(gradients: tuple[Tensors]) -> Tensor:
+    return torch.cat([gradient.flatten() for gradient in gradients[0].values()])

@@ -60,7 +60,7 @@ def _networks(config: TrainConfig, method: Method, state: TrainState, own: bool)
     if state.interacts:
         networks += f"; samples interact in the classifier: {SECOND_PULL_BACK[method.needs_generator]}"
     if method.takes_slopes and not state.forward_mode:
-        networks += "; second derivatives by a double backward pass: forward mode is not right for its layers"
+        networks += "; second derivatives by a double backward pass, as its layers need it"
     return networks
 
 

@@ -163,7 +163,8 @@ def test_float16_gives_the_generator_its_gradients_however_small_delta_is(schedu
     assert float((moments[1] - moments[0]).norm() / moments[0].norm()) < 0.25
 
 
-def test_float16_differentiates_through_delta_however_small_its_gradient_is() -> None:
+@pytest.mark.parametrize("forward_mode", [True, False])
+def test_float16_differentiates_through_delta_however_small_its_gradient_is(forward_mode: bool) -> None:
     """What the derivative through Delta gives F is rounded as F is, which turns some ReLUs over, for dJ'/dx' of any
     size."""
     classifier, module = players(dtype=torch.float32)
@@ -181,7 +182,7 @@ def test_float16_differentiates_through_delta_however_small_its_gradient_is() ->
                     places(network),
                     autocast,
                     scale,
-                    forward_mode=name == "classifier",
+                    forward_mode=forward_mode,
                 )
                 for name, network in (("classifier", classifier), ("generator", module))
             )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -16,7 +17,7 @@ from fastgat.engine.assemble import allows_forward_mode
 from fastgat.engine.state import TrainState
 from fastgat.losses import gat_loss
 from fastgat.methods import GAT, GradientPenalty
-from fastgat.methods.slope import loss_and_slope, twice_differentiable
+from fastgat.methods.slope import loss_and_gradient, loss_and_slope, twice_differentiable
 from fastgat.models import Classifier
 from tests.support import BatchNormNet, Engine, SmallGenerator, compiled_by, largest_difference, minibatch
 
@@ -52,7 +53,6 @@ FORWARD = {
     "softmax": nn.Softmax2d(),
     "gelu": nn.GELU(),
     "pooling": nn.MaxPool2d(2),
-    "dropout": nn.Dropout(0.3),
     "attention": Attention(),
     "written out": Function(lambda x: (x - x.mean((2, 3), keepdim=True)) / (x.var((2, 3), keepdim=True) + 1e-3).sqrt()),
 }
@@ -65,9 +65,10 @@ BACKWARD = {
     "layer norm": nn.LayerNorm([8, 8, 8]),
     "layer norm, a function": Function(lambda x: functional.layer_norm(x, (8, 8, 8))),
     "instance norm, a function": Function(functional.instance_norm),
+    "dropout": nn.Dropout(0.3),
     "gate": nn.Sequential(nn.Conv2d(8, 16, 1), nn.GLU(1)),
 }
-"""Layers in which it cannot, or is not there."""
+"""Layers in which it cannot, or is not there, and one that draws other random numbers in another pass."""
 
 
 def network_with(layer: nn.Module) -> nn.Module:
@@ -94,16 +95,21 @@ def test_its_gradient_is_autograd_s(name: str) -> None:
     assert forward_mode == (name in FORWARD)
     assert torch.equal(torch.get_rng_state(), random)
     assert all(torch.equal(tensor, before[key]) for key, tensor in network.state_dict().items())
-    state = TrainState(network, None, OptimizerConfig(), ("loss",), forward_mode=forward_mode)
-    direction = torch.randn_like(batch.images)
-    torch.manual_seed(1)
-    (loss, slope), pull, _ = loss_and_slope(state.players().classifier, batch, direction, probability=True)
-    (gradients,) = pull((torch.zeros_like(loss), torch.ones_like(slope)))
-    torch.manual_seed(1)
-    theirs = slope_by_autograd(network, *batch, direction)
-    largest = max(float(each.abs().max()) for each in theirs)
-    for ours, other in zip(gradients.values(), theirs, strict=True):
-        torch.testing.assert_close(ours, other, rtol=EXACT, atol=EXACT * largest)
+    state = TrainState(network, None, OptimizerConfig(), ("loss",))
+    classifier, direction = state.players().classifier, torch.randn_like(batch.images)
+    ways: list[Callable[[], tuple[Any, Callable[[Any], Any], Any]]]
+    ways = [lambda: loss_and_gradient(classifier, batch, probability=True)]
+    if forward_mode:
+        ways.append(lambda: loss_and_slope(classifier, batch, direction, probability=True))
+    for way in ways:
+        torch.manual_seed(1)
+        (loss, second), pull, _ = way()
+        (gradients,) = pull((torch.zeros_like(loss), direction if second.dim() else torch.ones_like(second)))
+        torch.manual_seed(1)
+        theirs = slope_by_autograd(network, *batch, direction)
+        largest = max(float(each.abs().max()) for each in theirs)
+        for ours, other in zip(gradients.values(), theirs, strict=True):
+            torch.testing.assert_close(ours, other, rtol=EXACT, atol=EXACT * largest)
 
 
 @pytest.mark.slow
@@ -140,3 +146,34 @@ def test_gat_loss_goes_through_attention() -> None:
     losses = gat_loss(classifier, SmallGenerator().double(), *minibatch(), delta="through")
     losses.classifier.backward()
     assert all(p.grad is not None and bool(p.grad.isfinite().all()) for p in classifier.parameters())
+
+
+@pytest.mark.parametrize("delta", ["fixed", "through"])
+def test_delta_and_its_derivative_see_the_same_dropout(delta: str) -> None:
+    """The classifier's own: one mask for the clean pass, another for the perturbed one."""
+    classifier = network_with(nn.Dropout(0.5))
+    engine = Engine(GAT(cg=0.3, delta=delta), classifier, SmallGenerator().double())
+    optimizer = torch.optim.Adam(classifier.parameters(), lr=1e-3)
+    for number in range(3):
+        batch, generator = minibatch(), copy.deepcopy(engine.state.generator)
+        assert generator is not None
+        torch.manual_seed(number)
+        engine.step([batch])
+        torch.manual_seed(number)
+        optimizer.zero_grad()
+        gat_loss(classifier, generator, *batch, cg=0.3, delta=delta).classifier.backward()
+        optimizer.step()
+        assert largest_difference(engine.state.classifier, classifier) < EXACT
+
+
+def test_a_penalty_sees_one_dropout() -> None:
+    classifier = network_with(nn.Dropout(0.5))
+    engine = Engine(GradientPenalty(penalty=0.4), classifier)
+    optimizer = torch.optim.Adam(classifier.parameters(), lr=1e-3)
+    for number in range(3):
+        batch = minibatch()
+        torch.manual_seed(number)
+        engine.step([batch])
+        torch.manual_seed(number)
+        textbook.gradient_penalty_step(classifier, optimizer, batch, 0.4)
+        assert largest_difference(engine.state.classifier, classifier) < EXACT
