@@ -65,10 +65,18 @@ def loss_and_gradient(
     loss = _loss(classifier, minibatch, masks)
     scale = 1.0 if classifier.scale is None else classifier.scale  # of the inner backward pass
 
+    def seed(value: Tensor) -> Tensor:
+        return scale * (-torch.exp(-value) if probability else torch.ones_like(value))
+
     def function(parameters: Tensors) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensors]]:
-        result = torch.func.vjp(lambda x: loss(parameters, x), minibatch.images, has_aux=True)
-        value, pull, left = result  # type: ignore[misc]  # typed as if without aux
-        (gradient,) = pull(scale * (-torch.exp(-value) if probability else torch.ones_like(value)))
+        if torch.compiler.is_compiling():
+            result = torch.func.vjp(lambda x: loss(parameters, x), minibatch.images, has_aux=True)
+            value, pull, left = result  # type: ignore[misc]  # typed as if without aux
+            (gradient,) = pull(seed(value))
+        else:  # as `pull_back`, for the sake of what works under autograd alone
+            x = minibatch.images.detach().requires_grad_()
+            value, left = loss(parameters, x)
+            (gradient,) = torch.autograd.grad(value, x, seed(value), create_graph=True, materialize_grads=True)
         return (value, gradient / scale), left
 
     value, pull, left = pull_back(classifier, function, classifier.parameters)

@@ -14,6 +14,7 @@ from torch.utils.checkpoint import checkpoint
 import fastgat
 from fastgat.config import OptimizerConfig
 from fastgat.errors import ConfigError
+from fastgat.methods import GAT, GradientPenalty, Method, PGDTraining
 from fastgat.models import normalized
 from tests.engine.small import config, trainer
 from tests.support import SmallGenerator, largest_difference
@@ -112,15 +113,17 @@ def test_batch_norm_on_one_value_is_seen_at_the_shape_of_training() -> None:
 
 
 @pytest.mark.filterwarnings("ignore:Full backward hook is firing:UserWarning")  # where only weights have gradients
-@pytest.mark.parametrize("method", ["gat", "pgd"])
+@pytest.mark.parametrize(
+    "method", [GAT(), GAT(delta="through"), PGDTraining(), GradientPenalty()], ids=["gat", "through", "pgd", "penalty"]
+)
 @pytest.mark.parametrize("statistics", ["both", "perturbed"])
 @pytest.mark.parametrize("kind", [Checkpointed, Hooked])
-def test_checkpointing_and_backward_hooks_change_nothing(kind: type[Wrapped], statistics: str, method: str) -> None:
+def test_checkpointing_and_backward_hooks_change_nothing(kind: type[Wrapped], statistics: str, method: Method) -> None:
     """Of weights and of batch norm's statistics: a second forward pass must leave no trace."""
     plain = Wrapped().double()
     other = kind().double()
     other.load_state_dict(plain.state_dict())
-    generator = SmallGenerator().double() if method == "gat" else None
+    generator = SmallGenerator().double() if method.needs_generator else None
     images, labels = torch.rand(8, 3, 8, 8, dtype=torch.float64), torch.arange(8) % 4
     for network, own in ((plain, generator), (other, copy.deepcopy(generator))):
         step = fastgat.compile_step(
@@ -135,8 +138,9 @@ def test_checkpointing_and_backward_hooks_change_nothing(kind: type[Wrapped], st
         assert other.seen > 2
 
 
-def test_functions_of_autograd_in_the_old_style() -> None:
-    step = fastgat.compile_step(Scaled(), "baseline", compile=False)
+@pytest.mark.parametrize("method", ["baseline", "gradient-penalty"])
+def test_functions_of_autograd_in_the_old_style(method: str) -> None:
+    step = fastgat.compile_step(Scaled(), method, compile=False)
     step(torch.rand(4, 3, 8, 8), torch.arange(4))
     assert step.metrics()["loss"] > 0
 
