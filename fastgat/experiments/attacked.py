@@ -30,6 +30,15 @@ class Left(TypedDict):
     worst_case: float
 
 
+def remark(plan: Plan) -> str:
+    """What the attacks are."""
+    return (
+        f"Attacks are of L2 norm {THREAT['epsilon']}. The worst case is that of PGD, APGD and targeted APGD of {STEPS} "
+        f"steps and Square on {min(WORST_CASE_IMAGES, plan.samples or WORST_CASE_IMAGES)} test images, in [0, 1]; fast "
+        "gradient is not clamped, as in Figure 3."
+    )
+
+
 def attacked(plan: Plan, cell: Cell) -> Measurement:
     """The job that attacks a trained cell."""
     images = {"samples": plan.samples, "of seed": plan.base.seed, "worst case of": WORST_CASE_IMAGES}

@@ -6,7 +6,7 @@ from typing import Any, ClassVar
 
 from fastgat.experiments import front, search
 from fastgat.experiments.archive import Measured
-from fastgat.experiments.attacked import STEPS, THREAT, WORST_CASE_IMAGES, attacked
+from fastgat.experiments.attacked import attacked, remark
 from fastgat.experiments.cell import Cell
 from fastgat.experiments.front import Variant
 from fastgat.experiments.jobs import Job, Measurement
@@ -71,9 +71,7 @@ class GeneratorVariants(search.Searching):
     def remarks(self, plan: Plan) -> list[str]:
         return [
             f"Every generator of `{self.name}` has the c_g that was chosen for the paper's.",
-            f"Attacks are of L2 norm {THREAT['epsilon']}. The worst case is that of PGD, APGD and targeted APGD of "
-            f"{STEPS} steps and Square on {min(WORST_CASE_IMAGES, plan.samples or WORST_CASE_IMAGES)} test images, in "
-            "[0, 1]; fast gradient is not clamped, as in Figure 3.",
+            remark(plan),
         ]
 
     def plots(self, figures: dict[str, Any]) -> dict[str, Any]:

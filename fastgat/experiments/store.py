@@ -143,9 +143,13 @@ class RunStore:
     def classifier(self, cell: Cell, device: torch.device) -> nn.Module:
         """The classifier of a cell at its best validation epoch. Raises DataError where its weights were not kept."""
         folder = self.run_folder(cell)
-        if cell.name in self.archive.cells and not (folder / BEST).exists():
+        if cell.name in self.archive.cells and not self.has_weights(cell):
             raise DataError(f"{self.folder}: the weights of {cell.name} were not kept; train it in another --out")
         return load_classifier(folder, device=device, classifier=cell.config.model.classifier)
+
+    def has_weights(self, cell: Cell) -> bool:
+        """Whether the classifier of a cell was kept, not its figures alone."""
+        return (self.run_folder(cell) / BEST).exists()
 
     def measured(self, name: str) -> Measured | None:
         """The measurement that was kept under `name`."""

@@ -6,7 +6,9 @@ from typing import Any, TypedDict
 
 from fastgat.config import ModelConfig
 from fastgat.experiments import paper, search
+from fastgat.experiments.attacked import attacked, remark
 from fastgat.experiments.cell import Cell
+from fastgat.experiments.jobs import Measurement
 from fastgat.experiments.plan import Plan
 from fastgat.experiments.plots import plot_searches
 from fastgat.experiments.rules import COLUMNS, by_rule
@@ -98,11 +100,48 @@ class Table2(search.Searching):
 
 
 class Readings(Table2):
-    """Whether the derivative through Delta gains what Delta held fixed does not, and more than a gradient penalty."""
+    """Whether the derivative through Delta gains what Delta held fixed does not, and more than a gradient penalty; and
+    what attacks leave of both."""
 
     name = "readings"
     title = "Delta fixed or through, and a gradient penalty"
     chosen = ("baseline", "dropout", "fg-l2", "gat", "gat-through", "gradient-penalty")
+    attacked = "gat", "gat-through"
+
+    def measurements(self, plan: Plan, store: RunStore) -> list[Measurement]:
+        """Attacks on both, where the weights were kept or it is known what attacks leave."""
+        cells = (cell for name in self.attacked for cell in self._trained(plan, store, name))
+        jobs = ((cell, attacked(plan, cell)) for cell in cells)
+        return [job for cell, job in jobs if job.done(store) or store.has_weights(cell)]
+
+    def collect(self, plan: Plan, store: RunStore) -> dict[str, Any] | None:
+        """The same, and in `attacked` by method and measure the accuracies by seed."""
+        found = super().collect(plan, store)
+        if found is None:
+            return None
+        left = {name: self._left(plan, store, name) for name in self.attacked}
+        return found | {"attacked": {name: each for name, each in left.items() if each}}
+
+    def attacks(self, plan: Plan) -> str:
+        """What the attacks are."""
+        return remark(plan)
+
+    def over(self, left: dict[str, dict[str, BySeed]], measure: str) -> list[float]:
+        """How much more attacks leave of the second method than of the first, by seed."""
+        first, second = (left[name][measure] for name in self.attacked)
+        return list(paired(second, first).values())
+
+    def _trained(self, plan: Plan, store: RunStore, name: str) -> list[Cell]:
+        method = search.chosen(plan, store, name)
+        cells = [plan.cell(method, seed) for seed in plan.numbers] if method is not None else []
+        return [cell for cell in cells if store.summary(cell) is not None]
+
+    def _left(self, plan: Plan, store: RunStore, name: str) -> dict[str, BySeed]:
+        found: dict[str, BySeed] = {}
+        for cell in self._trained(plan, store, name):
+            for measure, accuracy in (attacked(plan, cell).figures(store) or {}).items():
+                found.setdefault(measure, {})[str(cell.seed)] = accuracy
+        return found
 
 
 class Larger(Table2):

@@ -89,7 +89,18 @@ def test_readings(tmp_path: Path) -> None:
     for name, delta in (("gat", "fixed"), ("gat-through", "through")):
         assert (by_name[name]["settings"]["cg"], by_name[name]["settings"]["delta"]) == (1.0, delta)
         assert list(by_name[name]["accuracy"].values()) == pytest.approx([0.7 + gains[delta]] * 2)
-    check_tables(experiment.section(asked, found))
+    assert not found["attacked"]
+    assert "What attacks leave" not in experiment.section(asked, found)
+    for seed in asked.numbers:
+        for delta, left in (("fixed", 0.3), ("through", 0.35 + 0.02 * seed)):
+            keep_attacks(store, asked, asked.cell(GAT(cg=1.0, delta=delta), seed), left)
+    found = experiment.collect(asked, store)
+    assert found is not None
+    text = experiment.section(asked, found)
+    check_tables(text)
+    table = rows(text.split("What attacks leave")[1].split("How they were chosen")[0])
+    assert table["gat"] == ["30.00 ± 0.00", "12.50 ± 0.00", "2 |"]
+    assert table["gat-through over gat"] == ["+6.00 ± 12.71", "+0.00 ± 0.00", "2 |"]
 
 
 def test_capacity(tmp_path: Path) -> None:
