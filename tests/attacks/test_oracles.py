@@ -25,6 +25,7 @@ with warnings.catch_warnings():
 
 EPSILON = {"linf": 0.03, "l2": 0.5}
 norms = pytest.mark.parametrize("norm", ["linf", "l2"])
+one_of_two = pytest.mark.parametrize("norm", ["linf", pytest.param("l2", marks=pytest.mark.long)])
 
 
 @pytest.fixture(scope="module")
@@ -94,7 +95,7 @@ def test_apgd_is_as_strong_as_torchattackss(victim: Victim, norm: str, loss: str
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("norm", ["linf", pytest.param("l2", marks=pytest.mark.long)])
+@one_of_two
 def test_square_is_as_strong_as_torchattackss(victim: Victim, norm: str) -> None:
     settings = {"linf": (0.06, "Linf"), "l2": (1.5, "L2")}
     epsilon, name = settings[norm]
@@ -105,7 +106,7 @@ def test_square_is_as_strong_as_torchattackss(victim: Victim, norm: str) -> None
     assert other < accuracy(victim, victim.images) - 0.05
 
 
-@norms
+@one_of_two
 def test_pgd_with_restarts_is_as_strong_as_torchattackss(victim: Victim, norm: str) -> None:
     epsilon, kind = {"linf": 0.025, "l2": 0.5}[norm], {"linf": torchattacks.PGD, "l2": torchattacks.PGDL2}[norm]
     stands = torch.ones(len(victim.labels), dtype=torch.bool)
@@ -159,7 +160,7 @@ def parts_of_autoattack(victim: Victim, norm: str, epsilon: float, steps: int, t
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("norm", ["linf", pytest.param("l2", marks=pytest.mark.long)])
+@one_of_two
 def test_autoattack_is_as_strong_as_torchattackss(victim: Victim, norm: str) -> None:
     effort: dict[str, Any] = {"steps": 6, "targets": 2, "queries": 40}
     epsilon = {"linf": 0.02, "l2": 0.7}[norm]

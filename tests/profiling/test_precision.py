@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import pytest
 from click.testing import CliRunner
 
 from bench.precision import GRADIENTS, IMAGES, main
@@ -21,13 +22,14 @@ def train(method: Method, output: Path) -> Path:
     return output
 
 
-def test_it_says_what_a_run_rounds_off(tmp_path: Path) -> None:
+def test_it_says_what_a_run_rounds_off(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr("bench.precision.BATCH", 32)
     run, report = train(GAT(), tmp_path / "run"), tmp_path / "report.json"
     ended = CliRunner().invoke(main, [str(run), "--batches", "2", "--json", str(report)])
     assert ended.exit_code == 0, ended.output
     found = json.loads(report.read_text())
     assert {*IMAGES, *GRADIENTS} <= set(found["relative_errors"])
-    assert found["images"] == 256
+    assert found["images"] == 64
     for name in GRADIENTS:
         assert all(0 < error < 0.2 for error in found["relative_errors"][name])
 
