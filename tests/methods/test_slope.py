@@ -66,6 +66,7 @@ BACKWARD = {
     "layer norm, a function": Function(lambda x: functional.layer_norm(x, (8, 8, 8))),
     "instance norm, a function": Function(functional.instance_norm),
     "dropout": nn.Dropout(0.3),
+    "dropout that hardly drops": nn.Dropout(1e-9),
     "gate": nn.Sequential(nn.Conv2d(8, 16, 1), nn.GLU(1)),
 }
 """Layers in which it cannot, or is not there, and one that draws other random numbers in another pass."""
