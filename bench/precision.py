@@ -130,7 +130,7 @@ def passed(method: GAT, players: Players, batch: Batch, dtype: torch.dtype | Non
     return {
         "Delta": clean.delta.flatten(1).float(),
         "G(Delta)": (images - batch.images).flatten(1).float(),
-        "gradient of F": flat(method.classifier_gradients(clean, perturbed, batch, Draws())),
+        "gradient of F": flat(method.classifier_gradients(clean, perturbed)),
         "gradient of G": flat(method.generator_gradients(perturbed)),
         "perturbed accuracy": metrics["perturbed_accuracy"],
         "generator loss": metrics["generator_loss"].mean(),

@@ -19,7 +19,7 @@ from fastgat.errors import ConfigError
 from fastgat.functional import call
 from fastgat.kernels.backend import accumulation_dtype
 from fastgat.methods import GAT
-from fastgat.methods.slope import twice_differentiable
+from fastgat.methods.double_backward import twice_differentiable
 
 
 class GATLoss(NamedTuple):

@@ -20,7 +20,6 @@ from torch import nn
 
 from fastgat.batch import Batch
 from fastgat.config import OptimizerConfig
-from fastgat.engine.assemble import allows_forward_mode
 from fastgat.engine.state import TrainState
 from fastgat.engine.step import Stepper
 from fastgat.methods import Method
@@ -119,8 +118,6 @@ class Engine:
     ) -> dict[str, float]:
         draws = draws or [Draws()] * len(batches)
         if not self.prepared:
-            if self.method.takes_slopes:
-                self.state.forward_mode = allows_forward_mode(self.state.classifier, self.method, batches[-1])
             self.stepper.prepare(batches, draws)
             self.prepared = True
         self.stepper(batches, draws, kind)

@@ -9,16 +9,14 @@ from torch import Tensor, nn
 from fastgat.batch import Batch
 from fastgat.config import OptimizerConfig, PrecisionConfig
 from fastgat.contract import check_labels, checked_logits, explained
-from fastgat.engine.device import autocast_dtype, tf32
-from fastgat.engine.optimizer import trainable_parameters
+from fastgat.engine.device import autocast_dtype
 from fastgat.engine.random import step_draws
 from fastgat.engine.ranks import ALONE, Ranks
 from fastgat.engine.state import TrainState, has_batch_norm, unchanged
 from fastgat.errors import ConfigError
-from fastgat.functional import call, in_eval_mode, places
+from fastgat.functional import call, in_eval_mode
 from fastgat.methods.base import Method
-from fastgat.methods.players import Network, Players
-from fastgat.methods.slope import forward_mode_is_right
+from fastgat.methods.players import Players
 from fastgat.randomness import seed_torch
 
 
@@ -47,15 +45,14 @@ def assemble(
     """
     players = [module for module in (classifier, generator) if module is not None]
 
-    def probe() -> tuple[int, bool, bool]:
+    def probe() -> tuple[int, bool]:
         for module in players:
             restore_train_mode(module)
             if precision.channels_last:
                 module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch's stub lacks it
         classes = check_networks(classifier, generator, batch.images, method, num_classes)
         check_labels(batch.labels, classes)
-        forward_mode = method.takes_slopes and allows_forward_mode(classifier, method, batch)
-        return classes, samples_interact(classifier, batch.images), forward_mode
+        return classes, samples_interact(classifier, batch.images)
 
     def build() -> TrainState:
         state = TrainState(
@@ -65,7 +62,6 @@ def assemble(
             method.metrics,
             autocast_dtype(precision.amp_dtype, batch.images.device) if precision.amp else None,
             interacts=any(interact),
-            forward_mode=all(allow_forward_mode),
             statistics=statistics,
             memory=torch.zeros_like(batch.images) if method.remembers else None,
             ranks=ranks,
@@ -74,8 +70,8 @@ def assemble(
         try_step(state, method, batch)
         return state
 
-    classes, *found = ranks.agree(probe)
-    interact, allow_forward_mode = zip(*ranks.gather(found), strict=True)
+    classes, interacts = ranks.agree(probe)
+    interact = ranks.gather(interacts)
     state = ranks.agree(build)
     ranks.check_same({"number format": str(state.autocast), "their networks": state.structure()})
     ranks.broadcast([*state.parameters(), *state.buffers()])
@@ -151,17 +147,6 @@ def samples_interact(classifier: nn.Module, images: Tensor) -> bool:
     if not isinstance(alone, Tensor):
         return False  # a tuple in train mode: `try_step` says so
     return not torch.allclose(alone[0], beside[0], rtol=1e-4, atol=1e-6)
-
-
-def allows_forward_mode(classifier: nn.Module, method: Method, batch: Batch) -> bool:
-    """Whether slopes in the classifier can be taken in forward mode, tried on a few of the images."""
-    buffers = {name: buffer.clone() for name, buffer in classifier.named_buffers()}
-    network = Network("classifier", classifier, dict(trainable_parameters(classifier)), buffers, places(classifier))
-    few = Batch(*(tensor[:4] for tensor in batch))
-    source = torch.Generator(batch.images.device).manual_seed(0)
-    with tf32(False), suppress(ConfigError), explained(few.images, "train on"):  # `try_step` raises it
-        return forward_mode_is_right(network, few, method.draw(classifier, few.images, source).clean)
-    return False
 
 
 @torch.no_grad()

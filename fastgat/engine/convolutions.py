@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.fx import Graph, Node
 
-from fastgat.engine.graph import ALIGNED, CAST, CONVOLUTION, CONVOLUTION_BACKWARD, call, is_zero, value_of
+from fastgat.engine.graph import ALIGNED, CAST, CONVOLUTION, CONVOLUTION_BACKWARD, call, value_of
 from fastgat.kernels.backend import accumulation_dtype
 from fastgat.kernels.convolution_relu import convolution_relu, convolution_relu_reference
 from fastgat.kernels.relu_gradient import parts, relu_gradient
@@ -25,6 +25,10 @@ WHERE = torch.ops.aten.where.self
 LESS_OR_EQUAL = torch.ops.aten.le.Scalar
 SUM = torch.ops.aten.sum.dim_IntList
 OF_A_BIAS = [0, 2, 3]
+EXPAND = torch.ops.aten.expand.default
+FULL = torch.ops.aten.full.default
+SCALAR = torch.ops.aten.scalar_tensor.default
+ZEROS = torch.ops.aten.zeros.default
 TRITON = torch.ops.higher_order.triton_kernel_wrapper_functional
 
 
@@ -82,7 +86,7 @@ def sum_with_masks(graph: Graph) -> None:
     for node in graph.find_nodes(op="call_function", target=WHERE):
         mask, zero, d_y = node.args
         sums = [user for user in node.users if user.target is SUM and user.args[1:] == (OF_A_BIAS,) and not user.kwargs]
-        if not (sums and is_zero(zero) and _is_of(mask, LESS_OR_EQUAL) and mask.args[1] == 0 and _is_of_images(d_y)):
+        if not (sums and _is_zero(zero) and _is_of(mask, LESS_OR_EQUAL) and mask.args[1] == 0 and _is_of_images(d_y)):
             continue
         with graph.inserting_before(node):
             both = call(graph, masked_and_summed._opoverload, d_y, mask.args[0])
@@ -98,6 +102,15 @@ def sum_with_masks(graph: Graph) -> None:
 
 def _is_of(node: Any, target: Any) -> bool:
     return isinstance(node, Node) and node.target is target
+
+
+def _is_zero(node: Any) -> bool:
+    """Whether a node is a constant tensor of zeros, spread out over a shape or not."""
+    if isinstance(node, Node) and node.target is EXPAND:
+        node = node.args[0]
+    if not isinstance(node, Node):
+        return False
+    return node.target is ZEROS or (node.target in (FULL, SCALAR) and bool(node.args[-1] == 0))
 
 
 def _is_of_images(node: Any) -> bool:

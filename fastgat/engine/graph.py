@@ -21,11 +21,6 @@ COPY_ALL = torch.ops.aten._foreach_copy.default
 ALIGNED = 8
 """Channels of 16 bits: the 16 bytes to which a kernel for tensor cores wants each pixel aligned."""
 PAD = torch.ops.aten.constant_pad_nd.default
-ADD = torch.ops.aten.add.Tensor
-EXPAND = torch.ops.aten.expand.default
-FULL = torch.ops.aten.full.default
-SCALAR = torch.ops.aten.scalar_tensor.default
-ZEROS = torch.ops.aten.zeros.default
 
 
 class GraphPasses(CustomGraphPass):
@@ -36,7 +31,6 @@ class GraphPasses(CustomGraphPass):
 
     def __call__(self, graph: Graph) -> None:
         drop_unused_gradients(graph)
-        drop_zero_convolutions(graph)
         cast_inputs_at_once(graph)
         pad_channels(graph)
         if self.convolutions != "cudnn":
@@ -57,57 +51,17 @@ def drop_unused_gradients(graph: Graph) -> None:
     the images alone, as GAT does under batch norm, each convolution's gradient by its weights comes with it: one
     operator computes both, so removing dead code cannot take half of it away. Its mask of what to compute can.
     """
+    graph.eliminate_dead_code()
     for node in graph.find_nodes(op="call_function", target=CONVOLUTION_BACKWARD):
         readers = [user for user in node.users if user.target is operator.getitem]
         if len(readers) < len(node.users):
             continue  # somebody takes the gradients as a whole
-        for reader in readers:
-            if not reader.users:
-                graph.erase_node(reader)
-        used = {reader.args[1] for reader in readers if reader.users}
+        used = {reader.args[1] for reader in readers}
         *arguments, mask = node.args
         assert isinstance(mask, list | tuple)
         node.args = (*arguments, [bool(wanted) and i in used for i, wanted in enumerate(mask)])
         if isinstance(values := node.meta.get("val"), tuple | list):
             node.meta["val"] = tuple(value if i in used else None for i, value in enumerate(values))
-
-
-def drop_zero_convolutions(graph: Graph) -> None:
-    """Leave out what a convolution by zeros adds, and what its backward pass adds to the gradient of its input.
-
-    The forward-mode derivative of a convolution is the sum of one of its input's tangent and one by its weight's
-    tangent. Where a step takes a slope along an image, weights have none, and torch computes the second with zeros:
-    a third of the forward and a fifth of the backward pass of that slope.
-    """
-    for node in graph.find_nodes(op="call_function", target=CONVOLUTION):
-        _, weight, bias, *_ = node.args
-        if is_zero(weight) and (bias is None or is_zero(bias)):
-            _add_nothing(node)
-    for node in graph.find_nodes(op="call_function", target=CONVOLUTION_BACKWARD):
-        if is_zero(node.args[2]):
-            for reader in list(node.users):
-                if reader.target is operator.getitem and reader.args[1] == 0:
-                    _add_nothing(reader)
-    graph.eliminate_dead_code()
-
-
-def is_zero(node: Any) -> bool:
-    """Whether a node is a constant tensor of zeros, spread out over a shape or not."""
-    if isinstance(node, Node) and node.target is EXPAND:
-        node = node.args[0]
-    if not isinstance(node, Node):
-        return False
-    return node.target is ZEROS or (node.target in (FULL, SCALAR) and bool(node.args[-1] == 0))
-
-
-def _add_nothing(node: Node) -> None:
-    """Replace each sum that `node` is a term of by the other term."""
-    for user in list(node.users):
-        if user.target is ADD and not user.kwargs:
-            (other,) = [term for term in user.args if term is not node] or [None]
-            if isinstance(other, Node) and other.meta["val"].shape == user.meta["val"].shape:
-                user.replace_all_uses_with(other)
-                user.graph.erase_node(user)
 
 
 def cast_inputs_at_once(graph: Graph) -> None:

@@ -31,7 +31,6 @@ class TrainState(nn.Module):
     Args:
         autocast: the dtype of mixed precision; float16 brings a loss scale along.
         interacts: whether the classifier's samples influence each other; by default, whether it has batch norm.
-        forward_mode: whether slopes in the classifier are taken in forward mode (`fastgat.methods.slope`).
         statistics: which forward passes change the classifier's buffers: "clean", "perturbed" or "both".
         memory: what the method hands on from step to step, at first, for this rank's part of a batch; it is changed in
             place.
@@ -54,7 +53,6 @@ class TrainState(nn.Module):
         autocast: torch.dtype | None = None,
         *,
         interacts: bool | None = None,
-        forward_mode: bool = False,
         statistics: str = "both",
         memory: Tensor | None = None,
         ranks: Ranks = ALONE,
@@ -73,7 +71,7 @@ class TrainState(nn.Module):
         device = next(classifier.parameters()).device
         self.optimizer, self.autocast, self.ranks = optimizer, autocast, ranks
         self.interacts = has_batch_norm(classifier) if interacts is None else interacts
-        self.forward_mode, self.statistics = forward_mode, statistics
+        self.statistics = statistics
         self.classifier, self.generator = classifier, generator
         self.transient = _transient(players)
         self._places = {name: places(player) for name, player in players.items()}
@@ -228,7 +226,6 @@ class TrainState(nn.Module):
             self.loss_scale.scale if self.loss_scale is not None else None,
             interacts=is_classifier and self.interacts,
             statistics=self.statistics if is_classifier else "both",
-            forward_mode=is_classifier and self.forward_mode,
         )
 
     def _restorable(self) -> list[Tensor]:

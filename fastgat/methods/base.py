@@ -78,11 +78,6 @@ class Method(Options):
         return delta
 
     @property
-    def takes_slopes(self) -> bool:
-        """Whether its gradients are in part those of a slope (`fastgat.methods.slope`)."""
-        return False
-
-    @property
     def classifier_dropout(self) -> float:
         """The dropout rate that the classifier must be built with: the option `dropout`, where the method has it."""
         return getattr(self, "dropout", 0.0)

@@ -16,10 +16,9 @@ Every pass returns the players with the buffers that it left behind. The schedul
 Delta depends on F's parameters theta. `delta` says whether (10) is differentiated there too. "fixed" holds Delta
 constant. "through" adds, with u = dL_F/dDelta held fixed,
 
-    sum over samples of d(u . Delta)/dtheta,    u . Delta = the slope of F(x)_y along u
+    sum over samples of d(u . Delta)/dtheta
 
-by forward mode, one pass of x with the tangent u and its pull-back, or by a double backward pass
-(`fastgat.methods.slope`).
+by a double backward pass (`fastgat.methods.double_backward`).
 """
 
 from __future__ import annotations
@@ -37,10 +36,10 @@ from fastgat.kernels.dual_loss import SampleLoss, perturbed_loss, sample_loss
 from fastgat.kernels.input_gradient import input_gradient
 from fastgat.kernels.perturbation import perturbation, perturbation_gradient
 from fastgat.methods.base import Method, alpha_option, clamp_option, dropout_masks, dropout_option
+from fastgat.methods.double_backward import loss_and_gradient
 from fastgat.methods.players import (
     Draws,
     Metrics,
-    Network,
     Players,
     Tensors,
     Update,
@@ -50,7 +49,6 @@ from fastgat.methods.players import (
     probability_seed,
     pull_back,
 )
-from fastgat.methods.slope import loss_and_gradient, loss_and_slope
 from fastgat.options import option
 
 PullGenerator = Callable[[Tensor, Tensor, Tensor | None], tuple[Tensors, Tensor | None]]
@@ -62,14 +60,12 @@ class CleanHalf(NamedTuple):
     """The pass of x.
 
     Attributes:
-        classifier: F as it was before it.
         loss: J(x) and its companions.
         zeros: the share of Delta's entries that are 0.
         gradients: of J(x) by F's parameters, summed over samples; none where Delta is differentiated through.
-        pull: from derivatives by J(x) and by Delta to F's gradients; None where forward mode gives them.
+        pull: from derivatives by J(x) and by Delta to F's gradients, where Delta is differentiated through.
     """
 
-    classifier: Network
     loss: SampleLoss
     delta: Tensor
     zeros: Tensor
@@ -161,7 +157,7 @@ class GAT(Method):
             for _ in range(self.generator_steps):
                 players, generator_loss = self.generator_step(players, clean.delta, minibatch, draw, update)
         perturbed, players = self.perturbed_pass(players, clean.delta, minibatch, draw, clean.loss.loss)
-        gradients = {"classifier": self.classifier_gradients(clean, perturbed, minibatch, draw)}
+        gradients = {"classifier": self.classifier_gradients(clean, perturbed)}
         if schedule == "simultaneous":
             gradients["generator"] = self.generator_gradients(perturbed)
         return update(players, **gradients), self.step_metrics(clean, perturbed) | generator_loss
@@ -187,24 +183,17 @@ class GAT(Method):
         gradients, _ = perturbed.pull_generator(gradient, torch.full_like(perturbed.power, self.cg), loss)
         return mean(gradients, len(perturbed.power))
 
-    def classifier_gradients(
-        self, clean: CleanHalf, perturbed: PerturbedHalf, minibatch: Batch, draws: Draws
-    ) -> Tensors:
+    def classifier_gradients(self, clean: CleanHalf, perturbed: PerturbedHalf) -> Tensors:
         """F's gradients of the mean L_F = alpha J(x) + (1 - alpha) J(x + p) (10)."""
-        if not self.through:
+        if clean.pull is None:
             return mix(clean.gradients, perturbed.gradients, self.alpha, len(perturbed.power))
         assert perturbed.loss_gradient is not None
         _, u = perturbed.pull_generator(perturbed.loss_gradient, torch.zeros_like(perturbed.power), None)
         assert u is not None
-        weight, by_loss = 1 - self.alpha, torch.full_like(clean.loss.loss, self.alpha)
-        if clean.pull is not None:
-            (gradients,) = clean.pull((by_loss, weight * u))
-        else:
-            # u . Delta is linear in u, which is small: scaled up, it is in the range of every dtype of F.
-            size = u.abs().amax().clamp_min(torch.finfo(u.dtype).tiny)
-            _, pull, _ = loss_and_slope(clean.classifier, minibatch, u / size, draws.clean, probability=True)
-            (gradients,) = pull((by_loss, (weight * size).to(by_loss.dtype)))
-        return mean({name: g + weight * perturbed.gradients[name] for name, g in gradients.items()}, len(by_loss))
+        weight = 1 - self.alpha
+        (gradients,) = clean.pull((torch.full_like(clean.loss.loss, self.alpha), weight * u))
+        both = {name: gradient + weight * perturbed.gradients[name] for name, gradient in gradients.items()}
+        return mean(both, len(perturbed.power))
 
     def step_metrics(self, clean: CleanHalf, perturbed: PerturbedHalf) -> Metrics:
         """The metrics of a step that trains F."""
@@ -227,22 +216,20 @@ class GAT(Method):
     def clean_pass(self, players: Players, minibatch: Batch, draws: Draws) -> tuple[CleanHalf, Players]:
         """J(x), F's gradients of it, and Delta, from one forward and one shared backward pass."""
         classifier = players.classifier
-        if self.through and not classifier.forward_mode:
+        if self.through:
             both, pull, (z, buffers) = loss_and_gradient(classifier, minibatch, draws.clean, probability=True)
             loss, delta = sample_loss(z, minibatch.labels), input_gradient(both[1], "none")
-            clean = CleanHalf(classifier, loss, delta.value, delta.zeros.mean(), {}, pull)
+            clean = CleanHalf(loss, delta.value, delta.zeros.mean(), {}, pull)
             return clean, players.after_classifier("clean", buffers)
-        # The pass that differentiates through Delta gives F's gradients too.
-        by = "images" if self.through else "both"
-        z, pull, buffers = classify(classifier, minibatch.images, draws.clean, by=by)
+        z, pull, buffers = classify(classifier, minibatch.images, draws.clean, by="both")
         loss = sample_loss(z, minibatch.labels)
-        *gradients, loss_gradient = pull(loss.gradient)
+        gradients, loss_gradient = pull(loss.gradient)
         if classifier.interacts:
             *_, probability_gradient = pull(probability_seed(loss))
             delta = input_gradient(probability_gradient, "none")
         else:
             delta = input_gradient(loss_gradient, "probability", loss=loss.loss)
-        clean = CleanHalf(classifier, loss, delta.value, delta.zeros.mean(), gradients[0] if gradients else {})
+        clean = CleanHalf(loss, delta.value, delta.zeros.mean(), gradients)
         return clean, players.after_classifier("clean", buffers)
 
     def perturbed_pass(
@@ -291,10 +278,6 @@ class GAT(Method):
     def through(self) -> bool:
         """Whether (10) is differentiated through Delta."""
         return self.delta == "through"
-
-    @property
-    def takes_slopes(self) -> bool:
-        return self.through
 
     @property
     def period(self) -> int:

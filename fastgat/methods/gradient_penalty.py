@@ -1,7 +1,7 @@
 """Gradient penalty: J(x) + lambda ||dJ/dx||_2^2, the double backpropagation of Drucker and LeCun (1992).
 
-With v = dJ/dx held fixed, d||dJ/dx||^2 / dtheta = 2 d(v . dJ/dx) / dtheta: the derivative of a slope
-(`fastgat.methods.slope`). To first order GAT with its best generator is such a penalty (docs/mathematics.md).
+With v = dJ/dx held fixed, d||dJ/dx||^2 / dtheta = 2 d(v . dJ/dx) / dtheta, by a double backward pass
+(`fastgat.methods.double_backward`). To first order GAT with its best generator is such a penalty (docs/mathematics.md).
 """
 
 from dataclasses import dataclass
@@ -12,8 +12,8 @@ import torch
 from fastgat.batch import Batch
 from fastgat.kernels.dual_loss import sample_loss
 from fastgat.methods.base import OnePlayer
-from fastgat.methods.players import Draws, Metrics, Network, Tensors, classify, mean
-from fastgat.methods.slope import loss_and_gradient, loss_and_slope
+from fastgat.methods.double_backward import loss_and_gradient
+from fastgat.methods.players import Draws, Metrics, Network, Tensors, mean
 from fastgat.options import option
 
 
@@ -24,21 +24,10 @@ class GradientPenalty(OnePlayer):
 
     penalty: float = option(0.1, "lambda, the weight of ||dJ/dx||_2^2", at_least=0)
 
-    @property
-    def takes_slopes(self) -> bool:
-        return True
-
     def gradients(self, classifier: Network, minibatch: Batch, draws: Draws) -> tuple[Tensors, Metrics, Tensors]:
-        if classifier.forward_mode:
-            z, pull, buffers = classify(classifier, minibatch.images, draws.clean, by="images")
-            clean = sample_loss(z, minibatch.labels)
-            (v,) = pull(clean.gradient)
-            (_, slope), pull, _ = loss_and_slope(classifier, minibatch, v, draws.clean)
-            (gradients,) = pull((torch.ones_like(clean.loss), torch.full_like(slope, 2 * self.penalty)))
-        else:
-            (_, v), pull, (z, buffers) = loss_and_gradient(classifier, minibatch, draws.clean)
-            clean = sample_loss(z, minibatch.labels)
-            (gradients,) = pull((torch.ones_like(clean.loss), 2 * self.penalty * v))
+        (_, v), pull, (z, buffers) = loss_and_gradient(classifier, minibatch, draws.clean)
+        clean = sample_loss(z, minibatch.labels)
+        (gradients,) = pull((torch.ones_like(clean.loss), 2 * self.penalty * v))
         power = v.to(clean.loss.dtype).flatten(1).square().sum(1)
         metrics = {
             "loss": (clean.loss + self.penalty * power).mean(),

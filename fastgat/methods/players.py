@@ -37,7 +37,6 @@ class Network(NamedTuple):
         scale: the loss scale, 0-d, that keeps float16 gradients from underflowing (None: not needed).
         interacts: whether the samples of a batch influence each other's output, as in train-mode batch norm.
         statistics: which forward passes change the buffers: the "clean" ones, the "perturbed" ones, or "both".
-        forward_mode: whether slopes in it are taken in forward mode (`fastgat.methods.slope`).
     """
 
     name: str
@@ -49,7 +48,6 @@ class Network(NamedTuple):
     scale: Tensor | None = None
     interacts: bool = False
     statistics: str = "both"
-    forward_mode: bool = False
 
     def __call__(self, parameters: Tensors, inputs: Tensor, *more: Any) -> tuple[Tensor, Tensors]:
         """The module's output and its buffers afterwards."""

@@ -59,8 +59,6 @@ def _networks(config: TrainConfig, method: Method, state: TrainState, own: bool)
         networks += f"; {resting} layers of the classifier are in eval mode and stay so"
     if state.interacts:
         networks += f"; samples interact in the classifier: {SECOND_PULL_BACK[method.needs_generator]}"
-    if method.takes_slopes and not state.forward_mode:
-        networks += "; second derivatives by a double backward pass, as its layers need it"
     return networks
 
 

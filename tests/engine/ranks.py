@@ -84,7 +84,6 @@ def train(case: Case, ranks: Ranks = ALONE) -> dict[str, Tensor]:
         generator if method.needs_generator else None,
         case.optimizer,
         method.metrics,
-        forward_mode=method.takes_slopes and not case.batch_norm,
         statistics=case.batch_norm if case.batch_norm in ("clean", "perturbed") else "both",
         memory=torch.zeros(BATCH // ranks.count, 3, 8, 8, dtype=DOUBLE) if method.remembers else None,
         ranks=ranks,

@@ -61,15 +61,7 @@ def state_for(
     ]
     player = networks[1] if method.needs_generator else None
     memory = torch.zeros_like(batches_of(1)[0].images) if method.remembers else None
-    return TrainState(
-        networks[0],
-        player,
-        OptimizerConfig(),
-        method.metrics,
-        autocast,
-        forward_mode=method.takes_slopes,
-        memory=memory,
-    )
+    return TrainState(networks[0], player, OptimizerConfig(), method.metrics, autocast, memory=memory)
 
 
 def batches_of(count: int, classes: int = 10) -> list[Batch]:

@@ -42,29 +42,6 @@ def test_what_is_used_is_computed(wanted: str) -> None:
     torch.testing.assert_close(traced(*inputs), gradients(*inputs), rtol=0, atol=0)
 
 
-@pytest.mark.parametrize("constant", [0.0, 0.5])
-def test_only_convolutions_by_zeros_are_left_out(constant: float) -> None:
-    """As forward mode makes them: of the slope along an image, and of its gradient by the image and the weight."""
-    inputs = torch.rand(2, 3, 8, 8), torch.rand(4, 3, 3, 3), torch.rand(2, 4, 6, 6)
-
-    def sums(x: Tensor, weight: Tensor, seed: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        other = torch.full([], constant).expand(4, 3, 3, 3)
-        one, pull = vjp(functional.conv2d, x, weight)  # type: ignore[misc]  # typed as if with aux
-        two, pull_other = vjp(lambda at: functional.conv2d(at, other), x)  # type: ignore[misc]  # typed as if with aux
-        by_image, by_weight = pull(seed)
-        return one + two, by_image + pull_other(seed)[0], by_weight
-
-    traced = make_fx(sums)(*inputs)
-    before = traced(*inputs)
-    GraphPasses()(traced.graph)
-    traced.recompile()
-    left = [
-        len(traced.graph.find_nodes(op="call_function", target=each)) for each in (CONVOLUTION, CONVOLUTION_BACKWARD)
-    ]
-    assert left == ([1, 1] if constant == 0 else [2, 2])
-    torch.testing.assert_close(traced(*inputs), before, rtol=0, atol=0)
-
-
 def test_what_is_taken_as_a_whole_is_left_alone() -> None:
     inputs = torch.rand(2, 3, 8, 8), torch.rand(4, 3, 3, 3), torch.rand(2, 4, 6, 6)
 

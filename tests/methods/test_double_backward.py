@@ -1,10 +1,9 @@
-"""Slopes and the way back from them, against autograd's own second derivatives, through all sorts of layers."""
+"""Second derivatives against autograd's own, through all sorts of layers."""
 
 from __future__ import annotations
 
 import copy
 from collections.abc import Callable
-from typing import Any
 
 import pytest
 import torch
@@ -13,13 +12,11 @@ from torch.nn import functional
 
 from fastgat import textbook
 from fastgat.config import OptimizerConfig
-from fastgat.engine.assemble import allows_forward_mode
 from fastgat.engine.state import TrainState
 from fastgat.losses import gat_loss
 from fastgat.methods import GAT, GradientPenalty
-from fastgat.methods.slope import loss_and_gradient, loss_and_slope, twice_differentiable
-from fastgat.models import Classifier
-from tests.support import BatchNormNet, Engine, SmallGenerator, compiled_by, largest_difference, minibatch
+from fastgat.methods.double_backward import loss_and_gradient, twice_differentiable
+from tests.support import Engine, SmallGenerator, compiled_by, largest_difference, minibatch
 
 EXACT = 1e-10
 
@@ -47,7 +44,7 @@ class Attention(nn.Module):
         return functional.scaled_dot_product_attention(query, key, value).transpose(1, 2).reshape(images.shape)
 
 
-FORWARD = {
+LAYERS = {
     "none": nn.Identity(),
     "rms norm": nn.RMSNorm([8, 8, 8]),
     "softmax": nn.Softmax2d(),
@@ -55,9 +52,6 @@ FORWARD = {
     "pooling": nn.MaxPool2d(2),
     "attention": Attention(),
     "written out": Function(lambda x: (x - x.mean((2, 3), keepdim=True)) / (x.var((2, 3), keepdim=True) + 1e-3).sqrt()),
-}
-"""Layers in which torch's forward mode can be differentiated."""
-BACKWARD = {
     "batch norm": nn.BatchNorm2d(8),
     "frozen batch norm": nn.BatchNorm2d(8).eval(),
     "instance norm": nn.InstanceNorm2d(8),
@@ -69,7 +63,6 @@ BACKWARD = {
     "dropout that hardly drops": nn.Dropout(1e-9),
     "gate": nn.Sequential(nn.Conv2d(8, 16, 1), nn.GLU(1)),
 }
-"""Layers in which it cannot, or is not there, and one that draws other random numbers in another pass."""
 
 
 def network_with(layer: nn.Module) -> nn.Module:
@@ -87,36 +80,26 @@ def slope_by_autograd(network: nn.Module, images: Tensor, labels: Tensor, direct
     return list(torch.autograd.grad((gradient * direction).sum(), list(network.parameters())))
 
 
-@pytest.mark.parametrize("name", [*FORWARD, *BACKWARD])
+@pytest.mark.parametrize("name", LAYERS)
 def test_its_gradient_is_autograd_s(name: str) -> None:
-    network = network_with({**FORWARD, **BACKWARD}[name])
+    network = network_with(LAYERS[name])
     batch = minibatch()
-    before, random = copy.deepcopy(network.state_dict()), torch.get_rng_state()
-    forward_mode = allows_forward_mode(network, GradientPenalty(), batch)
-    assert forward_mode == (name in FORWARD)
-    assert torch.equal(torch.get_rng_state(), random)
-    assert all(torch.equal(tensor, before[key]) for key, tensor in network.state_dict().items())
     state = TrainState(network, None, OptimizerConfig(), ("loss",))
-    classifier, direction = state.players().classifier, torch.randn_like(batch.images)
-    ways: list[Callable[[], tuple[Any, Callable[[Any], Any], Any]]]
-    ways = [lambda: loss_and_gradient(classifier, batch, probability=True)]
-    if forward_mode:
-        ways.append(lambda: loss_and_slope(classifier, batch, direction, probability=True))
-    for way in ways:
-        torch.manual_seed(1)
-        (loss, second), pull, _ = way()
-        (gradients,) = pull((torch.zeros_like(loss), direction if second.dim() else torch.ones_like(second)))
-        torch.manual_seed(1)
-        theirs = slope_by_autograd(network, *batch, direction)
-        largest = max(float(each.abs().max()) for each in theirs)
-        for ours, other in zip(gradients.values(), theirs, strict=True):
-            torch.testing.assert_close(ours, other, rtol=EXACT, atol=EXACT * largest)
+    direction = torch.randn_like(batch.images)
+    torch.manual_seed(1)
+    (loss, _), pull, _ = loss_and_gradient(state.players().classifier, batch, probability=True)
+    (gradients,) = pull((torch.zeros_like(loss), direction))
+    torch.manual_seed(1)
+    theirs = slope_by_autograd(network, *batch, direction)
+    largest = max(float(each.abs().max()) for each in theirs)
+    for ours, other in zip(gradients.values(), theirs, strict=True):
+        torch.testing.assert_close(ours, other, rtol=EXACT, atol=EXACT * largest)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", [pytest.param("frozen batch norm", marks=pytest.mark.long), "layer norm", "attention"])
 def test_compiled_it_is_the_same(name: str) -> None:
-    classifier = network_with({**FORWARD, **BACKWARD}[name])
+    classifier = network_with(LAYERS[name])
     engine = Engine(GradientPenalty(penalty=0.4), classifier, compiled=True)
     optimizer = torch.optim.Adam(classifier.parameters(), lr=1e-3)
     torch._dynamo.reset()
@@ -127,19 +110,6 @@ def test_compiled_it_is_the_same(name: str) -> None:
             with twice_differentiable():
                 textbook.gradient_penalty_step(classifier, optimizer, batch, 0.4)
     assert largest_difference(engine.state.classifier, classifier) < EXACT
-
-
-def test_the_paper_s_classifier_takes_forward_mode() -> None:
-    """In float32, where both ways round otherwise; not where samples interact, nor in half precision."""
-    batch = minibatch(dtype=torch.float32)
-    assert allows_forward_mode(Classifier(), GAT(delta="through"), batch)
-    assert not allows_forward_mode(BatchNormNet(), GAT(delta="through"), batch)
-    halves = type(batch)(batch.images.bfloat16(), batch.labels)
-    assert not allows_forward_mode(Classifier().bfloat16(), GAT(delta="through"), halves)
-
-
-def test_what_has_no_second_derivatives_is_left_to_the_step_that_is_tried() -> None:
-    assert not allows_forward_mode(network_with(nn.Hardsigmoid()), GradientPenalty(), minibatch())
 
 
 def test_gat_loss_goes_through_attention() -> None:

@@ -1,0 +1,66 @@
+"""The gradient of J or F_y by the images, kept as a function of F's parameters: it can be pulled back to them.
+
+With Delta = dF(x)_y/dx and a direction u held fixed, d(u . Delta)/dtheta is a vector-Jacobian product of the backward
+pass that gave Delta: a double backward pass. No Hessian is formed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from fastgat.batch import Batch
+from fastgat.methods.players import Masks, Network, Tensors, logits, pull_back
+
+
+def loss_and_gradient(
+    classifier: Network, minibatch: Batch, masks: Masks = (), *, probability: bool = False
+) -> tuple[tuple[Tensor, Tensor], Callable[[Any], Any], tuple[Tensor, Tensors]]:
+    """J(x) of each sample, (B,), and the gradient of their sum by the images, (B, C, H, W), with the pull-back of both
+    to F's parameters; the logits and the buffers that the pass left.
+
+    With `probability` it is the gradient of the sum of F(x)_y.
+    """
+    function = logits(classifier, masks)
+    scale = 1.0 if classifier.scale is None else classifier.scale  # of the inner backward pass
+
+    def loss(parameters: Tensors, x: Tensor) -> tuple[Tensor, tuple[Tensor, Tensors]]:
+        with twice_differentiable():
+            z, buffers = function(parameters, x)
+        return -z.log_softmax(1).gather(1, minibatch.labels[:, None])[:, 0], (z, buffers)
+
+    def seed(value: Tensor) -> Tensor:
+        return scale * (-torch.exp(-value) if probability else torch.ones_like(value))
+
+    def both(parameters: Tensors) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensors]]:
+        if torch.compiler.is_compiling():
+            result = torch.func.vjp(lambda x: loss(parameters, x), minibatch.images, has_aux=True)
+            value, pull, left = result  # type: ignore[misc]  # typed as if without aux
+            (gradient,) = pull(seed(value))
+        else:  # as `pull_back`, for the sake of what works under autograd alone
+            x = minibatch.images.detach().requires_grad_()
+            value, left = loss(parameters, x)
+            (gradient,) = torch.autograd.grad(value, x, seed(value), create_graph=True, materialize_grads=True)
+        return (value, gradient / scale), left
+
+    value, pull, left = pull_back(classifier, both, classifier.parameters)
+
+    def pull_apart(seed: tuple[Tensor, Tensor]) -> tuple[Tensors]:
+        """One after the other: float16 holds a direction of any size once its largest entry is 1."""
+        by_loss, direction = seed
+        size = direction.abs().amax().clamp_min(torch.finfo(direction.dtype).tiny)
+        (gradients,) = pull((by_loss, torch.zeros_like(direction)))
+        (others,) = pull((torch.zeros_like(by_loss), direction / size))
+        return ({name: gradient + size * others[name] for name, gradient in gradients.items()},)
+
+    return value, pull if classifier.scale is None else pull_apart, left
+
+
+def twice_differentiable() -> AbstractContextManager[None]:
+    """A context in which attention has second derivatives: computed as it is defined, by no fused kernel."""
+    return sdpa_kernel(SDPBackend.MATH)
