@@ -10,19 +10,23 @@ Triton emits scalar loads, and nothing that is measured here would hold on a GPU
 
 from __future__ import annotations
 
+import bisect
+import io
 import itertools
 import json
 import re
 import subprocess
 import sys
+import tempfile
 import tomllib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 from unittest import mock
 
 import torch
+from elftools.elf.elffile import ELFFile
 from fastgat.kernels.backend import forced_kernels, triton
 from fastgat.kernels.convolution_relu import convolution_relu
 from fastgat.kernels.dual_loss import perturbed_loss, sample_loss
@@ -159,39 +163,72 @@ def compile_all(capability: int, folder: Path) -> Path:
     """Cubins of every case for sm_`capability`, and a report of their resources."""
     folder.mkdir(parents=True, exist_ok=True)
     target = triton.backends.compiler.GPUTarget("cuda", capability, 32)
-    rows = []
+    rows, kernels = [], []
     for case in cases():
         if capability < 80 and "bf16" in case.name:  # which has no such instructions; --amp takes float16 there
             continue
         launch = record(case)
         compiled = triton.compile(specialised(launch), target=target, options=launch.options)
         name = launch.kernel.__name__.strip("_").removesuffix("_kernel")
-        cubin = folder / f"{name}.{case.name}.sm_{capability}.cubin"
-        cubin.write_bytes(compiled.asm["cubin"])
-        row = {"kernel": name, "case": case.name, "wide": case.wide, "shared": compiled.metadata.shared}
-        rows.append(row | resources(cubin, compiled))
+        (folder / f"{name}.{case.name}.sm_{capability}.cubin").write_bytes(compiled.asm["cubin"])
+        rows.append({"kernel": name, "case": case.name, "wide": case.wide, "shared": compiled.metadata.shared})
+        kernels.append(compiled)
+    rows = [row | found for row, found in zip(rows, resources(kernels, capability), strict=True)]
     report = folder / f"resources-sm_{capability}.json"
     report.write_text(json.dumps({"capability": capability, "triton": triton.__version__, "rows": rows}, indent=1))
     return report
 
 
-def resources(cubin: Path, compiled: Any) -> dict[str, int | bool]:
-    """Registers, spills, float64 instructions and access widths in bytes, from the machine code."""
-    tool = Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump"
-    command = [str(tool), "--dump-resource-usage", "--dump-sass", str(cubin)]
-    code = subprocess.run(command, capture_output=True, text=True, check=True).stdout
-    (registers,) = re.findall(r"REG:(\d+)", code)
-    kinds = ("LDG(?:STS)?", "STG")  # LDGSTS: to shared memory, while something else is computed
-    loads, stores = ([_width(suffix) for suffix in re.findall(rf"\b{kind}\.E(\S*)", code)] for kind in kinds)
-    return {
-        "registers": int(registers),
-        "spills": len(re.findall(r"\b(?:LDL|STL)\b", code)),
-        "fp64": len(re.findall(r"\b(?:DADD|DMUL|DFMA|DSETP|F2F\.F64\S*|F2F\.F32\.F64)\b", code)),
-        "load": max(loads, default=0),
-        "store": max(stores, default=0),
-        # The offset of a sample: its number times its stride, multiplied in 64 bits.
-        "wide_addresses": bool(re.search(r"arith\.muli .*: (?:tensor<\S*x)?i64", compiled.asm["ttir"])),
-    }
+def resources(kernels: Sequence[Any], capability: int) -> list[dict[str, int | bool]]:
+    """Of each compiled kernel registers, spills, float64 instructions and access widths in bytes, from the machine
+    code."""
+    found = []
+    for compiled, code in zip(kernels, disassembled([each.asm["cubin"] for each in kernels], capability), strict=True):
+        kinds = ("LDG(?:STS)?", "STG")  # LDGSTS: to shared memory, while something else is computed
+        loads, stores = ([_width(suffix) for suffix in re.findall(rf"\b{kind}\.E(\S*)", code)] for kind in kinds)
+        resources: dict[str, int | bool] = {
+            "registers": registers(compiled.asm["cubin"]),
+            "spills": len(re.findall(r"\b(?:LDL|STL)\b", code)),
+            "fp64": len(re.findall(r"\b(?:DADD|DMUL|DFMA|DSETP|F2F\.F64\S*|F2F\.F32\.F64)\b", code)),
+            "load": max(loads, default=0),
+            "store": max(stores, default=0),
+            # The offset of a sample: its number times its stride, multiplied in 64 bits.
+            "wide_addresses": bool(re.search(r"arith\.muli .*: (?:tensor<\S*x)?i64", compiled.asm["ttir"])),
+        }
+        found.append(resources)
+    return found
+
+
+def registers(cubin: bytes) -> int:
+    """Those of the kernel in a cubin."""
+    with tempfile.NamedTemporaryFile() as file:
+        file.write(cubin)
+        file.flush()
+        (count,) = re.findall(r"REG:(\d+)", _told_by("cuobjdump", "--dump-resource-usage", file.name))
+    return int(count)
+
+
+def disassembled(cubins: Sequence[bytes], capability: int) -> list[str]:
+    """The instructions of each cubin, by one nvdisasm for all of them: it takes half a second to start."""
+    codes = []
+    for cubin in cubins:
+        sections = ELFFile(io.BytesIO(cubin)).iter_sections()
+        codes.append(b"".join(section.data() for section in sections if section.name.startswith(".text.")))
+    with tempfile.NamedTemporaryFile() as file:
+        file.write(b"".join(codes))
+        file.flush()
+        text = _told_by("nvdisasm", "--binary", f"SM{capability}", file.name)
+    ends = list(itertools.accumulate(map(len, codes)))
+    lines: list[list[str]] = [[] for _ in codes]
+    for address, instruction in re.findall(r"/\*([0-9a-f]+)\*/(.*);", text):
+        lines[bisect.bisect(ends, int(address, 16))].append(instruction)
+    return ["\n".join(each) for each in lines]
+
+
+def _told_by(tool: str, *arguments: str) -> str:
+    """What one of the CUDA tools prints that come with Triton."""
+    command = [str(Path(triton.__file__).parent / "backends/nvidia/bin" / tool), *arguments]
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout
 
 
 def _width(suffix: str) -> int:
