@@ -22,19 +22,19 @@ from tests.cli.conftest import Run
 from tests.support import fastgat
 
 SHORT = ("--dataset", "digits", "--epochs", 2, "--train-images", 64, "--batch-size", 32, "--no-compile")
+TINY = "tests.experiments.tiny:build"
 SEARCH = ("search", "--method", "fg-l2", "--over", "epsilon=0.1,0.4", *SHORT, "--deterministic")
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(900)
-def test_all_of_it_quickly(tmp_path: Path) -> None:
-    arguments = ("reproduce", "all", "--quick", "--out", "out", "--page", "docs/page.md")
-    done = fastgat(*arguments, cwd=tmp_path, timeout=600)
-    assert done.returncode == 0, done.stderr
+def test_all_of_it_quickly(run: Run, tmp_path: Path) -> None:
+    arguments = ("reproduce", "all", "--quick", "--classifier", TINY, "--out", "out")
+    done = run(*arguments, "--page", "docs/page.md")
+    assert done.code == 0, done.err
     page = (tmp_path / "docs" / "page.md").read_text()
     for heading in ("Table 2", "Figure 2", "Figure 3", "Figure 4", "Training time", "How it was run", "What differs"):
         assert heading in page
-    assert "fastgat reproduce all --quick\n" in page, "the command, without what decides nothing"
+    assert f"fastgat reproduce all --quick --classifier {TINY}\n" in page, "the command, without what decides nothing"
     assert "digits is not a data set of the paper" in page
     for picture in ("table2-search", "figure2", "figure3", "figure4"):
         assert (tmp_path / "docs" / "page" / f"{picture}.png").stat().st_size > 10_000
@@ -44,8 +44,8 @@ def test_all_of_it_quickly(tmp_path: Path) -> None:
     rows = {row["method"]: row for row in results["figures"]["table2"]["rows"]}
     assert all(len(row["accuracy"]) == 2 for row in rows.values())
     assert rows["gat"]["settings"]["cg"] in (1.0, 4.0)
-    again = fastgat("reproduce", "all", "--quick", "--out", "out", cwd=tmp_path)
-    assert "jobs left" not in again.stdout, "nothing is done twice"
+    again = run(*arguments)
+    assert "jobs left" not in again.out, "nothing is done twice"
     assert (tmp_path / "out" / "results.md").read_text().split("\n", 5)[5:] == page.replace("page/", "results/").split(
         "\n", 5
     )[5:]
@@ -125,7 +125,7 @@ OLD = Path(__file__).parents[1] / "experiments" / "fixtures" / "reproduce-0.1.0"
 """A folder of version 0.1.0, stopped in the middle of GAT's tenth epoch, and what that version made of it."""
 OLD_COMMAND = (
     *("reproduce", "table2", "figure3", "--quick", "--seeds", 1, "--epochs", 30, "--batch-size", 32),
-    *("--grid", "gat=1", "--classifier", "tests.experiments.tiny:build", "--generator-width", 4),
+    *("--grid", "gat=1", "--classifier", TINY, "--generator-width", 4),
     *("--lr", 0.01, "--deterministic"),
 )
 

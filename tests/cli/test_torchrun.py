@@ -21,7 +21,7 @@ TORCHRUN = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--np
 TRAIN = (
     *("train", "--dataset", "digits", "--train-images", "64", "--batch-size", "16", "--generator-width", "4"),
     *("--no-compile", "--device", "cpu", "--checkpoint-interval", "2", "--epochs", "3"),
-    *("--method", "free", "--replays", "2"),
+    *("--method", "free", "--replays", "2", "--select", "accuracy"),
 )
 
 pytestmark = [
