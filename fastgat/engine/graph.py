@@ -1,15 +1,13 @@
-"""Passes over the graph of a compiled step, before Inductor makes kernels of it; its result stays the same."""
+"""Passes over the graph of a compiled step; its result stays the same."""
 
 from __future__ import annotations
 
 import operator
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any, cast
 
 import torch
 from torch import Tensor
-from torch._inductor.custom_graph_pass import CustomGraphPass, get_hash_for_files
 from torch._prims_common import suggest_memory_format
 from torch.fx import Graph, Node
 from torch.fx.node import map_arg
@@ -21,27 +19,6 @@ COPY_ALL = torch.ops.aten._foreach_copy.default
 ALIGNED = 8
 """Channels of 16 bits: the 16 bytes to which a kernel for tensor cores wants each pixel aligned."""
 PAD = torch.ops.aten.constant_pad_nd.default
-
-
-class GraphPasses(CustomGraphPass):
-    """All of this module's passes, and those of `engine/convolutions.py` that `convolutions` names."""
-
-    def __init__(self, convolutions: str = "cudnn") -> None:
-        self.convolutions = convolutions
-
-    def __call__(self, graph: Graph) -> None:
-        drop_unused_gradients(graph)
-        cast_inputs_at_once(graph)
-        pad_channels(graph)
-        if self.convolutions != "cudnn":
-            from fastgat.engine.convolutions import PASSES  # registers operations
-
-            for name in self.convolutions.split("+"):
-                PASSES[name](graph)
-
-    def uuid(self) -> Any:
-        files = (__file__, str(Path(__file__).with_name("convolutions.py")))
-        return get_hash_for_files(files, self.convolutions)
 
 
 def drop_unused_gradients(graph: Graph) -> None:

@@ -16,8 +16,9 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from torch.nn import functional
 
 from fastgat.config import BEYOND_CUDNN
-from fastgat.engine import graph
 from fastgat.engine.convolutions import joined, masked_and_summed, rectified_convolution, weight_gradient
+from fastgat.engine.graph import CONVOLUTION, CONVOLUTION_BACKWARD
+from fastgat.engine.passes import GraphPasses
 from fastgat.methods import GAT, Method
 from tests.support import Engine, compiled_by, largest_difference, minibatch, players
 
@@ -26,8 +27,8 @@ OPERATIONS = {
     masked_and_summed._opoverload: "backward",
     weight_gradient._opoverload: "weights",
     joined._opoverload: "joins",
-    graph.CONVOLUTION: "convolution",
-    graph.CONVOLUTION_BACKWARD: "convolution_backward",
+    CONVOLUTION: "convolution",
+    CONVOLUTION_BACKWARD: "convolution_backward",
 }
 
 
@@ -42,7 +43,7 @@ def stepped(convolutions: str | None, method: Method, amp: bool = False) -> tupl
     graphs: list[GraphModule] = []
 
     def made(traced: GraphModule, inputs: list[Tensor]) -> Callable[..., Any]:
-        graph.GraphPasses(convolutions or "cudnn")(traced.graph)
+        GraphPasses(convolutions or "cudnn")(traced.graph)
         traced.graph.lint()
         traced.recompile()
         graphs.append(traced)
@@ -140,7 +141,7 @@ def test_what_has_a_reader_decides(layout: torch.memory_format, wanted: tuple[in
     table = decomposition.select_decomp_table()
     x, weight, bias, head, seed = inputs
     traced = make_fx(two_layers, decomposition_table=table, tracing_mode="fake")(x, weight, bias, head, seed, wanted)
-    graph.GraphPasses("forward+backward+stream")(traced.graph)
+    GraphPasses("forward+backward+stream")(traced.graph)
     traced.graph.lint()
     traced.recompile()
     left = counted([traced])
@@ -162,7 +163,7 @@ def test_what_is_put_off_reads_what_it_would_have_read() -> None:
     shapes = (2, 8, 5, 6), (4, 8, 1, 1), (4, 8, 1, 1), (2, 4, 5, 6)
     inputs = [torch.randn(shape, dtype=torch.float64).contiguous(memory_format=torch.channels_last) for shape in shapes]
     traced = make_fx(update, tracing_mode="fake")(*map(torch.clone, inputs))
-    graph.GraphPasses("stream")(traced.graph)
+    GraphPasses("stream")(traced.graph)
     traced.graph.lint()
     traced.recompile()
     assert counted([traced])["joins"] == 1

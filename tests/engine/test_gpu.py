@@ -16,7 +16,8 @@ from fastgat.config import OptimizerConfig
 from fastgat.data.loaders import create_loader
 from fastgat.data.sets import ImageSet
 from fastgat.engine.device import tf32
-from fastgat.engine.graph import PAD, GraphPasses, pad_channels
+from fastgat.engine.graph import PAD, pad_channels
+from fastgat.engine.passes import GraphPasses
 from fastgat.engine.random import seed_step
 from fastgat.engine.robust import RobustAccuracy
 from fastgat.engine.state import TrainState
@@ -151,7 +152,7 @@ def test_in_mixed_precision_too(monkeypatch: pytest.MonkeyPatch) -> None:
         padded.extend(graph.find_nodes(op="call_function", target=PAD))
         search.append(torch.backends.cudnn.benchmark)
 
-    monkeypatch.setattr("fastgat.engine.graph.pad_channels", watched)
+    monkeypatch.setattr("fastgat.engine.passes.pad_channels", watched)
     monkeypatch.setattr(GraphPasses, "uuid", lambda self: None)  # Inductor's cache is not asked
     method, sources, states = GAT(schedule="simultaneous"), batches_of(4), []
     for compiled in (True, False):

@@ -14,7 +14,8 @@ from torch.fx import GraphModule
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.nn import functional
 
-from fastgat.engine.graph import CAST, CONVOLUTION, CONVOLUTION_BACKWARD, COPY_ALL, PAD, GraphPasses
+from fastgat.engine.graph import CAST, CONVOLUTION, CONVOLUTION_BACKWARD, COPY_ALL, PAD
+from fastgat.engine.passes import GraphPasses
 from fastgat.methods import GAT
 from tests.support import BatchNormNet, Engine, SmallGenerator, largest_difference, minibatch
 

@@ -22,7 +22,7 @@ from bench import convolutions
 from bench.convolutions import DEFAULT, NONE, OFF, WAYS, measure, report, serve_with
 from fastgat.cli.profile import KERNELS, _show_kernels
 from fastgat.config import BEYOND_CUDNN, CONVOLUTIONS, RunConfig, TrainConfig
-from fastgat.engine.graph import GraphPasses
+from fastgat.engine.passes import GraphPasses
 from fastgat.errors import FastgatError
 from fastgat.profiling.sides import Spec
 from fastgat.profiling.work import summarised
