@@ -239,11 +239,12 @@ class TrainState(nn.Module):
 
     def _learned(self, *players: str) -> list[Tensor]:
         """The players' trainable parameters, and moments. Not the rest: a mask, say, may be infinite by right."""
-        tensors: list[Tensor] = []
-        for name in players or self._means:
-            tensors += trainable_parameters(getattr(self, name)).values()
-            tensors += getattr(self, f"{name}_optimizer").buffers()
-        return tensors
+        both = ((getattr(self, name), getattr(self, f"{name}_optimizer")) for name in players or self._means)
+        return [
+            tensor
+            for player, optimizer in both
+            for tensor in (*trainable_parameters(player).values(), *optimizer.buffers())
+        ]
 
     def _clipped(self, gradients: Tensors) -> Tensors:
         limit = self.optimizer.clip_grad
