@@ -217,9 +217,9 @@ class GAT(Method):
         """J(x), F's gradients of it, and Delta, from one forward and one shared backward pass."""
         classifier = players.classifier
         if self.through:
-            both, pull, (z, buffers) = loss_and_gradient(classifier, minibatch, draws.clean, probability=True)
-            loss, delta = sample_loss(z, minibatch.labels), input_gradient(both[1], "none")
-            clean = CleanHalf(loss, delta.value, delta.zeros.mean(), {}, pull)
+            (_, gradient), pull, (z, buffers) = loss_and_gradient(classifier, minibatch, draws.clean, probability=True)
+            delta = input_gradient(gradient, "none")
+            clean = CleanHalf(sample_loss(z, minibatch.labels), delta.value, delta.zeros.mean(), {}, pull)
             return clean, players.after_classifier("clean", buffers)
         z, pull, buffers = classify(classifier, minibatch.images, draws.clean, by="both")
         loss = sample_loss(z, minibatch.labels)
