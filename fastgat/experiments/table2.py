@@ -101,15 +101,15 @@ class Table2(search.Searching):
 
 class Readings(Table2):
     """Whether the derivative through Delta gains what Delta held fixed does not, and more than a gradient penalty; and
-    what attacks leave of both."""
+    what attacks leave of the three."""
 
     name = "readings"
     title = "Delta fixed or through, and a gradient penalty"
     chosen = ("baseline", "dropout", "fg-l2", "gat", "gat-through", "gradient-penalty")
-    attacked = "gat", "gat-through"
+    attacked = "gat", "gat-through", "gradient-penalty"
 
     def measurements(self, plan: Plan, store: RunStore) -> list[Measurement]:
-        """Attacks on both, where the weights were kept or it is known what attacks leave."""
+        """Attacks on them, where the weights were kept or it is known what attacks leave."""
         cells = (cell for name in self.attacked for cell in self._trained(plan, store, name))
         jobs = ((cell, attacked(plan, cell)) for cell in cells)
         return [job for cell, job in jobs if job.done(store) or store.has_weights(cell)]
@@ -126,10 +126,14 @@ class Readings(Table2):
         """What the attacks are."""
         return remark(plan)
 
-    def over(self, left: dict[str, dict[str, BySeed]], measure: str) -> list[float]:
-        """How much more attacks leave of the second method than of the first, by seed."""
-        first, second = (left[name][measure] for name in self.attacked)
-        return list(paired(second, first).values())
+    def gaps(self, left: dict[str, dict[str, BySeed]]) -> dict[str, dict[str, list[float]]]:
+        """How much more attacks leave of each method than of those before it, by measure, for the seeds of both."""
+        return {
+            f"{name} over {other}": {
+                measure: list(paired(left[name][measure], left[other][measure]).values()) for measure in left[name]
+            }
+            for other, name in itertools.combinations(left, 2)
+        }
 
     def _trained(self, plan: Plan, store: RunStore, name: str) -> list[Cell]:
         method = search.chosen(plan, store, name)

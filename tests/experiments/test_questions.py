@@ -18,7 +18,7 @@ from fastgat.experiments.generator import Capacity, GeneratorVariants, Inputs
 from fastgat.experiments.jobs import Training
 from fastgat.experiments.search import Search
 from fastgat.experiments.timing import _bare, _settings
-from fastgat.methods import GAT
+from fastgat.methods import GAT, GradientPenalty
 from tests.experiments.made_up import check_tables, diverge, finish, plan, rows
 
 GRIDS = {"gat": (1.0,)}
@@ -94,6 +94,7 @@ def test_readings(tmp_path: Path) -> None:
     for seed in asked.numbers:
         for delta, left in (("fixed", 0.3), ("through", 0.35 + 0.02 * seed)):
             keep_attacks(store, asked, asked.cell(GAT(cg=1.0, delta=delta), seed), left)
+    keep_attacks(store, asked, asked.cell(GradientPenalty(penalty=0.1), 1), 0.4)
     found = experiment.collect(asked, store)
     assert found is not None
     text = experiment.section(asked, found)
@@ -101,6 +102,8 @@ def test_readings(tmp_path: Path) -> None:
     table = rows(text.split("What attacks leave")[1].split("How they were chosen")[0])
     assert table["gat"] == ["30.00 ± 0.00", "12.50 ± 0.00", "2 |"]
     assert table["gat-through over gat"] == ["+6.00 ± 12.71", "+0.00 ± 0.00", "2 |"]
+    assert table["gradient-penalty over gat"] == ["+10.00", "+0.00", "1 |"]
+    assert table["gradient-penalty over gat-through"] == ["+3.00", "+0.00", "1 |"]
 
 
 def test_capacity(tmp_path: Path) -> None:
