@@ -61,7 +61,7 @@ def assemble(
             optimizer,
             method.metrics,
             autocast_dtype(precision.amp_dtype, batch.images.device) if precision.amp else None,
-            interacts=any(interact),
+            interacts=interacts,
             statistics=statistics,
             memory=torch.zeros_like(batch.images) if method.remembers else None,
             ranks=ranks,
@@ -70,8 +70,8 @@ def assemble(
         try_step(state, method, batch)
         return state
 
-    classes, interacts = ranks.agree(probe)
-    interact = ranks.gather(interacts)
+    classes, here = ranks.agree(probe)
+    interacts = any(ranks.gather(here))
     state = ranks.agree(build)
     ranks.check_same({"number format": str(state.autocast), "their networks": state.structure()})
     ranks.broadcast([*state.parameters(), *state.buffers()])

@@ -11,8 +11,10 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from fastgat import textbook
-from fastgat.config import OptimizerConfig
+from fastgat.config import OptimizerConfig, PrecisionConfig
+from fastgat.engine.assemble import assemble
 from fastgat.engine.state import TrainState
+from fastgat.errors import ConfigError
 from fastgat.losses import gat_loss
 from fastgat.methods import GAT, GradientPenalty
 from fastgat.methods.double_backward import loss_and_gradient, twice_differentiable
@@ -110,6 +112,19 @@ def test_compiled_it_is_the_same(name: str) -> None:
             with twice_differentiable():
                 textbook.gradient_penalty_step(classifier, optimizer, batch, 0.4)
     assert largest_difference(engine.state.classifier, classifier) < EXACT
+
+
+def test_a_layer_without_second_derivatives_is_refused() -> None:
+    optimizer, precision = OptimizerConfig(), PrecisionConfig()
+    with pytest.raises(ConfigError, match="hardsigmoid_backward"):
+        assemble(
+            GradientPenalty(),
+            network_with(nn.Hardsigmoid()),
+            None,
+            minibatch(),
+            optimizer=optimizer,
+            precision=precision,
+        )
 
 
 def test_gat_loss_goes_through_attention() -> None:
