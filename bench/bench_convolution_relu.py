@@ -3,28 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 
 import pytest
 import torch
 from fastgat.kernels.convolution_relu import convolution_relu, convolution_relu_reference
-from torch import Tensor
 
-from bench.conftest import DEVICE, INPUT_SETS, SIDES, compiled
+from bench.conftest import DEVICE, INPUT_SETS
 from fastgat.engine.device import fastest_convolutions
 
 
-@pytest.mark.parametrize("side", SIDES)
 @pytest.mark.parametrize(("channels", "filters", "pixels"), [(8, 48, 32), (48, 48, 32), (48, 96, 16), (96, 96, 8)])
-def bench_convolution_relu(measure: Callable[..., None], channels: int, filters: int, pixels: int, side: str) -> None:
+def bench_convolution_relu(measure: Callable[..., None], channels: int, filters: int, pixels: int) -> None:
     """3 x 3 layers of Table 1 at batch 128, the first one filled up; cuDNN times its algorithms, as in a step."""
 
-    def reference(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-        return convolution_relu_reference(x, weight, bias, 1, 1)
-
-    def kernel(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-        return convolution_relu(x, weight, bias, 1, 1)
-
-    operation = {"eager": reference, "compiled": compiled(reference), "kernel": kernel}[side]
+    reference = partial(convolution_relu_reference, stride=1, padding=1)
+    kernel = partial(convolution_relu, stride=1, padding=1)
     shapes = (128, pixels, pixels, channels), (filters, 3, 3, channels)
     inputs = [
         (
@@ -35,4 +29,4 @@ def bench_convolution_relu(measure: Callable[..., None], channels: int, filters:
     ]
     x, weight, _ = inputs[0]
     with fastest_convolutions():
-        measure(operation, reference, inputs, moved=x.nbytes + weight.nbytes + x.nbytes // channels * filters)
+        measure(reference, kernel, inputs, moved=x.nbytes + weight.nbytes + x.nbytes // channels * filters)

@@ -10,7 +10,7 @@ import pytest
 import torch
 from fastgat.kernels.image_batch import image_batch, image_batch_reference
 
-from bench.conftest import DEVICE, INPUT_SETS, SIDES, compiled
+from bench.conftest import DEVICE, INPUT_SETS
 from fastgat.data.augmentation import Augmentation
 
 AUGMENTATIONS = {
@@ -20,10 +20,9 @@ AUGMENTATIONS = {
 }
 
 
-@pytest.mark.parametrize("side", SIDES)
 @pytest.mark.parametrize("batch", [128, 1024])
 @pytest.mark.parametrize("augmentation", AUGMENTATIONS.values(), ids=AUGMENTATIONS)
-def bench_image_batch(measure: Callable[..., None], augmentation: Augmentation, batch: int, side: str) -> None:
+def bench_image_batch(measure: Callable[..., None], augmentation: Augmentation, batch: int) -> None:
     pixels = torch.randint(256, (8192, 3, 32, 32), dtype=torch.uint8, device=DEVICE)
     resize = augmentation.random_resized_crop is not None
     inputs = []
@@ -34,5 +33,4 @@ def bench_image_batch(measure: Callable[..., None], augmentation: Augmentation, 
         inputs.append((pixels, rows, torch.from_numpy(table).to(DEVICE) if augmentation.active else None))
     reference = partial(image_batch_reference, hole=augmentation.hole, resize=resize)
     kernel = partial(image_batch, hole=augmentation.hole, resize=resize)
-    operation = {"eager": reference, "compiled": compiled(reference), "kernel": kernel}[side]
-    measure(operation, reference, inputs, moved=batch * 3 * 32 * 32 * 5)
+    measure(reference, kernel, inputs, moved=batch * 3 * 32 * 32 * 5)

@@ -33,17 +33,21 @@ def pytest_benchmark_update_machine_info(config: Any, machine_info: dict[str, An
     machine_info["fastgat"] = environment()
 
 
-@pytest.fixture
-def measure(benchmark: BenchmarkFixture) -> Callable[..., None]:
-    """Check that an operation does what its reference does, then time it over several sets of inputs.
+@pytest.fixture(params=SIDES)
+def measure(request: pytest.FixtureRequest, benchmark: BenchmarkFixture) -> Callable[..., None]:
+    """Check that a side of an operation does what its reference does, then time it over several sets of inputs.
 
     Raises AssertionError, and so reports no figure, where the results differ.
     """
 
-    def measure(operation: Operation, reference: Operation, inputs: list[tuple[Any, ...]], moved: int) -> None:
+    def measure(reference: Operation, kernel: Operation, inputs: list[tuple[Any, ...]], moved: int) -> None:
+        torch._dynamo.reset()
+        compiled = torch.compile(reference, fullgraph=True)
+        operation = {"eager": reference, "compiled": compiled, "kernel": kernel}[request.param]
         for arguments in inputs:
             torch.testing.assert_close(operation(*arguments), reference(*arguments), rtol=2e-2, atol=1e-3)
         if benchmark.disabled:
+            benchmark(operation, *inputs[0])
             return
         if DEVICE == "cuda":
             benchmark.pedantic(replayed(operation, inputs), rounds=50, iterations=CALLS, warmup_rounds=5)
@@ -73,8 +77,3 @@ def replayed(operation: Operation, inputs: list[tuple[Any, ...]]) -> Callable[[]
             torch.cuda.synchronize()
 
     return call
-
-
-def compiled(function: Operation) -> Operation:
-    torch._dynamo.reset()
-    return torch.compile(function, fullgraph=True)

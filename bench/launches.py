@@ -9,7 +9,9 @@ A convolution's backward pass is one call, and two kernels or more of cuDNN; all
 from __future__ import annotations
 
 import collections
+import contextlib
 import re
+from collections.abc import Iterator
 from unittest import mock
 
 import click
@@ -17,12 +19,30 @@ import torch
 from torch._inductor.utils import run_and_get_code
 
 from fastgat.config import CONVOLUTIONS, PrecisionConfig, RunConfig, TrainConfig
-from fastgat.engine import assemble
-from fastgat.engine import convolutions as passes
+from fastgat.engine import assemble, convolutions
 from fastgat.methods import METHODS, create_method
 from fastgat.profiling.sides import Spec, build
 
 CALL = re.compile(r"^[^#]*?(?:(\w+)\.run\(|(extern_kernels\.\w+|torch\.ops\.(?:aten|fastgat)\.\w+))")
+
+
+# What the null GPU's values could not tell: Table 1's networks fit, and their samples do not interact; a ReLU's zero,
+# which Inductor folds into a constant that it reads from the device, is one.
+TAKEN_AS_GIVEN = (
+    (assemble, "check_networks", 10),
+    (assemble, "samples_interact", False),
+    (assemble, "try_step", None),
+    (convolutions, "_is_zero", True),
+)
+
+
+@contextlib.contextmanager
+def taken_as_given() -> Iterator[None]:
+    """Let the functions of `TAKEN_AS_GIVEN` return what is said there."""
+    with contextlib.ExitStack() as stack:
+        for module, name, value in TAKEN_AS_GIVEN:
+            stack.enter_context(mock.patch.object(module, name, return_value=value))
+        yield
 
 
 @click.command()
@@ -30,22 +50,15 @@ CALL = re.compile(r"^[^#]*?(?:(\w+)\.run\(|(extern_kernels\.\w+|torch\.ops\.(?:a
 @click.option("--batch-size", type=int, default=128, show_default=True)
 @click.option("--amp/--no-amp", default=True, help="bfloat16", show_default=True)
 @click.option("--channels-last/--no-channels-last", default=True, show_default=True)
-@click.option("--convolutions", type=click.Choice(CONVOLUTIONS), default="cudnn", show_default=True)
-def main(method: str, batch_size: int, amp: bool, channels_last: bool, convolutions: str) -> None:
+@click.option("--convolutions", "ways", type=click.Choice(CONVOLUTIONS), default="cudnn", show_default=True)
+def main(method: str, batch_size: int, amp: bool, channels_last: bool, ways: str) -> None:
     """Count the launches of one step by kind."""
     if not torch.cuda.is_available():
         raise click.ClickException("there is no GPU here: python -m bench.null_gpu bench/launches.py")
     precision = PrecisionConfig(amp=amp, channels_last=channels_last)
-    run = RunConfig(device="cuda", cuda_graph=False, convolutions=convolutions)
+    run = RunConfig(device="cuda", cuda_graph=False, convolutions=ways)
     config = TrainConfig(method=create_method(method), batch_size=batch_size, precision=precision, run=run)
-    with (
-        # What the null GPU's values could not tell: Table 1's networks fit, and their samples do not interact.
-        mock.patch.object(assemble, "check_networks", return_value=10),
-        mock.patch.object(assemble, "samples_interact", return_value=False),
-        mock.patch.object(assemble, "try_step"),
-        # Inductor folds a ReLU's zero into a constant that it reads from the device.
-        mock.patch.object(passes, "is_zero", return_value=True),
-    ):
+    with taken_as_given():
         _, codes = run_and_get_code(build, Spec("fastgat", config))
     counts: collections.Counter[str] = collections.Counter()
     for line in codes[0][codes[0].index("def call(") :].splitlines():

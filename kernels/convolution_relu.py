@@ -7,6 +7,7 @@ A product of matrices whose left one is read from the images as it is needed: th
 
 from __future__ import annotations
 
+import torch
 from fastgat.kernels.backend import launching_on, runs_kernel, tl, triton
 from torch import Tensor
 from torch import channels_last as last
@@ -62,11 +63,17 @@ def _convolution_relu_kernel(
     tl.store(y_ptr + at, total.to(y_ptr.dtype.element_ty), (pixel < pixels)[:, None] & (f < FILTERS)[None, :])
 
 
+def _has_tensor_cores(x: Tensor) -> bool:
+    """Whether `tl.dot` takes those of the GPU that holds x; true of the interpreter."""
+    return not x.is_cuda or torch.cuda.get_device_capability(x.device) >= (8, 0)
+
+
 def convolution_relu(x: Tensor, weight: Tensor, bias: Tensor, stride: int = 1, padding: int = 0) -> Tensor:
     """relu(conv(x) + b), (B, F, H', W'). Not differentiable.
 
     Args:
-        x: (B, C, H, W), bfloat16 or float16, any strides; another dtype by the reference.
+        x: (B, C, H, W), bfloat16 or float16, any strides; another dtype by the reference, and everything on a GPU
+            before compute capability 8.0, whose tensor cores Triton does not use.
         weight: (F, C, R, S), of the same dtype.
         bias: (F,), of any floating dtype.
 
@@ -74,7 +81,7 @@ def convolution_relu(x: Tensor, weight: Tensor, bias: Tensor, stride: int = 1, p
 
     Raises ValueError if the shapes do not fit, RuntimeError from the reference.
     """
-    if not (runs_kernel(x, weight) and x.itemsize == 2):
+    if not (runs_kernel(x, weight) and x.itemsize == 2 and _has_tensor_cores(x)):
         return convolution_relu_reference(x, weight, bias, stride, padding)
     batch, channels, height, width = x.shape
     filters, weights_channels, *window = weight.shape

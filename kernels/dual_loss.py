@@ -32,6 +32,13 @@ def sample_loss_reference(logits: Tensor, labels: Tensor) -> SampleLoss:
     return SampleLoss(loss, loss.neg().exp(), logits.argmax(1) == labels, gradient.to(logits.dtype))
 
 
+def perturbed_loss_reference(
+    logits: Tensor, labels: Tensor, clean_loss: Tensor, alpha: float
+) -> tuple[SampleLoss, Tensor]:
+    perturbed = sample_loss_reference(logits, labels)
+    return perturbed, alpha * clean_loss + (1 - alpha) * perturbed.loss
+
+
 @triton.jit
 def _load_logits(logits_ptr, k, classes, class_stride):
     return tl.load(logits_ptr + k.to(tl.int64) * class_stride, k < classes, other=float("-inf")).to(tl.float32)
@@ -131,5 +138,4 @@ def perturbed_loss(logits: Tensor, labels: Tensor, clean_loss: Tensor, alpha: fl
     """The perturbed half, and alpha J + (1 - alpha) J' (10) of each sample from the clean half's loss, (B,)."""
     if runs_kernel(logits):
         return _launch(logits, labels, clean_loss, alpha)
-    perturbed = sample_loss_reference(logits.detach(), labels)
-    return perturbed, alpha * clean_loss + (1 - alpha) * perturbed.loss
+    return perturbed_loss_reference(logits.detach(), labels, clean_loss, alpha)

@@ -13,6 +13,7 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor
+from torch._higher_order_ops.triton_kernel_wrap import triton_kernel_wrapper_functional
 from torch.fx import Graph, Node
 
 from fastgat.engine.graph import ALIGNED, CAST, CONVOLUTION, CONVOLUTION_BACKWARD, call, value_of
@@ -29,7 +30,6 @@ EXPAND = torch.ops.aten.expand.default
 FULL = torch.ops.aten.full.default
 SCALAR = torch.ops.aten.scalar_tensor.default
 ZEROS = torch.ops.aten.zeros.default
-TRITON = torch.ops.higher_order.triton_kernel_wrapper_functional
 
 
 @torch.library.custom_op("fastgat::convolution_relu", mutates_args=())
@@ -211,7 +211,7 @@ def _writes(node: Node) -> bool:
 
 def _can_wait(node: Node) -> bool:
     """Whether a node that depends on a gradient may be computed later."""
-    heavy = CONVOLUTION, CONVOLUTION_BACKWARD, TRITON
+    heavy = CONVOLUTION, CONVOLUTION_BACKWARD, triton_kernel_wrapper_functional
     return node.op == "call_function" and node.target not in heavy and not node.is_impure()
 
 

@@ -21,8 +21,8 @@ class Judge:
     """Judges the classifier of `state`, and its moving average where there is one; all ranks call it alike.
 
     Attributes:
-        averaged: for each classifier that is judged, whether it is the one that the run is judged by: the moving
-            average, or the only one. False stands for the classifier beside its average.
+        averaged: (True, False) with a moving average: the average, which decides, and then the plain weights;
+            otherwise (True,).
         robust: measures robust accuracy, once images were chosen for it.
     """
 

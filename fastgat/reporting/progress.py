@@ -127,7 +127,7 @@ def _collapsed(collapse: Collapse) -> str:
     return (
         f"catastrophically: robust accuracy fell from {robust:.1%} (epoch {collapse.best_epoch}) to {now:.1%}, while "
         f"accuracy on the perturbed images of training rose from {training:.1%} to {trained:.1%}; "
-        "best-robust.safetensors is of before"
+        "best-robust.safetensors holds the best epoch before that"
     )
 
 

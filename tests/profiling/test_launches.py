@@ -20,6 +20,7 @@ from torch._C._autograd import DeviceType
 
 from bench import convolutions
 from bench.convolutions import DEFAULT, NONE, OFF, WAYS, measure, report, serve_with
+from bench.launches import taken_as_given
 from fastgat.cli.profile import KERNELS, _show_kernels
 from fastgat.config import BEYOND_CUDNN, CONVOLUTIONS, RunConfig, TrainConfig
 from fastgat.engine.passes import GraphPasses
@@ -157,3 +158,9 @@ def test_a_side_can_go_without_some_of_what_a_gpu_gains_by() -> None:
     config = TrainConfig(method="baseline", batch_size=4, run=RunConfig(device="cpu", compile=False))
     with Worker(Spec("fastgat", config, image_size=16), functools.partial(serve_with, "none")) as worker:
         assert worker.ask(prepare)["moments"].any()
+
+
+def test_what_is_taken_as_given_is_there() -> None:
+    """A name that has changed is an AttributeError."""
+    with taken_as_given():
+        pass

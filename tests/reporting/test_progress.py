@@ -67,7 +67,8 @@ def test_a_collapse_is_one_line_of_its_epoch() -> None:
     assert "validation 62.5%, robust 3.0% (2.3 s)  2,346 images/s" in lines[2]
     assert lines[3] == (
         "overfits    catastrophically: robust accuracy fell from 40.0% (epoch 4) to 3.0%, while accuracy on the "
-        "perturbed images of training rose from 45.0% to 90.0%; best-robust.safetensors is of before"
+        "perturbed images of training rose from 45.0% to 90.0%; best-robust.safetensors holds the best epoch "
+        "before that"
     )
     assert "best epoch 2: validation accuracy 70.00%, robust 40.00%, test accuracy 68.00%" in lines
 
