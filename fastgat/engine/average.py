@@ -7,8 +7,7 @@ as `torch.optim.swa_utils.update_bn` does it (Izmailov et al. 2018), on what the
 """
 
 import math
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 
 import torch
 from torch.nn.modules.batchnorm import _NormBase
@@ -31,25 +30,20 @@ class AverageStatistics:
         enough = min(math.ceil(IMAGES / batch_size), math.ceil(SHARE * steps_per_epoch))
         self.steps = enough if state.ema is not None and state.ema.statistic_names else 0
 
-    @contextmanager
-    def after(self, step: int, minibatches: Sequence[Batch], draws: Sequence[Draws], kind: str) -> Iterator[None]:
-        """Within, step number `step` is taken; afterwards it counts among those that decide, if it is one of them.
+    def after(self, step: int, minibatches: Sequence[Batch], draws: Sequence[Draws], kind: str) -> None:
+        """Take what step number `step`, just taken, leaves into the mean, if it is one of the epoch's last `steps`.
 
         Nothing is kept between two steps but the statistics so far, so that a run can stop and go on at any of them.
         """
         before = self.steps - (self.steps_per_epoch - step % self.steps_per_epoch)
         if before < 0:
-            yield
             return
-        ema = self.state.ema
-        assert ema is not None
-        known = {name: ema.averages()[name].clone() for name in ema.statistic_names}
-        yield
-        left = self._left(minibatches, draws, kind)
-        for name, statistic in known.items():
-            now = left[name].to(statistic.dtype)
-            now = now.where(now.isfinite(), statistic)  # float16 may overflow, where training skips a step
-            ema.averages()[name].copy_(statistic.lerp(now, 1 / (before + 1)))
+        assert self.state.ema is not None
+        left, averages = self._left(minibatches, draws, kind), self.state.ema.averages()
+        for name in self.state.ema.statistic_names:
+            now = left[name].to(averages[name].dtype)
+            now = now.where(now.isfinite(), averages[name])  # float16 may overflow, where training skips a step
+            averages[name].lerp_(now, 1 / (before + 1))
 
     @torch.no_grad()
     def _left(self, minibatches: Sequence[Batch], draws: Sequence[Draws], kind: str) -> Tensors:

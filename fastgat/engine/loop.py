@@ -224,8 +224,8 @@ class Loop:
             minibatches.append(next(self.batches))
         self._waited += time.perf_counter() - began
         draws = self.draws(minibatches)
-        with self.average_statistics.after(at.step, minibatches, draws, kind):
-            self.stepper(minibatches, draws, kind)
+        self.stepper(minibatches, draws, kind)
+        self.average_statistics.after(at.step, minibatches, draws, kind)
         at.step += 1
         return len(minibatches[-1].labels) * self.ranks.count
 

@@ -178,9 +178,10 @@ def create_optimizer(player: nn.Module, config: OptimizerConfig) -> Optimizer:
 
 
 class Ema(nn.Module):
-    """An exponential moving average of a network's parameters, and of the running statistics of its normalisation.
+    """An exponential moving average of a network's parameters, with running statistics of its normalisation.
 
-    shadow <- d shadow + (1 - d) value after each step, with d = min(decay, (1 + n) / (10 + n)) at update n.
+    shadow <- d shadow + (1 - d) parameter after each step, with d = min(decay, (1 + n) / (10 + n)) at update n. The
+    statistics are those of the last epoch's end (`engine/average.py`).
     """
 
     updates: Tensor
@@ -199,21 +200,13 @@ class Ema(nn.Module):
     def update(self, parameters: dict[str, Tensor]) -> None:
         """Follow these parameters, which have just been updated."""
         decay = ((1 + self.updates) / (10 + self.updates)).clamp(max=self.decay)
-        self._follow(parameters, decay)
+        for name, parameter in parameters.items():
+            shadow = self.shadow.get_buffer(buffer_name(name))
+            shadow.lerp_(parameter, (1 - decay).to(shadow.dtype))
         self.updates.add_(1)
 
-    def update_statistics(self, buffers: dict[str, Tensor]) -> None:
-        """Follow the running statistics among these buffers, which a step has left; after its `update`."""
-        decay = (self.updates / (9 + self.updates)).clamp(max=self.decay)
-        self._follow({name: buffers[name] for name in self.statistic_names}, decay)
-
-    def _follow(self, tensors: dict[str, Tensor], decay: Tensor) -> None:
-        for name, tensor in tensors.items():
-            shadow = self.shadow.get_buffer(buffer_name(name))
-            shadow.lerp_(tensor, (1 - decay).to(shadow.dtype))
-
     def averages(self) -> dict[str, Tensor]:
-        """The averages by the names that their tensors have in the network."""
+        """Averages and statistics by the names that their tensors have in the network."""
         names = (*self.parameter_names, *self.statistic_names)
         return {name: self.shadow.get_buffer(buffer_name(name)) for name in names}
 

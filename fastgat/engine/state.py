@@ -137,8 +137,6 @@ class TrainState(nn.Module):
             if network is not None:
                 for name, buffer in network.module.named_buffers():
                     buffer.copy_(network.buffers[name])
-        if self.ema is not None:
-            self.ema.update_statistics(players.classifier.buffers)
 
     def set_learning_rates(self, factor: float) -> None:
         """Scale both players' learning rates for the next step."""
