@@ -1,4 +1,4 @@
-"""The global random generators of python, numpy and torch: seeding them, and their states in a checkpoint."""
+"""Random draws: points of a ball; seeding the global generators of python, numpy and torch, and their states."""
 
 import contextlib
 import os
@@ -23,6 +23,15 @@ def seed_torch(seed: int, device: torch.device) -> None:
     if device.type == "cuda":
         torch.cuda.init()
         torch.cuda.default_generators[device.index].manual_seed(seed)
+
+
+def point_in_ball(source: np.random.Generator, norm: str, epsilon: float, shape: tuple[int, ...]) -> np.ndarray:
+    """A point of the L-inf or L2 ball of radius `epsilon` around 0, uniform in it, float64."""
+    if norm == "linf":
+        return source.uniform(-epsilon, epsilon, shape)
+    direction = source.standard_normal(shape)
+    radius = source.random() ** (1 / direction.size)
+    return epsilon * radius * direction / np.linalg.norm(direction)
 
 
 @contextlib.contextmanager

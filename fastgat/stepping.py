@@ -109,7 +109,7 @@ class TrainingStep:
         where a parameter was frozen or made trainable since.
         """
         kind = self.method.kind(self.steps)
-        owed = self.method.generator_minibatches if kind == "full" else 0
+        owed = self.method.minibatches(kind) - 1
         if len(generator_batches) != owed:
             raise ConfigError(f"this step takes {owed} generator_batches, got {len(generator_batches)}")
         kind_of_batch = self._made_for or (images.shape, images.dtype)
@@ -209,7 +209,7 @@ class TrainingStep:
             state.load_state_dict(self._restored)
         state.set_learning_rates(self._rate)
         stepper = Stepper(state, self.method, compiled=self._compiled, cuda_graph=self._cuda_graph)
-        batches = [batch] * (1 + self.method.generator_minibatches)
+        batches = [batch] * self.method.minibatches()
         with self._across_ranks():
             stepper.prepare(batches, self._draws(batches))
         self._stepper, self._restored = stepper, None

@@ -49,6 +49,11 @@ def layout(images: Tensor) -> torch.memory_format:
     return torch.contiguous_format
 
 
+def is_channels_last(images: Tensor) -> bool:
+    """Whether images are dense in that layout and in no other: not so for a single channel or pixel."""
+    return images.dim() == 4 and images.is_contiguous(memory_format=torch.channels_last) and not images.is_contiguous()
+
+
 def dense(images: Tensor, *others: Tensor) -> list[Tensor]:
     """`images` and others of the same shape, all in the dense layout nearest to that of the first."""
     return [tensor.contiguous(memory_format=layout(images)) for tensor in (images, *others)]

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from fastgat.attacks.base import Attack, ascent, correct, gradient_of, per_sample
+from fastgat.attacks.base import Attack, ascent, correct, gradient_of
+from fastgat.kernels.images import per_sample
 from fastgat.options import option
 
 MOMENTUM = 0.75

@@ -17,8 +17,10 @@ from fastgat.contract import check_labels, checked_batch, checked_logits
 from fastgat.errors import ConfigError, NonFiniteError
 from fastgat.functional import in_eval_mode
 from fastgat.kernels.backend import runs_kernel
+from fastgat.kernels.images import per_sample
 from fastgat.kernels.input_gradient import input_gradient, relative
 from fastgat.options import Options, option
+from fastgat.randomness import point_in_ball
 
 NORMS = ("linf", "l2")
 BATCH_SIZE = {"cpu": 64, "cuda": 256}
@@ -106,16 +108,8 @@ class Attack(Options, ABC):
 
     def random_perturbation(self, images: Tensor, numbers: np.ndarray, start: int = 0) -> Tensor:
         """A random perturbation of each sample: uniform in the box of norm epsilon, or in the ball."""
-        shape = tuple(images.shape[1:])
-        draws = []
-        for number in numbers:
-            source = np.random.default_rng((self.seed, start, int(number)))
-            if self.norm == "linf":
-                draws.append(source.uniform(-self.epsilon, self.epsilon, shape))
-            else:
-                direction = source.standard_normal(shape)
-                radius = source.random() ** (1 / direction.size)
-                draws.append(self.epsilon * radius * direction / np.linalg.norm(direction))
+        sources = [np.random.default_rng((self.seed, start, int(number))) for number in numbers]
+        draws = [point_in_ball(source, self.norm, self.epsilon, tuple(images.shape[1:])) for source in sources]
         return torch.from_numpy(np.stack(draws)).to(images.device, images.dtype)
 
     def _within_bounds(self, perturbed: Tensor, images: Tensor) -> Tensor:
@@ -166,11 +160,6 @@ def l2_norm(perturbation: Tensor) -> Tensor:
 def shortened(perturbation: Tensor, norm: float) -> Tensor:
     """The perturbation, in place, scaled down to an L2 norm of at most `norm` a sample."""
     return perturbation.mul_((norm / l2_norm(perturbation).clamp_(min=1e-12)).clamp_(max=1))
-
-
-def per_sample(values: Tensor) -> Tensor:
-    """(B,) as (B, 1, 1, 1)."""
-    return values[:, None, None, None]
 
 
 def correct(logits: Tensor, labels: Tensor) -> Tensor:

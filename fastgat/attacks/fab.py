@@ -8,7 +8,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fastgat.attacks.base import Attack, correct, gradient_of, per_sample
+from fastgat.attacks.base import Attack, correct, gradient_of
+from fastgat.kernels.images import per_sample
 from fastgat.options import option
 
 BIAS = 0.1

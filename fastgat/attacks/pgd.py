@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from fastgat.attacks.base import Attack, ascent, correct, loss_gradient, per_sample
+from fastgat.attacks.base import Attack, ascent, correct, loss_gradient
+from fastgat.kernels.images import per_sample
 from fastgat.options import option
 
 

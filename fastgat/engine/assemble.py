@@ -157,7 +157,7 @@ def try_step(state: TrainState, method: Method, batch: Batch) -> None:
         batch = Batch(*(torch.cat([tensor, tensor]) for tensor in batch))
         if players.memory is not None:
             players = players._replace(memory=torch.cat([players.memory, players.memory]))
-    batches = [batch] * (1 + method.generator_minibatches)
+    batches = [batch] * method.minibatches()
     with unchanged(state), suppress(torch.OutOfMemoryError):  # the compiled step may need less memory
         draws = step_draws(method, state.classifier, batches, 0, 0)
         with explained(batch.images, "train on"):

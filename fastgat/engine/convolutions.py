@@ -19,6 +19,7 @@ from torch.fx import Graph, Node
 from fastgat.engine.graph import ALIGNED, CAST, CONVOLUTION, CONVOLUTION_BACKWARD, call, value_of
 from fastgat.kernels.backend import accumulation_dtype
 from fastgat.kernels.convolution_relu import convolution_relu, convolution_relu_reference
+from fastgat.kernels.images import is_channels_last
 from fastgat.kernels.relu_gradient import parts, relu_gradient
 
 RELU = torch.ops.aten.relu.default
@@ -56,7 +57,7 @@ def take_in_relus(graph: Graph) -> None:
         if _is_of(bias, CAST):
             bias = bias.args[0]  # the kernel casts as it reads
         images = value_of(x)
-        if images.itemsize == 2 and images.shape[1] % ALIGNED == 0 and _is_channels_last(images):
+        if images.itemsize == 2 and images.shape[1] % ALIGNED == 0 and is_channels_last(images):
             with graph.inserting_before(node):
                 new = call(graph, rectified_convolution._opoverload, x, weight, bias, stride[0], padding[0])
             node.replace_all_uses_with(new)
@@ -117,11 +118,7 @@ def _is_of_images(node: Any) -> bool:
     """Whether a node is the gradient of channels-last images that a convolution's backward pass gives."""
     if not (_is_of(node, operator.getitem) and _is_of(node.args[0], CONVOLUTION_BACKWARD) and node.args[1] == 0):
         return False
-    return _is_channels_last(value_of(node))
-
-
-def _is_channels_last(images: Tensor) -> bool:
-    return images.dim() == 4 and images.is_contiguous(memory_format=torch.channels_last) and not images.is_contiguous()
+    return is_channels_last(value_of(node))
 
 
 @torch.library.custom_op("fastgat::weight_gradient", mutates_args=())

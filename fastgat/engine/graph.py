@@ -12,6 +12,8 @@ from torch._prims_common import suggest_memory_format
 from torch.fx import Graph, Node
 from torch.fx.node import map_arg
 
+from fastgat.kernels.images import is_channels_last
+
 CONVOLUTION = torch.ops.aten.convolution.default
 CONVOLUTION_BACKWARD = torch.ops.aten.convolution_backward.default
 CAST = torch.ops.prims.convert_element_type.default
@@ -167,7 +169,7 @@ def _lacking(images: Any, weight: Any, how: Sequence[Any]) -> tuple[int, int]:
     value, given = value_of(weight), value_of(images)
     if transposed or groups != 1 or value.dim() != 4 or not value.is_cuda or value.itemsize != 2:
         return 0, 0
-    if given.is_contiguous() or not given.is_contiguous(memory_format=torch.channels_last):
+    if not is_channels_last(given):
         return 0, 0
     filters, channels = value.shape[:2]
     return -filters % ALIGNED, -channels % ALIGNED

@@ -163,7 +163,7 @@ class Loop:
         self._tell(lambda callback: callback.on_compiling(Compiling()))
         began, failure = time.perf_counter(), None
         with torch.random.fork_rng([self.state.device] if self.state.device.type == "cuda" else []):
-            batches = [self.sample] * (1 + self.method.generator_minibatches)
+            batches = [self.sample] * self.method.minibatches()
             try:
                 self.stepper.prepare(batches, self.draws(batches))
                 if self.judge.robust is not None:
@@ -219,8 +219,7 @@ class Loop:
         kind = self.method.kind(at.step)
         began = time.perf_counter()
         with phase("data"):
-            owed = self.method.generator_minibatches if kind == "full" else 0
-            minibatches = [next(generator_batches) for _ in range(owed)]
+            minibatches = [next(generator_batches) for _ in range(self.method.minibatches(kind) - 1)]
             minibatches.append(next(self.batches))
         self._waited += time.perf_counter() - began
         draws = self.draws(minibatches)

@@ -9,6 +9,7 @@ from torch.utils._pytree import tree_map_only
 
 from fastgat.batch import Batch
 from fastgat.engine.ranks import ALONE, Ranks
+from fastgat.kernels.images import is_channels_last
 from fastgat.methods.base import Method
 from fastgat.methods.players import Draws
 from fastgat.randomness import seed_torch
@@ -31,8 +32,7 @@ def step_draws(
 
 def _whole(images: Tensor, count: int) -> Tensor:
     """An empty tensor in the shape and layout of `count` such batches together: a pattern for draws."""
-    last = images.dim() == 4 and images.is_contiguous(memory_format=torch.channels_last)  # dimensions
-    layout = torch.channels_last if last and not images.is_contiguous() else torch.contiguous_format
+    layout = torch.channels_last if is_channels_last(images) else torch.contiguous_format
     shape = (count * len(images), *images.shape[1:])
     return torch.empty(shape, dtype=images.dtype, device=images.device, memory_format=layout)
 

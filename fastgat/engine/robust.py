@@ -26,9 +26,11 @@ from fastgat.engine.state import TrainState
 from fastgat.engine.step import Step, ready
 from fastgat.functional import in_eval_mode, places
 from fastgat.kernels.dual_loss import sample_loss
+from fastgat.kernels.images import per_sample
 from fastgat.kernels.input_gradient import input_gradient
 from fastgat.kernels.projected_step import projected_step
 from fastgat.methods.players import Draws, Network, Tensors, classify
+from fastgat.randomness import point_in_ball
 
 IMAGES, STEPS = 1000, 10
 CHOICE, START = 3, 4
@@ -113,20 +115,12 @@ class RobustAccuracy:
     def _part(self, chosen: Sequence[Chosen]) -> tuple[Batch, Tensor]:
         """A batch of images, and their first perturbations."""
         images, labels = torch.stack([each.image for each in chosen]), torch.stack([each.label for each in chosen])
-        starts = [self._start(each.number, tuple(each.image.shape)) for each in chosen]
+        sources = [np.random.default_rng((self.seed, START, each.number)) for each in chosen]
+        starts = [point_in_ball(source, self.norm, self.epsilon, tuple(images.shape[1:])) for source in sources]
         layout = suggest_memory_format(chosen[0].image[None])
         start = torch.from_numpy(np.stack(starts)).to(images)
         images, start = (tensor.contiguous(memory_format=layout) for tensor in (images, start))
         return Batch(images, labels), torch.clamp(start, -images, 1 - images)
-
-    def _start(self, number: int, shape: tuple[int, ...]) -> np.ndarray:
-        """A point of the ball around 0, uniform in it."""
-        source = np.random.default_rng((self.seed, START, number))
-        if self.norm == "linf":
-            return source.uniform(-self.epsilon, self.epsilon, shape)
-        direction = source.standard_normal(shape)
-        radius = self.epsilon * source.random() ** (1 / direction.size)
-        return radius * direction / np.linalg.norm(direction)
 
     def project(self, images: Tensor, delta: Tensor, gradient: Tensor) -> Tensor:
         """delta after a step uphill, in the ball, and x + delta in [0, 1]."""
@@ -134,7 +128,7 @@ class RobustAccuracy:
         if self.norm == "linf":
             return projected_step(images, delta, gradient, size=size, epsilon=self.epsilon)
         delta = delta + input_gradient(gradient, "l2", epsilon=size).value
-        norm = delta.flatten(1).norm(dim=1)[:, None, None, None]
+        norm = per_sample(delta.flatten(1).norm(dim=1))
         return torch.clamp(delta * (self.epsilon / norm.clamp(min=1e-12)).clamp(max=1), -images, 1 - images)
 
 

@@ -89,7 +89,8 @@ class Stepper:
             # Not torch's own, which is on the device of the process's first capture; one for all that share the pool.
             stream, pool = torch.cuda.Stream(self.state.device) if self.captured else None, None
             for kind in self.method.kinds:
-                taken = (batches, draws) if kind == "full" else (batches[-1:], draws[-1:])
+                count = self.method.minibatches(kind)
+                taken = batches[-count:], draws[-count:]
                 how = self.state.device, self.state.ranks, stream, pool, self.convolutions
                 step = ready(self._uncompiled(kind), taken, *how)
                 pool = step.graph.pool() if isinstance(step, Captured) else None

@@ -10,12 +10,13 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from fastgat.attacks.base import Isolated, ascent, correct, frozen, loss_gradient, per_sample
+from fastgat.attacks.base import Isolated, ascent, correct, frozen, loss_gradient
 from fastgat.attacks.generator import generated
 from fastgat.batch import Batch
 from fastgat.evaluation.cache import Cache, model_fingerprint
 from fastgat.evaluation.inputs import Batches, NumberedBatch, Subject
 from fastgat.evaluation.results import EqualPower
+from fastgat.kernels.images import per_sample
 
 SIDES = ("generator", "fg-l2 per sample", "fg-l2 on average", "fg-linf per sample", "fg-linf on average")
 

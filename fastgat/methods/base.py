@@ -65,6 +65,10 @@ class Method(Options):
         """How many minibatches a full step takes from the generator's own stream, before the classifier's one."""
         return 0
 
+    def minibatches(self, kind: str = "full") -> int:
+        """How many minibatches a step of `kind` takes, the classifier's one last."""
+        return 1 + (self.generator_minibatches if kind == "full" else 0)
+
     def generator_position(self, step: int) -> int:
         """How many minibatches the steps before number `step` have taken from the generator's own stream."""
         return -(-step // self.period) * self.generator_minibatches

@@ -33,6 +33,7 @@ from torch import Tensor, nn
 from fastgat.batch import Batch
 from fastgat.errors import ConfigError
 from fastgat.kernels.dual_loss import SampleLoss, perturbed_loss, sample_loss
+from fastgat.kernels.images import per_sample
 from fastgat.kernels.input_gradient import input_gradient
 from fastgat.kernels.perturbation import perturbation, perturbation_gradient
 from fastgat.methods.base import Method, alpha_option, clamp_option, dropout_masks, dropout_option
@@ -302,9 +303,9 @@ class GAT(Method):
         """dL/dDelta, (B, C, H, W), from the derivative by `generator_feed`."""
         d_delta = d_feed[:, : delta.shape[1]].to(delta.dtype)
         if self.generator_input == "normalised":
-            length = delta.flatten(1).norm(dim=1).view(-1, 1, 1, 1)
+            length = per_sample(delta.flatten(1).norm(dim=1))
             unit = delta / torch.where(length > 0, length, 1)
-            across = d_delta - unit * (d_delta * unit).flatten(1).sum(1).view(-1, 1, 1, 1)
+            across = d_delta - unit * per_sample((d_delta * unit).flatten(1).sum(1))
             d_delta = torch.where(length > 0, across / length, 0)
         return d_delta
 

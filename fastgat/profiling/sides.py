@@ -238,18 +238,17 @@ class Fastgat(Side):
         """Minibatches, draws and kind of the next step."""
         kind = self.method.kind(self.number)
         self.number += 1
-        batches, draws = self.next_inputs()
-        return (batches, draws, kind) if kind == "full" else (batches[-1:], draws[-1:], kind)
+        return *self.next_inputs(kind), kind
 
     def moments(self) -> Tensor:
         adam = self.state.classifier_optimizer
         assert isinstance(adam, Adam)
         return torch.cat([buffer.flatten() for buffer in adam.exp_avg.buffers()]).float().cpu()
 
-    def next_inputs(self) -> tuple[list[Batch], list[Draws]]:
-        """The minibatches and draws of the next full step."""
+    def next_inputs(self, kind: str = "full") -> tuple[list[Batch], list[Draws]]:
+        """The minibatches and draws of a next step of `kind`."""
         batches, draws = next(self.inputs)
-        taken = 1 + self.method.generator_minibatches
+        taken = self.method.minibatches(kind)
         return batches[-taken:], draws[-taken:]
 
 

@@ -61,7 +61,7 @@ def fed_steps(side: Fastgat, count: int) -> Fed:
     """Time `count` steps on preloaded minibatches, then as many with the loader."""
     bare = steps(side, count)
     for _ in range(BUFFERED):  # what the loader has made ready meanwhile
-        side.feeder.minibatches(1 + side.method.generator_minibatches)
+        side.feeder.minibatches(side.method.minibatches())
     side.fed_step()
     synchronize(side.device)
     side.feeder.waited = 0.0

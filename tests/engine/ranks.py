@@ -89,8 +89,8 @@ def train(case: Case, ranks: Ranks = ALONE) -> dict[str, Tensor]:
         ranks=ranks,
     )
     stepper = Stepper(state, method, compiled=case.compiled)
-    owed = [method.generator_minibatches if method.kind(n) == "full" else 0 for n in range(STEPS)]
-    batches = [[minibatch(BATCH) for _ in range(1 + more)] for more in owed]
+    counts = [method.minibatches(method.kind(n)) for n in range(STEPS)]
+    batches = [[minibatch(BATCH) for _ in range(count)] for count in counts]
     with batch_norm_across(ranks, classifier, generator):
         for number, whole in enumerate(batches):
             mine = [Batch(images[part], labels[part]) for images, labels in whole]

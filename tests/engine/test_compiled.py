@@ -60,8 +60,7 @@ def run_both(method: Method, classifier: nn.Module, generator: nn.Module, steps:
     engines = tuple(Engine(method, classifier, generator, compiled=how) for how in (True, False))
     for number in range(steps):
         kind = method.kind(number)
-        owed = method.generator_minibatches if kind == "full" else 0
-        batches = [minibatch() for _ in range(owed + 1)]
+        batches = [minibatch() for _ in range(method.minibatches(kind))]
         source = seed_step(0, number, CPU)
         draws = [method.draw(classifier, batch.images, source) for batch in batches]
         for engine in engines:

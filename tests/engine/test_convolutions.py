@@ -56,7 +56,7 @@ def stepped(convolutions: str | None, method: Method, amp: bool = False) -> tupl
         network.to(dtype).to(memory_format=last)  # type: ignore[call-overload]  # torch's stub lacks it
         for network in players(dtype=torch.float32, width=8)
     )
-    batches = [minibatch(dtype=torch.float32) for _ in range(1 + method.generator_minibatches)]
+    batches = [minibatch(dtype=torch.float32) for _ in range(method.minibatches())]
     batches = [batch._replace(images=batch.images.to(dtype).contiguous(memory_format=last)) for batch in batches]
     engine = Engine(
         method,

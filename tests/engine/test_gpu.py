@@ -77,7 +77,7 @@ def run(stepper: Stepper, steps: int, sources: list[Batch]) -> None:
     method, state = stepper.method, stepper.state
     for number in range(steps):
         kind = method.kind(number)
-        batches = [next(stream) for _ in range(1 + (method.generator_minibatches if kind == "full" else 0))]
+        batches = [next(stream) for _ in range(method.minibatches(kind))]
         source = seed_step(0, number, CUDA)
         draws = [method.draw(state.classifier, batch.images, source) for batch in batches]
         state.set_learning_rates(1 / (1 + number))
@@ -85,7 +85,7 @@ def run(stepper: Stepper, steps: int, sources: list[Batch]) -> None:
 
 
 def prepared(stepper: Stepper, sources: list[Batch]) -> Stepper:
-    batches = sources[: 1 + stepper.method.generator_minibatches]
+    batches = sources[: stepper.method.minibatches()]
     source = seed_step(0, 0, CUDA)
     draws = [stepper.method.draw(stepper.state.classifier, batch.images, source) for batch in batches]
     stepper.prepare(batches, draws)

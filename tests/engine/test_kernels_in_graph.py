@@ -45,7 +45,7 @@ for method in (
         launches.clear()
         classifier, generator = players(dropout=method.classifier_dropout, dtype=torch.float32)
         engine = Engine(method, BatchNormNet() if batch_norm else classifier, generator, autocast=torch.bfloat16)
-        batches = [minibatch(dtype=torch.float32) for _ in range(1 + method.generator_minibatches)]
+        batches = [minibatch(dtype=torch.float32) for _ in range(method.minibatches())]
         draws = [method.draw(classifier, batch.images, torch.Generator()) for batch in batches]
         with forced_kernels():
             Stepper(engine.state, method, compiled=True).prepare(batches, draws)

@@ -41,7 +41,7 @@ def memory_for(method: Method) -> torch.Tensor | None:
 
 
 def batches_for(method: Method) -> list[object]:
-    return [minibatch(dtype=torch.float32) for _ in range(1 + method.generator_minibatches)]
+    return [minibatch(dtype=torch.float32) for _ in range(method.minibatches())]
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -25,6 +26,7 @@ from fastgat.engine.state import TrainState
 from fastgat.errors import ConfigError
 from fastgat.experiments.cell import Cell
 from fastgat.methods import GAT, METHODS, FGSMRandomStart, PGDTraining
+from fastgat.randomness import point_in_ball
 from tests.engine.small import At, Small, config, rows, trainer
 from tests.support import BatchNormNet, compiled_by
 
@@ -69,7 +71,9 @@ def test_it_is_what_the_attack_leaves(
     assert (measured.samples, measured.seen) == (20, 30)
     chosen = sorted(each.number for each in choose(batches, 1, ALONE)[0])
     images, labels = (torch.cat(tensors)[chosen] for tensors in zip(*batches, strict=True))
-    starts = {number: torch.from_numpy(measured._start(number, (3, 8, 8))) for number in chosen}
+    sources = {number: np.random.default_rng((1, robust.START, number)) for number in chosen}
+    points = {number: point_in_ball(source, norm, epsilon, (3, 8, 8)) for number, source in sources.items()}
+    starts = {number: torch.from_numpy(point) for number, point in points.items()}
     monkeypatch.setattr(PGD, "random_perturbation", lambda *given: torch.stack([starts[n] for n in given[2]]).float())
     attack = PGD(state.classifier, epsilon=epsilon, norm=norm, steps=10)
     perturbed = attack(images, labels, chosen)

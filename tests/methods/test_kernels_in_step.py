@@ -50,7 +50,7 @@ def test_kernels_change_nothing(method: Method) -> None:
         for _ in range(2)
     )
     for _ in range(2):
-        batches = [minibatch(dtype=torch.float32) for _ in range(1 + method.generator_minibatches)]
+        batches = [minibatch(dtype=torch.float32) for _ in range(method.minibatches())]
         draws = [Draws(noise=torch.randn_like(batch.images)) for batch in batches]
         with forced_kernels():
             metrics = with_kernels.step(batches, draws)

@@ -158,7 +158,7 @@ def check_gat(method: GAT, classifier: nn.Module, generator: nn.Module) -> None:
     optimizers = adam(classifier), adam(generator)
     start = copy.deepcopy(generator)
     for number in range(STEPS):
-        batches = [minibatch() for _ in range(1 + method.generator_minibatches)]
+        batches = [minibatch() for _ in range(method.minibatches())]
         draws = [draws_for(engine, batch, 100 * number + i) for i, batch in enumerate(batches)]
         metrics = engine.step(batches, draws)
         repeats = 1 if method.schedule == "paper" else 2
@@ -254,7 +254,7 @@ def test_a_masked_class_trains(method: Method) -> None:
     classifier, generator = players()
     engine = Engine(method, Masked(classifier), generator)
     for _ in range(2):
-        batches = [minibatch(classes=9) for _ in range(1 + method.generator_minibatches)]
+        batches = [minibatch(classes=9) for _ in range(method.minibatches())]
         metrics = engine.step(batches, [draws_for(engine, batch, 0) for batch in batches])
         assert torch.tensor(list(metrics.values())).isfinite().all()
     assert all(tensor.isfinite().all() for tensor in engine.state.parameters())
@@ -283,7 +283,7 @@ def test_statistics_count_passes_in_every_schedule(schedule: str) -> None:
     counts = {}
     for statistics in ("clean", "perturbed", "both"):
         engine = Engine(method, BatchNormNet().double(), players()[1], statistics=statistics)
-        engine.step([minibatch() for _ in range(1 + method.generator_minibatches)])
+        engine.step([minibatch() for _ in range(method.minibatches())])
         counts[statistics] = int(engine.state.classifier.get_buffer("norm.num_batches_tracked"))
     clean, perturbed = {"paper": (2, 2), "alternating": (1, 2), "simultaneous": (1, 1)}[schedule]
     assert counts == {"clean": clean, "perturbed": perturbed, "both": clean + perturbed}
@@ -372,7 +372,7 @@ def test_what_the_generator_is_given(
     optimizers = adam(classifier), adam(generator)
     before = copy.deepcopy(fed)
     for _ in range(3):
-        engine.step([batch] * (1 + method.generator_minibatches))
+        engine.step([batch] * method.minibatches())
         now = copy.deepcopy(fed)
         textbook.generator_step(classifier, fed, optimizers[1], batch, method.cg)
         met = now if schedule == "simultaneous" else fed

@@ -153,7 +153,7 @@ def test_float16_gives_the_generator_its_gradients_however_small_delta_is(schedu
     classifier, generator = players(dtype=torch.float32)
     with torch.no_grad():
         classifier.conv7.weight.mul_(size)  # type: ignore[union-attr,operator]  # Table 1's
-    batches = [minibatch(dtype=torch.float32) for _ in range(1 + method.generator_minibatches)]
+    batches = [minibatch(dtype=torch.float32) for _ in range(method.minibatches())]
     moments = []
     for autocast in (None, torch.float16):
         engine = Engine(method, classifier, generator, generator_lr=1e-6, autocast=autocast)

@@ -118,7 +118,7 @@ def losses(case: str, batch_norm: bool) -> dict[str, list[float]]:
     result: dict[str, list[float]] = {}
     for step in range(STEPS):
         kind = method.kind(step)
-        count = 1 + (method.generator_minibatches if kind == "full" else 0)
+        count = method.minibatches(kind)
         seeds = [1000 + 100 * step + 10 * i for i in range(count)]
         batches = [Batch(numbers(s, SAMPLES, 3, SIDE, SIDE), (CLASSES * numbers(s + 5, SAMPLES)).long()) for s in seeds]
         noise = case in ("random", "pgd", "fgsm-rs", "n-fgsm", "trades")
