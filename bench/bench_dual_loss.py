@@ -1,4 +1,4 @@
-"""dual_loss, the perturbed half: reads the logits, writes their gradient; five numbers a sample besides."""
+"""dual_loss, the perturbed pass: reads the logits, writes their gradient; five numbers a sample besides."""
 
 from __future__ import annotations
 

@@ -19,8 +19,8 @@ from bench.conftest import DEVICE
 from fastgat.config import PrecisionConfig, RunConfig, TrainConfig
 from fastgat.methods import GAT, Baseline, FastGradientL2, Method
 from fastgat.profiling.profile import check_parity, floor_ms
+from fastgat.profiling.roofline import ceilings, work
 from fastgat.profiling.sides import Spec
-from fastgat.profiling.work import ceilings, work
 from fastgat.profiling.worker import Worker, prepare, steps
 
 ROUNDS, BLOCK = (20, 20) if DEVICE == "cuda" else (5, 1)

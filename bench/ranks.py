@@ -32,7 +32,7 @@ from fastgat.engine.assemble import assemble
 from fastgat.engine.device import device_name, keep_freed_memory, pick_device
 from fastgat.engine.random import step_draws
 from fastgat.engine.ranks import Ranks, joined
-from fastgat.engine.reduction import batch_norm_across
+from fastgat.engine.reduction import synchronised_batch_norm
 from fastgat.engine.step import Stepper
 from fastgat.methods import METHODS, Method
 from fastgat.models import Classifier, Generator
@@ -126,7 +126,7 @@ def counted(job: Job, ranks: Ranks, device: torch.device) -> dict[str, int]:
 
     step, batches, method = stepper(job, ranks, device)
     classifier = step.state.classifier
-    with mock.patch.object(reduction, "start_sum", start_sum), batch_norm_across(ranks, classifier):
+    with mock.patch.object(reduction, "start_sum", start_sum), synchronised_batch_norm(ranks, classifier):
         step(batches, step_draws(method, classifier, batches, 0, 0, ranks))
     return counts
 

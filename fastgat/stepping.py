@@ -14,7 +14,7 @@ from fastgat.engine.assemble import assemble
 from fastgat.engine.device import tf32
 from fastgat.engine.random import step_draws
 from fastgat.engine.ranks import current
-from fastgat.engine.reduction import batch_norm_across
+from fastgat.engine.reduction import synchronised_batch_norm
 from fastgat.engine.step import Stepper, missing_compiler
 from fastgat.errors import CompileError, ConfigError
 from fastgat.functional import Modes, modes, modes_kept, set_modes
@@ -217,7 +217,7 @@ class TrainingStep:
         return stepper
 
     def _across_ranks(self) -> AbstractContextManager[None]:
-        return batch_norm_across(current(), self.classifier, self.generator)
+        return synchronised_batch_norm(current(), self.classifier, self.generator)
 
     def _draws(self, batches: Sequence[Batch]) -> list[Draws]:
         return step_draws(self.method, self.classifier, batches, self._seed, self.steps, current())

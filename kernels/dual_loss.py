@@ -119,7 +119,7 @@ def _launch(logits: Tensor, labels: Tensor, clean_loss: Tensor | None, alpha: fl
 
 @joint
 def sample_loss(logits: Tensor, labels: Tensor) -> SampleLoss:
-    """The clean half of a step: J, F(x)_y, correctness and the seed of the backward pass. Not differentiable.
+    """The clean pass of a step: J, F(x)_y, correctness and the seed of the backward pass. Not differentiable.
 
     Args:
         logits: (B, K), float32, bfloat16 or float16, any strides; float64 by the reference.
@@ -135,7 +135,7 @@ def sample_loss(logits: Tensor, labels: Tensor) -> SampleLoss:
 
 @joint
 def perturbed_loss(logits: Tensor, labels: Tensor, clean_loss: Tensor, alpha: float) -> tuple[SampleLoss, Tensor]:
-    """The perturbed half, and alpha J + (1 - alpha) J' (10) of each sample from the clean half's loss, (B,)."""
+    """The perturbed pass, and alpha J + (1 - alpha) J' (10) of each sample from the clean pass's loss, (B,)."""
     if runs_kernel(logits):
         return _launch(logits, labels, clean_loss, alpha)
     return perturbed_loss_reference(logits.detach(), labels, clean_loss, alpha)

@@ -6,9 +6,9 @@ from typing import Any
 
 import numpy as np
 
+from fastgat.data.download import Progress, data_folder, download, extract, verify
 from fastgat.data.pickles import read_pickle
 from fastgat.data.sets import DataSet, ImageSet, check_classes, split
-from fastgat.data.store import Progress, data_folder, download, extract, verify
 from fastgat.errors import DataError
 
 VALIDATION = 5_000

@@ -10,8 +10,8 @@ import numpy as np
 import torch
 from torch.nn import functional
 
+from fastgat.data.download import Progress
 from fastgat.data.sets import DataSet, ImageSet, split
-from fastgat.data.store import Progress
 
 TEST, VALIDATION = 360, 180
 TEST_SEED = 0

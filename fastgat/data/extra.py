@@ -14,9 +14,9 @@ from typing import IO, Any
 import numpy as np
 import torch
 
+from fastgat.data.download import Progress
 from fastgat.data.loaders import check_fits
 from fastgat.data.sets import ImageSet, check_classes
-from fastgat.data.store import Progress
 from fastgat.errors import DataError
 
 CHUNK = 2**24

@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 
 from fastgat.data.decoding import EXTENSIONS, MAX_BYTES, MAX_PIXELS
+from fastgat.data.download import Progress
 from fastgat.data.sets import PARTS, DataSet, EncodedSet, PassedOver, assemble
-from fastgat.data.store import Progress
 from fastgat.errors import DataError
 from fastgat.files import read_file
 

@@ -16,11 +16,11 @@ from fastgat.data.dali import DaliLoader
 from fastgat.data.dali import missing as dali_missing
 from fastgat.data.dataloader import TorchLoader
 from fastgat.data.decoding import BadSampleError, arrange
+from fastgat.data.download import Progress
 from fastgat.data.loader import Loader
 from fastgat.data.resident import ResidentLoader
 from fastgat.data.sampler import Sampler
 from fastgat.data.sets import EncodedSet, Images, ImageSet
-from fastgat.data.store import Progress
 from fastgat.errors import DataError
 from fastgat.processes import cores, local_world_size
 

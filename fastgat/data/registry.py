@@ -9,9 +9,9 @@ from pathlib import Path
 from fastgat.data.cifar import CIFAR10, CIFAR100, Cifar
 from fastgat.data.decoding import MAX_PIXELS
 from fastgat.data.digits import DIGITS, Digits
+from fastgat.data.download import Progress
 from fastgat.data.folder import Folder
 from fastgat.data.sets import DataSet, Images, ImageSet
-from fastgat.data.store import Progress
 from fastgat.data.webdataset import WebDataset
 from fastgat.errors import ConfigError, DataError, OutputError
 from fastgat.options import suggestion

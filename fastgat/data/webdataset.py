@@ -14,8 +14,8 @@ from typing import NamedTuple
 import numpy as np
 
 from fastgat.data.decoding import EXTENSIONS, MAX_BYTES, MAX_PIXELS
+from fastgat.data.download import Progress, remembered
 from fastgat.data.sets import PARTS, DataSet, EncodedSet, PassedOver, assemble
-from fastgat.data.store import Progress, remembered
 from fastgat.errors import DataError
 from fastgat.files import read_file
 

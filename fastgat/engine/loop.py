@@ -18,16 +18,16 @@ from fastgat.data.loader import Loader
 from fastgat.engine.average import AverageStatistics
 from fastgat.engine.events import Callback, Compiled, Compiling, End, EpochEnd, Interval, Skipped, Start
 from fastgat.engine.interrupts import Interrupts
-from fastgat.engine.judgement import Judge
 from fastgat.engine.optimizer import learning_rate_factor
 from fastgat.engine.position import Position
 from fastgat.engine.random import step_draws
 from fastgat.engine.ranks import Ranks, connection_error
-from fastgat.engine.reduction import batch_norm_across
+from fastgat.engine.reduction import synchronised_batch_norm
 from fastgat.engine.run_checkpoints import BEST, LAST, RunCheckpoints
 from fastgat.engine.selection import Candidate, candidates
 from fastgat.engine.state import TrainState
 from fastgat.engine.step import Stepper
+from fastgat.engine.validation import Validator
 from fastgat.errors import CaptureError, CompileError, DataError, NonFiniteError
 from fastgat.methods.base import Method
 from fastgat.methods.players import Draws
@@ -72,7 +72,7 @@ class Loop:
         self.sample, self.batches = sample, batches
         self.folder, self.facts, self.callbacks = folder, facts, list(callbacks)
         self.checkpoints = RunCheckpoints(self.state, folder, header)
-        self.judge = Judge(self.state, config, validation_loader, test_loader)
+        self.validator = Validator(self.state, config, validation_loader, test_loader)
         self.steps_per_epoch = train_loader.batches_per_epoch
         images = len(sample.labels) * self.ranks.count  # which a loader of one's own decides, not `batch_size`
         self.average_statistics = AverageStatistics(self.state, self.method, images, self.steps_per_epoch)
@@ -98,7 +98,7 @@ class Loop:
         """
         try:
             try:
-                with batch_norm_across(self.ranks, self.state.classifier, self.state.generator):
+                with synchronised_batch_norm(self.ranks, self.state.classifier, self.state.generator):
                     return self._run()
             except ConnectionResetError:  # by a worker that is gone, which torch says a moment later, from a signal
                 time.sleep(GRACE_SECONDS)
@@ -120,7 +120,7 @@ class Loop:
         with Interrupts() as interrupts:
             self.checkpoints.initialise_folder(at)
             if self.config.rule == "robust":
-                self.facts["selection"] = self.judge.choose_images()
+                self.facts["selection"] = self.validator.choose_images()
             self._tell(lambda callback: callback.on_start(self._start()))
             self._hear(interrupts)
             if not self._signal:
@@ -166,8 +166,8 @@ class Loop:
             batches = [self.sample] * self.method.minibatches()
             try:
                 self.stepper.prepare(batches, self.draws(batches))
-                if self.judge.robust is not None:
-                    self.judge.robust.prepare(captured=self.stepper.captured)
+                if self.validator.robust is not None:
+                    self.validator.robust.prepare(captured=self.stepper.captured)
             except CompileError as error:
                 if self.config.run.compile or isinstance(error, CaptureError) or not self.ranks.alone:
                     raise  # with other ranks too: they may be in the compiled step by now
@@ -239,20 +239,20 @@ class Loop:
         epoch = at.step // self.steps_per_epoch
         began = time.perf_counter()
         try:
-            validation = self.judge.validation()
+            validation = self.validator.validation()
         except DataError as error:
             self.checkpoints.save(LAST, at)
             raise self.checkpoints.with_what_is_kept(error, at) from None
         if not abs(validation["validation_loss"]) < float("inf"):
             raise NonFiniteError(f"the validation loss of the classifier became NaN or infinite after step {at.step}")
         validated = time.perf_counter()
-        validation |= self.judge.robust_validation()
-        robust_seconds = time.perf_counter() - validated if self.judge.robust is not None else None
+        validation |= self.validator.robust_validation()
+        robust_seconds = time.perf_counter() - validated if self.validator.robust is not None else None
         metrics, seconds = at.epoch_means(), at.epoch_seconds
         rate, waited = at.epoch_images / seconds, at.epoch_waited / seconds
         at.start_epoch()
         at.seconds += seconds + time.perf_counter() - began
-        every = candidates(state.ema is not None, self.judge.robust is not None)
+        every = candidates(state.ema is not None, self.validator.robust is not None)
         better = [each for each in every if each.better(validation, at.row(at.kept.get(each.file)))]
         is_best = Candidate(self.config.rule).better(validation, at.row(at.best_epoch))
         if is_best:
@@ -271,7 +271,7 @@ class Loop:
             skipped=self._skipped(),
             stop=self._request_stop,
             robust_seconds=robust_seconds,
-            collapse=self.judge.collapse([*at.epochs, {"epoch": epoch, **metrics, **validation}]),
+            collapse=self.validator.collapse([*at.epochs, {"epoch": epoch, **metrics, **validation}]),
         )
         at.epochs.append(event.row())
         for candidate in better:
@@ -294,7 +294,7 @@ class Loop:
         """The contents of summary.json."""
         at = self.position
         try:
-            judgement = self.judge.summary(at, self.checkpoints)
+            accuracy = self.validator.summary(at, self.checkpoints)
         except DataError as error:
             raise self.checkpoints.with_what_is_kept(error, at) from None
         return {
@@ -302,7 +302,7 @@ class Loop:
             "dataset": self.config.data.dataset,
             "seed": self.config.seed,
             "epochs": len(at.epochs),
-            **judgement,
+            **accuracy,
             "images_per_second": at.mean_rate(),
             "seconds": at.seconds,
             "skipped_samples": self._skipped().count,

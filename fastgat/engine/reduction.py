@@ -106,7 +106,7 @@ def finish_sum(under_way: Tensor) -> Tensor:
     return torch.ops._c10d_functional.wait_tensor(under_way)
 
 
-class AcrossRanks(_BatchNorm):
+class SyncBatchNorm(_BatchNorm):
     """Batch norm with the statistics of all ranks' batches in train mode; mixed into the class of a layer.
 
     Each rank's mean and variance travel together, in one collective: sums of squares would lose digits.
@@ -159,13 +159,13 @@ class AcrossRanks(_BatchNorm):
 
 
 @functools.cache
-def _across(kind: type[_BatchNorm]) -> type[AcrossRanks]:
-    return type(f"{kind.__name__}AcrossRanks", (AcrossRanks, kind), {})
+def _synchronised(kind: type[_BatchNorm]) -> type[SyncBatchNorm]:
+    return type(kind.__name__.replace("BatchNorm", "SyncBatchNorm"), (SyncBatchNorm, kind), {})
 
 
 @contextmanager
-def batch_norm_across(ranks: Ranks, *modules: nn.Module | None) -> Iterator[None]:
-    """A context in which train-mode batch norm in `modules` takes its statistics over all ranks (AcrossRanks).
+def synchronised_batch_norm(ranks: Ranks, *modules: nn.Module | None) -> Iterator[None]:
+    """A context in which train-mode batch norm in `modules` takes its statistics over all ranks (SyncBatchNorm).
 
     Raises ConfigError for a layer of a kind that computes something else besides.
     """
@@ -180,7 +180,7 @@ def batch_norm_across(ranks: Ranks, *modules: nn.Module | None) -> Iterator[None
     before = [type(layer) for layer in layers]
     try:
         for layer, kind in zip(layers, before, strict=True):
-            layer.__class__ = _across(kind)  # type: ignore[arg-type]  # classes are hashable
+            layer.__class__ = _synchronised(kind)  # type: ignore[arg-type]  # classes are hashable
             layer.ranks = ranks  # type: ignore[assignment]
         yield
     finally:

@@ -14,9 +14,9 @@ from torch import nn
 from fastgat.attacks import APGD, PGD, Attack, AutoAttack, FastGradient, GeneratorAttack, Noise, Square
 from fastgat.attacks.generator import GeneratorTraining, train_generator
 from fastgat.batch import Batch
+from fastgat.data.download import Progress
 from fastgat.data.loader import Loader
 from fastgat.data.registry import silent
-from fastgat.data.store import Progress
 from fastgat.engine.device import tf32
 from fastgat.errors import ConfigError
 from fastgat.evaluation import card

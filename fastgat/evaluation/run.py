@@ -15,9 +15,9 @@ from fastgat.attacks import GeneratorTraining
 from fastgat.config import DataConfig, TrainConfig
 from fastgat.data import DataSet, Images, Loader, create_loader, load_dataset
 from fastgat.data.bad_samples import POLICIES
+from fastgat.data.download import Progress
 from fastgat.data.identity import Identity, split_rule
 from fastgat.data.registry import silent, users_images
-from fastgat.data.store import Progress
 from fastgat.engine.accuracy import score
 from fastgat.engine.checkpoint import load_checkpoint
 from fastgat.engine.device import pick_device, tf32

@@ -3,9 +3,9 @@
 import torch
 
 from fastgat.data import Loader, create_loader, load_dataset
+from fastgat.data.download import Progress
 from fastgat.data.registry import silent
 from fastgat.data.sets import DataSet, Images
-from fastgat.data.store import Progress
 from fastgat.evaluation.inputs import Batches, random_subset
 from fastgat.evaluation.run import BLOCK
 from fastgat.experiments.plan import Plan

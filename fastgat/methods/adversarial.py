@@ -10,7 +10,7 @@ learns from always counts: there is no clean one.
 """
 
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -32,9 +32,23 @@ def attack_steps_option(default: int) -> Any:
     return option(default, "gradient steps of the perturbation", at_least=1)
 
 
+class Ascent(NamedTuple):
+    """Signed gradient ascent on J from a random start.
+
+    Attributes:
+        start: the largest entry that p_0 may have.
+        steps: k.
+        size: a, how far a step goes in each pixel.
+    """
+
+    start: float
+    steps: int
+    size: float
+
+
 @dataclass(frozen=True)
 class Adversarial(OnePlayer):
-    """Base of the methods that train on the perturbed half alone; each says where it starts and how far a step goes."""
+    """Base of the methods that train on perturbed images alone; each has an `ascent` of its own."""
 
     metrics: ClassVar[tuple[str, ...]] = ("loss", "perturbed_accuracy", "perturbation_norm")
     select: ClassVar[str] = "robust"
@@ -45,9 +59,9 @@ class Adversarial(OnePlayer):
     label_smoothing: float = label_smoothing_option()
 
     @property
-    def walk(self) -> tuple[float, int, float]:
-        """The largest entry of p_0, the number of steps k, and a, how far each goes in a pixel."""
-        return self.epsilon, 1, self.epsilon
+    def ascent(self) -> Ascent:
+        """How p is found."""
+        return Ascent(self.epsilon, 1, self.epsilon)
 
     def draw(self, classifier: nn.Module, images: Tensor, source: torch.Generator) -> Draws:
         return Draws(noise=torch.empty_like(images).uniform_(-1, 1, generator=source))
@@ -55,7 +69,7 @@ class Adversarial(OnePlayer):
     def attack(self, classifier: Network, minibatch: Batch, noise: Tensor) -> Tensor:
         """The perturbation p_k, (B, C, H, W)."""
         images, labels = minibatch
-        start, steps, size = self.walk
+        start, steps, size = self.ascent
         p = torch.clamp(start * noise, -images, 1 - images)
         for _ in range(steps):
             z, pull, _ = classify(classifier, images + p, by="images")
@@ -89,8 +103,8 @@ class PGDTraining(Adversarial):
     step_size: float = step_size_option(2 / 255)
 
     @property
-    def walk(self) -> tuple[float, int, float]:
-        return self.epsilon, self.attack_steps, self.step_size
+    def ascent(self) -> Ascent:
+        return Ascent(self.epsilon, self.attack_steps, self.step_size)
 
 
 @dataclass(frozen=True)
@@ -102,8 +116,8 @@ class FGSMRandomStart(Adversarial):
     overshoot: float = option(1.25, "size of the step over epsilon", at_least=0)
 
     @property
-    def walk(self) -> tuple[float, int, float]:
-        return self.epsilon, 1, self.overshoot * self.epsilon
+    def ascent(self) -> Ascent:
+        return Ascent(self.epsilon, 1, self.overshoot * self.epsilon)
 
 
 @dataclass(frozen=True)
@@ -116,5 +130,5 @@ class NoisyFGSM(Adversarial):
     noise_factor: float = option(2.0, "k, the noise over epsilon", at_least=0)
 
     @property
-    def walk(self) -> tuple[float, int, float]:
-        return self.noise_factor * self.epsilon, 1, self.epsilon
+    def ascent(self) -> Ascent:
+        return Ascent(self.noise_factor * self.epsilon, 1, self.epsilon)

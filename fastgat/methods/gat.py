@@ -53,11 +53,11 @@ from fastgat.methods.players import (
 from fastgat.options import option
 
 PullGenerator = Callable[[Tensor, Tensor, Tensor | None], tuple[Tensors, Tensor | None]]
-"""From dL/dx' and dL/dpower to G's gradients, and dL/dDelta where it is differentiated through. With a loss, J' of each
-sample, the first is dJ'/dx' and stands for dF(x')_y/dx'."""
+"""(dL/dx', dL/dpower, J') -> G's gradients, and dL/dDelta where Delta is differentiated through. If J' is given, the
+first argument is dJ'/dx', which is turned into dF(x')_y/dx'."""
 
 
-class CleanHalf(NamedTuple):
+class CleanPass(NamedTuple):
     """The pass of x.
 
     Attributes:
@@ -74,7 +74,7 @@ class CleanHalf(NamedTuple):
     pull: Callable[[Any], tuple[Tensors]] | None = None
 
 
-class PerturbedHalf(NamedTuple):
+class PerturbedPass(NamedTuple):
     """The pass of x' = x + p, p = G(Delta), and the ways back.
 
     Attributes:
@@ -82,7 +82,7 @@ class PerturbedHalf(NamedTuple):
         loss: J(x') and its companions.
         dual_loss: alpha J(x) + (1 - alpha) J(x') of each sample; None for a generator step, as the next two.
         gradients, loss_gradient: of J(x') by F's parameters, summed over samples, and by x'.
-        pull_classifier: from a gradient by F's logits to those of which the last is by x'.
+        pull_classifier: the pull-back from F's logits; its last result is the gradient by x'.
         interacts: whether samples interact inside F.
     """
 
@@ -171,11 +171,11 @@ class GAT(Method):
         players = update(players, generator=self.generator_gradients(perturbed))
         return players, {"generator_loss": self.generator_loss(perturbed)}
 
-    def generator_loss(self, perturbed: PerturbedHalf) -> Tensor:
+    def generator_loss(self, perturbed: PerturbedPass) -> Tensor:
         """L_G = F(x + p)_y + c_g ||p||_2^2 (9), the mean over samples."""
         return (perturbed.loss.probability + self.cg * perturbed.power).mean()
 
-    def generator_gradients(self, perturbed: PerturbedHalf) -> Tensors:
+    def generator_gradients(self, perturbed: PerturbedPass) -> Tensors:
         """G's gradients of the mean L_G (9), by dF(x')_y/dx' = -F(x')_y dJ(x')/dx' where that was computed for F."""
         gradient = perturbed.loss_gradient
         loss: Tensor | None = perturbed.loss.loss
@@ -184,7 +184,7 @@ class GAT(Method):
         gradients, _ = perturbed.pull_generator(gradient, torch.full_like(perturbed.power, self.cg), loss)
         return mean(gradients, len(perturbed.power))
 
-    def classifier_gradients(self, clean: CleanHalf, perturbed: PerturbedHalf) -> Tensors:
+    def classifier_gradients(self, clean: CleanPass, perturbed: PerturbedPass) -> Tensors:
         """F's gradients of the mean L_F = alpha J(x) + (1 - alpha) J(x + p) (10)."""
         if clean.pull is None:
             return mix(clean.gradients, perturbed.gradients, self.alpha, len(perturbed.power))
@@ -196,7 +196,7 @@ class GAT(Method):
         both = {name: gradient + weight * perturbed.gradients[name] for name, gradient in gradients.items()}
         return mean(both, len(perturbed.power))
 
-    def step_metrics(self, clean: CleanHalf, perturbed: PerturbedHalf) -> Metrics:
+    def step_metrics(self, clean: CleanPass, perturbed: PerturbedPass) -> Metrics:
         """The metrics of a step that trains F."""
         assert perturbed.dual_loss is not None
         return {
@@ -214,13 +214,13 @@ class GAT(Method):
         (delta,) = pull(probability_seed(sample_loss(z, minibatch.labels)))
         return delta, players.after_classifier("clean", buffers)
 
-    def clean_pass(self, players: Players, minibatch: Batch, draws: Draws) -> tuple[CleanHalf, Players]:
+    def clean_pass(self, players: Players, minibatch: Batch, draws: Draws) -> tuple[CleanPass, Players]:
         """J(x), F's gradients of it, and Delta, from one forward and one shared backward pass."""
         classifier = players.classifier
         if self.through:
             (_, gradient), pull, (z, buffers) = loss_and_gradient(classifier, minibatch, draws.clean, probability=True)
             delta = input_gradient(gradient, "none")
-            clean = CleanHalf(sample_loss(z, minibatch.labels), delta.value, delta.zeros.mean(), {}, pull)
+            clean = CleanPass(sample_loss(z, minibatch.labels), delta.value, delta.zeros.mean(), {}, pull)
             return clean, players.after_classifier("clean", buffers)
         z, pull, buffers = classify(classifier, minibatch.images, draws.clean, by="both")
         loss = sample_loss(z, minibatch.labels)
@@ -230,12 +230,12 @@ class GAT(Method):
             delta = input_gradient(probability_gradient, "none")
         else:
             delta = input_gradient(loss_gradient, "probability", loss=loss.loss)
-        clean = CleanHalf(loss, delta.value, delta.zeros.mean(), gradients)
+        clean = CleanPass(loss, delta.value, delta.zeros.mean(), gradients)
         return clean, players.after_classifier("clean", buffers)
 
     def perturbed_pass(
         self, players: Players, delta: Tensor, minibatch: Batch, draws: Draws, clean_loss: Tensor | None = None
-    ) -> tuple[PerturbedHalf, Players]:
+    ) -> tuple[PerturbedPass, Players]:
         """x' = x + G(Delta) and J(x'), with F's gradients of it where J(x) is given, because F learns too."""
         images, power, pull_generator, players = self.perturb(players, delta, minibatch.images)
         by = "images" if clean_loss is None else "both"
@@ -248,7 +248,7 @@ class GAT(Method):
             loss, dual_loss = perturbed_loss(z, minibatch.labels, clean_loss, self.alpha)
             gradients, loss_gradient = pull(loss.gradient)
         ways_back = pull, pull_generator, players.classifier.interacts
-        perturbed = PerturbedHalf(power, loss, dual_loss, gradients, loss_gradient, *ways_back)
+        perturbed = PerturbedPass(power, loss, dual_loss, gradients, loss_gradient, *ways_back)
         return perturbed, players.after_classifier("perturbed", buffers)
 
     def perturb(self, players: Players, delta: Tensor, images: Tensor) -> tuple[Tensor, Tensor, PullGenerator, Players]:

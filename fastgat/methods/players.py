@@ -23,7 +23,7 @@ Tensors = dict[str, Tensor]
 Masks = tuple[Tensor, ...]
 Metrics = dict[str, Tensor]
 Left = TypeVar("Left")
-Half = Literal["clean", "perturbed"]
+Pass = Literal["clean", "perturbed"]
 
 
 class Network(NamedTuple):
@@ -60,9 +60,9 @@ class Network(NamedTuple):
                 raise ConfigError(f"the {self.name}'s buffer {name} must keep its shape and dtype in a forward pass")
         return output, {name: left[name] for name in self.buffers}
 
-    def after(self, half: Half, buffers: Tensors) -> Network:
+    def after(self, which: Pass, buffers: Tensors) -> Network:
         """The player once a forward pass has left these buffers, which count only where `statistics` says so."""
-        return self._replace(buffers=buffers) if self.statistics in (half, "both") else self
+        return self._replace(buffers=buffers) if self.statistics in (which, "both") else self
 
 
 class Players(NamedTuple):
@@ -72,9 +72,9 @@ class Players(NamedTuple):
     generator: Network | None = None
     memory: Tensor | None = None
 
-    def after_classifier(self, half: Half, buffers: Tensors) -> Players:
+    def after_classifier(self, which: Pass, buffers: Tensors) -> Players:
         """The players once a forward pass of F has left these buffers."""
-        return self._replace(classifier=self.classifier.after(half, buffers))
+        return self._replace(classifier=self.classifier.after(which, buffers))
 
 
 class Draws(NamedTuple):

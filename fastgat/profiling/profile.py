@@ -17,8 +17,8 @@ from fastgat.files import writing
 from fastgat.methods import GAT, FastGradientL2
 from fastgat.options import Options, option
 from fastgat.profiling.phases import phase_times, trace
+from fastgat.profiling.roofline import ceilings, launches, work
 from fastgat.profiling.sides import InFloat64, Spec, in_float64
-from fastgat.profiling.work import ceilings, launches, work
 from fastgat.profiling.worker import Fed, Worker, fed_steps, loader, peak_memory, prepare, steps
 from fastgat.reporting.environment import environment
 

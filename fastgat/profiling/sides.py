@@ -163,14 +163,11 @@ class Textbook(Side):
             case methods.RandomPerturbation():
                 textbook.random_perturbation_step(*players, drawn(draw), method.epsilon, method.alpha, method.clamp)
             case methods.Adversarial():
-                start, steps, size = method.walk
                 textbook.ball_step(
                     *players,
                     drawn(draw),
                     method.epsilon,
-                    start=start,
-                    size=size,
-                    steps=steps,
+                    **method.ascent._asdict(),
                     project=method.projects,
                     label_smoothing=method.label_smoothing,
                 )
@@ -179,9 +176,9 @@ class Textbook(Side):
             case methods.GradientPenalty():
                 textbook.gradient_penalty_step(*players, method.penalty)
             case methods.TRADES():
-                walk, in_eval = (method.epsilon, method.step_size, method.attack_steps), method.attack_mode == "eval"
+                ascent, in_eval = (method.epsilon, method.step_size, method.attack_steps), method.attack_mode == "eval"
                 losses = method.beta, method.label_smoothing
-                textbook.trades_step(*players, drawn(draw), *walk, *losses, attack_in_eval_mode=in_eval)
+                textbook.trades_step(*players, drawn(draw), *ascent, *losses, attack_in_eval_mode=in_eval)
             case _:
                 assert isinstance(method, methods.Baseline)
                 textbook.baseline_step(*players, draw.clean, method.label_smoothing)

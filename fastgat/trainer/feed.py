@@ -11,10 +11,10 @@ from torch import nn
 from fastgat.batch import Batch
 from fastgat.config import TrainConfig
 from fastgat.data import Images, IterableLoader, Loader, choose, create_loader, load_dataset
+from fastgat.data.download import Progress
 from fastgat.data.extra import extended
 from fastgat.data.identity import Identity
 from fastgat.data.sets import ImageSet
-from fastgat.data.store import Progress
 from fastgat.engine.assemble import check_networks
 from fastgat.engine.ranks import Ranks
 from fastgat.errors import ConfigError

@@ -14,9 +14,9 @@ from torch import nn
 
 from fastgat.batch import Batch
 from fastgat.config import TrainConfig, flatten, identity
+from fastgat.data.download import Progress
 from fastgat.data.identity import Identity, split_rule
 from fastgat.data.registry import silent
-from fastgat.data.store import Progress
 from fastgat.engine.assemble import assemble, check_networks
 from fastgat.engine.device import pick_device, tf32
 from fastgat.engine.events import Callback

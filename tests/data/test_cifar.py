@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from fastgat.data import cifar, registry, store
+from fastgat.data import cifar, download, registry
 from fastgat.data.cifar import CIFAR10, CIFAR100, Cifar
 from fastgat.data.registry import load_dataset, silent
 from fastgat.errors import DataError
@@ -82,8 +82,8 @@ def test_places(small: tuple[Cifar, Path], monkeypatch: pytest.MonkeyPatch, how:
     elif how == "FASTGAT_DATA":
         monkeypatch.setenv("FASTGAT_DATA", str(root))
     else:
-        store.cache_folder().parent.mkdir(parents=True, exist_ok=True)
-        root.rename(store.cache_folder())
+        download.cache_folder().parent.mkdir(parents=True, exist_ok=True)
+        root.rename(download.cache_folder())
     assert len(load_dataset("cifar10", folder).test) == 40
 
 
@@ -112,7 +112,7 @@ def server(small: tuple[Cifar, Path], monkeypatch: pytest.MonkeyPatch) -> Iterat
 def test_it_is_downloaded_with_progress_verified_and_extracted(server: Cifar, tmp_path: Path) -> None:
     steps: list[tuple[str, int, int]] = []
     found = server.fetch(None, lambda *step: steps.append(step))
-    assert found == store.cache_folder() / server.folder
+    assert found == download.cache_folder() / server.folder
     assert {path.name for path in found.iterdir()} == set(server.files)
     assert {what for what, _, _ in steps} == {"downloading cifar-10-python.tar.gz"}
     assert steps[-1][1] == steps[-1][2] > 0
@@ -209,7 +209,7 @@ def test_an_archive_writes_nothing_but_the_files_asked_for(tmp_path: Path, kind:
             member.type, member.linkname = tarfile.SYMTYPE, "/etc/hostname"
             tar.addfile(member)
     with pytest.raises(DataError, match="damaged or not the published archive"):
-        store.extract(archive, ["wanted"], tmp_path / "set")
+        download.extract(archive, ["wanted"], tmp_path / "set")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a.tar.gz"]
 
 
@@ -225,7 +225,7 @@ def test_verified_files_are_not_read_again_unless_they_change(
             read.append(path.name)
         return read_file(path)
 
-    monkeypatch.setattr(store, "read_file", counted)
+    monkeypatch.setattr(download, "read_file", counted)
     source.fetch(root, silent)
     assert read == []
     os.utime(root / source.folder / "test_batch", (1, 1))

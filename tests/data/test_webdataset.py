@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from fastgat.data import webdataset
+from fastgat.data.download import cache_folder
 from fastgat.data.registry import load_dataset, silent
-from fastgat.data.store import cache_folder
 from fastgat.data.webdataset import WebDataset, expand, shard_index
 from fastgat.errors import DataError
 from tests.data.pictures import encoded, make_shard, members, picture

@@ -18,7 +18,7 @@ from fastgat.batch import Batch
 from fastgat.config import OptimizerConfig
 from fastgat.engine.random import step_draws
 from fastgat.engine.ranks import ALONE, Ranks, joined
-from fastgat.engine.reduction import batch_norm_across
+from fastgat.engine.reduction import synchronised_batch_norm
 from fastgat.engine.state import TrainState
 from fastgat.engine.step import Stepper
 from fastgat.methods import GAT, METHODS, DropoutGAT, Method
@@ -91,7 +91,7 @@ def train(case: Case, ranks: Ranks = ALONE) -> dict[str, Tensor]:
     stepper = Stepper(state, method, compiled=case.compiled)
     counts = [method.minibatches(method.kind(n)) for n in range(STEPS)]
     batches = [[minibatch(BATCH) for _ in range(count)] for count in counts]
-    with batch_norm_across(ranks, classifier, generator):
+    with synchronised_batch_norm(ranks, classifier, generator):
         for number, whole in enumerate(batches):
             mine = [Batch(images[part], labels[part]) for images, labels in whole]
             draws = step_draws(method, classifier, mine, 0, number, ranks)

@@ -22,7 +22,7 @@ from fastgat.batch import Batch
 from fastgat.config import DataConfig, OptimizerConfig, RunConfig
 from fastgat.engine import robust
 from fastgat.engine.ranks import ALONE, Ranks, check_restarts, connection_error
-from fastgat.engine.reduction import GradientMean, batch_norm_across
+from fastgat.engine.reduction import GradientMean, synchronised_batch_norm
 from fastgat.engine.state import TrainState
 from fastgat.errors import ConfigError, DataError, RankError
 from fastgat.methods import GAT, Baseline
@@ -42,7 +42,7 @@ def far_from_zero(ranks: Ranks, folder: Path) -> None:
     torch.manual_seed(0)
     whole = 100 + 0.1 * torch.randn(8, 3, 4, 4)
     together, alone = torch.nn.BatchNorm2d(3), torch.nn.BatchNorm2d(3)
-    with batch_norm_across(ranks, together):
+    with synchronised_batch_norm(ranks, together):
         ours = together(whole[ranks.part(8)])
     torch.testing.assert_close(ours, alone(whole)[ranks.part(8)], rtol=1e-3, atol=1e-3)
     torch.testing.assert_close(together.running_var, alone.running_var)
@@ -389,17 +389,17 @@ class OwnNorm(nn.BatchNorm2d):
 
 def test_a_batch_norm_of_another_kind_is_refused() -> None:
     two = Ranks(0, 2)
-    with pytest.raises(ConfigError, match="batch norm of the kind OwnNorm"), batch_norm_across(two, OwnNorm(3)):
+    with pytest.raises(ConfigError, match="batch norm of the kind OwnNorm"), synchronised_batch_norm(two, OwnNorm(3)):
         pass
-    with batch_norm_across(two, OwnNorm(3).eval()):
+    with synchronised_batch_norm(two, OwnNorm(3).eval()):
         pass
 
 
 def test_batch_norm_is_what_it_was_afterwards() -> None:
     network = nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4))
     before = dict(vars(network[1]))
-    with batch_norm_across(Ranks(0, 2), network, None):
-        assert type(network[1]).__name__ == "BatchNorm2dAcrossRanks"
+    with synchronised_batch_norm(Ranks(0, 2), network, None):
+        assert type(network[1]).__name__ == "SyncBatchNorm2d"
         assert isinstance(network[1], nn.BatchNorm2d)
     assert type(network[1]) is nn.BatchNorm2d
     assert vars(network[1]) == before

@@ -101,8 +101,8 @@ def test_label_smoothing_is_torchs(name: str, compiled: bool) -> None:
                         batch,
                         noise,
                         method.epsilon,
-                        start=method.walk[0],
-                        size=method.walk[2],
+                        start=method.ascent.start,
+                        size=method.ascent.size,
                         project=False,
                         label_smoothing=0.3,
                     )

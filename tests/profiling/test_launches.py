@@ -25,8 +25,8 @@ from fastgat.cli.profile import KERNELS, _show_kernels
 from fastgat.config import BEYOND_CUDNN, CONVOLUTIONS, RunConfig, TrainConfig
 from fastgat.engine.passes import GraphPasses
 from fastgat.errors import FastgatError
+from fastgat.profiling.roofline import summarised
 from fastgat.profiling.sides import Spec
-from fastgat.profiling.work import summarised
 from fastgat.profiling.worker import Worker, prepare, steps
 
 ROOT = Path(__file__).parents[2]

@@ -17,7 +17,7 @@ from fastgat.methods.players import Tensors
 from fastgat.randomness import random_state, restore_random_state
 
 
-class Judge:
+class Validator:
     """Judges the classifier of `state`, and its moving average where there is one; all ranks call it alike.
 
     Attributes:

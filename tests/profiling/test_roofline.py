@@ -18,8 +18,8 @@ from fastgat.methods import (
     NoisyFGSM,
     PGDTraining,
 )
+from fastgat.profiling.roofline import work, work_of_kind
 from fastgat.profiling.sides import Spec, build
-from fastgat.profiling.work import work, work_of_kind
 from tests.support import BatchNormNet
 
 BATCH = 2
