@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import click
+from click.core import ParameterSource
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Column, Table
@@ -22,13 +23,15 @@ COLOURS = {"PASS": "green", "WARN": "yellow", "FAIL": "red"}
 FULL = {"samples": None, "generator_images": 10_000, "generator_epochs": 20}
 """What --full asks for in place of the defaults."""
 
-OF_CLEAN = (
+OF_CLEAN = {
+    *("clean", "run", "classifiers", "output", "weights", "dataset", "mean", "std", "image_size"),
     *("checkpoint", "split", "data_dir", "device", "on_bad_sample", "changed_data", "batch_size"),
-    *("weights", "dataset", "mean", "std", "image_size"),
-)
-"""Settings that clean accuracy has too."""
-OF_AUTOATTACK = {"samples", "norm", "epsilon", "seed", "only_autoattack"}
-"""Settings that AutoAttack by itself has beside them."""
+}
+"""Parameters that mean something with --clean."""
+OF_AUTOATTACK = OF_CLEAN - {"clean"} | {
+    *("only_autoattack", "samples", "norm", "epsilon", "seed", "quick", "full", "fresh", "no_generator")
+}
+"""Those that mean something with --only-autoattack."""
 
 
 @click.command()
@@ -87,24 +90,13 @@ def evaluate(
 
     Exit code 3 where the card has a FAIL.
     """
+    _check_combination(quick, clean, full, given["only_autoattack"])
     weights = given["weights"]
-    if (run is None) == (weights is None):
-        raise click.UsageError("name a RUN, or --weights FILE with --classifier and --dataset")
-    asked = [name for name, value in given.items() if value is not None and name not in OF_CLEAN]
-    if clean and (quick or full or sources or networks or cgs or no_generator or fresh or asked):
-        raise click.UsageError("--clean attacks nothing: leave out what says how")
-    only = given["only_autoattack"]
-    if only and (sources or networks or cgs or set(asked) - OF_AUTOATTACK):
-        raise click.UsageError("--only-autoattack runs nothing else: leave out what says how")
-    if full and (quick or given["samples"] is not None):
-        raise click.UsageError("--full attacks every image: leave out --quick and --samples")
-    if quick and given["samples"] is not None:
-        raise click.UsageError(f"--quick attacks {QUICK} images: leave out --samples")
-    if no_generator and cgs:
-        raise click.UsageError("--cg trains a generator, and --no-generator none")
     settings = RunSettings(**((FULL if full else {}) | given_to(RunSettings, given)))
     attacks = EvaluationSettings(**given_to(EvaluationSettings, given))
-    prices = () if no_generator or only else tuple(convert("cg", value, float) for value in cgs or ("1",))
+    prices = (
+        () if no_generator or attacks.only_autoattack else tuple(convert("cg", value, float) for value in cgs or ("1",))
+    )
     if output is None:
         output = Path("runs") / f"evaluate-{Path(weights).stem}" if run is None else run if run.is_dir() else run.parent
     keep_freed_memory()
@@ -134,6 +126,27 @@ def evaluate(
     click.echo(f"\n{next(path for path in written if path.suffix == '.html')}")
     if result.robustness.verdict == "FAIL":
         click.get_current_context().exit(CARD_FAILED)
+
+
+def _check_combination(quick: bool, clean: bool, full: bool, only_autoattack: bool | None) -> None:
+    """Raises UsageError where the parameters that were given contradict each other."""
+    context = click.get_current_context()
+    given = {
+        parameter.name: parameter.opts[0]
+        for parameter in context.command.params
+        if context.get_parameter_source(parameter.name or "") is ParameterSource.COMMANDLINE
+    }
+    if ("run" in given) == ("weights" in given):
+        raise click.UsageError("name a RUN, or --weights FILE with --classifier and --dataset")
+    for asked, says, allowed in (
+        (clean, "--clean runs no attack", OF_CLEAN),
+        (only_autoattack, "--only-autoattack runs nothing else", OF_AUTOATTACK),
+        (full, "--full attacks every image", given.keys() - {"quick", "samples"}),
+        (quick, f"--quick attacks {QUICK} images", given.keys() - {"samples"}),
+        ("no_generator" in given, "--no-generator trains no generator", given.keys() - {"cgs"}),
+    ):
+        if asked and (others := [flag for name, flag in given.items() if name not in allowed]):
+            raise click.UsageError(f"{says}: leave out {', '.join(others)}")
 
 
 def _show(console: Console, result: Robustness) -> None:

@@ -143,11 +143,11 @@ def test_logits_that_are_nan(run: Run, runs: Path, arguments: tuple[object, ...]
     [
         (("--epsilon", -0.1), "epsilon must be at least 0, got -0.1", 2),
         (("--epsilon", "8/0"), "epsilon must be a number", 2),
-        (("--full", "--quick"), "--full attacks every image", 2),
+        (("--full", "--quick"), "--full attacks every image: leave out --quick", 2),
         (("--quick", "--samples", 9), "--quick attacks 100 images: leave out --samples", 2),
-        (("--clean", "--samples", 9), "--clean attacks nothing: leave out what says how", 2),
-        (("--clean", "--source", "SELF"), "--clean attacks nothing: leave out what says how", 2),
-        (("--no-generator", "--cg", 1), "--cg trains a generator, and --no-generator none", 2),
+        (("--clean", "--samples", 9, "--full"), "--clean runs no attack: leave out --full, --samples", 2),
+        (("--clean", "--source", "SELF"), "--clean runs no attack: leave out --source", 2),
+        (("--no-generator", "--cg", 1), "--no-generator trains no generator: leave out --cg", 2),
         (("--cg", "x"), "cg must be a number", 2),
         (("--cg", -1), "cg must be at least 0", 2),
         (("--restarts", 1), "restarts must be at least 2, got 1", 2),
@@ -279,4 +279,4 @@ def test_only_autoattack(run: Run, runs: Path, monkeypatch: pytest.MonkeyPatch) 
     for other in (("--steps", 3), ("--cg", 1), ("--source", runs / "seed1"), ("--autoattack",)):
         refused = run(*only, *other)
         assert refused.code == 2
-        assert "--only-autoattack runs nothing else" in refused.err
+        assert f"--only-autoattack runs nothing else: leave out {other[0]}" in refused.err
