@@ -235,29 +235,15 @@ class Loop:
 
     def _finish_epoch(self) -> None:
         """Validate, save (the best first, so that the last never knows of a best that is not there), report."""
-        at, state = self.position, self.state
+        at = self.position
         epoch = at.step // self.steps_per_epoch
         began = time.perf_counter()
-        try:
-            validation = self.validator.validation()
-        except DataError as error:
-            self.checkpoints.save(LAST, at)
-            raise self.checkpoints.with_what_is_kept(error, at) from None
-        if not abs(validation["validation_loss"]) < float("inf"):
-            raise NonFiniteError(f"the validation loss of the classifier became NaN or infinite after step {at.step}")
-        validated = time.perf_counter()
-        validation |= self.validator.robust_validation()
-        robust_seconds = time.perf_counter() - validated if self.validator.robust is not None else None
+        validation, robust_seconds = self._validate()
         metrics, seconds = at.epoch_means(), at.epoch_seconds
         rate, waited = at.epoch_images / seconds, at.epoch_waited / seconds
         at.start_epoch()
         at.seconds += seconds + time.perf_counter() - began
-        every = candidates(state.ema is not None, self.validator.robust is not None)
-        better = [each for each in every if each.better(validation, at.row(at.kept.get(each.file)))]
-        is_best = Candidate(self.config.rule).better(validation, at.row(at.best_epoch))
-        if is_best:
-            at.best_epoch, at.best_accuracy = epoch, validation["validation_accuracy"]
-        at.kept |= {candidate.file: epoch for candidate in better}
+        better, is_best = self._choose(epoch, validation)
         assert at.best_epoch is not None
         event = EpochEnd(
             step=at.step,
@@ -280,6 +266,34 @@ class Loop:
             self.checkpoints.save(BEST, at)
         self.checkpoints.save(LAST, at)
         self._tell(lambda callback: callback.on_epoch(event))
+
+    def _validate(self) -> tuple[dict[str, float], float | None]:
+        """The epoch's validation, and the seconds that robust accuracy took, where it is measured.
+
+        Raises DataError, after a checkpoint, where an image cannot be read; NonFiniteError for a loss that is none.
+        """
+        at = self.position
+        try:
+            validation = self.validator.validation()
+        except DataError as error:
+            self.checkpoints.save(LAST, at)
+            raise self.checkpoints.with_what_is_kept(error, at) from None
+        if not abs(validation["validation_loss"]) < float("inf"):
+            raise NonFiniteError(f"the validation loss of the classifier became NaN or infinite after step {at.step}")
+        validated = time.perf_counter()
+        validation |= self.validator.robust_validation()
+        return validation, time.perf_counter() - validated if self.validator.robust is not None else None
+
+    def _choose(self, epoch: int, validation: dict[str, float]) -> tuple[list[Candidate], bool]:
+        """Note of what this epoch is the best so far: the candidates that it betters, and whether it is the run's."""
+        at = self.position
+        every = candidates(self.state.ema is not None, self.validator.robust is not None)
+        better = [each for each in every if each.better(validation, at.row(at.kept.get(each.file)))]
+        is_best = Candidate(self.config.rule).better(validation, at.row(at.best_epoch))
+        if is_best:
+            at.best_epoch, at.best_accuracy = epoch, validation["validation_accuracy"]
+        at.kept |= {candidate.file: epoch for candidate in better}
+        return better, is_best
 
     def _skipped(self) -> Skipped:
         """The samples that could not be read, since the run began."""

@@ -32,6 +32,7 @@ from fastgat.engine.run_checkpoints import (
     settings_of,
     step_of,
 )
+from fastgat.engine.state import TrainState
 from fastgat.engine.step import Stepper, missing_compiler
 from fastgat.engine.weights import load_weights
 from fastgat.errors import CompileError, ConfigError, DataError, DeviceError, OutputError
@@ -136,53 +137,16 @@ class Trainer:
             return self._prepare(device, ranks)
 
     def _prepare(self, device: torch.device, ranks: Ranks) -> Loop:
-        given = self.config
-        share = ranks.share_of(given.batch_size)
-        asked = {key: value for key, value in flatten(given.to_dict()) if key.partition(".")[0] not in OWN}
-        versions = {"torch": torch.__version__, "fastgat": version("fastgat-trainer")}
-        ranks.check_same({**identity(given), **asked, **versions, "their kind of device": device.type})
-        again = any(ranks.gather(restarted()))
-        self._checkpoint = checkpoint = ranks.from_first(
-            lambda: find_checkpoint(after_restart(given.resume, given.output, again), given.output, self._checkpoint)
-        )
-        feed = ranks.local_first(lambda: self._feed(share, device, ranks))
-        ranks.check_same({"their data": feed.fingerprint, "batches an epoch": feed.train.batches_per_epoch})
-        self._identity = feed.identity
-        if not feed.train.batches_per_epoch:
-            raise ConfigError(
-                f"no full batch in an epoch: batch_size {given.batch_size} is larger than the training set"
-            )
+        self._check_same_settings(device, ranks)
+        self._checkpoint = checkpoint = self._find_checkpoint(ranks)
+        feed = self._agreed_feed(device, ranks)
         start = step_of(checkpoint) if checkpoint is not None else 0
         sample, batches = ranks.agree(lambda: feed.training_batches(start))
         ranks.check_same({"the shape of their batches": tuple(sample.images.shape)})
-        classifier, generator = ranks.agree(lambda: self._networks(feed, device, ranks))
-        state = assemble(
-            self.method,
-            classifier,
-            generator,
-            sample,
-            optimizer=given.optimizer,
-            precision=given.precision,
-            statistics=given.model.batch_norm,
-            num_classes=feed.num_classes,
-            ranks=ranks,
-        )
-        config = replace(
-            given,
-            data=replace(given.data, dataset=feed.name, changed_data=False),
-            output=ranks.from_first(lambda: self._output(feed.name, checkpoint.path.parent if checkpoint else None)),
-            select=given.select or (settings_of(checkpoint).select if checkpoint else given.rule),
-            resume=None,
-        )
+        state = self._state(feed, sample, device, ranks)
+        config = self._settled(feed, ranks)
         assert config.output is not None
-        compiled, why_not = ranks.agree(lambda: self._compiled(device))
-        if not all(ranks.gather(compiled)):
-            compiled, why_not = False, why_not or "NOT compiled, as another rank cannot"
-        facts = run_facts(given, self.method, feed, state, own_classifier=self.classifier is not None)
-        if config.model.init_from is not None:
-            facts["weights"] = "; ".join([f"from {config.model.init_from}", *self._names_changed])
-        if why_not:
-            facts["step"] = why_not
+        compiled, why_not = self._whether_to_compile(device, ranks)
         run = config.run
         loop = Loop(
             Stepper(state, self.method, compiled=compiled, cuda_graph=run.cuda_graph, convolutions=run.convolutions),
@@ -199,12 +163,77 @@ class Trainer:
                 "data": feed.identity.record() if feed.identity else None,
                 "extra_data": feed.extra,
             },
-            facts=facts,
+            facts=self._facts(feed, state, why_not),
             callbacks=[RunFolder(config.output, config), *self._asked_for(config.output), *self.callbacks],
         )
         if checkpoint is not None:
             ranks.agree(lambda: self._restore(loop, checkpoint, config, feed))
         return loop
+
+    def _check_same_settings(self, device: torch.device, ranks: Ranks) -> None:
+        """Raises RankError where other ranks run something else."""
+        asked = {key: value for key, value in flatten(self.config.to_dict()) if key.partition(".")[0] not in OWN}
+        versions = {"torch": torch.__version__, "fastgat": version("fastgat-trainer")}
+        ranks.check_same({**identity(self.config), **asked, **versions, "their kind of device": device.type})
+
+    def _find_checkpoint(self, ranks: Ranks) -> Checkpoint | None:
+        """The one to go on from, as rank 0 finds it."""
+        resume, folder = self.config.resume, self.config.output
+        again = any(ranks.gather(restarted()))
+        return ranks.from_first(lambda: find_checkpoint(after_restart(resume, folder, again), folder, self._checkpoint))
+
+    def _agreed_feed(self, device: torch.device, ranks: Ranks) -> Feed:
+        """The data, the same on every rank, with at least one full batch."""
+        size = self.config.batch_size
+        feed = ranks.local_first(lambda: self._feed(ranks.share_of(size), device, ranks))
+        ranks.check_same({"their data": feed.fingerprint, "batches an epoch": feed.train.batches_per_epoch})
+        if not feed.train.batches_per_epoch:
+            raise ConfigError(f"no full batch in an epoch: batch_size {size} is larger than the training set")
+        self._identity = feed.identity
+        return feed
+
+    def _state(self, feed: Feed, sample: Batch, device: torch.device, ranks: Ranks) -> TrainState:
+        """The networks with all that a step changes, tried on a training batch."""
+        config = self.config
+        classifier, generator = ranks.agree(lambda: self._networks(feed, device, ranks))
+        return assemble(
+            self.method,
+            classifier,
+            generator,
+            sample,
+            optimizer=config.optimizer,
+            precision=config.precision,
+            statistics=config.model.batch_norm,
+            num_classes=feed.num_classes,
+            ranks=ranks,
+        )
+
+    def _settled(self, feed: Feed, ranks: Ranks) -> TrainConfig:
+        """The settings with what they left open: data set, folder, and the rule that picks an epoch."""
+        given, checkpoint = self.config, self._checkpoint
+        return replace(
+            given,
+            data=replace(given.data, dataset=feed.name, changed_data=False),
+            output=ranks.from_first(lambda: self._output(feed.name, checkpoint.path.parent if checkpoint else None)),
+            select=given.select or (settings_of(checkpoint).select if checkpoint else given.rule),
+            resume=None,
+        )
+
+    def _whether_to_compile(self, device: torch.device, ranks: Ranks) -> tuple[bool, str | None]:
+        """Whether all ranks compile the step; where they do not, and nobody asked for that, why."""
+        compiled, why_not = ranks.agree(lambda: self._compiled(device))
+        if not all(ranks.gather(compiled)):
+            return False, why_not or "NOT compiled, as another rank cannot"
+        return compiled, why_not
+
+    def _facts(self, feed: Feed, state: TrainState, why_not: str | None) -> dict[str, str]:
+        """What a run says of itself at its start, by topic."""
+        facts = run_facts(self.config, self.method, feed, state, own_classifier=self.classifier is not None)
+        if self.config.model.init_from is not None:
+            facts["weights"] = "; ".join([f"from {self.config.model.init_from}", *self._names_changed])
+        if why_not:
+            facts["step"] = why_not
+        return facts
 
     def _networks(self, feed: Feed, device: torch.device, ranks: Ranks) -> tuple[nn.Module, nn.Module | None]:
         """The networks, the user's or new ones, on their device; raises ConfigError where images do not fit them."""
