@@ -42,7 +42,7 @@ PAGES = EARLIER | {
     "cifar100-2500-images": "reproduce-cifar100-2500x40",
 }
 """The folder of results of each page."""
-KEPT = "what-the-kept-runs-say.md"
+KEPT, INTRODUCTION = "what-the-kept-runs-say.md", ROOT / "bench" / "kept_runs.md"
 LAST = 10
 """Epochs at the end of a run whose mean is shown."""
 RULES: dict[str, Callable[[list[Row]], Row]] = {
@@ -158,33 +158,9 @@ def _margin(chosen: dict[str, list[Run]], method: str, over: str, column: str) -
     return points(differences)
 
 
-INTRODUCTION = f"""# What the kept runs say
-
-Which epoch of a run counts? The paper does not say. This page reads every kept run by three rules: the epoch of the
-best validation accuracy, the epoch of the lowest validation loss, and the last epoch. The last column is the mean
-validation accuracy of the last {LAST} epochs, in which no epoch is picked at all.
-
-Nothing was trained for this page. Test accuracy was measured at the epoch of best validation accuracy only, so the
-other columns are validation accuracy, in percent. Where several settings of a method were tried, the one with the most
-seeds is shown, then the one that is best on validation. Margins are paired by seed; ± is a 95 % interval and needs two
-seeds. The better fast gradient is the better of the two on validation, in that column.
-
-**In short.**
-
-- The rule decides what one sees. On all 45,000 images (one seed) GAT is not clearly better than the baseline at the
-  best validation epoch: 0.0 to +1.0 points on validation, -0.6 to +0.9 on test. In the last epoch, at the lowest loss
-  and in the mean of the last {LAST} epochs it is 0.7 to 1.7 points better.
-- The best-epoch rule favours what overfits: on 45,000 images the baseline peaks early, then loses one to three points.
-- Over the better fast gradient GAT gains nothing that all rules agree on: -1.0 to +0.9 points.
-- On 2,500 images (three seeds) GAT is 2.2 to 3.1 points over the baseline by every rule. The intervals are wide: only
-  that of the last epoch excludes zero. Over fast gradient none does.
-- On 45,000 images dropout alone gains more than GAT, and GAT adds -0.2 to +0.9 points of test accuracy to dropout.
-"""
-
-
 def kept_runs() -> str:
     """The page that sets the kept runs side by side."""
-    text = [INTRODUCTION + "\n```console\npython bench/pages.py\n```\n"]
+    text = [INTRODUCTION.read_text() + "\n```console\npython bench/pages.py\n```\n"]
     for page, folder in EARLIER.items():
         size, _, epochs = folder.removeprefix("reproduce-cifar10-").partition("x")
         title = f"CIFAR-10, {int(size):,} images, {epochs} epochs"
