@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable, Iterable
-from contextlib import nullcontext
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import islice
 from typing import NamedTuple
 
@@ -23,8 +23,9 @@ from fastgat.batch import Batch
 from fastgat.contract import checked_batch
 from fastgat.data.loader import Loader
 from fastgat.engine.optimizer import Adam, trainable_parameters
-from fastgat.engine.step import ON_A_GPU, one_line
-from fastgat.errors import CompileError, ConfigError, NonFiniteError
+from fastgat.engine.state import unchanged
+from fastgat.engine.step import Step, ready
+from fastgat.errors import ConfigError, NonFiniteError
 from fastgat.functional import places
 from fastgat.kernels.input_gradient import input_gradient
 from fastgat.methods.gat import GAT
@@ -84,12 +85,21 @@ def train_generator(
         seed_torch(training.seed, images.device)
         generator = Generator(training.width, images.shape[1]).to(images)
         classifier = Isolated(model)
-        step = _generator_step(classifier, generator, training, compiled)
+        players = Players(
+            Network("classifier", classifier, {}, dict(classifier.named_buffers()), places(classifier)),
+            Network("generator", generator, dict(trainable_parameters(generator)), {}, places(generator)),
+        )
+        optimizer = Adam(generator, training.lr)
+        step: Step = partial(_generator_step, GAT(cg=training.cg), players, optimizer)
+        if compiled:
+            with torch.no_grad(), unchanged(generator, optimizer):
+                step = ready(step, ([Batch(images, labels)], []), images.device)
         best, lowest, losses = copy.deepcopy(generator), math.inf, list[float]()
         stream = train.stream(0)
         for epoch in range(training.epochs):
             for batch in islice(stream, train.batches_per_epoch):
-                step(batch)
+                with torch.no_grad():
+                    step([batch], [])
             losses.append(_validation_loss(classifier, generator, validation, training.cg))
             if not math.isfinite(losses[-1]):
                 raise NonFiniteError(f"the generator's loss became {losses[-1]} in epoch {epoch + 1}; try a smaller lr")
@@ -102,36 +112,14 @@ def train_generator(
 
 
 def _generator_step(
-    classifier: nn.Module, generator: nn.Module, training: GeneratorTraining, compiled: bool
-) -> Callable[[Batch], object]:
-    """A function that updates the generator on a batch."""
-    method = GAT(cg=training.cg)
-    optimizer = Adam(generator, training.lr)
-    parameters = trainable_parameters(generator)
-    players = Players(
-        Network("classifier", classifier, {}, dict(classifier.named_buffers()), places(classifier)),
-        Network("generator", generator, dict(parameters), dict(generator.named_buffers()), places(generator)),
-    )
-
-    @torch.no_grad()
-    def step(batch: Batch) -> None:
-        delta, _ = method.delta_alone(players, batch, Draws())
-        perturbed, _ = method.perturbed_pass(players, delta, batch, Draws())
-        optimizer.update(dict(parameters), method.generator_gradients(perturbed))
-
-    if not compiled:
-        return step
-    options = ON_A_GPU if next(generator.parameters()).is_cuda else None
-    compiled_step, ran = torch.compile(step, fullgraph=True, dynamic=False, options=options), False
-
-    def first_explained(batch: Batch) -> None:
-        nonlocal ran
-        # Only the first call compiles: what fails later is no CompileError.
-        with nullcontext() if ran else one_line(CompileError, "the generator's step cannot be compiled: {}"):
-            compiled_step(batch)
-        ran = True
-
-    return first_explained
+    method: GAT, players: Players, optimizer: Adam, batches: Sequence[Batch], draws: Sequence[Draws]
+) -> None:
+    """Update the generator on a minibatch, in place."""
+    (batch,), generator = batches, players.generator
+    assert generator is not None
+    delta, _ = method.delta_alone(players, batch, Draws())
+    perturbed, _ = method.perturbed_pass(players, delta, batch, Draws())
+    optimizer.update(generator.parameters, method.generator_gradients(perturbed))
 
 
 @torch.no_grad()

@@ -278,10 +278,10 @@ def has_batch_norm(module: nn.Module) -> bool:
 
 
 @contextmanager
-def unchanged(state: TrainState) -> Iterator[None]:
-    """Put every tensor of `state`, and torch's random state, back to what they were, in place."""
-    tensors = [*state.parameters(), *state.buffers()]
-    with torch.random.fork_rng([state.device] if state.device.type == "cuda" else []):
+def unchanged(*modules: nn.Module) -> Iterator[None]:
+    """Put every tensor of `modules`, and torch's random state, back to what they were, in place."""
+    tensors = [tensor for module in modules for tensor in (*module.parameters(), *module.buffers())]
+    with torch.random.fork_rng({tensor.device for tensor in tensors if tensor.is_cuda}):
         before = [tensor.detach().clone() for tensor in tensors]
         try:
             yield

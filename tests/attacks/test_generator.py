@@ -119,7 +119,7 @@ def test_what_cannot_be_compiled_is_said(victim: Victim, train: IterableLoader, 
             logits: Tensor = victim.model(images)
             return logits
 
-    with pytest.raises(CompileError, match="the generator's step cannot be compiled: "):
+    with pytest.raises(CompileError, match="the step cannot be compiled: "):
         train_generator(Unfit(), train, validation, GeneratorTraining(width=4, epochs=1), compiled=True)
 
 
