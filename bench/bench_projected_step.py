@@ -1,4 +1,4 @@
-"""projected_step: reads x, delta and dJ/dx, writes the next delta."""
+"""projected_step: reads x, p and dJ/dx, writes the next p."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """Robust accuracy during training: some validation images, always the same, under PGD-10, compiled as the step is.
 
-    delta <- project(delta + epsilon/4 d), ten times,    d = sign(dJ/dx) or dJ/dx / ||dJ/dx||_2
+    p <- project(p + epsilon/4 d), ten times,    d = sign(dJ/dx) or dJ/dx / ||dJ/dx||_2
 
 from a random point of the ball. epsilon/4 is 2.5 epsilon / steps (Madry et al. 2018), as in `fastgat.attacks.PGD`. The
 classifier is in eval mode, in the number format of training, but for float16: where its gradients overflow, training
@@ -82,7 +82,7 @@ class RobustAccuracy:
             state.autocast if state.autocast != torch.float16 else None,
         )
         if self._parts:
-            self.delta = torch.zeros_like(self._parts[0][1])
+            self.p = torch.zeros_like(self._parts[0][1])
             self.correct = torch.zeros(size, dtype=torch.bool, device=state.device)
         self._step: Step = functools.partial(ascend, self)
 
@@ -107,7 +107,7 @@ class RobustAccuracy:
 
     def _resists(self, batch: Batch, start: Tensor) -> Tensor:
         """Whether the answer is right after the last step, (B,)."""
-        self.delta.copy_(start)
+        self.p.copy_(start)
         for _ in range(STEPS + 1):  # each tells of the point that the one before has reached
             self._step([batch], [])
         return self.correct.clone()
@@ -122,14 +122,14 @@ class RobustAccuracy:
         images, start = (tensor.contiguous(memory_format=layout) for tensor in (images, start))
         return Batch(images, labels), torch.clamp(start, -images, 1 - images)
 
-    def project(self, images: Tensor, delta: Tensor, gradient: Tensor) -> Tensor:
-        """delta after a step uphill, in the ball, and x + delta in [0, 1]."""
+    def project(self, images: Tensor, p: Tensor, gradient: Tensor) -> Tensor:
+        """p after a step uphill, in the ball, and x + p in [0, 1]."""
         size = 2.5 * self.epsilon / STEPS
         if self.norm == "linf":
-            return projected_step(images, delta, gradient, size=size, epsilon=self.epsilon)
-        delta = delta + input_gradient(gradient, "l2", epsilon=size).value
-        norm = per_sample(delta.flatten(1).norm(dim=1))
-        return torch.clamp(delta * (self.epsilon / norm.clamp(min=1e-12)).clamp(max=1), -images, 1 - images)
+            return projected_step(images, p, gradient, size=size, epsilon=self.epsilon)
+        p = p + input_gradient(gradient, "l2", epsilon=size).value
+        norm = per_sample(p.flatten(1).norm(dim=1))
+        return torch.clamp(p * (self.epsilon / norm.clamp(min=1e-12)).clamp(max=1), -images, 1 - images)
 
 
 def choose(validation: Iterable[Batch], seed: int, ranks: Ranks) -> tuple[list[Chosen], int]:
@@ -152,10 +152,10 @@ def choose(validation: Iterable[Batch], seed: int, ranks: Ranks) -> tuple[list[C
 
 
 def ascend(attack: RobustAccuracy, batches: Sequence[Batch], draws: Sequence[Draws]) -> None:
-    """One step of PGD in place: moves `attack.delta`, and says in `attack.correct` which answers were right before."""
+    """One step of PGD in place: moves `attack.p`, and says in `attack.correct` which answers were right before."""
     ((images, labels),) = batches
-    z, pull, _ = classify(attack.network, images + attack.delta, by="images")
+    z, pull, _ = classify(attack.network, images + attack.p, by="images")
     here = sample_loss(z, labels)
     (gradient,) = pull(here.gradient)
     attack.correct.copy_(here.correct & (z < torch.inf).all(1))  # a NaN is no answer
-    attack.delta.copy_(attack.project(images, attack.delta, gradient.nan_to_num()))
+    attack.p.copy_(attack.project(images, attack.p, gradient.nan_to_num()))

@@ -27,32 +27,32 @@ def ball_step(
     project: bool = True,
     label_smoothing: float = 0.0,
 ) -> Tensor:
-    """One step of F on J(x + delta): PGD (Madry et al. 2018), FGSM-RS (Wong et al. 2020), N-FGSM (de Jorge et al.
-    2022). `noise` is uniform in [-1, 1]. The labels that delta is made with are not smoothed.
+    """One step of F on J(x + p): PGD (Madry et al. 2018), FGSM-RS (Wong et al. 2020), N-FGSM (de Jorge et al.
+    2022). `noise` is uniform in [-1, 1]. The labels that p is made with are not smoothed.
     """
     x, y = minibatch
-    delta = (start * noise).clamp(-x, 1 - x)
+    p = (start * noise).clamp(-x, 1 - x)
     for _ in range(steps):
-        delta.requires_grad_()
-        (gradient,) = torch.autograd.grad(functional.cross_entropy(classifier(x + delta), y), delta)
-        delta = delta.detach() + size * gradient.sign()
+        p.requires_grad_()
+        (gradient,) = torch.autograd.grad(functional.cross_entropy(classifier(x + p), y), p)
+        p = p.detach() + size * gradient.sign()
         if project:
-            delta = delta.clamp(-epsilon, epsilon)
-        delta = delta.clamp(-x, 1 - x)
-    return learn(optimizer, functional.cross_entropy(classifier(x + delta), y, label_smoothing=label_smoothing))
+            p = p.clamp(-epsilon, epsilon)
+        p = p.clamp(-x, 1 - x)
+    return learn(optimizer, functional.cross_entropy(classifier(x + p), y, label_smoothing=label_smoothing))
 
 
 def free_step(
-    classifier: nn.Module, optimizer: Optimizer, minibatch: Minibatch, delta: Tensor, epsilon: float, replays: int
+    classifier: nn.Module, optimizer: Optimizer, minibatch: Minibatch, p: Tensor, epsilon: float, replays: int
 ) -> list[Tensor]:
-    """m steps of F on one minibatch (Shafahi et al. 2019); `delta` is carried on, in place. Returns the m losses."""
+    """m steps of F on one minibatch (Shafahi et al. 2019); `p` is carried on, in place. Returns the m losses."""
     x, y = minibatch
     losses = []
     for _ in range(replays):
-        at = delta.clone().requires_grad_()
+        at = p.clone().requires_grad_()
         losses.append(learn(optimizer, functional.cross_entropy(classifier((x + at).clamp(0, 1)), y)))
         assert at.grad is not None  # of the same backward pass as F's
-        delta.copy_((delta + epsilon * at.grad.sign()).clamp(-epsilon, epsilon))
+        p.copy_((p + epsilon * at.grad.sign()).clamp(-epsilon, epsilon))
     return losses
 
 
