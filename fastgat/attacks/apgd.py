@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -20,6 +21,79 @@ RISING = 0.75
 
 Loss = Callable[[Tensor], Tensor]
 """Logits (B, K) -> the quantity to maximise, (B,)."""
+
+
+class _Point(NamedTuple):
+    """Where an ascent stands with the samples that the model still gets right; each tensor has a row for a sample.
+
+    Attributes:
+        rows: their numbers among the samples of the start.
+        images, labels, aims: x, y, and the class that a targeted loss aims at.
+        x, previous: the point, and the one before it.
+        size: how far the next step goes.
+        value, gradient: the loss at the point before it was moved, until it is evaluated; then at this one.
+        best, best_value, best_gradient: the best point so far, with its loss and gradient.
+        raised: the steps since the last checkpoint that have raised the loss.
+        last_size, last_value: `size` and `best_value` at the last checkpoint.
+    """
+
+    rows: Tensor
+    images: Tensor
+    labels: Tensor
+    aims: Tensor
+    x: Tensor
+    previous: Tensor
+    size: Tensor
+    value: Tensor
+    gradient: Tensor
+    best: Tensor
+    best_value: Tensor
+    best_gradient: Tensor
+    raised: Tensor
+    last_size: Tensor
+    last_value: Tensor
+
+    @classmethod
+    def first(cls, images: Tensor, labels: Tensor, aims: Tensor, x: Tensor, epsilon: float) -> _Point:
+        """The start at `x`, which is not evaluated yet."""
+        rows, size = torch.arange(len(x), device=x.device), x.new_full((len(x), 1, 1, 1), 2 * epsilon)
+        value, nothing = x.new_full((len(x),), torch.inf), torch.zeros_like(x)
+        of_best, raised = (x, -value, nothing), x.new_zeros(len(x))
+        return cls(rows, images, labels, aims, x, x, size, value, nothing, *of_best, raised, size, -value)
+
+    def take(self, left: Tensor) -> _Point:
+        """These rows alone."""
+        return _Point(*(tensor[left] for tensor in self))
+
+    def moved(self, project: Callable[[Tensor], Tensor], direction: Tensor, momentum: float) -> _Point:
+        """After a step in `direction`, mixed with the step before it."""
+        ahead = project(torch.addcmul(self.x, self.size, direction))
+        x = project(self.x.lerp(ahead, momentum).add_(self.x - self.previous, alpha=1 - momentum))
+        return self._replace(x=x, previous=self.x)
+
+    def with_best(self) -> _Point:
+        """With this point as the best one where it is."""
+        better = self.value > self.best_value
+        return self._replace(
+            best=torch.where(per_sample(better), self.x, self.best),
+            best_value=torch.where(better, self.value, self.best_value),
+            best_gradient=torch.where(per_sample(better), self.gradient, self.best_gradient),
+        )
+
+    def checked(self, steps: int) -> _Point:
+        """After a checkpoint, `steps` after the last: who made no headway goes on from the best point in half steps."""
+        idle = (self.last_size == self.size).flatten() & (self.last_value >= self.best_value)
+        stuck = (self.raised < RISING * steps) | idle
+        each = per_sample(stuck)
+        return self._replace(
+            x=torch.where(each, self.best, self.x),
+            size=torch.where(each, self.size / 2, self.size),
+            value=torch.where(stuck, self.best_value, self.value),
+            gradient=torch.where(each, self.best_gradient, self.gradient),
+            raised=torch.zeros_like(self.raised),
+            last_size=self.size,
+            last_value=self.best_value,
+        )
 
 
 @dataclass(frozen=True)
@@ -58,45 +132,25 @@ class APGD(Attack):
 
         A sample that the model gets wrong takes no further steps.
         """
-        rows, result = torch.arange(len(images), device=images.device), torch.empty_like(images)
-        fooled = torch.zeros_like(labels, dtype=torch.bool)
+        result, fooled = torch.empty_like(images), torch.zeros_like(labels, dtype=torch.bool)
         project, loss = self.projection(images), _loss(self.loss, labels, aims)
-        x = previous = project(images + self._start(images, numbers, start))
-        size = last_size = images.new_full((len(images), 1, 1, 1), 2 * self.epsilon)
-        gradient, best, best_gradient = torch.zeros_like(x), x.clone(), torch.zeros_like(x)
-        value, raised = images.new_full((len(images),), torch.inf), images.new_zeros(len(images))
-        best_value = last_value = -value
+        at = _Point.first(images, labels, aims, project(images + self._start(images, numbers, start)), self.epsilon)
         checkpoints, last_checkpoint = _checkpoints(self.steps), 0
         for step in range(self.steps + 1):
             if step > 0:
-                ahead = project(torch.addcmul(x, size, ascent(gradient, self.norm, 1)))
-                momentum = MOMENTUM if step > 1 else 1.0
-                x, previous = project(x.lerp(ahead, momentum).add_(x - previous, alpha=1 - momentum)), x
-            last, (value, gradient, wrong) = value, self._evaluate(x, labels, loss)
+                at = at.moved(project, ascent(at.gradient, self.norm, 1), MOMENTUM if step > 1 else 1.0)
+            value, gradient, wrong = self._evaluate(at.x, at.labels, loss)
+            at = at._replace(value=value, gradient=gradient, raised=at.raised + (value > at.value))
             if wrong.any():
-                result[rows[wrong]], fooled[rows[wrong]] = x[wrong], True
-                left = (~wrong).nonzero().flatten()
-                rows, images, labels, aims = rows[left], images[left], labels[left], aims[left]
-                x, previous, size, last_size = x[left], previous[left], size[left], last_size[left]
-                gradient, best, best_gradient = gradient[left], best[left], best_gradient[left]
-                value, last, raised = value[left], last[left], raised[left]
-                best_value, last_value = best_value[left], last_value[left]
-                if not len(left):
+                result[at.rows[wrong]], fooled[at.rows[wrong]] = at.x[wrong], True
+                at = at.take((~wrong).nonzero().flatten())
+                if not len(at.rows):
                     break
-                project, loss = self.projection(images), _loss(self.loss, labels, aims)
-            raised += (value > last).to(raised.dtype)
-            better = value > best_value
-            best[better], best_gradient[better] = x[better], gradient[better]
-            best_value = torch.where(better, value, best_value)
+                project, loss = self.projection(at.images), _loss(self.loss, at.labels, at.aims)
+            at = at.with_best()
             if step in checkpoints:
-                stuck = raised < RISING * (step - last_checkpoint)
-                stuck |= (last_size == size).flatten() & (last_value >= best_value)
-                last_checkpoint, last_value, last_size, raised = step, best_value, size, torch.zeros_like(raised)
-                size = torch.where(per_sample(stuck), size / 2, size)
-                x = torch.where(per_sample(stuck), best, x)
-                gradient = torch.where(per_sample(stuck), best_gradient, gradient)
-                value = torch.where(stuck, best_value, value)
-        result[rows] = best
+                at, last_checkpoint = at.checked(step - last_checkpoint), step
+        result[at.rows] = at.best
         return result, fooled
 
     def _start(self, images: Tensor, numbers: np.ndarray, start: int) -> Tensor:
