@@ -318,17 +318,10 @@ def identity(config: TrainConfig) -> dict[str, Any]:
     free = {"output", "resume", *feeding, *(f"run.{f.name}" for f in fields(RunConfig))}
     if config.optimizer.lr_schedule == "constant":  # the others stretch over all epochs
         free.add("epochs")
-    if not config.precision.amp:
-        free.add("precision.amp_dtype")
     if ":" not in config.data.dataset:  # it has a size of its own
         free.add("data.image_size")
-    if config.optimizer.lr_schedule != "multistep":
-        free |= {"optimizer.milestones", "optimizer.lr_decay"}
-    if config.optimizer.optimizer != "sgd":
-        free |= {"optimizer.momentum", "optimizer.nesterov"}
+    free |= idle(config).keys()
     assert isinstance(config.method, Method)
-    if not config.method.needs_generator:
-        free |= {"optimizer.generator_lr", "model.generator_width"}
     settings = {key: value for key, value in flatten(config.to_dict() | {"select": config.rule}) if key not in free}
     if config.rule == "robust" and config.threat[0] == config.method.norm:  # the method's own, said or not
         settings.pop("select_norm", None)
@@ -337,6 +330,22 @@ def identity(config: TrainConfig) -> dict[str, Any]:
     if config.data.extra_data is not None:  # it may lie elsewhere; checkpoints keep the sum of its content
         settings["data.extra_data"] = config.data.extra_data.name
     return settings
+
+
+def idle(config: TrainConfig) -> dict[str, str]:
+    """The settings that have no effect beside the others, as "table.key", each with what it is for."""
+    reasons = {}
+    assert isinstance(config.method, Method)
+    if not config.precision.amp:
+        reasons["precision.amp_dtype"] = "it is for --amp"
+    if config.optimizer.lr_schedule != "multistep":
+        reasons |= dict.fromkeys(("optimizer.milestones", "optimizer.lr_decay"), "it is for --lr-schedule multistep")
+    if config.optimizer.optimizer != "sgd":
+        reasons |= dict.fromkeys(("optimizer.momentum", "optimizer.nesterov"), "it is for --optimizer sgd")
+    if not config.method.needs_generator:
+        none = f"method {config.method.name!r} has no generator"
+        reasons |= dict.fromkeys(("optimizer.generator_lr", "model.generator_width"), none)
+    return reasons
 
 
 def flatten(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

@@ -81,12 +81,20 @@ def checked_logits(classifier: nn.Module, images: Tensor, num_classes: int | Non
         logits = classifier(given)
     if given._version != untouched or not torch.equal(given.nan_to_num(), images.nan_to_num()):
         raise ConfigError("the classifier changes its input in place: have it work on a copy")
-    if not isinstance(logits, Tensor) or logits.dim() != 2 or len(logits) != len(images):
+    return check_logits(logits, len(images), num_classes)
+
+
+def check_logits(logits: Any, samples: int, num_classes: int | None = None) -> Tensor:
+    """`logits`, if they are logits (B, K) of so many samples; waits for the device.
+
+    Raises ConfigError where they are not, and where they are probabilities, or of another number of classes.
+    """
+    if not isinstance(logits, Tensor) or logits.dim() != 2 or len(logits) != samples:
         got = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
         raise ConfigError(f"the classifier must return logits (B, K), got {got}")
     if num_classes is not None and logits.shape[1] != num_classes:
         raise ConfigError(f"the classifier tells {logits.shape[1]} classes apart, but the data have {num_classes}")
-    if are_probabilities(logits):
+    if are_probabilities(logits.detach()):
         raise ConfigError("the classifier returns probabilities: take its softmax off, fastgat wants logits")
     return logits
 

@@ -32,6 +32,11 @@ SIDE, LARGEST = 32, 8192
 """Pixels a side where a run does not say, and at most."""
 BATCHES = (1, 3)
 """Batch sizes that an exported classifier is tried at."""
+OF_A_RUN = (
+    *("best*.safetensors", "last.safetensors", "config.toml", "environment.json", "metrics.jsonl", "summary.json"),
+    *("curves.png", "images.json.gz", "evaluation*.json", "report.html", ".lock"),
+)
+"""What a run folder holds besides exports."""
 Exported = Callable[[list[Tensor]], list[Tensor]]
 """From batches of images to the logits that what was exported gives for them."""
 
@@ -59,8 +64,8 @@ def export(
         image_size: pixels a side of the images, or their height and width, for a program; by default as in training.
         classifier: a module to load into, or "package.module:factory", as for `load_classifier`.
 
-    Raises FastgatError if the run cannot be read, the classifier cannot be exported, or what was exported gives other
-    logits; nothing is written then.
+    Raises ConfigError for an `output` that is a file of a run; FastgatError if the run cannot be read, the classifier
+    cannot be exported, or what was exported gives other logits; nothing is written then.
     """
     if format not in SUFFIXES:
         raise ConfigError(f"unknown format {format!r}{suggestion(format, SUFFIXES)}")
@@ -80,6 +85,7 @@ def export(
     target = Path(output) if output is not None else source.parent / f"classifier{SUFFIXES[format]}"
     if target.is_dir():
         raise ConfigError(f"{target} is a folder: name the file to write")
+    _check_free(target, source)
     model = header["model"] | ({"classifier": None} if isinstance(classifier, nn.Module) else {})
     # Beside the target, so that what is read back is what then gets its name, with the files that belong to it.
     with writing(target), tempfile.TemporaryDirectory(prefix=".export-", dir=target.parent) as folder:
@@ -89,6 +95,14 @@ def export(
         for file in sorted(made.parent.iterdir(), reverse=True):  # data before the program that refers to them
             file.replace(target.with_name(file.name))
     return target
+
+
+def _check_free(target: Path, source: Path) -> None:
+    """Raises ConfigError where the export would overwrite its own source, or another file of a run."""
+    folder = target.parent.resolve()
+    in_a_run = folder == source.parent.resolve() or (folder / "config.toml").is_file()
+    if target.resolve() == source.resolve() or (in_a_run and any(map(target.match, OF_A_RUN))):
+        raise ConfigError(f"{target} is a file of the run: choose another --output")
 
 
 @torch.no_grad()

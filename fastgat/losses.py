@@ -14,12 +14,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from fastgat.contract import check_labels, checked_batch, explained
+from fastgat.contract import check_labels, check_logits, checked_batch, explained
 from fastgat.errors import ConfigError
 from fastgat.functional import call
 from fastgat.kernels.backend import accumulation_dtype
 from fastgat.methods import GAT
 from fastgat.methods.double_backward import twice_differentiable
+from fastgat.randomness import random_state, replayed
 
 
 class GATLoss(NamedTuple):
@@ -53,25 +54,43 @@ def gat_loss(
         clamp: keep x + G(Delta) in [0, 1]; the power is that of G(Delta) before it.
         delta: "fixed" holds Delta constant in (10); "through" differentiates it by the classifier's parameters too.
 
-    Raises ConfigError where images or labels are not as described, which waits for the device, where the generator's
-    output has not the images' shape, where the classifier changes its input in place, and for another `delta`.
+    A network that draws random numbers (dropout) draws the same ones for both losses.
+
+    Raises ConfigError where images or labels are not as described, which waits for the device, where the classifier
+    returns no logits or changes its input in place, where the generator's output has not the images' shape, for another
+    `delta`, and where gradients are switched off.
     """
     images, labels = checked_batch(images, labels)
+    if not len(images):
+        raise ConfigError("an empty batch: the losses are means over at least one image")
+    if not torch.is_grad_enabled():
+        raise ConfigError("gat_loss needs gradients: call it outside of torch.no_grad()")
     method = GAT(alpha=alpha, cg=cg, delta=delta, clamp=clamp)
-    x = images.detach().requires_grad_()
+    images, device = images.detach(), images.device
+    x = images.clone().requires_grad_()
     through = method.delta == "through"
     with explained(images), twice_differentiable() if through else nullcontext():
-        z = classifier(x)  # one that works in place fails: x is a leaf
+        z = check_logits(classifier(x), len(x))  # one that works in place fails: x is a leaf
     check_labels(labels, z.shape[1])
     probability = z.softmax(1).gather(1, labels[:, None]).sum()
-    (input_gradient,) = torch.autograd.grad(probability, x, retain_graph=True, create_graph=through)
-    p = generator(input_gradient.detach())
-    if p.shape != images.shape:
-        raise ConfigError(f"the generator made {tuple(p.shape)} for images of {tuple(images.shape)}")
-    p_classifier = _frozen(generator, input_gradient) if through else p.detach()
+    (input_gradient,) = torch.autograd.grad(
+        probability, x, retain_graph=True, create_graph=through, materialize_grads=True
+    )
+    before = random_state(device)
+    with explained(images):
+        p = generator(input_gradient.detach())
+    if not isinstance(p, Tensor) or p.shape != images.shape:
+        made = tuple(p.shape) if isinstance(p, Tensor) else type(p).__name__
+        raise ConfigError(f"the generator made {made} for images of {tuple(images.shape)}")
+    p_classifier = p.detach()
+    if through:
+        with replayed(before, device):
+            p_classifier = _frozen(generator, input_gradient)
     x_classifier, x_generator = ((images + q).clamp(0, 1) if method.clamp else images + q for q in (p_classifier, p))
+    before = random_state(device)
     perturbed = functional.cross_entropy(classifier(x_classifier), labels)
-    fooled = _frozen(classifier, x_generator)
+    with replayed(before, device):
+        fooled = _frozen(classifier, x_generator)
     power = p.to(accumulation_dtype(p.dtype)).flatten(1).square().sum(1)
     each = fooled.softmax(1).gather(1, labels[:, None])[:, 0] + cg * power
     return GATLoss(alpha * functional.cross_entropy(z, labels) + (1 - alpha) * perturbed, each.mean())

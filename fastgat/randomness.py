@@ -98,6 +98,17 @@ def random_state(device: torch.device) -> tuple[dict[str, Tensor], dict[str, Any
     return tensors, states
 
 
+@contextlib.contextmanager
+def replayed(before: tuple[dict[str, Tensor], dict[str, Any]], device: torch.device) -> Iterator[None]:
+    """A context in which what followed the state `before` is drawn again; the state of now is put back at its end."""
+    now = random_state(device)
+    restore_random_state(*before, device)
+    try:
+        yield
+    finally:
+        restore_random_state(*now, device)
+
+
 def restore_random_state(tensors: dict[str, Tensor], plain: dict[str, Any], device: torch.device) -> None:
     """Put the global generators back to the states that `random_state` has returned."""
     torch.set_rng_state(tensors["random.cpu"])

@@ -1,5 +1,6 @@
 """fastgat's step in a training loop of one's own."""
 
+import math
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
@@ -16,7 +17,7 @@ from fastgat.engine.random import step_draws
 from fastgat.engine.ranks import current
 from fastgat.engine.reduction import synchronised_batch_norm
 from fastgat.engine.step import Stepper, missing_compiler
-from fastgat.errors import CompileError, ConfigError
+from fastgat.errors import CheckpointError, CompileError, ConfigError
 from fastgat.functional import Modes, modes, modes_kept, set_modes
 from fastgat.methods import Method, create_method
 from fastgat.methods.players import Draws
@@ -108,6 +109,8 @@ class TrainingStep:
         Raises ConfigError for another shape or dtype than the first batch's, where the networks do not fit it, and
         where a parameter was frozen or made trainable since.
         """
+        if torch.is_inference_mode_enabled():
+            raise ConfigError("a step learns: take it outside of torch.inference_mode()")
         kind = self.method.kind(self.steps)
         owed = self.method.minibatches(kind) - 1
         if len(generator_batches) != owed:
@@ -141,7 +144,12 @@ class TrainingStep:
         return {name: value / steps for name, value in sums.items()} if steps else {}
 
     def scale_learning_rates(self, factor: float) -> None:
-        """Take the next steps at `factor` times the learning rates of the optimiser's settings."""
+        """Take the next steps at `factor` times the learning rates of the optimiser's settings.
+
+        Raises ConfigError for a factor that is not a number of at least 0.
+        """
+        if not 0 <= factor < math.inf:
+            raise ConfigError(f"the factor of the learning rates must be at least 0, got {factor}")
         self._rate = factor
 
     def state_dict(self) -> dict[str, Any]:
@@ -160,6 +168,8 @@ class TrainingStep:
 
         Raises CheckpointError for the state of another step, here or at the first step.
         """
+        if missing := {"steps", "learning_rate_scale", "tensors"} - set(state):
+            raise CheckpointError(f"not the state of a step: it lacks {', '.join(sorted(missing))}")
         tensors = {name: tensor.detach().clone() for name, tensor in state["tensors"].items()}
         if self._stepper is not None:
             self._stepper.state.load_state_dict(tensors)
@@ -169,6 +179,8 @@ class TrainingStep:
 
     def _batch(self, images: Tensor, labels: Tensor, shape: torch.Size, dtype: torch.dtype) -> Batch:
         images, labels = checked_batch(images, labels, self._num_classes, values=self._check_values)
+        if not len(images):
+            raise ConfigError("an empty batch: a step takes at least one image")
         if not self._check_values and labels.device.type == "cpu":
             check_labels(labels, self._num_classes)
         if images.shape != shape:

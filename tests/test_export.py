@@ -173,9 +173,14 @@ def test_a_full_disk(run_folder: Path, tmp_path: Path, format: str) -> None:
         ({"format": "onxx"}, "did you mean 'onnx'"),
         ({"checkpoint": "bset"}, "unknown checkpoint 'bset'"),
         ({"output": "."}, "is a folder"),
+        ({"output": "RUN/last.safetensors"}, "is a file of the run"),
+        ({"output": "RUN/best-accuracy.safetensors"}, "is a file of the run"),
+        ({"output": "RUN/metrics.jsonl"}, "is a file of the run"),
     ],
 )
 def test_what_makes_no_sense(run_folder: Path, arguments: dict[str, Any], message: str) -> None:
+    if "output" in arguments:
+        arguments = {"output": arguments["output"].replace("RUN", str(run_folder))}
     torch.manual_seed(5)
     before = torch.get_rng_state()
     with pytest.raises(ConfigError, match=message):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -112,6 +113,12 @@ def test_its_state_goes_on_elsewhere() -> None:
     assert largest_difference(whole.classifier, later.classifier) == 0
 
 
+@pytest.mark.parametrize("factor", [-1.0, float("nan"), float("inf")])
+def test_a_factor_that_makes_no_sense(factor: float) -> None:
+    with pytest.raises(ConfigError, match="must be at least 0"):
+        fastgat.compile_step(Classifier(), compile=False).scale_learning_rates(factor)
+
+
 def test_learning_rates_are_the_loops() -> None:
     classifier, batch = Classifier(), minibatch(dtype=torch.float32)
     step = fastgat.compile_step(classifier, "baseline", compile=False)
@@ -190,9 +197,25 @@ class InPlace(Probabilities):
         return self.net(images.sub_(0.5))
 
 
+class Pair(nn.Module):
+    def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        return x, x
+
+
 class Failing(Probabilities):
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         raise AssertionError("Input height doesn't match model")
+
+
+def spoilt(how: Callable[[nn.Parameter], Any]) -> nn.Module:
+    """A linear classifier of images of 8 x 8, after something was done to its weights."""
+    layer = nn.Linear(192, 10)
+    network = nn.Sequential(nn.Flatten(), layer)
+    weight = how(layer.weight)
+    if isinstance(weight, nn.Parameter):
+        layer.weight = weight
+        network.forward = lambda images: images.flatten(1) @ layer.weight.T.real  # type: ignore[method-assign]
+    return network
 
 
 @pytest.mark.parametrize(
@@ -212,6 +235,10 @@ class Failing(Probabilities):
         ({"batch_norm": "none"}, "unknown value 'none'"),
         ({"optimizer": OptimizerConfig(ema=0.9)}, "no moving average"),
         ({"classifier": Failing()}, "do not take images of shape .*: Input height doesn't match"),
+        ({"classifier": spoilt(lambda weight: weight.register_hook(torch.zeros_like))}, "1.weight has a hook on its"),
+        ({"classifier": spoilt(lambda w: w.register_post_accumulate_grad_hook(id))}, "1.weight has a hook on its"),
+        ({"classifier": spoilt(lambda weight: nn.Parameter(weight[:1].expand(10, -1)))}, "1.weight is expanded"),
+        ({"classifier": spoilt(lambda weight: nn.Parameter(weight.to(torch.complex64)))}, "1.weight is complex"),
     ],
 )
 def test_what_does_not_fit_is_one_line(arguments: dict[str, Any], message: str) -> None:
@@ -228,6 +255,10 @@ def test_a_batch_that_is_not_like_the_first() -> None:
         step(images[:2], labels[:2])
     with pytest.raises(ConfigError, match=r"is made for images of torch\.float32, got torch\.bfloat16"):
         step(images.bfloat16(), labels)
+    with pytest.raises(ConfigError, match="an empty batch"):
+        step(images[:0], labels[:0])
+    with torch.inference_mode(), pytest.raises(ConfigError, match=r"outside of torch\.inference_mode"):
+        step(images, labels)
     with pytest.raises(ConfigError, match="takes 0 generator_batches, got 1"):
         step(images, labels, generator_batches=[(images, labels)])
     with pytest.raises(ConfigError, match="expected 4 integer labels, one class an image"):
@@ -268,6 +299,101 @@ def test_mixed_precision_and_channels_last() -> None:
     step(*minibatch(dtype=torch.float32))
     assert step.metrics()["loss"] > 0
     assert step.classifier.conv1.weight.is_contiguous(memory_format=torch.channels_last)  # type: ignore[union-attr,operator]  # Table 1's
+
+
+class Counting(nn.Module):
+    """With buffers that torch cannot write like others: a 0-d float64, and one that `expand` has made."""
+
+    seen: torch.Tensor
+    mean: torch.Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.head = nn.Linear(192, 10)
+        self.register_buffer("seen", torch.zeros((), dtype=torch.float64))
+        self.register_buffer("mean", torch.tensor(0.5).expand(192))
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        if self.training:
+            self.seen = self.seen + images.detach().double().mean()
+        logits: torch.Tensor = self.head(images.flatten(1) - self.mean)
+        return logits
+
+
+@pytest.mark.slow
+def test_every_buffer_is_written_by_inductor() -> None:
+    """Which forgets a 0-d float64 of a CPU."""
+    batch, seen = minibatch(dtype=torch.float32), []
+    for compiled in (False, True):
+        classifier = Counting()
+        step = fastgat.compile_step(classifier, "baseline", compile=compiled)
+        for _ in range(3):
+            step(*batch)
+        seen.append(float(classifier.seen))
+        assert classifier.mean.equal(torch.full((192,), 0.5))
+    assert seen[0] == pytest.approx(3 * float(batch[0].mean()), rel=1e-6)
+    assert seen[1] == pytest.approx(seen[0], rel=1e-6)
+
+
+@pytest.mark.parametrize("delta", ["fixed", "through"])
+def test_a_generator_that_goes_on_after_its_tanh(delta: str) -> None:
+    """A subclass of Table 1's, or a hook on it: what is trained is what the module computes."""
+
+    class Tenth(Generator):
+        def forward(self, input_gradient: torch.Tensor, bounded: bool = True) -> torch.Tensor:
+            return super().forward(input_gradient, bounded) / 10
+
+    hooked = Generator(4)
+    hooked.register_forward_hook(lambda module, inputs, output: output / 10)
+    batch = minibatch()
+    for generator in (Tenth(4).double(), hooked.double()):
+        classifier, theirs = SmallClassifier().double(), copy.deepcopy(generator)
+        own = copy.deepcopy(classifier)
+        fastgat.compile_step(own, GAT(cg=0.1, delta=delta), generator=generator, optimizer=FAST, compile=False)(*batch)
+        losses = fastgat.gat_loss(classifier, theirs, *batch, cg=0.1, delta=delta)
+        (losses.classifier + losses.generator).backward()
+        for trained, module in ((own, classifier), (generator, theirs)):
+            torch.optim.Adam(module.parameters(), lr=1e-3).step()
+            assert largest_difference(trained, module) < EXACT
+
+
+@pytest.mark.parametrize("delta", ["fixed", "through"])
+def test_both_losses_meet_one_perturbation(delta: str) -> None:
+    """However random the networks are; and images that want a gradient get none."""
+
+    class Noisy(nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return 0.3 * torch.rand_like(x)
+
+    seen: list[torch.Tensor] = []
+    classifier = nn.Sequential(nn.Dropout(0.5), nn.Flatten(), nn.Linear(192, 10))
+    classifier[0].register_forward_hook(lambda module, inputs, output: seen.append(output.detach()))
+    images, labels = minibatch(dtype=torch.float32)
+    images.requires_grad_()
+    losses = fastgat.gat_loss(classifier, Noisy(), images, labels, delta=delta)
+    (losses.classifier + losses.generator).backward()
+    assert images.grad is None
+    _, to_train, to_fool = seen
+    assert to_train.equal(to_fool)
+
+
+@pytest.mark.parametrize(
+    ("classifier", "generator", "message"),
+    [
+        (Probabilities(), Generator(4), "returns probabilities"),
+        (nn.Identity(), Generator(4), r"must return logits \(B, K\)"),
+        (SmallClassifier(), nn.Sequential(nn.Flatten()), r"made \(4, 192\)"),
+        (SmallClassifier(), Pair(), "made tuple"),
+    ],
+)
+def test_what_losses_cannot_take_is_one_line(classifier: nn.Module, generator: nn.Module, message: str) -> None:
+    batch = minibatch(dtype=torch.float32)
+    with pytest.raises(ConfigError, match=message):
+        fastgat.gat_loss(classifier, generator, *batch)
+    with pytest.raises(ConfigError, match="an empty batch"):
+        fastgat.gat_loss(classifier, generator, batch[0][:0], batch[1][:0])
+    with torch.no_grad(), pytest.raises(ConfigError, match=r"outside of torch\.no_grad"):
+        fastgat.gat_loss(classifier, generator, *batch)
 
 
 @pytest.mark.parametrize("delta", ["fixed", "through"])

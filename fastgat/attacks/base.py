@@ -19,7 +19,7 @@ from fastgat.functional import in_eval_mode
 from fastgat.kernels.backend import runs_kernel
 from fastgat.kernels.images import per_sample
 from fastgat.kernels.input_gradient import input_gradient, relative
-from fastgat.options import Options, option
+from fastgat.options import Options, check_unit, option
 from fastgat.randomness import point_in_ball
 
 NORMS = ("linf", "l2")
@@ -45,6 +45,12 @@ class Attack(Options, ABC):
     batch_size: int | None = option(None, "images at a time  [default: 64 on a CPU, 256 on a GPU]", at_least=1)
     seed: int = option(0, "of what is drawn", at_least=0)
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_unit("epsilon", self.epsilon, self.norm)
+        if not isinstance(self.model, nn.Module):
+            raise ConfigError(f"the model must be a torch.nn.Module, got {type(self.model).__name__}")
+
     def __call__(self, images: Tensor, labels: Tensor, numbers: Sequence[int] | np.ndarray | None = None) -> Tensor:
         """Perturbed images, in the dtype of `images`; a sample whose perturbation is NaN keeps its image.
 
@@ -63,6 +69,8 @@ class Attack(Options, ABC):
         numbers = np.arange(len(images)) if numbers is None else np.asarray(numbers, np.int64)
         if len(numbers) != len(images):
             raise ConfigError(f"expected a number for each of {len(images)} images, got {len(numbers)}")
+        if len(numbers) and numbers.min() < 0:
+            raise ConfigError(f"samples are numbered from 0, got {numbers.min()}")
         size = self.batch_size or BATCH_SIZE["cuda" if images.is_cuda else "cpu"]
         networks = {f.name: value for f in fields(self) if isinstance(value := getattr(self, f.name), nn.Module)}
         isolated: dict[str, Any] = {name: Isolated(network) for name, network in networks.items()}
@@ -70,7 +78,7 @@ class Attack(Options, ABC):
         results = [images[:0]]
         with frozen(*networks.values()):
             if len(images):
-                check_network(self.model, images, labels)
+                check_network(attack.model, images, labels)
             for start in range(0, len(images), size):
                 part = slice(start, start + size)
                 x = images[part].to(torch.promote_types(images.dtype, torch.float32), copy=True)

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 import click
 
-from fastgat.config import TABLES, TrainConfig
+from fastgat.config import TABLES, TrainConfig, idle
 from fastgat.errors import ConfigError
 from fastgat.methods import GAT, METHODS
 from fastgat.options import constraint, declared, suggestion, value_type
@@ -114,6 +114,15 @@ def overrides(given: dict[str, Any]) -> dict[str, Any]:
             raise ConfigError(f"--method: unknown method {given['method']!r}{suggestion(given['method'], METHODS)}")
         values.setdefault("method", {})["name"] = given["method"]
     return values
+
+
+def check_effective(config: TrainConfig, given: Mapping[str, Any]) -> None:
+    """Raises ConfigError for an option that was given and has no effect beside the others."""
+    reasons = idle(config)
+    for setting in settings():
+        reason = reasons.get(f"{setting.table}.{setting.field.name}")
+        if reason is not None and given.get(setting.field.name) is not None:
+            raise ConfigError(f"{setting.flag} has no effect: {reason}")
 
 
 def click_option(setting: Setting, default: object = None) -> Decorator:

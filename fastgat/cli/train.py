@@ -8,7 +8,7 @@ from typing import Any
 import click
 from rich.console import Console
 
-from fastgat.cli.options import SectionedCommand, overrides, run_options
+from fastgat.cli.options import SectionedCommand, check_effective, overrides, run_options
 from fastgat.cli.recipes import load_recipe
 from fastgat.config import TrainConfig, load_toml, merge
 from fastgat.data.registry import users_images
@@ -36,6 +36,7 @@ def train(file: Path | None, recipe: str | None, print_config: bool, dry_run: bo
     digits that needs no download.
     """
     config, checkpoint = _config(file, recipe, given)
+    check_effective(config, given)
     if print_config:
         click.echo(config.to_toml(), nl=False)
         return

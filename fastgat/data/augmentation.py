@@ -11,6 +11,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from fastgat.errors import ConfigError
 from fastgat.options import Options, option
 
 Uniforms = NDArray[np.float64]
@@ -64,6 +65,12 @@ class Augmentation(Options):
     cutout: int | None = option(
         None, "blacken a square of N pixels a side, anywhere in each training image", at_least=1
     )
+
+    def check(self, height: int, width: int) -> None:
+        """Raises ConfigError where it may leave nothing of images of this size."""
+        for name, pixels in (("padded_crop", self.padded_crop), ("cutout", self.cutout)):
+            if pixels is not None and pixels >= min(height, width):
+                raise ConfigError(f"{name} {pixels} may leave nothing of images of {height} x {width} pixels")
 
     @property
     def active(self) -> bool:

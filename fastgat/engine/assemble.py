@@ -48,6 +48,7 @@ def assemble(
     def probe() -> tuple[int, bool]:
         for module in players:
             restore_train_mode(module)
+            _unfold_buffers(module)
             if precision.channels_last:
                 module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch's stub lacks it
         classes = check_networks(classifier, generator, batch.images, method, num_classes)
@@ -110,6 +111,8 @@ def check_networks(
             raise ConfigError(f"give the network inside {type(module).__name__} (its .module): torchrun starts ranks")
         if isinstance(module, torch.jit.ScriptModule):
             raise ConfigError("a ScriptModule cannot be trained here: give the nn.Module that it was made from")
+        if module is not None:
+            _check_parameters(module)
     images = images[:2]
     with in_eval_mode(classifier, generator):
         logits = checked_logits(classifier, images, num_classes)
@@ -122,12 +125,38 @@ def check_networks(
     return logits.shape[1]
 
 
+def _unfold_buffers(network: nn.Module) -> None:
+    """Give buffers that `expand` has made a number for each entry: a step writes them."""
+    unfolded: dict[Tensor, Tensor] = {}
+    for module in network.modules():
+        for name, buffer in module._buffers.items():
+            if buffer is not None and _is_expanded(buffer):
+                module._buffers[name] = unfolded.setdefault(buffer, buffer.clone(memory_format=torch.contiguous_format))
+
+
+def _is_expanded(tensor: Tensor) -> bool:
+    return any(size > 1 and stride == 0 for size, stride in zip(tensor.shape, tensor.stride(), strict=True))
+
+
+def _check_parameters(module: nn.Module) -> None:
+    """Raises ConfigError for parameters that a step would train in another way than torch, or not at all."""
+    for name, parameter in module.named_parameters():
+        if parameter._backward_hooks or getattr(parameter, "_post_accumulate_grad_hooks", None):
+            raise ConfigError(f"{name} has a hook on its gradient, which a step does not call: remove the hook")
+        if _is_expanded(parameter) and parameter.requires_grad:
+            raise ConfigError(f"{name} is expanded, so that entries of it are one number: train its clone")
+        if parameter.is_complex() and parameter.requires_grad:
+            raise ConfigError(
+                f"{name} is complex, which the optimisers here do not train: freeze it, or hold it as reals"
+            )
+
+
 @torch.no_grad()
 def samples_interact(classifier: nn.Module, images: Tensor) -> bool:
     """Whether the output for one image depends on the other images of its batch, as in train-mode batch norm.
 
-    Where no layer of batch norm says so already, the second of two images is exchanged. Nothing of the classifier
-    changes.
+    Where no layer of batch norm says so already, the second of two images is exchanged; once more with noise on the
+    parameters, since a head of zeros, say, would hide it. Nothing of the classifier changes.
 
     Args:
         images: (B, C, H, W) in [0, 1], B at least 1.
@@ -136,17 +165,30 @@ def samples_interact(classifier: nn.Module, images: Tensor) -> bool:
         return True
     first = images[:1]
     other = (first < 0.5).to(first.dtype)  # as far from the first as an image can be, also where that is grey
-    outputs = []
+    pairs = torch.cat([first, first]), torch.cat([first, other])
     with torch.random.fork_rng([images.device] if images.is_cuda else []):
-        for pair in (torch.cat([first, first]), torch.cat([first, other])):
-            seed_torch(0, images.device)  # the same dropout masks for both pairs
-            tensors = {name: t.clone() for name, t in (*classifier.named_parameters(), *classifier.named_buffers())}
-            with explained(images, "train on"):
-                outputs.append(call(classifier, tensors, (pair,))[0])
-    alone, beside = outputs
-    if not isinstance(alone, Tensor):
-        return False  # a tuple in train mode: `try_step` says so
-    return not torch.allclose(alone[0], beside[0], rtol=1e-4, atol=1e-6)
+        for noisy in (False, True):
+            outputs = []
+            for pair in pairs:
+                seed_torch(0, images.device)  # the same noise, and the same dropout masks, for both pairs
+                parameters = {name: _noisy(p) if noisy else p.clone() for name, p in classifier.named_parameters()}
+                buffers = {name: buffer.clone() for name, buffer in classifier.named_buffers()}
+                with explained(images, "train on"):
+                    outputs.append(call(classifier, parameters | buffers, (pair,))[0])
+            alone, beside = outputs
+            if not isinstance(alone, Tensor):
+                return False  # a tuple in train mode: `try_step` says so
+            if not torch.allclose(alone[0], beside[0], rtol=1e-4, atol=1e-6, equal_nan=noisy):
+                return True
+    return False
+
+
+def _noisy(parameter: Tensor) -> Tensor:
+    """A parameter with noise as large as its entries differ, or of 0.1."""
+    if not parameter.is_floating_point():
+        return parameter.clone()
+    spread = parameter.std() if parameter.numel() > 1 else parameter.new_zeros(())
+    return parameter + torch.randn_like(parameter) * torch.where(spread > 0, spread, 0.1)
 
 
 @torch.no_grad()

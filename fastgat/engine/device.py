@@ -32,7 +32,9 @@ def pick_device(name: str, local_rank: int | None = None) -> torch.device:
     except RuntimeError:
         raise ConfigError(f"device: unknown device {name!r}; known: auto, cpu, cuda, cuda:N") from None
     if device.type == "cpu":
-        return device
+        if device.index:
+            raise ConfigError(f"device: there is one CPU, and no {name!r}")
+        return torch.device("cpu")
     if device.type != "cuda":
         raise ConfigError(f"device: {name!r} is not supported; known: auto, cpu, cuda, cuda:N")
     if not torch.cuda.is_available():

@@ -29,6 +29,14 @@ def buffer_name(name: str) -> str:
     return name.replace(".", "/")
 
 
+def overwrite(tensor: Tensor, value: Tensor) -> None:
+    """`tensor.copy_(value)`, also in a graph of Inductor, which forgets to write a 0-d float64 of the CPU back that it
+    does not see through a view."""
+    if tensor.dim() == 0:
+        tensor, value = tensor.view(1), value.view(1)
+    tensor.copy_(value)
+
+
 class PerParameter(nn.Module):
     """Buffers of zeros, one like each trainable parameter of `player`."""
 
@@ -90,7 +98,6 @@ class Adam(Optimizer):
 
     def __init__(self, player: nn.Module, learning_rate: float, weight_decay: float = 0.0) -> None:
         super().__init__(player, learning_rate, weight_decay)
-        # An integer: Inductor forgets to write back a 0-d float64 that a compiled step on a CPU has changed.
         self.register_buffer("updates", torch.zeros((), dtype=torch.int64, device=self.learning_rate.device))
         self.exp_avg, self.exp_avg_sq = PerParameter(player), PerParameter(player)
 
@@ -202,7 +209,7 @@ class Ema(nn.Module):
         decay = ((1 + self.updates) / (10 + self.updates)).clamp(max=self.decay)
         for name, parameter in parameters.items():
             shadow = self.shadow.get_buffer(buffer_name(name))
-            shadow.lerp_(parameter, (1 - decay).to(shadow.dtype))
+            overwrite(shadow, shadow.lerp(parameter, (1 - decay).to(shadow.dtype)))
         self.updates.add_(1)
 
     def averages(self) -> dict[str, Tensor]:

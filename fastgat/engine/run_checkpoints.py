@@ -224,7 +224,10 @@ class RunCheckpoints:
         """Whether a file exists and is of the epoch that `at` says."""
         if not (self.folder / name).exists():
             return False
-        _, header = load_checkpoint(self.folder / name)
+        try:
+            _, header = load_checkpoint(self.folder / name)
+        except CheckpointError as error:
+            raise CheckpointError(f"{error}; delete it to go on without") from None
         then = header["position"]
         if name == BEST:
             return bool(then.get("best_epoch") == at.best_epoch)

@@ -13,7 +13,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from fastgat.config import OptimizerConfig
 from fastgat.engine.checkpoint import check_match
 from fastgat.engine.metrics import SMALLEST, LossScale, RunningMetrics, all_finite
-from fastgat.engine.optimizer import Adam, Ema, buffer_name, create_optimizer, trainable_parameters
+from fastgat.engine.optimizer import Adam, Ema, buffer_name, create_optimizer, overwrite, trainable_parameters
 from fastgat.engine.ranks import ALONE, Ranks
 from fastgat.engine.reduction import GradientMean, everywhere
 from fastgat.errors import ConfigError, NonFiniteError
@@ -136,7 +136,7 @@ class TrainState(nn.Module):
         for network in (players.classifier, players.generator):
             if network is not None:
                 for name, buffer in network.module.named_buffers():
-                    buffer.copy_(network.buffers[name])
+                    overwrite(buffer, network.buffers[name])
 
     def set_learning_rates(self, factor: float) -> None:
         """Scale both players' learning rates for the next step."""

@@ -14,7 +14,7 @@ from fastgat.batch import Batch
 from fastgat.contract import checked_batch
 from fastgat.data.sets import Images
 from fastgat.errors import ConfigError, FastgatError
-from fastgat.evaluation.cache import batch_fingerprint, model_fingerprint
+from fastgat.evaluation.fingerprint import batch_fingerprint, model_fingerprint
 
 
 class NumberedBatch(NamedTuple):

@@ -15,7 +15,8 @@ from torch import Tensor, nn
 from fastgat.attacks.base import Attack, correct, meaningful
 from fastgat.batch import Batch
 from fastgat.errors import NonFiniteError
-from fastgat.evaluation.cache import Cache, model_fingerprint
+from fastgat.evaluation.cache import Cache
+from fastgat.evaluation.fingerprint import model_fingerprint
 from fastgat.evaluation.inputs import Batches, NumberedBatch, Subject
 
 Outcomes = NDArray[np.bool_]

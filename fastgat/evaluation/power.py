@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from fastgat.attacks.base import Isolated, ascent, correct, frozen, loss_gradient
 from fastgat.attacks.generator import generated
 from fastgat.batch import Batch
-from fastgat.evaluation.cache import Cache, model_fingerprint
+from fastgat.evaluation.cache import Cache
+from fastgat.evaluation.fingerprint import model_fingerprint
 from fastgat.evaluation.inputs import Batches, NumberedBatch, Subject
 from fastgat.evaluation.results import EqualPower
 from fastgat.kernels.images import per_sample

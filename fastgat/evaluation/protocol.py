@@ -21,7 +21,8 @@ from fastgat.engine.device import tf32
 from fastgat.errors import ConfigError
 from fastgat.evaluation import card
 from fastgat.evaluation.agreement import agreement, gradient_shares, repetition
-from fastgat.evaluation.cache import Cache, batch_fingerprint
+from fastgat.evaluation.cache import Cache
+from fastgat.evaluation.fingerprint import batch_fingerprint
 from fastgat.evaluation.inputs import Batches, Subject, as_subjects, check_classes
 from fastgat.evaluation.outcomes import Outcomes, clean_outcomes, examples, outcomes
 from fastgat.evaluation.power import equal_power

@@ -72,11 +72,10 @@ class Generator(nn.Module):
     """G of Table 1 (7): input gradient (B, C, H, W) -> perturbation (B, C, H, W) in (-1, 1).
 
     Six 3x3 convolutions of `width` channels, one 1x1, ReLU between, then 1x1 to the image's channels and tanh.
-    107,763 parameters at width 48. `bounded=False` leaves the tanh to the caller, who may fuse it with what follows.
+    107,763 parameters at width 48. `bounded=False` leaves the tanh to the caller, who may fuse it with what follows, if
+    `ends_in_tanh` says so: a subclass may have a `forward` that goes on.
     `in_channels` is for a generator that is given more than the gradient; by default C.
     """
-
-    ends_in_tanh = True
 
     def __init__(self, width: int = 48, channels: int = 3, in_channels: int | None = None) -> None:
         super().__init__()
@@ -85,6 +84,7 @@ class Generator(nn.Module):
             layers += [nn.Conv2d(inputs, width, 3, padding=1), nn.ReLU()]
         layers += [nn.Conv2d(width, width, 1), nn.ReLU(), nn.Conv2d(width, channels, 1)]
         self.body = nn.Sequential(*layers)
+        self.ends_in_tanh = type(self).forward is Generator.forward
         xavier(self)
 
     def forward(self, input_gradient: Tensor, bounded: bool = True) -> Tensor:

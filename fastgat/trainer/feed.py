@@ -85,6 +85,7 @@ def dataset_feed(
         both, extra = extended(images.train, data.extra_data, len(images.classes), progress)
         images = images._replace(train=both)
         description += f"; {data.extra_fraction:g} of each batch from {len(both) - own:,} in {data.extra_data}"
+    config.augmentation.check(*images.train.shape[:2])
     parts = [images.train, images.validation, *([images.test] if len(images.test) else [])]
 
     def loader(part: Images, extra: int = 0) -> Loader:

@@ -379,11 +379,24 @@ def test_what_is_wrong_is_said(
 
 @pytest.mark.parametrize(
     ("wrong", "message"),
-    [({"epsilon": -0.1}, "epsilon must be at least 0"), ({"norm": "l1"}, "norm: unknown value 'l1'")],
+    [
+        ({"epsilon": -0.1}, "epsilon must be at least 0"),
+        ({"epsilon": 8}, "epsilon must be at most 1 in linf"),
+        ({"norm": "l1"}, "norm: unknown value 'l1'"),
+        ({"model": torch.flatten}, r"the model must be a torch\.nn\.Module, got builtin_function"),
+    ],
 )
 def test_bad_settings_are_named(wrong: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
-        PGD(nn.Flatten(), **wrong)
+        PGD(**{"model": nn.Flatten(), **wrong})
+
+
+def test_samples_are_numbered_from_0_and_images_have_the_models_dtype() -> None:
+    with pytest.raises(ConfigError, match="numbered from 0, got -1"):
+        FastGradient(nn.Flatten())(GREY, LABELS, [0, 1, -1, 3])
+    network = nn.Sequential(nn.Flatten(), nn.Linear(192, 10))
+    with pytest.raises(ConfigError, match="do not take images of shape"):
+        FastGradient(network)(GREY.double(), LABELS)
 
 
 def test_the_schedules_are_the_papers() -> None:

@@ -14,10 +14,12 @@ from tests.support import BatchNormNet
 class Centred(nn.Module):
     """Subtracts the mean of the batch, by hand, with dropout before it."""
 
-    def __init__(self, over: int) -> None:
+    def __init__(self, over: int, *, zeros: bool = False) -> None:
         super().__init__()
         self.over = over
         self.drop, self.head = nn.Dropout(0.3), nn.Linear(3, 4)
+        if zeros:
+            nn.init.zeros_(self.head.weight)
 
     def forward(self, images: Tensor) -> Tensor:
         x = self.drop(images).mean((2, 3))
@@ -31,10 +33,18 @@ class Centred(nn.Module):
         (BatchNormNet(), True),
         (BatchNormNet().eval(), False),
         (Centred(over=0), True),
+        (Centred(over=0, zeros=True), True),
         (Centred(over=1), False),
+        (Centred(over=1, zeros=True), False),
         (nn.Sequential(nn.Conv2d(3, 4, 3), nn.InstanceNorm2d(4), nn.AdaptiveAvgPool2d(1), nn.Flatten()), False),
     ],
-    ids=["dropout", "batch norm", "batch norm at rest", "by hand", "by hand, within a sample", "instance norm"],
+    ids=[
+        "dropout",
+        "batch norm",
+        "batch norm at rest",
+        *("by hand", "and hidden", "by hand, within a sample", "and hidden, too"),
+        "instance norm",
+    ],
 )
 def test_it_is_found(classifier: nn.Module, expected: bool) -> None:
     before = {name: tensor.clone() for name, tensor in classifier.state_dict().items()}

@@ -265,6 +265,16 @@ def test_a_damaged_checkpoint_is_named(tmp_path: Path) -> None:
     assert load_classifier(tmp_path / "run", classifier=Small()) is not None, "the best one is still good"
 
 
+def test_a_damaged_best_checkpoint_may_be_deleted(tmp_path: Path) -> None:
+    trainer(config(tmp_path / "run", epochs=1)).fit()
+    best = tmp_path / "run" / "best.safetensors"
+    best.write_bytes(best.read_bytes()[:-10])
+    with pytest.raises(CheckpointError, match=r"best\.safetensors: damaged.*; delete it to go on without"):
+        trainer(config(tmp_path / "run", resume="auto", epochs=2)).fit()
+    best.unlink()
+    assert trainer(config(tmp_path / "run", resume="auto", epochs=2)).fit().summary is not None
+
+
 def test_an_epoch_that_a_kill_kept_from_metrics_is_written_later(tmp_path: Path) -> None:
     trainer(config(tmp_path / "run", epochs=2)).fit()
     path = tmp_path / "run" / "metrics.jsonl"

@@ -1,0 +1,179 @@
+"""Digests of networks and batches: what a kept result belongs to."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import hashlib
+import os
+import pickle
+import sys
+import types
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from fastgat.batch import Batch
+
+PLAIN = (bool, int, float, complex, str, bytes, type(None), torch.dtype, torch.device, torch.Size)
+FUNCTIONS = (types.FunctionType, types.MethodType, staticmethod, classmethod, property, functools.cached_property)
+LIBRARIES = frozenset({"abc", "builtins", "collections", "enum", "functools", "math", "numpy", "torch", "typing"})
+"""Packages whose code is known by its name: torch's version is part of every digest."""
+OF_EVERY_MODULE = frozenset(vars(nn.Module()))
+"""What torch keeps in every module: tensors and children, which are counted by themselves, and hooks."""
+
+
+def model_fingerprint(model: nn.Module) -> str:
+    """A digest of a module: its structure, tensors, attributes, hooks and kind of device, and the code of its classes.
+
+    The code is that of the classes and hooks, with the functions and plain values that it finds among its globals, and
+    the whole files that the classes are from. Train or eval mode does not count. A module with an attribute that cannot
+    be described gets a digest that no other call returns.
+    """
+    digest = _Digest()
+    digest.add(torch.__version__)
+    digest.add(model)
+    return digest.text()
+
+
+def batch_fingerprint(batch: Batch) -> str:
+    """A digest of the images and labels of a batch."""
+    digest = _Digest()
+    for tensor in batch:
+        digest.add(tensor)
+    return digest.text()
+
+
+class _Digest:
+    """Takes in values of any kind, each once."""
+
+    def __init__(self) -> None:
+        self._hash = hashlib.sha256()
+        self._seen: dict[int, tuple[int, Any]] = {}  # by address: a number, and the object, so that it stays there
+
+    def text(self) -> str:
+        return self._hash.hexdigest()[:32]
+
+    def add(self, value: Any) -> None:
+        """Take in a value: of a container its items, of a function its code, of an object its attributes."""
+        self._hash.update(f"<{type(value).__module__}.{type(value).__qualname__}>".encode())
+        if isinstance(value, Tensor):
+            self._add_tensor(value)
+        elif isinstance(value, PLAIN):
+            self._hash.update(repr(value).encode())
+        elif id(value) in self._seen:
+            self._hash.update(str(self._seen[id(value)][0]).encode())
+        else:
+            self._seen[id(value)] = len(self._seen), value
+            self._add_object(value)
+
+    def _add_tensor(self, tensor: Tensor) -> None:
+        self._hash.update(f"{tuple(tensor.shape)} {tensor.dtype}".encode())
+        self._hash.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+
+    def _add_object(self, value: Any) -> None:
+        if isinstance(value, nn.Module):
+            self._add_network(value)
+        elif isinstance(value, np.ndarray) and value.dtype != object:
+            self.add((value.shape, str(value.dtype), value.tobytes()))
+        elif isinstance(value, Mapping):
+            self.add([part for item in value.items() for part in item])
+        elif isinstance(value, set | frozenset):
+            self.add(sorted(map(repr, value)))
+        elif isinstance(value, list | tuple):
+            for item in value:
+                self.add(item)
+        elif isinstance(value, types.CodeType):
+            self.add((value.co_name, value.co_code, value.co_names, value.co_consts))
+        elif isinstance(value, functools.partial):
+            self.add((value.func, value.args, value.keywords))
+        elif isinstance(value, type):
+            self._add_class(value)
+        elif isinstance(value, FUNCTIONS):
+            self._add_function(value)
+        elif isinstance(value, types.ModuleType):
+            self._add_file(value.__name__)
+        elif isinstance(value, types.BuiltinFunctionType | np.ufunc):
+            self.add(f"{getattr(value, '__module__', '')} {value.__name__}")
+        else:
+            self._add_instance(value)
+
+    def _add_network(self, network: nn.Module) -> None:
+        """Its modules' classes, attributes and hooks, and its tensors."""
+        for name, module in network.named_modules():
+            self.add((name, type(module)))
+            if isinstance(module, torch.jit.ScriptModule):
+                self._hash.update(module.save_to_buffer())  # its code holds constants, once frozen all weights
+                continue
+            for attribute, value in sorted(vars(module).items()):
+                if attribute not in OF_EVERY_MODULE:
+                    self.add((attribute, value))
+                elif "_hooks" in attribute and value:
+                    self.add(list(value.values()))  # their keys are numbers that a process gives them
+        for name, tensor in (*network.named_parameters(), *network.named_buffers()):
+            self.add((name, tensor.device.type, tensor))
+
+    def _add_class(self, kind: type) -> None:
+        """A class with those that it inherits from, up to torch's, and the files that they are from."""
+        for each in kind.__mro__:
+            self.add(f"{each.__module__}.{each.__qualname__}")
+            if _is_library(each.__module__):
+                continue
+            self._add_file(each.__module__)
+            for name, member in sorted(vars(each).items()):
+                if isinstance(member, FUNCTIONS + PLAIN) and name not in ("__module__", "__doc__"):
+                    self.add((name, member))
+
+    def _add_file(self, module: str) -> None:
+        """The file that a module is from, where there is one."""
+        path = Path(getattr(sys.modules.get(module), "__file__", None) or "")
+        self.add((module, path.read_bytes() if path.is_file() and not _is_library(module) else None))
+
+    def _add_function(self, function: Any) -> None:
+        """A function's code, defaults, globals and what it closes over; of a method also its object."""
+        if isinstance(function, property):
+            self.add([each for each in (function.fget, function.fset) if each is not None])
+        elif isinstance(function, functools.cached_property):
+            self.add(function.func)
+        elif isinstance(function, types.MethodType):
+            self.add((function.__func__, function.__self__))
+        elif isinstance(function, staticmethod | classmethod):
+            self.add(function.__func__)
+        elif _is_library(function.__module__ or ""):
+            self.add(f"{function.__module__}.{function.__qualname__}")
+        else:
+            self.add((function.__code__, function.__defaults__, function.__kwdefaults__))
+            for cell in function.__closure__ or ():
+                with contextlib.suppress(ValueError):  # an empty one
+                    self.add(cell.cell_contents)
+            for name in _names(function.__code__):
+                known = function.__globals__.get(name)
+                if isinstance(known, (*FUNCTIONS, *PLAIN, types.ModuleType, Tensor, nn.Module)):
+                    self.add((name, known))
+
+    def _add_instance(self, value: Any) -> None:
+        """An object of any other class."""
+        self.add(type(value))
+        attributes: Any = None
+        if hasattr(value, "__dict__"):
+            attributes = vars(value)
+        else:
+            try:
+                attributes = pickle.dumps(value)
+            except (TypeError, AttributeError, RuntimeError, pickle.PicklingError):
+                attributes = os.urandom(16)
+        self.add(attributes)
+
+
+def _is_library(module: str) -> bool:
+    return module.partition(".")[0] in LIBRARIES
+
+
+def _names(code: types.CodeType) -> list[str]:
+    """The names that code looks up, its functions within included."""
+    inner = [name for part in code.co_consts if isinstance(part, types.CodeType) for name in _names(part)]
+    return sorted({*code.co_names, *inner})
