@@ -207,7 +207,7 @@ class Failing(Probabilities):
         raise AssertionError("Input height doesn't match model")
 
 
-def spoilt(how: Callable[[nn.Parameter], Any]) -> nn.Module:
+def spoilt(how: Callable[[torch.Tensor], Any]) -> nn.Module:
     """A linear classifier of images of 8 x 8, after something was done to its weights."""
     layer = nn.Linear(192, 10)
     network = nn.Sequential(nn.Flatten(), layer)
