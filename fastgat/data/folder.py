@@ -117,7 +117,8 @@ class Folder:
                 passed_over.add(kind, prefix + entry.name)
         classes = tuple(sorted(folders))
         if len(classes) < 2:
-            raise DataError(f"{root}: expected a folder for each class, found {len(classes)}: {', '.join(classes)}")
+            found = ": ".join([str(len(classes)), *classes])
+            raise DataError(f"{root}: expected a folder for each class, found {found}")
         paths: list[str] = []
         labels: list[int] = []
         for label, name in enumerate(classes):

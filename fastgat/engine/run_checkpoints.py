@@ -65,6 +65,8 @@ def find_checkpoint(resume: str | None, output: Path | None, known: Checkpoint |
                 raise CheckpointError(f"{output} {SLIM}: it can be evaluated, but not continued")
             return None
     else:
+        if not resume:
+            raise ConfigError("resume must be auto, a run folder or a checkpoint, got ''")
         path = home_path("resume", resume)
         path = path / LAST if path.is_dir() else path
         elsewhere = output is not None and output.resolve() != path.parent.resolve()

@@ -51,6 +51,7 @@ USAGE: list[tuple[tuple[object, ...], str]] = [
     (("train", "--nesterov"), "--nesterov has no effect: it is for --optimizer sgd"),
     (("train", "--lr-decay", 0.5), "--lr-decay has no effect: it is for --lr-schedule multistep"),
     (("train", "--amp-dtype", "float16"), "--amp-dtype has no effect: it is for --amp"),
+    (("train", "--resume", ""), "resume must be auto, a run folder or a checkpoint, got ''"),
     (("train", "--resume", "auto"), "resume 'auto' continues the run in --output: name that folder"),
     (("train", "--seed", 10**20), "seed must be at most"),
     (("train", "--lr", "1" + "0" * 400 + "/1"), "lr must be finite"),

@@ -254,7 +254,7 @@ def one_class(path: Path) -> None:
     ("make", "message"),
     [
         (lambda path: None, "no such folder"),
-        (Path.mkdir, "expected a folder for each class, found 0"),
+        (Path.mkdir, "expected a folder for each class, found 0$"),
         (one_class, "expected a folder for each class, found 1: ants"),
         (empty_class, r"dogs: no JPEG, PNG or WebP image, and so an empty class"),
         (
