@@ -19,7 +19,7 @@ from tests.support import fastgat, made_once
 
 TORCHRUN = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
 TRAIN = (
-    *("train", "--dataset", "digits", "--train-images", "64", "--batch-size", "16", "--generator-width", "4"),
+    *("train", "--dataset", "digits", "--train-images", "64", "--batch-size", "16"),
     *("--no-compile", "--device", "cpu", "--checkpoint-interval", "2", "--epochs", "3"),
     *("--method", "free", "--replays", "2", "--select", "accuracy"),
 )
