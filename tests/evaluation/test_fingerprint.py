@@ -82,7 +82,10 @@ def closing_over(value: float) -> Callable[[Tensor], Tensor]:
         ([nn.Linear(2, 2)], [nn.Linear(2, 2)]),
         (Batch(torch.zeros(1), torch.zeros(1)), Batch(torch.ones(1), torch.zeros(1))),
     ],
-    ids=str,
+    ids=[
+        *("number", "list", "dictionary", "set", "array", "torch's function", "torch's other function", "function"),
+        *("default", "closure", "partial", "unregistered layer", "named tuple"),
+    ],
 )
 def test_attributes(own: Any, other: Any) -> None:
     assert model_fingerprint(With(own)) == model_fingerprint(With(own))
