@@ -5,6 +5,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 from fastgat.batch import Batch
 from fastgat.config import OptimizerConfig, PrecisionConfig
@@ -135,7 +136,10 @@ def _unfold_buffers(network: nn.Module) -> None:
 
 
 def _is_expanded(tensor: Tensor) -> bool:
-    return any(size > 1 and stride == 0 for size, stride in zip(tensor.shape, tensor.stride(), strict=True))
+    """Whether several entries share one place in memory; one that has no size yet has none that do."""
+    return not is_lazy(tensor) and any(
+        size > 1 and stride == 0 for size, stride in zip(tensor.shape, tensor.stride(), strict=True)
+    )
 
 
 def _check_parameters(module: nn.Module) -> None:
