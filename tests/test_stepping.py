@@ -345,8 +345,10 @@ def test_a_generator_that_goes_on_after_its_tanh(delta: str) -> None:
 
     hooked = Generator(4)
     hooked.register_forward_hook(lambda module, inputs, output: output / 10)
+    before = Generator(4)
+    before.register_forward_pre_hook(lambda module, inputs: (inputs[0] * 10,))
     batch = minibatch()
-    for generator in (Tenth(4).double(), hooked.double()):
+    for generator in (Tenth(4).double(), hooked.double(), before.double()):
         classifier, theirs = SmallClassifier().double(), copy.deepcopy(generator)
         own = copy.deepcopy(classifier)
         fastgat.compile_step(own, GAT(cg=0.1, delta=delta), generator=generator, optimizer=FAST, compile=False)(*batch)

@@ -261,7 +261,8 @@ class GAT(Method):
         generator = players.generator
         if generator.autocast == torch.float16:
             generator = generator._replace(autocast=None, scale=None)
-        tanh = getattr(generator.module, "ends_in_tanh", False) and not generator.module._forward_hooks
+        hooked = generator.module._forward_hooks or generator.module._forward_pre_hooks  # which see all arguments
+        tanh = getattr(generator.module, "ends_in_tanh", False) and not hooked
         feed = self.generator_feed(delta, images)
         by = (generator.parameters, feed) if self.through else (generator.parameters,)
         z, pull, buffers = pull_back(generator, lambda g, fed=feed: generator(g, fed, *([False] if tanh else [])), *by)

@@ -8,9 +8,10 @@ from typing import Any
 
 import pytest
 import torch
+from torch import nn
 
 from fastgat.config import OptimizerConfig
-from fastgat.engine.optimizer import Adam, adam_, create_optimizer, trainable_parameters
+from fastgat.engine.optimizer import Adam, Ema, adam_, create_optimizer, trainable_parameters
 from fastgat.options import constraint
 from tests.support import BatchNormNet, players
 
@@ -185,3 +186,12 @@ def test_each_can_be_asked_for() -> None:
     field = OptimizerConfig.__dataclass_fields__["optimizer"]
     kinds = [type(create_optimizer(torch.nn.Linear(2, 2), OptimizerConfig(name))) for name in constraint(field).choices]
     assert [kind.__name__.lower() for kind in kinds] == list(constraint(field).choices)
+
+
+def test_the_average_of_a_0d_float64_is_written_by_inductor() -> None:
+    network = nn.Module()
+    network.scale = nn.Parameter(torch.ones((), dtype=torch.float64))
+    ema = Ema(network, 0.5)
+    compiled = torch.compile(lambda scale: ema.update({"scale": scale}), fullgraph=True, dynamic=False)
+    compiled(torch.full((), 3.0, dtype=torch.float64))  # at the first update the decay is 0.1
+    assert float(ema.averages()["scale"]) == pytest.approx(2.8)
