@@ -345,6 +345,15 @@ def idle(config: TrainConfig) -> dict[str, str]:
     if not config.method.needs_generator:
         none = f"method {config.method.name!r} has no generator"
         reasons |= dict.fromkeys(("optimizer.generator_lr", "model.generator_width"), none)
+    if not config.method.clean_and_perturbed:
+        reasons["model.batch_norm"] = f"method {config.method.name!r} trains on one kind of forward pass"
+    if config.data.loader == "resident":
+        reasons["data.workers"] = "the resident loader has none"
+    if config.data.dataset == "digits":
+        reasons["data.data_dir"] = "digits are part of fastgat"
+    if ":" not in config.data.dataset:
+        of_files = ("data.max_pixels", "data.on_bad_sample", "data.changed_data")
+        reasons |= dict.fromkeys(of_files, "it is for images in files: folder:PATH or webdataset:PATTERN")
     return reasons
 
 

@@ -81,6 +81,8 @@ class TrainingStep:
             raise ConfigError("a step keeps no moving average: keep one in the loop, with torch.optim.swa_utils")
         if generator is not None and not self.method.needs_generator:
             raise ConfigError(f"method {self.method.name!r} has no generator")
+        if batch_norm != "both" and not self.method.clean_and_perturbed:
+            raise ConfigError(f"batch_norm is a choice of passes, and method {self.method.name!r} has one")
         self.classifier, self.generator = classifier, generator
         self.steps = 0
         self._compiled, self._cuda_graph, self._seed = compile, cuda_graph, seed

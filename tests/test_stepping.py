@@ -231,6 +231,7 @@ def spoilt(how: Callable[[torch.Tensor], Any]) -> nn.Module:
         ({"generator": nn.Conv2d(3, 1, 1)}, "must return perturbations of the images' shape"),
         ({"method": "gta"}, "did you mean 'gat'"),
         ({"method": "baseline", "generator": Generator()}, "has no generator"),
+        ({"method": "pgd", "batch_norm": "clean"}, "batch_norm is a choice of passes, and method 'pgd' has one"),
         ({"optimizer": OptimizerConfig(lr_schedule="cosine")}, "no learning-rate schedule"),
         ({"batch_norm": "none"}, "unknown value 'none'"),
         ({"optimizer": OptimizerConfig(ema=0.9)}, "no moving average"),

@@ -69,7 +69,10 @@ def assemble(
             ranks=ranks,
         )
         state.num_classes = classes
-        try_step(state, method, batch)
+        learnt = try_step(state, method, batch)
+        if statistics != "both" and not learnt:
+            none = "the classifier has no batch norm in train mode"
+            raise ConfigError(f"batch_norm {statistics!r} has no effect: {none}")
         return state
 
     classes, here = ranks.agree(probe)
@@ -196,20 +199,27 @@ def _noisy(parameter: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def try_step(state: TrainState, method: Method, batch: Batch) -> None:
-    """Compute one step's gradients, as written, and forget them: raises ConfigError where the networks fail in it."""
+def try_step(state: TrainState, method: Method, batch: Batch) -> bool:
+    """Compute one step's gradients, as written, and forget them. Whether its forward passes change a buffer of F.
+
+    Raises ConfigError where the networks fail in it.
+    """
     players = state.players()
     if not state.ranks.alone:  # a single value is enough for batch norm over all ranks, which is not at work here
         batch = Batch(*(torch.cat([tensor, tensor]) for tensor in batch))
         if players.memory is not None:
             players = players._replace(memory=torch.cat([players.memory, players.memory]))
     batches = [batch] * method.minibatches()
+    changes = True
     with unchanged(state), suppress(torch.OutOfMemoryError):  # the compiled step may need less memory
         draws = step_draws(method, state.classifier, batches, 0, 0)
         with explained(batch.images, "train on"):
-            method.step(players, batches, draws, forget)
+            after, _ = method.step(players, batches, draws, forget)
+            before = players.classifier.buffers
+            changes = any(not torch.equal(buffer, before[name]) for name, buffer in after.classifier.buffers.items())
     if batch.images.is_cuda:
         torch.cuda.empty_cache()
+    return changes
 
 
 def forget(players: Players, **gradients: Any) -> Players:

@@ -25,6 +25,7 @@ class Method(Options):
     Class attributes:
         name: the name on the command line.
         needs_generator: whether the method trains a generator.
+        clean_and_perturbed: whether F learns from a clean and a perturbed pass, of which `--batch-norm` may pick one.
         remembers: whether steps hand on a perturbation like a minibatch, `Players.memory`, zero at first.
         metrics: the names of the 0-d tensors that `step` returns.
         norm: that of its epsilon, if it has one: "linf" or "l2".
@@ -33,6 +34,7 @@ class Method(Options):
 
     name: ClassVar[str]
     needs_generator: ClassVar[bool] = False
+    clean_and_perturbed: ClassVar[bool] = False
     remembers: ClassVar[bool] = False
     metrics: ClassVar[tuple[str, ...]]
     norm: ClassVar[str] = "linf"

@@ -114,11 +114,15 @@ def test_batch_norm_on_one_value_is_seen_at_the_shape_of_training() -> None:
 
 @pytest.mark.filterwarnings("ignore:Full backward hook is firing:UserWarning")  # where only weights have gradients
 @pytest.mark.parametrize(
-    "method", [GAT(), GAT(delta="through"), PGDTraining(), GradientPenalty()], ids=["gat", "through", "pgd", "penalty"]
+    ("method", "statistics"),
+    [
+        *((GAT(delta=delta), statistics) for delta in ("fixed", "through") for statistics in ("both", "perturbed")),
+        *((method, "both") for method in (PGDTraining(), GradientPenalty())),
+    ],
+    ids=lambda value: getattr(value, "delta", value.name) if isinstance(value, Method) else value,
 )
-@pytest.mark.parametrize("statistics", ["both", "perturbed"])
 @pytest.mark.parametrize("kind", [Checkpointed, Hooked])
-def test_checkpointing_and_backward_hooks_change_nothing(kind: type[Wrapped], statistics: str, method: Method) -> None:
+def test_checkpointing_and_backward_hooks_change_nothing(kind: type[Wrapped], method: Method, statistics: str) -> None:
     """Of weights and of batch norm's statistics: a second forward pass must leave no trace."""
     plain = Wrapped().double()
     other = kind().double()
