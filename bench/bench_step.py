@@ -1,4 +1,4 @@
-"""A whole training step: the textbook, fastgat's step as it is written, and compiled.
+"""A whole training step: the textbook, fastgat's step uncompiled and compiled.
 
 Each round takes a step of the textbook (float32, channels first) and one of the side that is timed, in turns, each in a
 process of its own; `extra_info` has the textbook's median, the speed-up and the fraction of the floor. The first

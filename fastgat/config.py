@@ -209,7 +209,7 @@ class TrainConfig(Options):
     seed: int = option(0, "seed of initialisation, data order and random draws", at_least=0, at_most=2**63 - 1)
     select: str | None = option(
         None,
-        "which epoch best.safetensors, evaluate and export mean: accuracy (best validation accuracy), loss (lowest "
+        "which epoch best.safetensors, evaluate and export use: accuracy (best validation accuracy), loss (lowest "
         "validation loss), last, or robust (best accuracy of 1,000 validation images under PGD-10); a run keeps the "
         "first three, and with robust all four  [default: robust for "
         f"{', '.join(name for name, method in METHODS.items() if method.select == 'robust')}, otherwise accuracy]",

@@ -44,7 +44,7 @@ class TrainingStep:
             number of channels.
         optimizer, precision: as in `fastgat.TrainConfig`; schedules and moving averages are the loop's own.
         batch_norm: which passes the classifier's running statistics see: "clean", "perturbed" or "both".
-        compile: into one graph at the first step; without it the same step runs as it is written.
+        compile: into one graph at the first step; without it the same step runs uncompiled.
         cuda_graph: on a GPU, replay the compiled step as one CUDA graph.
         seed: of the generator's initial weights and of random draws.
 

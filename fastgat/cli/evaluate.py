@@ -44,7 +44,7 @@ OF_AUTOATTACK = OF_CLEAN - {"clean"} | {
     "--source", "sources", type=Path, multiple=True, metavar="RUN", help="another run, to make perturbations on"
 )
 @click.option(
-    "--network", "networks", type=Path, multiple=True, metavar="RUN", help="another run, whose curves stand beside"
+    "--network", "networks", type=Path, multiple=True, metavar="RUN", help="another run, whose curves are drawn beside"
 )
 @click.option(
     "--classifier",
@@ -80,13 +80,13 @@ def evaluate(
     fresh: bool,
     **given: Any,
 ) -> None:
-    """Say what the classifier in RUN, a run folder or a checkpoint, or in --weights is worth, in eager float32.
+    """Evaluate a classifier in eager float32: that of RUN (a run folder or a checkpoint), or --weights.
 
     Clean accuracy, fast-gradient curves over epsilon, attacks (noise, fast gradient, PGD, APGD, Square, transfer, a
-    fresh generator) at one epsilon, and a report card of what to believe of them; with --only-autoattack, AutoAttack
-    and the lines of the card that need nothing else. Goes to evaluation.json, report.html and plots in the run folder
-    or --output (with --clean, to evaluation-clean.json alone); what is done is kept in evaluation-cache/ there, so that
-    a second call goes on.
+    fresh generator) at one epsilon, and a report card that checks whether they can be believed; with --only-autoattack,
+    AutoAttack and the lines of the card that need nothing else. Writes evaluation.json, report.html and plots into the
+    run folder or --output (with --clean, evaluation-clean.json alone). What is done is kept in evaluation-cache/ there,
+    so that a second call continues.
 
     Exit code 3 where the card has a FAIL.
     """

@@ -25,7 +25,7 @@ from fastgat.trainer import Trainer
 
 @click.command(cls=SectionedCommand)
 @run_options()
-@click.option("--config", "file", metavar="FILE", type=Path, help="settings in TOML; options given here go over them")
+@click.option("--config", "file", metavar="FILE", type=Path, help="settings in TOML; options given here override them")
 @click.option("--recipe", metavar="NAME", help="settings below those of --config; `fastgat recipes` lists them")
 @click.option("--print-config", is_flag=True, help="print the settings as TOML and stop")
 @click.option("--dry-run", is_flag=True, help="find data, device and networks, say what would run, and stop")

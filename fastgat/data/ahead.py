@@ -1,4 +1,4 @@
-"""Work that threads do ahead of the one who wants it, in order."""
+"""Threads that compute results in order, before they are needed."""
 
 from collections import deque
 from collections.abc import Callable, Generator

@@ -1,4 +1,4 @@
-"""A loader on torch's DataLoader and Pillow: slower than the others, and wherever PyTorch is."""
+"""A loader on torch's DataLoader and Pillow: slower than the others, but there wherever PyTorch is."""
 
 import os
 import signal

@@ -200,7 +200,7 @@ def _noisy(parameter: Tensor) -> Tensor:
 
 @torch.no_grad()
 def try_step(state: TrainState, method: Method, batch: Batch) -> bool:
-    """Compute one step's gradients, as written, and forget them. Whether its forward passes change a buffer of F.
+    """Compute one step's gradients, uncompiled, and forget them. Whether its forward passes change a buffer of F.
 
     Raises ConfigError where the networks fail in it.
     """

@@ -1,9 +1,9 @@
-"""Running statistics for the moving average of a network with batch norm: those that its own passes leave.
+"""Batch norm's running statistics for the moving average, taken from the average's own passes.
 
-An average of the classifier's statistics is not what the average of its parameters sees: one burst of large variances
-stays in it for 1 / (1 - decay) steps. So the last steps of an epoch are taken once more, as written and without an
-update, with the average in the classifier's place: the statistics that they leave, averaged over them, become its own,
-as `torch.optim.swa_utils.update_bn` does it (Izmailov et al. 2018), on what the method shows the classifier.
+The average of the classifier's statistics does not fit the averaged parameters: one burst of large variances stays in
+it for 1 / (1 - decay) steps. So the last steps of an epoch are taken once more, uncompiled and without an update, with
+the average in the classifier's place: the statistics that they leave, averaged over them, become its own, as
+`torch.optim.swa_utils.update_bn` does it (Izmailov et al. 2018), on what the method shows the classifier.
 """
 
 import math

@@ -57,7 +57,9 @@ def device_name(device: torch.device) -> str:
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     names = (line.split(":", 1)[1].strip() for line in _cpuinfo().splitlines() if line.startswith("model name"))
-    return f"{next(names, platform.processor() or platform.machine())}, {torch.get_num_threads()} threads"
+    threads = torch.get_num_threads()
+    name = next(names, platform.processor() or platform.machine())
+    return f"{name}, {threads} thread{'s' if threads > 1 else ''}"
 
 
 def _cpuinfo() -> str:

@@ -36,7 +36,7 @@ class Compiling:
 
 @dataclass(frozen=True)
 class Compiled:
-    """The step has been compiled, in `seconds`, or cannot be: `failure` says why, and it runs as it is written."""
+    """The step has been compiled, in `seconds`, or cannot be: `failure` says why, and it runs uncompiled."""
 
     seconds: float
     captured: bool = False

@@ -22,7 +22,7 @@ SIZES = 1 << 17
 
 
 def checkpoint_path(run: Path | str, checkpoint: str = "best") -> Path:
-    """The file of one of a run's CHECKPOINTS; `run` may name a checkpoint itself.
+    """The path of a run's checkpoint file, by its name in CHECKPOINTS; `run` may also be a checkpoint file.
 
     Raises CheckpointError if there is none.
     """

@@ -1,4 +1,4 @@
-"""The training step, and how it runs: as it is written, compiled into one graph, or replayed as one CUDA graph."""
+"""The training step, and how it runs: uncompiled, compiled into one graph, or replayed as one CUDA graph."""
 
 import functools
 import os
@@ -136,7 +136,7 @@ def ready(
     pool: Any = None,
     convolutions: str = "cudnn",
 ) -> Step:
-    """`step` compiled, and where there is a stream captured on it, by taking it on inputs like those to come.
+    """Compile `step` by taking it on inputs like those to come; where a stream is given, also capture it there.
 
     Raises CompileError or CaptureError, naming the cause, where that is impossible.
     """

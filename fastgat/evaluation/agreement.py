@@ -1,4 +1,4 @@
-"""Facts about a network beside its accuracy: whether it and its faster forms answer alike, whether it has gradients."""
+"""Checks of a network: whether its compiled and mixed-precision forms answer alike, whether it has input gradients."""
 
 from __future__ import annotations
 

@@ -61,7 +61,7 @@ def evaluate(
     cache: Cache | None = None,
     progress: Progress = silent,
 ) -> Evaluation:
-    """Attack a classifier in every way that fastgat knows, without TF32, and say what to believe of the result.
+    """Evaluate a classifier, without TF32: the attacks that `settings` asks for, curves, and a report card.
 
     Args:
         model: images (B, C, H, W) in [0, 1] -> logits (B, K), float32; it comes back as it was.

@@ -22,15 +22,15 @@ CURVES = {
 class EvaluationSettings(Options):
     """The threat model, and how hard the attacks try."""
 
-    norm: str = option("linf", "of the threat model", choices=NORMS)
-    epsilon: float | None = option(None, "its bound, in pixel units  [default: linf 8/255, l2 0.5]", at_least=0)
+    norm: str = option("linf", "norm of the perturbations", choices=NORMS)
+    epsilon: float | None = option(None, "their bound, in pixel units  [default: linf 8/255, l2 0.5]", at_least=0)
     steps: int = option(50, "gradient steps of PGD", at_least=1)
     restarts: int = option(10, "starts of PGD", at_least=2)
     apgd_steps: int = option(100, "steps of APGD", at_least=1)
-    queries: int = option(5000, "of the Square attack", at_least=1)
+    queries: int = option(5000, "queries of the Square attack", at_least=1)
     autoattack: bool = option(False, "run AutoAttack too, the standard version (APGD-CE, APGD-T, FAB-T, Square)")
     only_autoattack: bool = option(False, "AutoAttack and nothing else: no curves, no other attacks, no generator")
-    seed: int = option(0, "of everything that is drawn", at_least=0)
+    seed: int = option(0, "seed of all random draws", at_least=0)
     batch_size: int | None = option(None, "images at a time  [default: 64 on a CPU, 256 on a GPU]", at_least=1)
 
     def __post_init__(self) -> None:

@@ -113,7 +113,7 @@ class FGSMRandomStart(Adversarial):
 
     name: ClassVar[str] = "fgsm-rs"
 
-    overshoot: float = option(1.25, "size of the step over epsilon", at_least=0)
+    overshoot: float = option(1.25, "size of the step as a multiple of epsilon", at_least=0)
 
     @property
     def ascent(self) -> Ascent:
@@ -127,7 +127,7 @@ class NoisyFGSM(Adversarial):
     name: ClassVar[str] = "n-fgsm"
     projects: ClassVar[bool] = False
 
-    noise_factor: float = option(2.0, "k, the noise over epsilon", at_least=0)
+    noise_factor: float = option(2.0, "k, size of the noise as a multiple of epsilon", at_least=0)
 
     @property
     def ascent(self) -> Ascent:

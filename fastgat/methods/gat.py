@@ -129,8 +129,8 @@ class GAT(Method):
 
     delta: str = option(
         "fixed",
-        "how (10) is differentiated by the classifier's parameters: fixed, with Delta held constant; through, with "
-        "Delta as the function of them that it is",
+        "how (10) is differentiated by the classifier's parameters: fixed, with Delta held constant; through, also "
+        "through Delta, which depends on them",
         choices=("fixed", "through"),
     )
     clamp: bool = clamp_option()

@@ -1,4 +1,4 @@
-"""Where a step's time goes, by phase: measured on the step as it is written, whose parts have edges."""
+"""Where a step's time goes, by phase: measured on the uncompiled step, whose parts have edges."""
 
 import contextlib
 import time

@@ -49,7 +49,7 @@ class Settings(Options):
     num_classes: int = option(10, "classes", at_least=2)
     like_for_like: bool = option(False, "the textbook in fastgat's number format and layout")
     rounds: int = option(9, "how often the sides take turns", at_least=1)
-    trace: Path | None = option(None, "write a Chrome trace of the step as written, phase by phase")
+    trace: Path | None = option(None, "write a Chrome trace of the uncompiled step, phase by phase")
     details: bool = True
 
 
@@ -119,7 +119,7 @@ def check_parity(ours: Any, theirs: Any, spec: Spec, recompute: Callable[[], InF
     """Raises FastgatError unless the sides' first moments are one gradient to the rounding of `spec`'s precision.
 
     Deep networks, and steps by the sign of a gradient, enlarge what rounding leaves: ResNet-18's gradient after one
-    such step may be another altogether. Where that may be it, both must be one gradient in float64, as written, and
+    such step may be another altogether. Where that may be it, both must be one gradient in float64, uncompiled, and
     ours at most twice as far from that as the textbook's is in `spec`'s precision.
     """
     error = _relative_error(ours, theirs)

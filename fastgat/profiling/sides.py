@@ -255,7 +255,7 @@ def synchronize(device: torch.device) -> None:
 
 
 class InFloat64(NamedTuple):
-    """First moments: of both sides in float64 on the CPU, each step as written; and of the textbook on the sides' own
+    """First moments: of both sides in float64 on the CPU, each step uncompiled; and of the textbook on the sides' own
     device, in float64 and in fastgat's precision."""
 
     ours: Any
