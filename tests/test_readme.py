@@ -77,4 +77,5 @@ def test_the_script_for_images_of_one_s_own_runs(tmp_path: Path, monkeypatch: py
 
 def test_methods_are_listed() -> None:
     for method in METHODS:
-        assert f"| `{method}` |" in README.read_text()
+        assert f"`{method}`" in README.read_text()
+        assert f"| `{method}` |" in (ROOT / "docs/train.md").read_text()
