@@ -17,6 +17,8 @@ import pytest
 import torch
 from pytest_benchmark.fixture import BenchmarkFixture
 
+from fastgat.engine.step import end_failed_capture
+
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 SIDES = ["eager", "compiled"] + (["kernel"] if DEVICE == "cuda" else [])
 INPUT_SETS = 4
@@ -66,10 +68,16 @@ def replayed(operation: Operation, inputs: list[tuple[Any, ...]]) -> Callable[[]
 
     All of it happens in the last of the calls, which are only there to be counted.
     """
-    graph, calls = torch.cuda.CUDAGraph(), itertools.count(1)
-    with torch.cuda.graph(graph):
-        for arguments in itertools.islice(itertools.cycle(inputs), CALLS):
-            operation(*arguments)
+    graph, stream, calls = torch.cuda.CUDAGraph(), torch.cuda.Stream(), itertools.count(1)
+    here = torch.cuda.current_stream()
+    try:
+        with torch.cuda.graph(graph, stream=stream):
+            for arguments in itertools.islice(itertools.cycle(inputs), CALLS):
+                operation(*arguments)
+    except BaseException:  # or no later benchmark could draw its inputs
+        end_failed_capture(stream)
+        torch.cuda.set_stream(here)
+        raise
 
     def call() -> None:
         if next(calls) % CALLS == 0:

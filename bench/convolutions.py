@@ -13,7 +13,7 @@ import functools
 import json
 import statistics
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack, nullcontext
 from dataclasses import replace
 from multiprocessing.connection import Connection
@@ -59,50 +59,71 @@ WAYS = {
     **{f"both, and {name}": Way(convolutions=name) for name in BESIDES},
 }
 STEPS = 40
+Times = dict[str, list[float]]
 
 
 @click.command()
 @click.option("--batch-size", type=click.IntRange(1), default=128, show_default=True)
 @click.option("--rounds", type=click.IntRange(1), default=12, show_default=True)
+@click.option(
+    "--way", "names", multiple=True, type=click.Choice(list(WAYS)), help="beside none and both  [default: all]"
+)
 @click.option("--json", "output", type=Path)
-def main(batch_size: int, rounds: int, output: Path | None) -> None:
-    """Time a captured step of GAT in every way, and name the best; exits with 1 if one was refused."""
+def main(batch_size: int, rounds: int, names: tuple[str, ...], output: Path | None) -> None:
+    """Time a captured step of GAT in every way, and name the best; exits with 1 if one was refused.
+
+    What is known so far lies in --json after each way and each round.
+    """
     if not torch.cuda.is_available():
         raise click.ClickException("there is no GPU here")
     config = TrainConfig(method=GAT(), batch_size=batch_size, precision=PrecisionConfig(amp=True, channels_last=True))
-    times, refused = measure(Spec("fastgat", config), rounds)
+    machine = environment()
+
+    def write(times: Times, refused: Mapping[str, str]) -> None:
+        content = {"batch_size": batch_size, "steps": STEPS, "step_ms": times, "refused": refused}
+        if output is not None:
+            output.write_text(json.dumps(content | {"environment": machine}, indent=2) + "\n")
+
+    times, refused = measure(Spec("fastgat", config), rounds, names or tuple(WAYS), write)
     for line in report(times, refused):
         click.echo(line)
-    if output is not None:
-        content = {"batch_size": batch_size, "steps": STEPS, "step_ms": times, "refused": refused}
-        output.write_text(json.dumps(content | {"environment": environment()}, indent=2) + "\n")
     sys.exit(bool(refused))
 
 
-def measure(spec: Spec, rounds: int) -> tuple[dict[str, list[float]], dict[str, str]]:
-    """Milliseconds a step in every round, of each way that computes what the first one does; why others were refused.
+def measure(
+    spec: Spec,
+    rounds: int,
+    names: Sequence[str] = tuple(WAYS),
+    write: Callable[[Times, Mapping[str, str]], None] = lambda times, refused: None,
+) -> tuple[Times, dict[str, str]]:
+    """Milliseconds a step in every round, of the first way, the default and those called `names` that compute what the
+    first does; why others were refused. `write` is given both as they come.
 
     Raises FastgatError where the first way fails.
     """
-    workers, refused, expected = {}, {}, None
+    workers, expected = {}, None
+    times: Times = {}
+    refused: dict[str, str] = {}
+    asked = [name for name in WAYS if name in (NONE, DEFAULT, *names)]
     with ExitStack() as stack:
-        for name, way in WAYS.items():  # one after another: what times algorithms must have the GPU to itself
-            run = replace(spec.config.run, convolutions=way.convolutions)
+        for name in asked:  # one after another: what times algorithms must have the GPU to itself
+            run = replace(spec.config.run, convolutions=WAYS[name].convolutions)
             one = replace(spec, config=replace(spec.config, run=run))
             try:
                 worker = stack.enter_context(Worker(one, functools.partial(serve_with, name)))
                 moments = worker.ask(prepare)["moments"]
                 expected = moments if expected is None else expected
                 check_parity(moments, expected, one)
-                workers[name] = worker
-            except FastgatError as error:
+                workers[name], times[name] = worker, []
+            except (FastgatError, RuntimeError) as error:
                 if expected is None:
                     raise
                 refused[name] = str(error)
-        times: dict[str, list[float]] = {name: [] for name in workers}
+            write(times, refused)
         for _ in range(rounds):
             for name, worker in workers.items():
                 times[name].append(worker.ask(steps, STEPS))
+            write(times, refused)
     return times, refused
 
 

@@ -21,6 +21,8 @@ COMMON = ["--batch-size", "128", "--ema", "0.999", "--amp", "--channels-last"]
 GIVEN = ["--grid", "dropout=0.5", "--grid", "fg-l2=0.25"]
 """As all-convolutional networks had dropout, and the epsilon that an earlier search chose."""
 READINGS = ["reproduce", "readings", *COMMON, *GIVEN]
+STOPPING = 45
+"""Seconds in which a command that was told to stop writes its checkpoints; then it is killed."""
 SHARED = {"seeds": "images-45000"}
 """The parts that go on in another's folder, so that its runs are not trained again."""
 SEARCH = ["search", *COMMON, "--dataset", "cifar10", "--epochs", "100"]
@@ -51,7 +53,7 @@ def parts(cg: float, cg_through: float, penalty: float) -> dict[str, list[list[s
 @click.option("--out", type=Path, required=True, help="where runs and pages go")
 @click.option("--data-dir", type=Path, help="folder of the data sets")
 @click.option("--jobs", type=int, default=1, show_default=True, help="processes that train side by side")
-@click.option("--minutes", type=float, default=9.0, show_default=True, help="when to stop, at a checkpoint")
+@click.option("--minutes", type=float, default=8.0, show_default=True, help="when to stop, at a checkpoint")
 @click.option("--cg", type=float, default=1.0, show_default=True, help="c_g with Delta fixed, where it is not searched")
 @click.option("--cg-through", type=float, default=1.0, show_default=True, help="the same through Delta")
 @click.option("--penalty", type=float, default=0.1, show_default=True, help="weight of the gradient penalty, likewise")
@@ -74,8 +76,11 @@ def main(
         for number, command in enumerate(known[name]):
             folder = out / (SHARED.get(name, name) if not number else f"{name}-{number + 1}")
             where = ["--out", str(folder), "--jobs", str(jobs), *(["--data-dir", str(data_dir)] if data_dir else [])]
-            code = run([sys.executable, "-m", "fastgat", *command, *where], end - time.monotonic())
+            whole = [sys.executable, "-m", "fastgat", *command, *where]
+            code = run(whole, end - time.monotonic())
             if code is None:
+                if command[0] == "reproduce":  # a page of what is finished
+                    run([*whole, "--collect-only"], STOPPING)
                 click.echo(f"{name}: stopped after {minutes:g} minutes; the same command goes on")
                 return
             click.echo(f"{name}: {'finished' if code == 0 else f'ended with exit code {code}'}")
@@ -91,7 +96,11 @@ def run(command: list[str], seconds: float, output: TextIO | None = None) -> int
         return process.wait(seconds)
     except subprocess.TimeoutExpired:
         process.send_signal(signal.SIGTERM)
-        process.wait()
+        try:
+            process.wait(STOPPING)
+        except subprocess.TimeoutExpired:  # in the middle of compiling, say
+            process.kill()
+            process.wait()
         return None
 
 

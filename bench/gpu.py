@@ -15,6 +15,7 @@ import statistics
 import subprocess
 import sys
 import time
+from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import nullcontext, suppress
 from pathlib import Path
@@ -39,17 +40,23 @@ class Part(NamedTuple):
 
 
 STEPS = [
-    ("simultaneous", 128, "dali", 70),
-    ("simultaneous", 1024, "dali", 75),
-    ("simultaneous", 128, "resident", 40),  # compiled before
-    ("simultaneous", 1024, "resident", 45),
-    ("alternating", 128, "resident", 65),
-    ("paper", 128, "resident", 65),
+    ("simultaneous", 128, "dali"),
+    ("simultaneous", 1024, "dali"),
+    ("simultaneous", 128, "resident"),
+    ("simultaneous", 1024, "resident"),
+    ("alternating", 128, "resident"),
+    ("paper", 128, "resident"),
 ]
-"""Schedule, batch size, loader and seconds, most valuable first: what does not fit into the time is left out."""
+"""Schedule, batch size and loader, most valuable first: what does not fit into the time is left out."""
+COLD, WARM = 60, 35
+"""Seconds of a profile, the second where another loader has had the same step compiled."""
 PROFILE = ("-m", "fastgat", "profile", "--amp", "--channels-last", "--rounds", "15", "--json")
-FAMILIES = ("input_gradient", "perturbation", "dual_loss", "projected_step", "relu_gradient", "convolution_relu")
-KERNELS = [f"bench/bench_{family}.py" for family in (*FAMILIES, "image_batch")]
+FAMILIES = {
+    "kernels of the step": ("input_gradient", "perturbation", "dual_loss"),
+    "other kernels": ("projected_step", "image_batch", "relu_gradient", "convolution_relu"),
+}
+KERNELS = {name: [f"bench/bench_{family}.py" for family in families] for name, families in FAMILIES.items()}
+"""The benchmarks of kernels, in two parts: a part that is stopped has no figures."""
 COLUMNS = (
     "step",
     "textbook ms",
@@ -69,13 +76,22 @@ def parts(folder: Path, tests: bool) -> Iterator[Part]:
         workers = ("--numprocesses", str(max(1, min(8, (os.cpu_count() or 1) // 2))), "--dist", "worksteal")
         options = ("--benchmark-disable", "--import-mode=importlib", "-W", "default")
         yield Part("tests", ("-m", "pytest", "tests", "-m", "gpu", "-q", *workers, *options), 115)
-    for schedule, batch_size, loader, seconds in STEPS:
+    compiled = set()
+    for schedule, batch_size, loader in STEPS:
         chosen = ("--schedule", schedule, "--batch-size", str(batch_size), "--loader", loader)
+        seconds = WARM if (schedule, batch_size) in compiled else COLD
         yield Part(f"{schedule} {batch_size} {loader}", (*PROFILE, *chosen), seconds, prints=True)
-    output = f"--benchmark-json={folder / 'kernels.json'}"
-    yield Part("kernels", ("-m", "pytest", *KERNELS, "--benchmark-only", "-q", output, "--import-mode=importlib"), 40)
-    output = str(folder / "seeds.json")
-    yield Part("seeds", ("bench/seeds.py", "--amp", "--rounds", "3", "--steps", "50", "--json", output), 55)
+        if loader != "dali" or not dali.missing():
+            compiled.add((schedule, batch_size))
+    for name, files in KERNELS.items():
+        output = f"--benchmark-json={folder / file_name(name)}"
+        yield Part(name, ("-m", "pytest", *files, "--benchmark-only", "-q", output, "--import-mode=importlib"), 40)
+    output = str(folder / file_name("seeds"))
+    yield Part("seeds", ("bench/seeds.py", "--amp", "--rounds", "3", "--steps", "50", "--json", output), 60)
+
+
+def file_name(part: str) -> str:
+    return f"{part.replace(' ', '-')}.json"
 
 
 @click.command()
@@ -98,7 +114,7 @@ def main(output: Path, minutes: float, tests: bool) -> None:
             result["left_out"].append(f"{part.name} (no time)")
         else:
             click.echo(part.name)
-            file = folder / f"{part.name.replace(' ', '-')}.json"
+            file = folder / file_name(part.name)
             file.unlink(missing_ok=True)
             if (problem := run(part, file, min(left, 2 * part.seconds))) is not None:
                 result["failed"][part.name] = problem
@@ -119,10 +135,26 @@ def run(part: Part, file: Path, limit: float) -> str | None:
         except subprocess.TimeoutExpired:
             return f"stopped after {limit:.0f} s"
         finally:
+            workers = descendants(process.pid)  # in sessions of their own
             with suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGKILL)
+            for pid in workers:
+                with suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
             process.wait()
     return None if code == 0 else f"exit code {code}"
+
+
+def descendants(pid: int) -> list[int]:
+    """The processes that this one has started, and those that they have, in whatever session they are."""
+    children: dict[int, list[int]] = defaultdict(list)
+    for status in Path("/proc").glob("[0-9]*/stat"):
+        with suppress(OSError):
+            children[int(status.read_text().rpartition(")")[2].split()[1])].append(int(status.parent.name))
+    found = [pid]
+    for one in found:
+        found += children[one]
+    return found[1:]
 
 
 def keep(result: dict[str, Any], name: str, text: str) -> None:
@@ -131,11 +163,11 @@ def keep(result: dict[str, Any], name: str, text: str) -> None:
         found = json.loads(text)
     except json.JSONDecodeError:
         return
-    if name == "kernels":
-        result["kernels"] = [
+    if name in KERNELS:
+        result.setdefault("kernels", []).extend(
             {"name": one["name"], "median_us": one["stats"]["median"] * 1e6, **one["extra_info"]}
             for one in found["benchmarks"]
-        ]
+        )
     elif name == "seeds":
         result["seeds"] = found["images_per_second"]
     else:

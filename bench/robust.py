@@ -16,29 +16,32 @@ from typing import Any
 
 import click
 
+sys.path.append(str(Path(__file__).parents[1]))  # behind an installed fastgat, which goes before this checkout's
 from bench.gain import run
 
 METHODS = ("n-fgsm", "pgd")
 FORM = ["--batch-size", "128", "--amp", "--channels-last"]
-PROFILES = {"textbook": [], "textbook, like for like": ["--like-for-like"]}
+TEXTBOOK, LIKE_FOR_LIKE = "textbook", "textbook, like for like"
+PROFILES: dict[str, list[str]] = {TEXTBOOK: [], LIKE_FOR_LIKE: ["--like-for-like"]}
 """PyTorch as it comes, in float32; and in fastgat's number format and layout."""
 ATTACKS = ("PGD-50 x 10", "AutoAttack")
 CARD_FAILED = 3
 
 
 def parts(out: Path) -> dict[Path, list[str]]:
-    """The commands, each by the file that is there when it is done."""
-    commands = {}
+    """The commands, most valuable first, each by the file that is there when it is done."""
+    commands, compared = {}, {}
     for method in METHODS:
         folder = out / method
         profile = ["profile", "--method", method, "--classifier", "preactresnet18-bn", *FORM, "--json"]
-        for name, options in PROFILES.items():
-            commands[out / f"{method}, {name}.json"] = [*profile, *options]
+        as_it_comes, like_for_like = ([*profile, *options] for options in PROFILES.values())
+        commands[out / f"{method}, {TEXTBOOK}.json"] = as_it_comes
+        compared[out / f"{method}, {LIKE_FOR_LIKE}.json"] = like_for_like
         train = ["train", "--recipe", f"{method}-cifar10", "--epochs", "30", "--lr-schedule", "cyclic", *FORM]
         commands[folder / "summary.json"] = [*train, "--select", "last", "--output", str(folder), "--resume", "auto"]
         attacks = ["--samples", "1000", "--steps", "50", "--restarts", "10", "--autoattack", "--no-generator"]
         commands[folder / "evaluation.json"] = ["evaluate", str(folder), *attacks]
-    return commands
+    return commands | compared
 
 
 @click.command()

@@ -163,15 +163,22 @@ def serve(pipe: Connection, way: str, spec: Spec, seeds: Sequence[int], cores: S
     torch.set_num_threads(len(cores))
     keep_freed_memory()
     runs = WAYS[way](spec, seeds)
+    settle()  # streams wait neither for what has built the sides, nor anything for them
     runs.step()
+    settle()
     pipe.send([moments.cpu().numpy() for moments in runs.moments()])
     with contextlib.suppress(EOFError):
         while True:
             for _ in range(pipe.recv()):
                 runs.step()
-            if torch.cuda.is_available():
-                torch.cuda.synchronize()
+            settle()
             pipe.send(None)
+
+
+def settle() -> None:
+    """Wait for the GPU, if there is one."""
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
 
 
 def start(way: str, spec: Spec, seeds: int, cores: list[int], on_gpu: bool) -> list[WorkerProcess]:
@@ -215,6 +222,8 @@ def main(
     possible = tuple(way for way in WAYS if way != ("vectorised" if on_gpu else "streams"))
     ways = (ALONE, *(way for way in ways or possible if way != ALONE))
     rates: dict[str, list[float]] = {way: [] for way in ways}
+    settings = {"seeds": seeds, "method": method, "batch_size": batch_size, "amp": amp, "rounds": rounds}
+    content = {"settings": settings, "device": device_name(device), "images_per_second": rates}
     with ExitStack() as stack:
         running, expected = {}, None
         for way in ways:
@@ -231,14 +240,12 @@ def main(
                 began = time.perf_counter()
                 take(processes, steps)
                 rates[way].append(seeds * steps * batch_size / (time.perf_counter() - began))
+            if output is not None:  # after each round: the process may be stopped
+                output.write_text(json.dumps(content | {"environment": environment()}, indent=2) + "\n")
     first = statistics.median(rates[ways[0]])
     for way, values in rates.items():
         median = statistics.median(values)
         click.echo(f"{way:12} {median:8,.1f} images/s ({min(values):,.1f} to {max(values):,.1f}), {median / first:.2f}")
-    if output is not None:
-        settings = {"seeds": seeds, "method": method, "batch_size": batch_size, "amp": amp, "rounds": rounds}
-        content = {"settings": settings, "device": device_name(device), "images_per_second": rates}
-        output.write_text(json.dumps({**content, "environment": environment()}, indent=2) + "\n")
 
 
 def take(processes: list[WorkerProcess], steps: int) -> None:

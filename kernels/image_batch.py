@@ -23,13 +23,13 @@ def image_batch_reference(pixels: Tensor, rows: Tensor, placement: Tensor | None
         stored = images if images.is_contiguous() else pixels
         batch = unit_scaled(stored.index_select(0, rows))
         return batch.permute(0, 3, 1, 2) if stored is images else batch
-    size = torch.tensor(images.shape[1:3], device=pixels.device)
+    full_height, full_width = images.shape[1:3]
     top, left, height, width, dy, dx, flip, hole_top, hole_left = (column[:, None] for column in placement.T)
-    i, j = (torch.arange(int(n), device=pixels.device)[None] for n in size)
-    y, x = i + dy, torch.where(flip > 0, size[1] - 1 - j, j) + dx
-    inside = ((y >= 0) & (y < size[0]))[:, :, None] & ((x >= 0) & (x < size[1]))[:, None, :]
+    i, j = (torch.arange(n, device=pixels.device)[None] for n in (full_height, full_width))
+    y, x = i + dy, torch.where(flip > 0, full_width - 1 - j, j) + dx
+    inside = ((y >= 0) & (y < full_height))[:, :, None] & ((x >= 0) & (x < full_width))[:, None, :]
     in_hole = _within(i, hole_top, hole)[:, :, None] & _within(j, hole_left, hole)[:, None, :]
-    y, x = _taps(y, top, height, size[0], resize), _taps(x, left, width, size[1], resize)
+    y, x = _taps(y, top, height, full_height, resize), _taps(x, left, width, full_width, resize)
     value = torch.zeros((), device=pixels.device)
     for at_y, weight_y in y:
         for at_x, weight_x in x:
@@ -48,11 +48,12 @@ def _within(position: Tensor, first: Tensor, length: int) -> Tensor:
     return (position >= first) & (position < first + length)
 
 
-def _taps(position: Tensor, first: Tensor, length: Tensor, size: Tensor, resize: bool) -> list[tuple[Tensor, Tensor]]:
+def _taps(position: Tensor, first: Tensor, length: Tensor, size: int, resize: bool) -> list[tuple[Tensor, Tensor]]:
     """The source pixels of output positions (B, n) along one axis, and their weights."""
     if not resize:
-        return [(position.clamp(min=0).minimum(size - 1), torch.ones(position.shape, device=position.device))]
-    at = ((position + 0.5) * (length.float() / size.float()) - 0.5).clamp(min=0).minimum(length - 1.0)
+        return [(position.clamp(0, size - 1), torch.ones(position.shape, device=position.device))]
+    scale = length.float() / torch.full((), float(size), device=length.device)
+    at = ((position + 0.5) * scale - 0.5).clamp(min=0).minimum(length - 1.0)
     low = at.long()
     weight = at - low
     return [(first + low, 1 - weight), (first + (low + 1).minimum(length - 1), weight)]

@@ -12,13 +12,18 @@ from torch import Tensor
 def convolution(x: Tensor, weight: Tensor, padding: Any, stride: Any, dilation: Any, groups: int, *_: Any) -> Tensor:
     how = None, stride, padding, dilation, False, [0, 0], groups
     shape = torch.ops.aten.convolution(x.to("meta"), weight.to("meta"), *how).shape
-    last = any(tensor.is_contiguous(memory_format=torch.channels_last) for tensor in (x, weight))
-    layout = torch.channels_last if last else torch.contiguous_format
-    return torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=layout)
+    return torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=layout(x, weight))
+
+
+def layout(*tensors: Tensor) -> torch.memory_format:
+    """That of what cuDNN makes from these: channels last if one of them is."""
+    last = any(tensor.is_contiguous(memory_format=torch.channels_last) for tensor in tensors)
+    return torch.channels_last if last else torch.contiguous_format
 
 
 def convolution_backward(seed: Tensor, x: Tensor, weight: Tensor, bias: list[int] | None, *how: Any) -> Any:
-    gradients = torch.empty_like(x), torch.empty_like(weight), weight.new_empty(bias or [0])
+    by_weight = torch.empty_like(weight, memory_format=layout(x, weight))
+    gradients = torch.empty_like(x), by_weight, weight.new_empty(bias or [0])
     return tuple(each if wanted else None for each, wanted in zip(gradients, how[-1], strict=True))
 
 

@@ -20,6 +20,7 @@ from fastgat.engine.device import fastest_convolutions
 from fastgat.engine.ranks import ALONE, Ranks, is_of_connection
 from fastgat.engine.state import TrainState, unchanged
 from fastgat.errors import CaptureError, CompileError
+from fastgat.kernels.backend import TritonError
 from fastgat.methods.base import Method
 from fastgat.methods.players import Draws
 
@@ -34,6 +35,8 @@ ON_A_GPU: dict[str, Any] = {} if torch.__version__ >= "2.13" else {"loop_orderin
 """Inductor's options on a GPU. Before torch 2.13 its reordering of loops fails on an update of many tensors at once."""
 BACKEND = re.compile(r"\s*backend='.*' raised:$")
 """The line that torch puts before the cause."""
+OF_COMPILED_CODE = RuntimeError, AssertionError, TritonError, subprocess.CalledProcessError
+"""What compiled code and the compilers beneath torch raise: an assertion of strides, a kernel that wants too much."""
 WARM_UPS = 3
 """Runs before a capture, for what allocates or tunes itself at first use."""
 
@@ -182,7 +185,7 @@ class Captured:
                     cause = error
                     raise
         except RuntimeError as error:
-            _end_generators_capture(stream)
+            end_failed_capture(stream)
             raise cause or error from None  # the end of a capture fails after its cause
         finally:
             torch.cuda.set_stream(here)  # a capture that fails leaves its own stream behind
@@ -194,7 +197,7 @@ class Captured:
         self.graph.replay()
 
 
-def _end_generators_capture(stream: torch.cuda.Stream) -> None:
+def end_failed_capture(stream: torch.cuda.Stream) -> None:
     """Let torch draw on the device again after a capture that failed: its generator is out of it when another ends."""
     with suppress(RuntimeError), torch.cuda.graph(torch.cuda.CUDAGraph(), stream=stream):
         torch.rand(1, device=stream.device)
@@ -218,7 +221,7 @@ def one_line(kind: type[CompileError], message: str) -> Iterator[None]:
         yield
     except torch.OutOfMemoryError:
         raise
-    except (torch._dynamo.exc.TorchDynamoException, RuntimeError, subprocess.CalledProcessError) as error:
+    except (torch._dynamo.exc.TorchDynamoException, *OF_COMPILED_CODE) as error:
         torch._C._autograd._saved_tensors_hooks_enable()  # a trace of torch.func.vjp that fails leaves them disabled
         if is_of_connection(error):
             raise

@@ -14,6 +14,7 @@ from unittest.mock import MagicMock
 
 import pytest
 import torch
+from fastgat.kernels.backend import TritonError
 from torch import nn
 from torch._dynamo.testing import CompileCounter
 from torch._inductor import config as inductor
@@ -268,6 +269,12 @@ def test_a_failed_capture_is_explained_by_its_cause(captures: list[dict[str, Any
         with pytest.raises(CaptureError, match=r"^no: the step asks the host$"), one_line(CaptureError, "no: {}"):
             Captured(step, ([], []), MagicMock(device=torch.device("cpu")))
     assert len(captures) == 2, "torch's generator must be freed by another capture"
+
+
+@pytest.mark.parametrize("kind", [AssertionError, TritonError])
+def test_what_compiled_code_raises_is_one_line(kind: type[Exception]) -> None:
+    with pytest.raises(CompileError, match=r"^no: expected stride 9$"), one_line(CompileError, "no: {}"):
+        raise kind("expected stride 9\nat line 3")
 
 
 def test_a_rank_that_is_lost_is_no_failure_to_compile() -> None:

@@ -23,7 +23,17 @@ from fastgat.engine.robust import RobustAccuracy
 from fastgat.engine.state import TrainState
 from fastgat.engine.step import Captured, Stepper, one_line
 from fastgat.errors import CaptureError, CompileError
-from fastgat.methods import GAT, DropoutGAT, FastGradientL2, FGSMRandomStart, Free, Method, RandomPerturbation
+from fastgat.methods import (
+    GAT,
+    TRADES,
+    DropoutGAT,
+    FastGradientL2,
+    FGSMRandomStart,
+    Free,
+    GradientPenalty,
+    Method,
+    RandomPerturbation,
+)
 from fastgat.methods.players import Draws
 from fastgat.models import Classifier, Generator
 from tests.engine.small import Small
@@ -37,10 +47,16 @@ METHODS: list[Method] = [
     GAT(schedule="alternating"),
     GAT(schedule="simultaneous"),
     DropoutGAT(schedule="simultaneous", generator_interval=2),
+    GAT(delta="through"),
     FastGradientL2(),
+    GradientPenalty(),
     RandomPerturbation(),
 ]
 CUDA = torch.device("cuda", 0)
+
+
+def name_of(method: Method) -> str:
+    return " ".join([method.name, *(getattr(method, option, "") for option in ("schedule", "delta"))])
 
 
 def classifier_for(method: Method) -> nn.Module:
@@ -54,6 +70,7 @@ def state_for(
     classifier: nn.Module | None = None,
     generator: nn.Module | None = None,
     autocast: torch.dtype | None = torch.bfloat16,
+    optimizer: OptimizerConfig = OptimizerConfig(),  # noqa: B008  # frozen
 ) -> TrainState:
     torch.manual_seed(0)
     networks = [
@@ -62,7 +79,7 @@ def state_for(
     ]
     player = networks[1] if method.needs_generator else None
     memory = torch.zeros_like(batches_of(1)[0].images) if method.remembers else None
-    return TrainState(networks[0], player, OptimizerConfig(), method.metrics, autocast, memory=memory)
+    return TrainState(networks[0], player, optimizer, method.metrics, autocast, memory=memory)
 
 
 def batches_of(count: int, classes: int = 10) -> list[Batch]:
@@ -115,7 +132,7 @@ def assert_same_learning(one: TrainState, other: TrainState, allowed: float) -> 
     torch.testing.assert_close(one.metrics.totals, other.metrics.totals, rtol=allowed, atol=allowed)
 
 
-@pytest.mark.parametrize("method", [*METHODS, Free(replays=2)], ids=lambda m: f"{m.name} {getattr(m, 'schedule', '')}")
+@pytest.mark.parametrize("method", [*METHODS, Free(replays=2)], ids=name_of)
 def test_replayed_it_is_the_compiled_step(method: Method) -> None:
     sources, states = batches_of(4), []
     torch.cuda.graph.default_capture_stream = None
@@ -130,7 +147,23 @@ def test_replayed_it_is_the_compiled_step(method: Method) -> None:
     assert_same_learning(states[0], states[1], allowed=1e-2)
 
 
-@pytest.mark.parametrize("method", METHODS, ids=lambda m: f"{m.name} {getattr(m, 'schedule', '')}")
+def test_batch_norm_and_sgd_are_replayed() -> None:
+    """As robust training has them: weights and running statistics are those of the compiled step."""
+    method, sources, tensors = TRADES(attack_steps=2), batches_of(4), []
+    settings = OptimizerConfig("sgd", lr=0.01, weight_decay=5e-4)
+    for cuda_graph in (True, False):
+        layers = [nn.Conv2d(3, 16, 3, stride=4), nn.BatchNorm2d(16), nn.ReLU(), nn.Flatten(), nn.Linear(16 * 64, 10)]
+        torch.manual_seed(0)
+        for layer in layers:
+            getattr(layer, "reset_parameters", lambda: None)()
+        state = state_for(method, nn.Sequential(*layers), optimizer=settings)
+        run(prepared(Stepper(state, method, compiled=True, cuda_graph=cuda_graph), sources), 4, sources)
+        tensors.append(dict(state.classifier.state_dict()))
+    for name, replayed in tensors[0].items():
+        torch.testing.assert_close(replayed, tensors[1][name], rtol=2e-2, atol=2e-3)
+
+
+@pytest.mark.parametrize("method", METHODS, ids=name_of)
 def test_compiled_it_is_the_step_as_written(method: Method) -> None:
     """In float32: kernels in one graph against kernels launched one by one."""
     sources, states = batches_of(4), []

@@ -7,10 +7,11 @@ from collections.abc import Sequence
 import numpy as np
 import pytest
 import torch
-from fastgat.kernels.image_batch import COLUMNS, image_batch
+from fastgat.kernels.image_batch import COLUMNS, image_batch, image_batch_reference
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn import functional
 
 from tests.kernels.oracle import DEVICE
@@ -130,6 +131,15 @@ def test_kernel_takes_columns_of_rows_and_placements() -> None:
 
 
 @pytest.mark.usefixtures("reference_and_kernels")
+@pytest.mark.parametrize("resize", [False, True])
+def test_the_reference_does_not_wait_for_the_device(resize: bool) -> None:
+    """It is captured where it is timed. Fake tensors have no values that a host could ask for."""
+    with FakeTensorMode():
+        pixels, rows = torch.empty(6, 3, 8, 8, dtype=torch.uint8), torch.empty(4, dtype=torch.int64)
+        placement = torch.empty(4, COLUMNS, dtype=torch.int32)
+        assert image_batch_reference(pixels, rows, placement, 2, resize).shape == (4, 3, 8, 8)
+
+
 def test_no_samples() -> None:
     assert image_batch(data_set((3, 4, 4)), at()).shape == (0, 3, 4, 4)
 

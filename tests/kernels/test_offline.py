@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 pytest.importorskip("triton")
+pytest.importorskip("elftools")
 
 from tests.kernels import offline  # it compiles with Triton
 

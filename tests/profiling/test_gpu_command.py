@@ -16,6 +16,7 @@ from click.testing import CliRunner
 from bench import gpu
 from bench.gpu import KERNELS, Part, keep, parts, run
 from fastgat.cli.profile import profile
+from fastgat.data import dali
 
 ROOT = Path(__file__).parents[2]
 STEP = {
@@ -28,12 +29,14 @@ STEP = {
 
 def test_all_parts_fit_into_ten_minutes_and_their_files_are_there(tmp_path: Path) -> None:
     everything = list(parts(tmp_path, tests=True))
-    assert sum(part.seconds for part in everything) <= 60 * 9.5
+    taken = [part.seconds for part in everything if not (part.name.endswith("dali") and dali.missing())]
+    assert sum(taken) <= 60 * 9.5
     assert everything[0].name == "tests"
     assert [part.name for part in parts(tmp_path, tests=False)] == [part.name for part in everything[1:]]
     kernels = {path.name for path in (ROOT / "kernels").glob("*.py")} - {"__init__.py", "backend.py", "images.py"}
-    assert {Path(path).name for path in KERNELS} == {f"bench_{name}" for name in kernels}
-    assert all((ROOT / path).exists() for path in KERNELS)
+    files = [path for paths in KERNELS.values() for path in paths]
+    assert {Path(path).name for path in files} == {f"bench_{name}" for name in kernels}
+    assert all((ROOT / path).exists() for path in files)
 
 
 def test_its_profiles_are_commands_of_fastgat(tmp_path: Path) -> None:
@@ -43,8 +46,11 @@ def test_its_profiles_are_commands_of_fastgat(tmp_path: Path) -> None:
             profile.make_context("profile", list(part.command[3:]))
 
 
-def test_a_part_that_takes_too_long_is_stopped_with_what_it_started(tmp_path: Path) -> None:
-    script = "import subprocess; child = subprocess.Popen(['sleep', '60']); print(child.pid, flush=True); child.wait()"
+@pytest.mark.parametrize("session", [False, True])
+def test_a_part_that_takes_too_long_is_stopped_with_what_it_started(tmp_path: Path, session: bool) -> None:
+    """Workers too, which have a session of their own."""
+    start = f"subprocess.Popen(['sleep', '60'], start_new_session={session})"
+    script = f"import subprocess; child = {start}; print(child.pid, flush=True); child.wait()"
     began = time.monotonic()
     assert run(Part("slow", ("-c", script), 1, prints=True), tmp_path / "pid", 2) == "stopped after 2 s"
     assert time.monotonic() - began < 30
@@ -71,11 +77,14 @@ def test_the_exit_code_of_a_part_is_told(tmp_path: Path) -> None:
 
 def test_what_was_written_is_kept_but_half_a_file(tmp_path: Path) -> None:
     result: dict[str, Any] = {"steps": {}}
-    keep(result, "kernels", '{"benchmarks": [{"name": "one", "stats": {"median": 2e-6}, "extra_info": {"GB/s": 5}}]}')
+    for name, time_of in zip(KERNELS, ("2e-6", "4e-6"), strict=True):
+        keep(
+            result, name, f'{{"benchmarks": [{{"name": "one", "stats": {{"median": {time_of}}}, "extra_info": {{}}}}]}}'
+        )
     keep(result, "seeds", '{"images_per_second": {"together": [1.0]}}')
     keep(result, "simultaneous 128 dali", '{"speedup": 8.0, ')
-    kernel = {"name": "one", "median_us": 2.0, "GB/s": 5}
-    assert result == {"steps": {}, "kernels": [kernel], "seeds": {"together": [1.0]}}
+    kernels = [{"name": "one", "median_us": 2.0}, {"name": "one", "median_us": 4.0}]
+    assert result == {"steps": {}, "kernels": kernels, "seeds": {"together": [1.0]}}
 
 
 @pytest.fixture

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import functools
 import io
 import shutil
@@ -24,7 +25,6 @@ from bench.launches import taken_as_given
 from fastgat.cli.profile import KERNELS, _show_kernels
 from fastgat.config import BEYOND_CUDNN, CONVOLUTIONS, RunConfig, TrainConfig
 from fastgat.engine.passes import GraphPasses
-from fastgat.errors import FastgatError
 from fastgat.profiling.roofline import summarised
 from fastgat.profiling.sides import Spec
 from fastgat.profiling.worker import Worker, prepare, steps
@@ -139,7 +139,7 @@ class FakeWorker(contextlib.nullcontext[Any]):
         if question is steps:
             return float(len(self.way))
         if self.way.endswith("and stream"):
-            raise FastgatError("it does not compile")
+            raise RuntimeError("it does not compile")  # what a worker makes of any other error
         wrong = self.way.endswith("and backward")
         return {"moments": np.array([1.0, 2.0 if wrong else 1.0])}
 
@@ -152,6 +152,15 @@ def test_a_wrong_gradient_and_a_failure_are_refused_and_the_others_timed(monkeyp
     assert "do not compute the same gradient" in refused["both, and backward"]
     assert set(times) == set(WAYS) - set(refused)
     assert all(values == [len(name)] * 3 for name, values in times.items())
+
+
+def test_what_is_known_is_written_as_it_comes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(convolutions, "Worker", FakeWorker)
+    written = []
+    spec = Spec("fastgat", TrainConfig(run=RunConfig(device="cpu")))
+    measure(spec, 2, ["both, and stream"], lambda times, refused: written.append((copy.deepcopy(times), len(refused))))
+    assert written[:3] == [({NONE: []}, 0), ({NONE: [], DEFAULT: []}, 0), ({NONE: [], DEFAULT: []}, 1)]
+    assert [len(times[DEFAULT]) for times, _ in written[3:]] == [1, 2]
 
 
 def test_a_side_can_go_without_some_of_what_a_gpu_gains_by() -> None:
