@@ -92,8 +92,9 @@ def gat_loss(
     with replayed(before, device):
         fooled = _frozen(classifier, x_generator)
     power = p.to(accumulation_dtype(p.dtype)).flatten(1).square().sum(1)
-    each = fooled.softmax(1).gather(1, labels[:, None])[:, 0] + cg * power
-    return GATLoss(alpha * functional.cross_entropy(z, labels) + (1 - alpha) * perturbed, each.mean())
+    each = fooled.softmax(1).gather(1, labels[:, None])[:, 0] + method.cg * power
+    clean = functional.cross_entropy(z, labels)
+    return GATLoss(method.alpha * clean + (1 - method.alpha) * perturbed, each.mean())
 
 
 def _frozen(module: nn.Module, inputs: Tensor) -> Tensor:

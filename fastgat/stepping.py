@@ -104,7 +104,8 @@ class TrainingStep:
 
         Args:
             images: (B, C, H, W), floating point, in [0, 1], on the classifier's device. Their values are looked at in
-                the first step and in the first after each call of `metrics`: that waits for the device.
+                every step; on a GPU, where that waits for the device, in the first and in the first after each call of
+                `metrics`.
             labels: (B,), of any integer type.
             generator_batches: with schedule "paper", k minibatches like this one, of the generator's own.
 
@@ -163,6 +164,7 @@ class TrainingStep:
         tensors = self._stepper.state.state_dict() if self._stepper is not None else self._restored
         if tensors is None:
             raise ConfigError("take a step first: before it there is no state to keep")
+        tensors = {name: tensor.detach().clone() for name, tensor in tensors.items()}  # steps write in place
         return {"steps": self.steps, "learning_rate_scale": self._rate, "tensors": tensors}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -180,11 +182,10 @@ class TrainingStep:
         self.steps, self._rate = state["steps"], state["learning_rate_scale"]
 
     def _batch(self, images: Tensor, labels: Tensor, shape: torch.Size, dtype: torch.dtype) -> Batch:
-        images, labels = checked_batch(images, labels, self._num_classes, values=self._check_values)
+        values = self._check_values or getattr(labels, "is_cpu", False)  # there nothing waits for it
+        images, labels = checked_batch(images, labels, self._num_classes, values=values)
         if not len(images):
             raise ConfigError("an empty batch: a step takes at least one image")
-        if not self._check_values and labels.device.type == "cpu":
-            check_labels(labels, self._num_classes)
         if images.shape != shape:
             raise ConfigError(
                 f"the step is made for images of {tuple(shape)}, got {tuple(images.shape)}: leave a smaller last "
@@ -238,11 +239,12 @@ class TrainingStep:
 
     @contextmanager
     def _surroundings(self, device: torch.device) -> Iterator[None]:
-        """The step's own random state, TF32 setting and current device."""
+        """The step's own random state, TF32 setting, mixed precision and current device."""
         on_gpu = device.type == "cuda"
         with (
             torch.random.fork_rng([device] if on_gpu else []),
             tf32(self._precision.tf32),
+            torch.autocast(device.type, enabled=False),  # the loop's; the step has its own
             torch.cuda.device(device) if on_gpu else nullcontext(),
         ):
             yield

@@ -155,6 +155,44 @@ def test_a_loop_may_evaluate_in_between() -> None:
         assert step.metrics() == {}
 
 
+def test_a_loop_s_mixed_precision_stays_the_loop_s() -> None:
+    moments = []
+    for around in (False, True):
+        torch.manual_seed(0)
+        step = fastgat.compile_step(SmallClassifier(), GAT(), generator=Generator(4), compile=False)
+        with torch.autocast("cpu", torch.bfloat16, enabled=around):
+            step(*minibatch(dtype=torch.float32))
+        moments.append({k: v for k, v in step.state_dict()["tensors"].items() if "exp_avg." in k})
+    assert moments[0]
+    torch.testing.assert_close(moments[0], moments[1], rtol=0, atol=0)
+
+
+def test_a_state_stays_what_it_was() -> None:
+    classifier = SmallClassifier()
+    step = fastgat.compile_step(classifier, "baseline", compile=False)
+    batch = minibatch(dtype=torch.float32)
+    step(*batch)
+    saved, before = step.state_dict(), copy.deepcopy(classifier)
+    step(*batch)
+    step.load_state_dict(saved)
+    assert largest_difference(classifier, before) == 0
+
+
+def test_players_that_share_what_they_train() -> None:
+    shared = nn.Conv2d(3, 3, 3, padding=1)
+    norm = nn.BatchNorm2d(3, affine=False)
+    for layer, name in ((shared, "0.weight|0.bias"), (norm, "0.running_mean|0.running_var|0.num_batches_tracked")):
+        classifier = nn.Sequential(layer, nn.Flatten(), nn.Linear(192, 10))
+        generator = nn.Sequential(layer, nn.Conv2d(3, 3, 1))
+        step = fastgat.compile_step(classifier, GAT(), generator=generator, compile=False)
+        with pytest.raises(ConfigError, match=f"the generator shares ({name}) with the classifier"):
+            step(*minibatch(dtype=torch.float32))
+    frozen = nn.Conv2d(3, 3, 1).requires_grad_(False)
+    classifier = nn.Sequential(frozen, nn.Flatten(), nn.Linear(192, 10))
+    generator = nn.Sequential(frozen, nn.Conv2d(3, 3, 1))
+    fastgat.compile_step(classifier, GAT(), generator=generator, compile=False)(*minibatch(dtype=torch.float32))
+
+
 def test_the_state_of_another_step() -> None:
     step = fastgat.compile_step(Classifier(), "baseline", compile=False)
     with pytest.raises(ConfigError, match="take a step first"):
@@ -177,8 +215,10 @@ def test_float16_that_overflows_at_any_scale() -> None:
         classifier, "baseline", precision=PrecisionConfig(amp=True, amp_dtype="float16"), compile=False
     )
     step(*batch)
+    with torch.no_grad():
+        next(classifier.parameters()).fill_(float("nan"))
     for _ in range(26):
-        step(batch[0] * float("nan"), batch[1])
+        step(*batch)
     with pytest.raises(NonFiniteError, match="overflow float16 at any loss scale"):
         step.metrics()
 
@@ -235,6 +275,7 @@ def spoilt(how: Callable[[torch.Tensor], Any]) -> nn.Module:
         ({"optimizer": OptimizerConfig(lr_schedule="cosine")}, "no learning-rate schedule"),
         ({"batch_norm": "none"}, "unknown value 'none'"),
         ({"optimizer": OptimizerConfig(ema=0.9)}, "no moving average"),
+        ({"generator": Pair()}, "must return perturbations of the images' shape, got tuple"),
         ({"classifier": Failing()}, "do not take images of shape .*: Input height doesn't match"),
         ({"classifier": spoilt(lambda weight: weight.register_hook(torch.zeros_like))}, "1.weight has a hook on its"),
         ({"classifier": spoilt(lambda w: w.register_post_accumulate_grad_hook(id))}, "1.weight has a hook on its"),
@@ -249,7 +290,8 @@ def test_what_does_not_fit_is_one_line(arguments: dict[str, Any], message: str) 
 
 
 def test_a_batch_that_is_not_like_the_first() -> None:
-    step = fastgat.compile_step(Classifier(), "baseline", compile=False)
+    classifier = Classifier()
+    step = fastgat.compile_step(classifier, "baseline", compile=False)
     images, labels = minibatch(dtype=torch.float32)
     step(images, labels)
     with pytest.raises(ConfigError, match="leave a smaller last batch out"):
@@ -266,7 +308,12 @@ def test_a_batch_that_is_not_like_the_first() -> None:
         step(images, labels.float())
     with pytest.raises(ConfigError, match=r"^the labels are on meta, the images on cpu: bring them together$"):
         step(images, labels.to("meta"))
-    step(images * float("nan"), labels)
+    for wrong in (255 * images, images * float("nan")):
+        with pytest.raises(ConfigError, match=r"they must lie in \[0, 1\]"):
+            step(wrong, labels)
+    with torch.no_grad():
+        next(classifier.parameters()).fill_(float("nan"))
+    step(images, labels)
     with pytest.raises(NonFiniteError, match="classifier became NaN or infinite at step 2"):
         step.metrics()
 
@@ -428,3 +475,10 @@ def test_losses_give_each_player_its_own_gradients(network: str, delta: str) -> 
         fastgat.gat_loss(classifier, nn.Conv2d(3, 1, 1, dtype=DOUBLE), images, labels)
     with pytest.raises(ConfigError, match="delta: unknown value 'none'"):
         fastgat.gat_loss(classifier, generator, images, labels, delta="none")
+
+
+def test_losses_take_numbers_as_text_as_methods_do() -> None:
+    networks, batch = players(), minibatch()
+    given: list[dict[str, Any]] = [{"alpha": number, "cg": number} for number in ("1/2", 0.5)]
+    one, other = (fastgat.gat_loss(*networks, *batch, **numbers) for numbers in given)
+    torch.testing.assert_close(tuple(one), tuple(other))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
@@ -182,12 +183,15 @@ def meaningful(logits: Tensor) -> Tensor:
 
 @contextlib.contextmanager
 def frozen(*models: nn.Module) -> Iterator[None]:
-    """Models in eval mode, their parameters without gradients; everything is put back afterwards."""
+    """Models in eval mode and their own precision, whatever autocast is around, their parameters without gradients;
+    everything is put back afterwards."""
     before = [(parameter, parameter.requires_grad) for model in models for parameter in model.parameters()]
     for parameter, _ in before:
         parameter.requires_grad_(False)
     try:
-        with in_eval_mode(*models), torch.inference_mode(False), torch.enable_grad():
+        with ExitStack() as plain, in_eval_mode(*models), torch.inference_mode(False), torch.enable_grad():
+            for kind in {"cpu", *(parameter.device.type for parameter, _ in before)}:
+                plain.enter_context(torch.autocast(kind, enabled=False))
             yield
     finally:
         for parameter, required in before:

@@ -3,7 +3,7 @@
 Each field is one option of the same name; an option that is not given leaves its field to the file or the default.
 """
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import Field, fields
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -116,13 +116,13 @@ def overrides(given: dict[str, Any]) -> dict[str, Any]:
     return values
 
 
-def check_effective(config: TrainConfig, given: Mapping[str, Any]) -> None:
-    """Raises ConfigError for an option that was given and has no effect beside the others."""
-    reasons = idle(config)
+def check_effective(configs: Iterable[TrainConfig], given: Mapping[str, Any]) -> None:
+    """Raises ConfigError for an option that was given and has no effect beside the others in any of these."""
+    reasons, *others = map(idle, configs)
     for setting in settings():
-        reason = reasons.get(f"{setting.table}.{setting.field.name}")
-        if reason is not None and given.get(setting.field.name) is not None:
-            raise ConfigError(f"{setting.flag} has no effect: {reason}")
+        key = f"{setting.table}.{setting.field.name}"
+        if given.get(setting.field.name) is not None and key in reasons and all(key in other for other in others):
+            raise ConfigError(f"{setting.flag} has no effect: {reasons[key]}")
 
 
 def click_option(setting: Setting, default: object = None) -> Decorator:

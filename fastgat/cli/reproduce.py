@@ -4,6 +4,7 @@ import contextlib
 import shlex
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ import click
 from rich.console import Console
 from rich.markdown import Markdown
 
-from fastgat.cli.options import SectionedCommand, given_to, overrides, run_options, settings_options
+from fastgat.cli.options import SectionedCommand, check_effective, given_to, overrides, run_options, settings_options
 from fastgat.config import TrainConfig, merge
 from fastgat.engine.device import keep_freed_memory
 from fastgat.errors import ConfigError, FastgatError
@@ -20,6 +21,7 @@ from fastgat.experiments.images import load_images
 from fastgat.experiments.page import check_page, collect, sections, usable_figures, write_page
 from fastgat.experiments.search import check_grids
 from fastgat.experiments.work import work_together
+from fastgat.methods import METHODS
 from fastgat.options import convert, suggestion
 from fastgat.processes import launched
 from fastgat.reporting.jobs import JobsDisplay
@@ -154,6 +156,7 @@ def plan_from(quick: bool, grids: tuple[str, ...], given: dict[str, Any]) -> Pla
     chosen = (QUICK_GRIDS if quick else {}) | given_grids
     check_grids(chosen)
     base = TrainConfig.from_dict(merge(runs, overrides(given)))
+    check_effective([replace(base, method=method()) for method in METHODS.values()], given)
     return Plan(**{**(QUICK if quick else {}), **given_to(Plan, given)}, base=base, grids=chosen)
 
 

@@ -9,7 +9,7 @@ import click
 from rich.console import Console
 from rich.markdown import Markdown
 
-from fastgat.cli.options import SectionedCommand, overrides, run_options, settings
+from fastgat.cli.options import SectionedCommand, check_effective, overrides, run_options, settings
 from fastgat.cli.reproduce import run_experiments
 from fastgat.config import TrainConfig, merge
 from fastgat.errors import ConfigError
@@ -59,6 +59,7 @@ def search(over: tuple[str, ...], seeds: int, jobs: int, as_json: bool, out: Pat
             raise ConfigError(f"{flag} is what the search is over: its values are those of --over {name}=X,...")
     combinations = [dict(zip(choices, values, strict=True)) for values in itertools.product(*choices.values())]
     variants = tuple((values, TrainConfig.from_dict(merge(common, overrides(values)))) for values in combinations)
+    check_effective([config for _, config in variants], given)
     if len({Cell(config).name for _, config in variants}) < len(variants):
         raise ConfigError(f"not all of {', '.join(choices)} make a difference to the result of a run")
     plan, sweep = Plan(seeds=seeds, base=base), Search(variants)

@@ -36,7 +36,7 @@ def train(file: Path | None, recipe: str | None, print_config: bool, dry_run: bo
     digits that needs no download.
     """
     config, checkpoint = _config(file, recipe, given)
-    check_effective(config, given)
+    check_effective([config], given)
     if print_config:
         click.echo(config.to_toml(), nl=False)
         return

@@ -1,11 +1,13 @@
 """webdataset:PATTERN, tar shards of images (NAME.jpg, .png or .webp) and labels (NAME.cls), read by their offsets."""
 
+import functools
 import glob
 import io
 import itertools
 import os
 import re
 import tarfile
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -47,8 +49,14 @@ class Shards:
     part: str
     images: list[tuple[Path, Sample]]
 
+    @functools.cached_property
+    def repeated(self) -> set[str]:
+        """The names that several shards have, as where each counts its samples from 0."""
+        return {name for name, count in Counter(name for _, (name, *_) in self.images).items() if count > 1}
+
     def key(self, number: int) -> str:
-        return f"{self.part}{self.images[number][1][0]}"
+        path, (name, *_) = self.images[number]
+        return f"{self.part}{path.name}/{name}" if name in self.repeated else f"{self.part}{name}"
 
     def name(self, number: int) -> str:
         path, (name, *_) = self.images[number]
@@ -246,10 +254,7 @@ def _incomplete(path: Path, key: str, missing: tuple[str, ...]) -> DataError:
 
 def _label(path: Path, name: str, offset: int, length: int) -> int:
     raw = read_file(path, offset=offset, length=min(length, LABEL_BYTES))
-    try:
-        label = int(raw) if length <= LABEL_BYTES else -1
-    except ValueError:
-        label = -1
+    label = int(raw) if length <= LABEL_BYTES and raw.strip().isdigit() else -1
     if not 0 <= label < LABELS:
         raise DataError(f"{path}: {name} is no label: expected a number from 0 to {LABELS - 1:,}, got {raw[:20]!r}")
     return label

@@ -5,6 +5,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.parameter import is_lazy
 
 from fastgat.batch import Batch
@@ -117,14 +118,18 @@ def check_networks(
             raise ConfigError("a ScriptModule cannot be trained here: give the nn.Module that it was made from")
         if module is not None:
             _check_parameters(module)
+    if generator is not None and (shared := sorted(_trained(classifier).keys() & _trained(generator).keys())):
+        names = [_trained(classifier)[address] for address in shared]
+        raise ConfigError(f"the generator shares {names[0]} with the classifier: each player trains tensors of its own")
     images = images[:2]
     with in_eval_mode(classifier, generator):
         logits = checked_logits(classifier, images, num_classes)
         with explained(images):
             feed = method.generator_feed(images, images) if method is not None else images
             perturbation = generator(feed) if generator is not None else images
-    if perturbation.shape != images.shape:
-        shapes = f"{tuple(perturbation.shape)} for {tuple(images.shape)}"
+    if not isinstance(perturbation, Tensor) or perturbation.shape != images.shape:
+        made = tuple(perturbation.shape) if isinstance(perturbation, Tensor) else type(perturbation).__name__
+        shapes = f"{made} for {tuple(images.shape)}"
         raise ConfigError(f"the generator must return perturbations of the images' shape, got {shapes}")
     return logits.shape[1]
 
@@ -156,6 +161,14 @@ def _check_parameters(module: nn.Module) -> None:
             raise ConfigError(
                 f"{name} is complex, which the optimisers here do not train: freeze it, or hold it as reals"
             )
+
+
+def _trained(module: nn.Module) -> dict[int, str]:
+    """What training changes in a module, by identity: trainable parameters, and statistics of batch norm."""
+    norms = {name: layer for name, layer in module.named_modules() if isinstance(layer, _NormBase) and layer.training}
+    statistics = {f"{name}.{own}": buffer for name, layer in norms.items() for own, buffer in layer.named_buffers()}
+    parameters = {name: parameter for name, parameter in module.named_parameters() if parameter.requires_grad}
+    return {id(tensor): name for name, tensor in (parameters | statistics).items()}
 
 
 @torch.no_grad()

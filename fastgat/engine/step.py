@@ -77,8 +77,17 @@ class Stepper:
 
     @torch.no_grad()
     def __call__(self, batches: Sequence[Batch], draws: Sequence[Draws], kind: str = "full") -> None:
-        """One step; `batches` and `draws` as `Method.step` takes them, of the shapes that `prepare` was given."""
-        self._steps[kind](batches, draws)
+        """One step; `batches` and `draws` as `Method.step` takes them, of the shapes that `prepare` was given.
+
+        Raises CompileError where it would have to be compiled time and again.
+        """
+        try:
+            self._steps[kind](batches, draws)
+        except torch._dynamo.exc.FailOnRecompileLimitHit as error:
+            raise CompileError(
+                "the step would have to be compiled time and again: an attribute of a network changes from step to "
+                "step, which only the uncompiled step follows (--no-compile, compile=False)"
+            ) from error
 
     @torch.no_grad()
     def prepare(self, batches: Sequence[Batch], draws: Sequence[Draws]) -> None:

@@ -8,6 +8,7 @@ import hashlib
 import os
 import pickle
 import sys
+import sysconfig
 import types
 from collections.abc import Mapping
 from pathlib import Path
@@ -20,9 +21,12 @@ from torch import Tensor, nn
 from fastgat.batch import Batch
 
 PLAIN = (bool, int, float, complex, str, bytes, type(None), torch.dtype, torch.device, torch.Size)
+CONTAINERS = (list, tuple, dict, set, frozenset, np.ndarray)
 FUNCTIONS = (types.FunctionType, types.MethodType, staticmethod, classmethod, property, functools.cached_property)
 LIBRARIES = frozenset({"abc", "builtins", "collections", "enum", "functools", "math", "numpy", "torch", "typing"})
 """Packages whose code is known by its name: torch's version is part of every digest."""
+INSTALLED = tuple({sysconfig.get_path(kind) for kind in ("stdlib", "platstdlib", "purelib", "platlib")})
+"""Where Python and packages are."""
 OF_EVERY_MODULE = frozenset(vars(nn.Module()))
 """What torch keeps in every module: tensors and children, which are counted by themselves, and hooks."""
 
@@ -30,9 +34,9 @@ OF_EVERY_MODULE = frozenset(vars(nn.Module()))
 def model_fingerprint(model: nn.Module) -> str:
     """A digest of a module: its structure, tensors, attributes, hooks and kind of device, and the code of its classes.
 
-    The code is that of the classes and hooks, with the functions and plain values that it finds among its globals, and
-    the whole files that the classes are from. Train or eval mode does not count. A module with an attribute that cannot
-    be described gets a digest that no other call returns.
+    The code is that of the classes and hooks, with the functions and values that it finds among its globals, and the
+    whole files that the classes are from, and those that these import from, up to installed packages. Train or eval
+    mode does not count. A module with an attribute that cannot be described gets a digest that no other call returns.
     """
     digest = _Digest()
     digest.add(torch.__version__)
@@ -53,6 +57,7 @@ class _Digest:
 
     def __init__(self) -> None:
         self._hash = hashlib.sha256()
+        self._modules: set[str] = set()
         self._seen: dict[int, tuple[int, Any]] = {}  # by address: a number, and the object, so that it stays there
 
     def text(self) -> str:
@@ -129,9 +134,19 @@ class _Digest:
                     self.add((name, member))
 
     def _add_file(self, module: str) -> None:
-        """The file that a module is from, where there is one."""
-        path = Path(getattr(sys.modules.get(module), "__file__", None) or "")
-        self.add((module, path.read_bytes() if path.is_file() and not _is_library(module) else None))
+        """The file of a module, where it has one, and those of what it imports, up to installed packages."""
+        if module in self._modules:
+            return
+        self._modules.add(module)
+        file = _file(module)
+        self.add((module, file.read_bytes() if file is not None and not _is_library(module) else None))
+        if file is None or _is_installed(module, file):
+            return
+        for _, value in sorted(vars(sys.modules[module]).items()):
+            known = value if isinstance(value, type | types.FunctionType) else type(value)
+            name = value.__name__ if isinstance(value, types.ModuleType) else known.__module__
+            if (other := _file(name)) is not None and not _is_installed(name, other):
+                self._add_file(name)
 
     def _add_function(self, function: Any) -> None:
         """A function's code, defaults, globals and what it closes over; of a method also its object."""
@@ -152,7 +167,7 @@ class _Digest:
                     self.add(cell.cell_contents)
             for name in _names(function.__code__):
                 known = function.__globals__.get(name)
-                if isinstance(known, (*FUNCTIONS, *PLAIN, types.ModuleType, Tensor, nn.Module)):
+                if isinstance(known, (*FUNCTIONS, *PLAIN, *CONTAINERS, types.ModuleType, Tensor, nn.Module)):
                     self.add((name, known))
 
     def _add_instance(self, value: Any) -> None:
@@ -167,6 +182,17 @@ class _Digest:
             except (TypeError, AttributeError, RuntimeError, pickle.PicklingError):
                 attributes = os.urandom(16)
         self.add(attributes)
+
+
+def _file(module: str) -> Path | None:
+    """The file of a module that is loaded."""
+    path = Path(getattr(sys.modules.get(module), "__file__", None) or "")
+    return path if path.is_file() else None
+
+
+def _is_installed(module: str, file: Path) -> bool:
+    """Whether a module is a package's, or Python's, and so changes only with the environment."""
+    return module.partition(".")[0] == "fastgat" or any(map(file.is_relative_to, INSTALLED))
 
 
 def _is_library(module: str) -> bool:

@@ -253,10 +253,16 @@ class _Evaluator:
         self.attacks["AutoAttack"], self.outcomes["AutoAttack"] = whole, right
         return before
 
+    @property
+    def large_epsilon(self) -> float:
+        """One that leaves nothing of an image."""
+        return 0.5 if self.settings.norm == "linf" else 0.25 * math.sqrt(self.batches.first.images[0].numel())
+
     def ladder(self) -> Curve:
         """PGD's accuracy over multiples of epsilon, and at one that leaves nothing of an image."""
-        largest = 0.5 if self.settings.norm == "linf" else 0.25 * math.sqrt(self.batches.first.images[0].numel())
-        epsilons = sorted({0.0, *(factor * self.settings.bound for factor in LADDER), largest})
+        most = 1.0 if self.settings.norm == "linf" else math.inf  # images are in [0, 1]
+        multiples = (min(factor * self.settings.bound, most) for factor in LADDER)
+        epsilons = sorted({0.0, *multiples, self.large_epsilon})
         pgd, name = PGD(self.subject, **self.common, steps=LADDER_STEPS), f"PGD-{LADDER_STEPS}"
         ((_, accuracies),) = attack_sweep(
             {self.subject.name: self.subject},
@@ -295,7 +301,8 @@ class _Evaluator:
             else:
                 yield card.not_checked(AS_STRONG + rival, absent)
         yield card.falls(ladder.epsilons, ladder.accuracies, samples)
-        yield card.vanishes(ladder.epsilons[-1], ladder.accuracies[-1], samples)
+        left = dict(zip(ladder.epsilons, ladder.accuracies, strict=True))[self.large_epsilon]
+        yield card.vanishes(self.large_epsilon, left, samples)
         yield card.converged(
             "Twice the steps find little more",
             named(f"PGD-{steps}"),

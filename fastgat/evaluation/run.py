@@ -17,7 +17,7 @@ from fastgat.data import DataSet, Images, Loader, create_loader, load_dataset
 from fastgat.data.bad_samples import POLICIES
 from fastgat.data.download import Progress
 from fastgat.data.identity import Identity, split_rule
-from fastgat.data.registry import silent, users_images
+from fastgat.data.registry import CUSTOM, silent, users_images
 from fastgat.engine.accuracy import score
 from fastgat.engine.checkpoint import load_checkpoint
 from fastgat.engine.device import pick_device, tf32
@@ -96,6 +96,11 @@ class RunData:
     def __init__(self, loaded: LoadedRun, settings: RunSettings, batch_size: int, device: torch.device) -> None:
         data, self.settings, self.batch_size, self.device = loaded.data, settings, batch_size, device
         self.name, folder = data.dataset, settings.data_dir or data.data_dir
+        if self.name == CUSTOM:
+            raise ConfigError(
+                f"{loaded.path}: was trained on loaders of one's own: evaluate its classifier in Python, by "
+                "fastgat.evaluation.evaluate"
+            )
         if users_images(self.name) is not None:
             folder = None
             if settings.data_dir:

@@ -1,11 +1,16 @@
 """A cell: one training run of an experiment, known by everything that decides what it computes."""
 
+import hashlib
 import re
+from contextlib import suppress
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from fastgat.config import TrainConfig, flatten, identity
+from fastgat.engine.load import checkpoint_path
+from fastgat.errors import CheckpointError
 from fastgat.store import key_digest
 
 
@@ -54,13 +59,34 @@ class Cell:
         return "-".join(re.sub(r"[^\w.+-]+", "_", word) for word in words)
 
 
+def _content(path: Path) -> str:
+    """What a file holds, by its SHA-256 sum; of a run, its best checkpoint. Its path where there is no such file."""
+    with suppress(CheckpointError, OSError):
+        file = checkpoint_path(path) if path.is_dir() else path
+        stat = file.stat()
+        return _sum(file, stat.st_mtime_ns, stat.st_size)
+    return str(path)
+
+
+@cache
+def _sum(path: Path, changed: int, size: int) -> str:
+    with path.open("rb") as file:
+        return f"SHA-256 {hashlib.file_digest(file, 'sha256').hexdigest()}"
+
+
 def deciding(config: TrainConfig) -> dict[str, Any]:
-    """The settings that decide the result of a whole run and are not the defaults of its method, flat."""
+    """The settings that decide the result of a whole run and are not the defaults of its method, flat.
+
+    Files with extra images and first weights are known by what they hold.
+    """
     defaults = dict(flatten(TrainConfig(method=type(config.method)(), select="accuracy").to_dict()))
     settings = identity(config) | {"epochs": config.epochs}
     size = DATASETS.get(config.data.dataset)
     if size is not None and (settings.get("data.train_images") or 0) >= size.train_images:
         settings["data.train_images"] = None  # all there are
+    for key, path in (("data.extra_data", config.data.extra_data), ("model.init_from", config.model.init_from)):
+        if path is not None:
+            settings[key] = _content(path)
     if config.run.early_stopping is not None:
         settings["run.early_stopping"] = config.run.early_stopping
     always = ("method.name", "data.dataset", "seed", "epochs")

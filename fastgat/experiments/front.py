@@ -61,12 +61,14 @@ def pareto(points: Iterable[tuple[float, float]]) -> list[tuple[float, float]]:
 
 
 def places(variants: Sequence[Variant], device: str, measure: str) -> dict[tuple[float, float], Variant]:
-    """The variants that have both, by their cost on `device` and their mean accuracy."""
-    return {
-        (each["costs"][device]["ratio"], statistics.mean(each["accuracies"][measure].values())): each
-        for each in variants
-        if device in each["costs"] and each["accuracies"][measure]
-    }
+    """The variants that have both, by their cost on `device` and their mean accuracy over the seeds that all have."""
+    placed = [each for each in variants if device in each["costs"] and each["accuracies"][measure]]
+    seeds = set.intersection(*(set(each["accuracies"][measure]) for each in placed)) if placed else set()
+
+    def mean(variant: Variant) -> float:
+        return statistics.mean(variant["accuracies"][measure][seed] for seed in sorted(seeds))
+
+    return {(each["costs"][device]["ratio"], mean(each)): each for each in placed} if seeds else {}
 
 
 def on_front(variants: Sequence[Variant], device: str, measure: str) -> list[str]:

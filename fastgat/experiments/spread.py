@@ -2,7 +2,7 @@
 
 import math
 import statistics
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence, Sized
 from typing import Any, NamedTuple, Self
 
 from fastgat.experiments.paper import Accuracy
@@ -76,10 +76,16 @@ def points(values: float | Iterable[float] | None) -> str:
     return accuracy([values] if isinstance(values, float) else values, "+")
 
 
+def counted(text: str, values: Sized, n: int) -> str:
+    """`text`, made of these values, and how many they are where that is another number than the row's n."""
+    return text if len(values) in (0, n) else f"{text} (n = {len(values)})"
+
+
 FILTERS: dict[str, Callable[..., Any]] = {
     "percent": percent,
     "accuracy": accuracy,
     "points": points,
+    "counted": counted,
     "cell": escaped,
     "mean": statistics.mean,
 }

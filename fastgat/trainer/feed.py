@@ -14,6 +14,7 @@ from fastgat.data import Images, IterableLoader, Loader, choose, create_loader, 
 from fastgat.data.download import Progress
 from fastgat.data.extra import extended
 from fastgat.data.identity import Identity
+from fastgat.data.registry import CUSTOM
 from fastgat.data.sets import ImageSet
 from fastgat.engine.assemble import check_networks
 from fastgat.engine.ranks import Ranks
@@ -24,7 +25,7 @@ class Feed(NamedTuple):
     """Where a run's batches come from, and what the networks must fit.
 
     Attributes:
-        name: of the data set, as `--dataset` takes it; "custom" for loaders of one's own.
+        name: of the data set, as `--dataset` takes it; CUSTOM for loaders of one's own.
         description, reason: what it is, and why this one, for people.
         loader: what feeds the step, and why.
         passed_over: what was not taken for an image, for people.
@@ -143,4 +144,4 @@ def own_feed(
         for source in (train, validation)
     ]
     what, classes = "loaders of your own", tuple(map(str, range(num_classes)))
-    return Feed("custom", what, "asked for", loaders[0], loaders[1], None, classes, channels, what, 0, sample=sample)
+    return Feed(CUSTOM, what, "asked for", loaders[0], loaders[1], None, classes, channels, what, 0, sample=sample)

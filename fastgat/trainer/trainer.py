@@ -117,6 +117,7 @@ class Trainer:
         with (
             seeded(config.seed, device, config.run.deterministic),
             tf32(config.precision.tf32),
+            torch.autocast(device.type, enabled=False),  # a caller's; the step has its own
             joined(device) as ranks,
             ExitStack() as held,
         ):

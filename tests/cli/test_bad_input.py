@@ -59,6 +59,8 @@ USAGE: list[tuple[tuple[object, ...], str]] = [
     ((*BASE, "--data-dir", "x"), "--data-dir has no effect: digits are part of fastgat"),
     ((*BASE, "--on-bad-sample", "skip"), "--on-bad-sample has no effect: it is for images in files"),
     ((*BASE, "--loader", "resident", "--workers", 2), "--workers has no effect: the resident loader has none"),
+    (("search", "--method", "baseline", "--over", "lr=1,2", "--momentum", 0.5), "--momentum has no effect: it is for"),
+    (("reproduce", "table2", "--amp-dtype", "float16"), "--amp-dtype has no effect: it is for --amp"),
     (("train", "--resume", ""), "resume must be auto, a run folder or a checkpoint, got ''"),
     (("train", "--resume", "auto"), "resume 'auto' continues the run in --output: name that folder"),
     (("train", "--seed", 10**20), "seed must be at most"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from itertools import islice
 
 import pytest
@@ -102,3 +103,31 @@ def test_persistent_workers_serve_both_players_and_validation() -> None:
     assert taken == [[0, 1], [2, 3], [0, 1], [4, 5], [2, 3]]
     assert labels(list(loader.once())) == list(range(8))
     assert labels([next(one)]) == [6, 7]
+
+
+class RunsDry:
+    """Its passes share one iterator, as those of a generator that somebody has wrapped."""
+
+    def __init__(self, batches: int) -> None:
+        self.pairs = iter([(torch.rand(2, 3, 4, 4), torch.arange(2))] * batches)
+
+    def __len__(self) -> int:
+        return 3
+
+    def __iter__(self) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        return islice(self.pairs, 3)
+
+
+@pytest.mark.parametrize(("batches", "second"), [(3, 0), (5, 2)])
+def test_a_loader_that_runs_dry_scores_nothing(batches: int, second: int) -> None:
+    """Epochs are compared by what each pass has."""
+    loader = IterableLoader(RunsDry(batches), num_classes=2)
+    assert len(list(loader.once())) == 3
+    with pytest.raises(DataError, match=f"gave {second} batches, the first 3; it must be iterable again and again"):
+        list(loader.once())
+
+
+def test_a_look_at_the_first_batch_is_no_pass() -> None:
+    loader = IterableLoader(data_loader(), num_classes=8)
+    next(loader.once())
+    assert len(list(loader.once())) == len(data_loader())

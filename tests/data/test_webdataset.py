@@ -112,6 +112,7 @@ JPEG = encoded(picture(0, 0, 20, 20), "jpg")
         ([("a.cls", b"1")], "sample a has no .jpg, .png or .webp"),
         ([("a.jpg", JPEG), ("a.cls", b"cat")], "a.cls is no label: expected a number from 0 to 999,999, got b'cat'"),
         ([("a.jpg", JPEG), ("a.cls", b"-1")], "a.cls is no label"),
+        ([("a.jpg", JPEG), ("a.cls", b"1_0")], "a.cls is no label"),
         ([], "no image in this shard"),
         ([("a.txt", b"")], "no image in this shard"),
         ([("a.jpg", JPEG), ("a.cls", b"9" * 30)], "a.cls is no label"),
@@ -304,3 +305,15 @@ def test_patterns_are_absolute(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     make_shard(tmp_path / "s[1].tar", members(9))
     for pattern in ("s[1].tar", "~/s[1].tar"):
         assert load_dataset(f"webdataset:{pattern}").name == f"webdataset:{tmp_path}/s[1].tar"
+
+
+def test_samples_that_every_shard_counts_from_0(tmp_path: Path) -> None:
+    """Their names repeat, so the shard's is a part of them; one that is there once keeps its place."""
+    for shard in range(40):
+        make_shard(tmp_path / f"{shard}.tar", members(5))
+    for seed in range(4):
+        data = WebDataset(f"{tmp_path}/*.tar", 16).load(seed, silent)
+        assert 5 <= len(data.validation) <= 40
+        assert len(set(data.train.keys()) | set(data.validation.keys())) == 200
+    one = WebDataset(f"{tmp_path}/0.tar", 16).load(0, silent)
+    assert not any("0.tar" in key for key in one.train.keys())  # noqa: SIM118  # not a dictionary's

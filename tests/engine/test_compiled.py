@@ -363,3 +363,14 @@ def check_resumed(method: GAT, tmp_path: Path) -> None:
     assert weights(tmp_path / "half")["step"] == 5
     trainer(settings_of("half", epochs=2, resume="auto"), generator=SmallGenerator).fit()
     assert_same_weights(tmp_path / "whole", tmp_path / "half")
+
+
+def test_what_must_be_compiled_time_and_again_says_why() -> None:
+    stepper = Stepper(MagicMock(), Baseline())
+
+    def again(*_: object) -> None:
+        raise torch._dynamo.exc.FailOnRecompileLimitHit("the limit")
+
+    stepper._steps["full"] = again
+    with pytest.raises(CompileError, match="an attribute of a network changes from step to step"):
+        stepper([], [])

@@ -363,3 +363,20 @@ def test_what_is_wrong_is_said(victim: Victim) -> None:
 def test_clean_outcomes_are_the_clean_answers(victim: Victim) -> None:
     right = clean_outcomes(Subject("f", victim.model), Batches.of(batches(victim, 40, 11)), Cache())
     assert right.tolist() == (victim.model(victim.images[:40]).argmax(1) == victim.labels[:40]).tolist()
+
+
+def test_multiples_of_epsilon_end_where_images_do(victim: Victim) -> None:
+    """0.3 is what digits are attacked by; four times that is more than there is."""
+    settings = replace(SETTINGS, norm="linf", epsilon=0.3)
+    found = evaluate(victim.model, batches(victim), settings).figures
+    ladder = found["curves"][-1]
+    assert ladder["epsilons"] == [0.0, 0.075, 0.15, 0.3, 0.5, 0.6, 1.0]
+    (large,) = (line for line in found["card"] if line["name"] == "Accuracy reaches 0 at a large epsilon")
+    assert large["figures"] == {"PGD, epsilon 0.5": ladder["accuracies"][4]}
+
+
+def test_it_is_float32_whatever_is_around_it(victim: Victim) -> None:
+    plain = evaluate(victim.model, batches(victim), SETTINGS).figures
+    with torch.autocast("cpu", torch.bfloat16):
+        found = evaluate(victim.model, batches(victim), SETTINGS).figures
+    assert without_environment(found) == without_environment(plain)

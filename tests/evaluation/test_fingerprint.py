@@ -146,3 +146,42 @@ def test_images() -> None:
     assert batch_fingerprint(batch) == batch_fingerprint(
         Batch(batch.images.contiguous(memory_format=torch.channels_last), batch.labels)
     )
+
+
+def test_the_code_that_a_file_imports(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """However many files lie between."""
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(sys, "dont_write_bytecode", True)
+    files = {
+        "a_network": "from torch import nn\nimport between\n"
+        "class Net(nn.Module):\n    def forward(self, x):\n        return between.act(x)\n",
+        "between": "import behind\ndef act(x):\n    return behind.act(x)\n",
+    }
+    for name, code in files.items():
+        (tmp_path / f"{name}.py").write_text(code)
+    digests = []
+    for factor in (1, 2, 2):
+        (tmp_path / "behind.py").write_text(f"def act(x):\n    return x * {factor}\n")
+        for name in (*files, "behind"):
+            sys.modules.pop(name, None)
+        importlib.invalidate_caches()
+        digests.append(model_fingerprint(importlib.import_module("a_network").Net()))
+    for name in (*files, "behind"):
+        sys.modules.pop(name)
+    assert digests[0] != digests[1] == digests[2]
+
+
+SCALES = [1.0]
+
+
+class Scaled(nn.Module):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x * SCALES[0]
+
+
+def test_a_global_list() -> None:
+    before = model_fingerprint(Scaled())
+    SCALES[0] = 2.0
+    assert model_fingerprint(Scaled()) != before
+    SCALES[0] = 1.0
+    assert model_fingerprint(Scaled()) == before

@@ -99,3 +99,20 @@ def test_an_option_that_older_runs_lack_changes_nothing_until_it_is_used() -> No
     clamped = replace(CONFIG, method=GAT(cg=0.3, clamp=True))
     assert identity(clamped) != identity(CONFIG)
     assert Cell(clamped).name != Cell(CONFIG).name
+
+
+@pytest.mark.parametrize("kind", ["data.extra_data", "model.init_from"])
+def test_a_file_is_known_by_what_it_holds(tmp_path: Path, kind: str) -> None:
+    def name(file: Path) -> str:
+        if kind == "model.init_from":
+            return Cell(replace(CONFIG, model=ModelConfig(init_from=file))).name
+        return Cell(replace(CONFIG, data=DataConfig(dataset="cifar10", extra_data=file))).name
+
+    one, same, other = (tmp_path / folder / "file" for folder in ("one", "same", "other"))
+    for path, content in ((one, "1"), (same, "1"), (other, "2")):
+        path.parent.mkdir()
+        path.write_text(content)
+    assert name(one) == name(same) != name(other)
+    before = name(one)
+    one.write_text("another")
+    assert name(one) != before

@@ -73,3 +73,9 @@ def test_the_front_by_name() -> None:
     variants = [variant("a", 2.0, (0.6,)), variant("b", 1.0, (0.5,)), variant("c", 1.5, (0.4,)), variant("d", 3.0, ())]
     assert on_front(variants, "a machine", "validation") == ["b", "a"]
     assert on_front(variants, "a machine", "test") == []
+
+
+def test_the_front_is_of_the_seeds_that_all_have() -> None:
+    """By all that each has, the dearer one would be off it."""
+    variants = [variant("a", 1.0, (0.5, 0.9)), variant("b", 2.0, (0.6,))]
+    assert on_front(variants, "a machine", "validation") == ["a", "b"]

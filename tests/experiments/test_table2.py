@@ -82,7 +82,7 @@ def test_every_rule_with_and_without_the_average(tmp_path: Path) -> None:
     assert figures is not None
     text = TABLE.section(asked, figures)
     check_tables(text)
-    assert "| baseline | average | 2 | 80.00 ± 0.00 | 70.00 | 60.00 ± 0.00 | 50.00 ± 0.00 |" in text
+    assert "| baseline | average | 2 | 80.00 ± 0.00 | 70.00 (n = 1) | 60.00 ± 0.00 | 50.00 ± 0.00 |" in text
     assert "| gat | no average | 2 | 72.00 ± 12.71 | 61.00 | 52.00 ± 12.71 | 42.00 ± 12.71 |" in text
     assert "| dropout | average | 1 | 75.00 | - | - | 7.50 |" in text
     over = "+2.00 ± 12.71"
