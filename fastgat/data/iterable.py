@@ -48,7 +48,7 @@ class IterableLoader:
         self.passes: dict[str, dict[str, Any]] = {}
         self.continued: dict[str, dict[str, Any]] = {}
         self._copies: dict[str, Any] = {}
-        self._pass_length = 0  # of the first whole pass of `once`
+        self._pass_length: int | None = None  # of the first whole pass of `once`
         self.skipped = BadSamples()  # none, always: what a custom loader yields is used
 
     @property
@@ -109,8 +109,9 @@ class IterableLoader:
         for pair in self._source_for("once"):
             count += 1
             yield self._checked(pair)
-        self._pass_length = self._pass_length or count
-        if not count or count != self._pass_length:
+        if self._pass_length is None:
+            self._pass_length = count
+        if count != self._pass_length:
             raise DataError(
                 f"a pass over a loader gave {count} batches, the first {self._pass_length}; it must be iterable again "
                 "and again"

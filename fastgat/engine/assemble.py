@@ -118,9 +118,10 @@ def check_networks(
             raise ConfigError("a ScriptModule cannot be trained here: give the nn.Module that it was made from")
         if module is not None:
             _check_parameters(module)
-    if generator is not None and (shared := sorted(_trained(classifier).keys() & _trained(generator).keys())):
-        names = [_trained(classifier)[address] for address in shared]
-        raise ConfigError(f"the generator shares {names[0]} with the classifier: each player trains tensors of its own")
+    ours, theirs = (_trained(module) if module is not None else {} for module in (classifier, generator))
+    if shared := ours.keys() & theirs.keys():
+        name = min(ours[address] for address in shared)
+        raise ConfigError(f"the generator shares {name} with the classifier: each player trains tensors of its own")
     images = images[:2]
     with in_eval_mode(classifier, generator):
         logits = checked_logits(classifier, images, num_classes)

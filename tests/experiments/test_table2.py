@@ -83,10 +83,10 @@ def test_every_rule_with_and_without_the_average(tmp_path: Path) -> None:
     text = TABLE.section(asked, figures)
     check_tables(text)
     assert "| baseline | average | 2 | 80.00 ± 0.00 | 70.00 (n = 1) | 60.00 ± 0.00 | 50.00 ± 0.00 |" in text
-    assert "| gat | no average | 2 | 72.00 ± 12.71 | 61.00 | 52.00 ± 12.71 | 42.00 ± 12.71 |" in text
+    assert "| gat | no average | 2 | 72.00 ± 12.71 | 61.00 (n = 1) | 52.00 ± 12.71 | 42.00 ± 12.71 |" in text
     assert "| dropout | average | 1 | 75.00 | - | - | 7.50 |" in text
     over = "+2.00 ± 12.71"
-    assert f"| gat over the baseline | no average | {over} | +1.00 | {over} | {over} |" in text
+    assert f"| gat over the baseline | no average | {over} | +1.00 (n = 1) | {over} | {over} |" in text
 
 
 def test_a_run_that_is_best_at_its_end_is_told(tmp_path: Path) -> None:
