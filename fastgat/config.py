@@ -3,7 +3,7 @@
 The help texts are those of the command line; every value is checked when a dataclass is made, wherever it comes from.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from itertools import combinations, pairwise
 from pathlib import Path
@@ -308,62 +308,6 @@ def load_toml(path: Path) -> dict[str, Any]:
     if isinstance(values.get("method"), str):
         values["method"] = {"name": values["method"]}
     return values
-
-
-def identity(config: TrainConfig) -> dict[str, Any]:
-    """The settings that decide what a run computes, flat; the others may change when it is continued."""
-    feeding = {
-        f"data.{name}" for name in ("data_dir", "loader", "workers", "on_bad_sample", "max_pixels", "changed_data")
-    }
-    free = {"output", "resume", *feeding, *(f"run.{f.name}" for f in fields(RunConfig))}
-    if config.optimizer.lr_schedule == "constant":  # the others stretch over all epochs
-        free.add("epochs")
-    if ":" not in config.data.dataset:  # it has a size of its own
-        free.add("data.image_size")
-    free |= idle(config).keys()
-    assert isinstance(config.method, Method)
-    settings = {key: value for key, value in flatten(config.to_dict() | {"select": config.rule}) if key not in free}
-    if config.rule == "robust" and config.threat[0] == config.method.norm:  # the method's own, said or not
-        settings.pop("select_norm", None)
-        if config.select_epsilon == getattr(config.method, "epsilon", None):
-            settings.pop("select_epsilon", None)
-    if config.data.extra_data is not None:  # it may lie elsewhere; checkpoints keep the sum of its content
-        settings["data.extra_data"] = config.data.extra_data.name
-    return settings
-
-
-def idle(config: TrainConfig) -> dict[str, str]:
-    """The settings that have no effect beside the others, as "table.key", each with what it is for."""
-    reasons = {}
-    assert isinstance(config.method, Method)
-    if not config.precision.amp:
-        reasons["precision.amp_dtype"] = "it is for --amp"
-    if config.optimizer.lr_schedule != "multistep":
-        reasons |= dict.fromkeys(("optimizer.milestones", "optimizer.lr_decay"), "it is for --lr-schedule multistep")
-    if config.optimizer.optimizer != "sgd":
-        reasons |= dict.fromkeys(("optimizer.momentum", "optimizer.nesterov"), "it is for --optimizer sgd")
-    if not config.method.needs_generator:
-        none = f"method {config.method.name!r} has no generator"
-        reasons |= dict.fromkeys(("optimizer.generator_lr", "model.generator_width"), none)
-    if not config.method.clean_and_perturbed:
-        reasons["model.batch_norm"] = f"method {config.method.name!r} trains on one kind of forward pass"
-    if config.data.loader == "resident":
-        reasons["data.workers"] = "the resident loader has none"
-    if config.data.dataset == "digits":
-        reasons["data.data_dir"] = "digits are part of fastgat"
-    if ":" not in config.data.dataset:
-        of_files = ("data.max_pixels", "data.on_bad_sample", "data.changed_data")
-        reasons |= dict.fromkeys(of_files, "it is for images in files: folder:PATH or webdataset:PATTERN")
-    return reasons
-
-
-def flatten(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """("table.key", value) for each setting of nested tables."""
-    for key, value in values.items():
-        if isinstance(value, Mapping):
-            yield from flatten(value, f"{prefix}{key}.")
-        else:
-            yield prefix + key, value
 
 
 def merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:

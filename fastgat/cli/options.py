@@ -10,7 +10,8 @@ from typing import Any, NamedTuple
 
 import click
 
-from fastgat.config import TABLES, TrainConfig, idle
+from fastgat.config import TABLES, TrainConfig
+from fastgat.deciding import idle
 from fastgat.errors import ConfigError
 from fastgat.methods import GAT, METHODS
 from fastgat.options import constraint, declared, suggestion, value_type

@@ -13,7 +13,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from fastgat.config import TrainConfig, identity
+from fastgat.config import TrainConfig
+from fastgat.deciding import identity
 from fastgat.engine.checkpoint import (
     FORMAT,
     classifier_alone,

@@ -8,7 +8,8 @@ from functools import cache, cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from fastgat.config import TrainConfig, flatten, identity
+from fastgat.config import TrainConfig
+from fastgat.deciding import flatten, identity
 from fastgat.engine.load import checkpoint_path
 from fastgat.errors import CheckpointError
 from fastgat.store import key_digest

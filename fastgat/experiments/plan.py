@@ -6,7 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from fastgat.config import TrainConfig, flatten, identity
+from fastgat.config import TrainConfig
+from fastgat.deciding import flatten, identity
 from fastgat.errors import ConfigError
 from fastgat.experiments import paper
 from fastgat.experiments.cell import DATASETS, Cell

@@ -13,10 +13,11 @@ import torch
 from torch import nn
 
 from fastgat.batch import Batch
-from fastgat.config import TrainConfig, flatten, identity
+from fastgat.config import TrainConfig
 from fastgat.data.download import Progress
 from fastgat.data.identity import Identity, split_rule
 from fastgat.data.registry import silent
+from fastgat.deciding import flatten, identity
 from fastgat.engine.assemble import assemble, check_networks
 from fastgat.engine.device import pick_device, tf32
 from fastgat.engine.events import Callback

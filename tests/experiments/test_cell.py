@@ -9,15 +9,8 @@ from typing import Any
 
 import pytest
 
-from fastgat.config import (
-    DataConfig,
-    ModelConfig,
-    OptimizerConfig,
-    PrecisionConfig,
-    RunConfig,
-    TrainConfig,
-    identity,
-)
+from fastgat.config import DataConfig, ModelConfig, OptimizerConfig, PrecisionConfig, RunConfig, TrainConfig
+from fastgat.deciding import identity
 from fastgat.experiments.cell import Cell
 from fastgat.methods import GAT, Baseline, FastGradientL2, PGDTraining
 
