@@ -216,6 +216,8 @@ class TrainingStep:
             statistics=self._statistics,
             ranks=ranks,
         )
+        if self._statistics != "both" and not state.has_statistics:
+            raise ConfigError(f"batch_norm {self._statistics!r}: the classifier has no running statistics to update")
         self._num_classes = state.num_classes
         for minibatch in taken[:-1]:
             check_labels(minibatch.labels, self._num_classes)

@@ -178,6 +178,13 @@ def test_a_state_stays_what_it_was() -> None:
     assert largest_difference(classifier, before) == 0
 
 
+def test_a_choice_of_passes_wants_running_statistics() -> None:
+    for network in (SmallClassifier(), nn.Sequential(nn.BatchNorm2d(3, track_running_stats=False), SmallClassifier())):
+        step = fastgat.compile_step(network, GAT(), generator=Generator(4), batch_norm="clean", compile=False)
+        with pytest.raises(ConfigError, match="batch_norm 'clean': the classifier has no running statistics to update"):
+            step(*minibatch(dtype=torch.float32))
+
+
 def test_players_that_share_what_they_train() -> None:
     shared = nn.Conv2d(3, 3, 3, padding=1)
     norm = nn.BatchNorm2d(3, affine=False)

@@ -190,7 +190,7 @@ def frozen(*models: nn.Module) -> Iterator[None]:
         parameter.requires_grad_(False)
     try:
         with ExitStack() as plain, in_eval_mode(*models), torch.inference_mode(False), torch.enable_grad():
-            for kind in {"cpu", *(parameter.device.type for parameter, _ in before)}:
+            for kind in ("cpu", "cuda"):
                 plain.enter_context(torch.autocast(kind, enabled=False))
             yield
     finally:

@@ -156,7 +156,8 @@ def plan_from(quick: bool, grids: tuple[str, ...], given: dict[str, Any]) -> Pla
     chosen = (QUICK_GRIDS if quick else {}) | given_grids
     check_grids(chosen)
     base = TrainConfig.from_dict(merge(runs, overrides(given)))
-    check_effective([replace(base, method=method()) for method in METHODS.values()], given)
+    theirs = {name: value for name, value in given.items() if not (quick and name == "data_dir")}  # quick: digits
+    check_effective([replace(base, method=method()) for method in METHODS.values()], theirs)
     return Plan(**{**(QUICK if quick else {}), **given_to(Plan, given)}, base=base, grids=chosen)
 
 

@@ -47,7 +47,7 @@ class Folder:
     size: int
     max_pixels: int = MAX_PIXELS
 
-    def load(self, split_seed: int, progress: Progress, rule: str = "name") -> DataSet[EncodedSet]:
+    def load(self, split_seed: int, progress: Progress, rule: str = "place") -> DataSet[EncodedSet]:
         """Raises DataError, naming the folder, for anything that is not as described."""
         if not self.path.is_dir():
             raise DataError(f"{self.path}: no such folder")

@@ -25,10 +25,11 @@ MAX_BYTES = 2**27
 
 
 def split_rule(header: Mapping[str, Any] | None) -> str:
-    """How the run of a checkpoint holds images out: by "name" or, made by an earlier version, by "position"."""
-    record = {"split": "name"} if header is None else header.get("data") or {"split": "position"}
+    """How the run of a checkpoint holds images out: by "place", their names in shards and folders. Earlier versions did
+    by "name", of a shard's sample without the shard, or by "position"."""
+    record = {"split": "place"} if header is None else header.get("data") or {"split": "position"}
     rule = record.get("split") if isinstance(record, Mapping) else None
-    if rule not in ("name", "position"):
+    if rule not in ("place", "name", "position"):
         raise CheckpointError(f"the checkpoint's record of its data is not one of this version: {str(record)[:80]!r}")
     return rule
 
@@ -63,10 +64,10 @@ class Identity:
     def check(self, checkpoint: Path, header: Mapping[str, Any], *, changed: bool) -> None:
         """Raises DataError if the images are others than those of the run, unless they may have `changed`."""
         before, now = header.get("data"), self.record()
-        if not before or before.get("digest") == now["digest"] or (changed and self.rule == "name"):
+        if not before or before.get("digest") == now["digest"] or (changed and self.rule != "position"):
             return
         advice = "--changed-data goes on, and leaves every image that is still there in its split"
-        if self.rule != "name":
+        if self.rule == "position":
             advice = "this run, begun by an earlier version, cannot go on with others"
         told = f"they were {before.get('images')}, and are {now['images']}"
         if known := _names(checkpoint.parent / NAMES):

@@ -111,10 +111,10 @@ class IterableLoader:
             yield self._checked(pair)
         if self._pass_length is None:
             self._pass_length = count
-        if count != self._pass_length:
+        if count < self._pass_length:
             raise DataError(
-                f"a pass over a loader gave {count} batches, the first {self._pass_length}; it must be iterable again "
-                "and again"
+                f"a pass over the validation loader gave {count} batches, the first {self._pass_length}; it must be "
+                "iterable again and again"
             )
 
     def _checked(self, pair: Any) -> Batch:

@@ -36,7 +36,7 @@ def load_dataset(
     progress: Progress = silent,
     image_size: int | None = None,
     max_pixels: int = MAX_PIXELS,
-    rule: str = "name",
+    rule: str = "place",
 ) -> DataSet[Images]:
     """The data set called `name`; `auto` is CIFAR-10 where it is on disk or can be downloaded, otherwise digits.
 
@@ -46,7 +46,7 @@ def load_dataset(
         split_seed: of the split into train and validation.
         image_size: what the images of folder: and webdataset: are scaled to, pixels a side (default 32).
         max_pixels: of the largest of those images that is decoded.
-        rule: how some of those are held out: by "name", or by "position", as runs of earlier versions did.
+        rule: how some of those are held out: by "place", or by "name" or "position", as runs of earlier versions did.
 
     Raises ConfigError for an unknown name, a size that the data set does not have, or a `data_dir` for images that are
     named by where they are, DataError for data that are missing or not what they should be.

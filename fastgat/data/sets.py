@@ -184,8 +184,8 @@ def assemble(
 ) -> DataSet[EncodedSet]:
     """The data set of a user's images: `parts` has train, maybe val and test.
 
-    Without val, a tenth of train is held out by `rule`: "name", or "position", as runs of earlier versions did.
-    Raises DataError where there are too few.
+    Without val, a tenth of train is held out by `rule`: "place", or as runs of earlier versions did, "name" or
+    "position". Raises DataError where there are too few.
     """
     train = parts["train"]
     test = parts.get("test", train.first(0))
@@ -193,7 +193,7 @@ def assemble(
         order = np.random.default_rng(seed).permutation(len(train))  # so that the first of them are of all classes
         train, validation = train.take(order), parts["val"]
     else:
-        train, validation = (hold_out if rule == "name" else hold_out_by_position)(train, seed)
+        train, validation = (hold_out_by_position if rule == "position" else hold_out)(train, seed)
         if not len(validation):
             raise DataError(f"{len(train)} images of {len(classes)} classes are too few to hold any out for validation")
         source += ", a tenth of the training images held out to validate"

@@ -1,13 +1,11 @@
 """webdataset:PATTERN, tar shards of images (NAME.jpg, .png or .webp) and labels (NAME.cls), read by their offsets."""
 
-import functools
 import glob
 import io
 import itertools
 import os
 import re
 import tarfile
-from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -44,19 +42,16 @@ class ShardIndex(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class Shards:
-    """Images inside the tar files of the split `part`."""
+    """Images inside the tar files of the split `part`, known by their names, `by_shard` or alone."""
 
     part: str
     images: list[tuple[Path, Sample]]
 
-    @functools.cached_property
-    def repeated(self) -> set[str]:
-        """The names that several shards have, as where each counts its samples from 0."""
-        return {name for name, count in Counter(name for _, (name, *_) in self.images).items() if count > 1}
+    by_shard: bool = True
 
     def key(self, number: int) -> str:
         path, (name, *_) = self.images[number]
-        return f"{self.part}{path.name}/{name}" if name in self.repeated else f"{self.part}{name}"
+        return f"{self.part}{path.name}/{name}" if self.by_shard else f"{self.part}{name}"
 
     def name(self, number: int) -> str:
         path, (name, *_) = self.images[number]
@@ -79,11 +74,13 @@ class WebDataset:
     size: int
     max_pixels: int = MAX_PIXELS
 
-    def load(self, split_seed: int, progress: Progress, rule: str = "name") -> DataSet[EncodedSet]:
+    def load(self, split_seed: int, progress: Progress, rule: str = "place") -> DataSet[EncodedSet]:
         """Raises DataError, naming the shard, for anything that is not as described."""
         passed_over = PassedOver()
         parts = {
-            part: self._read(paths, f"{part}/" if "{split}" in self.pattern else "", progress, passed_over)
+            part: self._read(
+                paths, f"{part}/" if "{split}" in self.pattern else "", progress, passed_over, rule == "place"
+            )
             for part, paths in self._shards().items()
         }
         classes = _classes(parts["train"], self.pattern)
@@ -110,7 +107,9 @@ class WebDataset:
             raise DataError(f"{missing}: no such shard")
         return shards
 
-    def _read(self, paths: list[Path], part: str, progress: Progress, passed_over: PassedOver) -> EncodedSet:
+    def _read(
+        self, paths: list[Path], part: str, progress: Progress, passed_over: PassedOver, by_shard: bool
+    ) -> EncodedSet:
         if not paths:
             raise DataError(f"{self.pattern}: no such shard")
         images: list[tuple[Path, Sample]] = []
@@ -122,7 +121,7 @@ class WebDataset:
                 passed_over.add(kind, f"{path.name}: {example}", count)
         progress("indexing shards", len(paths), len(paths))
         labels = np.array([label for _, (*_, label) in images], np.int64)
-        return EncodedSet(Shards(part, images), np.arange(len(labels)), labels, self.size, self.max_pixels)
+        return EncodedSet(Shards(part, images, by_shard), np.arange(len(labels)), labels, self.size, self.max_pixels)
 
 
 def expand(pattern: str) -> list[Path]:

@@ -70,10 +70,7 @@ def assemble(
             ranks=ranks,
         )
         state.num_classes = classes
-        learnt = try_step(state, method, batch)
-        if statistics != "both" and not learnt:
-            none = "the classifier has no batch norm in train mode"
-            raise ConfigError(f"batch_norm {statistics!r} has no effect: {none}")
+        state.has_statistics = try_step(state, method, batch)
         return state
 
     classes, here = ranks.agree(probe)

@@ -71,6 +71,7 @@ class TrainState(nn.Module):
         device = next(classifier.parameters()).device
         self.optimizer, self.autocast, self.ranks = optimizer, autocast, ranks
         self.interacts = has_batch_norm(classifier) if interacts is None else interacts
+        self.has_statistics = True  # forward passes change buffers of the classifier, as batch norm's statistics
         self.statistics = statistics
         self.classifier, self.generator = classifier, generator
         self.transient = _transient(players)

@@ -21,12 +21,13 @@ from torch import Tensor, nn
 from fastgat.batch import Batch
 
 PLAIN = (bool, int, float, complex, str, bytes, type(None), torch.dtype, torch.device, torch.Size)
-CONTAINERS = (list, tuple, dict, set, frozenset, np.ndarray)
 FUNCTIONS = (types.FunctionType, types.MethodType, staticmethod, classmethod, property, functools.cached_property)
 LIBRARIES = frozenset({"abc", "builtins", "collections", "enum", "functools", "math", "numpy", "torch", "typing"})
 """Packages whose code is known by its name: torch's version is part of every digest."""
 INSTALLED = tuple({sysconfig.get_path(kind) for kind in ("stdlib", "platstdlib", "purelib", "platlib")})
 """Where Python and packages are."""
+PACKAGES = frozenset({"site-packages", "dist-packages"})
+"""Folders of packages, wherever they are."""
 OF_EVERY_MODULE = frozenset(vars(nn.Module()))
 """What torch keeps in every module: tensors and children, which are counted by themselves, and hooks."""
 
@@ -167,7 +168,7 @@ class _Digest:
                     self.add(cell.cell_contents)
             for name in _names(function.__code__):
                 known = function.__globals__.get(name)
-                if isinstance(known, (*FUNCTIONS, *PLAIN, *CONTAINERS, types.ModuleType, Tensor, nn.Module)):
+                if isinstance(known, (*FUNCTIONS, *PLAIN, types.ModuleType, Tensor, nn.Module)) or _is_data(known):
                     self.add((name, known))
 
     def _add_instance(self, value: Any) -> None:
@@ -192,7 +193,19 @@ def _file(module: str) -> Path | None:
 
 def _is_installed(module: str, file: Path) -> bool:
     """Whether a module is a package's, or Python's, and so changes only with the environment."""
-    return module.partition(".")[0] == "fastgat" or any(map(file.is_relative_to, INSTALLED))
+    known = _is_library(module) or module.partition(".")[0] == "fastgat"
+    return known or not PACKAGES.isdisjoint(file.parts) or any(map(file.is_relative_to, INSTALLED))
+
+
+def _is_data(value: Any) -> bool:
+    """Whether a value is a container of plain values, tensors and such containers: any process describes it alike."""
+    if isinstance(value, np.ndarray):
+        return value.dtype != object
+    if isinstance(value, dict):
+        return all(isinstance(key, PLAIN) and _is_data(item) for key, item in value.items())
+    if isinstance(value, set | frozenset):
+        return all(isinstance(item, PLAIN) for item in value)
+    return isinstance(value, (*PLAIN, Tensor)) or (isinstance(value, list | tuple) and all(map(_is_data, value)))
 
 
 def _is_library(module: str) -> bool:

@@ -61,14 +61,16 @@ def pareto(points: Iterable[tuple[float, float]]) -> list[tuple[float, float]]:
 
 
 def places(variants: Sequence[Variant], device: str, measure: str) -> dict[tuple[float, float], Variant]:
-    """The variants that have both, by their cost on `device` and their mean accuracy over the seeds that all have."""
+    """The variants that have both, by their cost on `device` and their mean accuracy over the same seeds: those of the
+    one that has most. Others are left out until they have them too."""
     placed = [each for each in variants if device in each["costs"] and each["accuracies"][measure]]
-    seeds = set.intersection(*(set(each["accuracies"][measure]) for each in placed)) if placed else set()
+    seeds: set[str] = max((set(each["accuracies"][measure]) for each in placed), key=len, default=set())
+    placed = [each for each in placed if each["accuracies"][measure].keys() >= seeds]
 
     def mean(variant: Variant) -> float:
-        return statistics.mean(variant["accuracies"][measure][seed] for seed in sorted(seeds))
+        return statistics.mean(variant["accuracies"][measure][seed] for seed in seeds)
 
-    return {(each["costs"][device]["ratio"], mean(each)): each for each in placed} if seeds else {}
+    return {(each["costs"][device]["ratio"], mean(each)): each for each in placed}
 
 
 def on_front(variants: Sequence[Variant], device: str, measure: str) -> list[str]:

@@ -50,6 +50,7 @@ class Ascent(NamedTuple):
 class Adversarial(OnePlayer):
     """Base of the methods that train on perturbed images alone; each has an `ascent` of its own."""
 
+    clean_and_perturbed: ClassVar[bool] = False
     metrics: ClassVar[tuple[str, ...]] = ("loss", "perturbed_accuracy", "perturbation_norm")
     select: ClassVar[str] = "robust"
     projects: ClassVar[bool] = True

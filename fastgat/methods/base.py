@@ -34,7 +34,7 @@ class Method(Options):
 
     name: ClassVar[str]
     needs_generator: ClassVar[bool] = False
-    clean_and_perturbed: ClassVar[bool] = False
+    clean_and_perturbed: ClassVar[bool] = True
     remembers: ClassVar[bool] = False
     metrics: ClassVar[tuple[str, ...]]
     norm: ClassVar[str] = "linf"

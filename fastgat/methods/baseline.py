@@ -14,6 +14,7 @@ from fastgat.methods.players import Draws, Metrics, Network, Tensors, classify, 
 @dataclass(frozen=True)
 class Baseline(OnePlayer):
     name: ClassVar[str] = "baseline"
+    clean_and_perturbed: ClassVar[bool] = False
     metrics: ClassVar[tuple[str, ...]] = ("loss", "accuracy")
 
     label_smoothing: float = label_smoothing_option()

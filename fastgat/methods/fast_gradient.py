@@ -26,7 +26,6 @@ class Perturbed(OnePlayer):
 
     metrics: ClassVar[tuple[str, ...]] = ("loss", "accuracy", "perturbed_accuracy", "perturbation_norm")
     needs_input_gradient: ClassVar[bool] = True
-    clean_and_perturbed: ClassVar[bool] = True
     norm: ClassVar[str] = "l2"
 
     alpha: float = alpha_option()

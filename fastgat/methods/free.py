@@ -28,6 +28,7 @@ from fastgat.options import option
 @dataclass(frozen=True)
 class Free(Method):
     name: ClassVar[str] = "free"
+    clean_and_perturbed: ClassVar[bool] = False
     remembers: ClassVar[bool] = True
     select: ClassVar[str] = "robust"
     metrics: ClassVar[tuple[str, ...]] = ("loss", "perturbed_accuracy", "perturbation_norm")

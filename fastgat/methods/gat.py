@@ -100,7 +100,6 @@ class PerturbedPass(NamedTuple):
 class GAT(Method):
     name: ClassVar[str] = "gat"
     needs_generator: ClassVar[bool] = True
-    clean_and_perturbed: ClassVar[bool] = True
     metrics: ClassVar[tuple[str, ...]] = (
         "loss",
         "accuracy",

@@ -20,6 +20,7 @@ from fastgat.options import option
 @dataclass(frozen=True)
 class GradientPenalty(OnePlayer):
     name: ClassVar[str] = "gradient-penalty"
+    clean_and_perturbed: ClassVar[bool] = False
     metrics: ClassVar[tuple[str, ...]] = ("loss", "accuracy", "gradient_norm")
 
     penalty: float = option(0.1, "lambda, the weight of ||dJ/dx||_2^2", at_least=0)

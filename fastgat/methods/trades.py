@@ -34,7 +34,6 @@ START = 1e-3
 class TRADES(OnePlayer):
     name: ClassVar[str] = "trades"
     select: ClassVar[str] = "robust"
-    clean_and_perturbed: ClassVar[bool] = True
     metrics: ClassVar[tuple[str, ...]] = ("loss", "accuracy", "perturbed_accuracy", "perturbation_norm")
 
     epsilon: float = epsilon_option(8 / 255)

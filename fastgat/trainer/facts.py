@@ -57,6 +57,8 @@ def _networks(config: TrainConfig, method: Method, state: TrainState, own: bool)
     resting = sum(not layer.training for layer in state.classifier.modules() if not list(layer.children()))
     if resting:
         networks += f"; {resting} layers of the classifier are in eval mode and stay so"
+    if config.model.batch_norm != "both" and not state.has_statistics:
+        networks += f"; --batch-norm {config.model.batch_norm} has no effect: the classifier has no running statistics"
     if state.interacts:
         networks += f"; samples interact in the classifier: {SECOND_PULL_BACK[method.needs_generator]}"
     return networks

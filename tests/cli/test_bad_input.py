@@ -52,10 +52,6 @@ USAGE: list[tuple[tuple[object, ...], str]] = [
     (("train", "--lr-decay", 0.5), "--lr-decay has no effect: it is for --lr-schedule multistep"),
     (("train", "--amp-dtype", "float16"), "--amp-dtype has no effect: it is for --amp"),
     (("train", "--method", "pgd", "--batch-norm", "clean"), "--batch-norm has no effect: method 'pgd' trains on one"),
-    (
-        ("train", "--dataset", "digits", "--no-compile", "--batch-norm", "clean"),
-        "batch_norm 'clean' has no effect: the classifier",
-    ),
     ((*BASE, "--data-dir", "x"), "--data-dir has no effect: digits are part of fastgat"),
     ((*BASE, "--on-bad-sample", "skip"), "--on-bad-sample has no effect: it is for images in files"),
     ((*BASE, "--loader", "resident", "--workers", 2), "--workers has no effect: the resident loader has none"),

@@ -106,6 +106,12 @@ def test_a_dry_run_writes_nothing(run: Run, tmp_path: Path) -> None:
     assert not (tmp_path / "out").exists()
 
 
+def test_a_choice_of_passes_without_running_statistics_is_told(run: Run) -> None:
+    result = run("train", "--dataset", "digits", "--no-compile", "--batch-norm", "clean", "--dry-run")
+    assert result.code == 0
+    assert "--batch-norm clean has no effect: the classifier has no running statistics" in " ".join(result.out.split())
+
+
 def test_print_config_is_a_configuration_file(run: Run, tmp_path: Path) -> None:
     first = run("train", "--method", "fg-linf", "--epsilon", "8/255", "--lr", "3e-4", "--print-config")
     values = tomllib.loads(first.out)

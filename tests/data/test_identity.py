@@ -10,12 +10,12 @@ import pytest
 from fastgat.data.identity import NAMES, Identity, split_rule
 from fastgat.errors import CheckpointError, DataError
 
-THREE = Identity("name", ["a/0.png (class a)", "a/1.png (class a)", "b/0.png (class b)"])
-TWO = Identity("name", ["a/0.png (class a)", "b/\udcff.png (class b)"])
+THREE = Identity("place", ["a/0.png (class a)", "a/1.png (class a)", "b/0.png (class b)"])
+TWO = Identity("place", ["a/0.png (class a)", "b/\udcff.png (class b)"])
 
 
 def test_the_rule_is_the_run_s() -> None:
-    assert split_rule(None) == split_rule({"data": THREE.record()}) == "name"
+    assert split_rule(None) == split_rule({"data": THREE.record()}) == "place"
     assert split_rule({}) == split_rule({"data": None}) == "position"  # of an earlier version
 
 

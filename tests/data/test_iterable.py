@@ -123,7 +123,7 @@ def test_a_loader_that_runs_dry_scores_nothing(batches: int, second: int) -> Non
     """Epochs are compared by what each pass has."""
     loader = IterableLoader(RunsDry(batches), num_classes=2)
     assert len(list(loader.once())) == 3
-    with pytest.raises(DataError, match=f"gave {second} batches, the first 3; it must be iterable again and again"):
+    with pytest.raises(DataError, match=f"gave {second} batches, the first 3; it must be iterable again"):
         list(loader.once())
 
 

@@ -76,6 +76,6 @@ def test_the_front_by_name() -> None:
 
 
 def test_the_front_is_of_the_seeds_that_all_have() -> None:
-    """By all that each has, the dearer one would be off it."""
-    variants = [variant("a", 1.0, (0.5, 0.9)), variant("b", 2.0, (0.6,))]
-    assert on_front(variants, "a machine", "validation") == ["a", "b"]
+    """By all that each has, the dearer one would be on it."""
+    variants = [variant("a", 1.0, (0.5, 0.7)), variant("b", 2.0, (0.65,)), variant("c", 3.0, (0.6, 0.7))]
+    assert on_front(variants, "a machine", "validation") == ["a", "c"]

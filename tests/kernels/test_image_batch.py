@@ -130,7 +130,6 @@ def test_kernel_takes_columns_of_rows_and_placements() -> None:
     assert image_batch(pixels, *strided).equal(image_batch(pixels, rows, table))
 
 
-@pytest.mark.usefixtures("reference_and_kernels")
 @pytest.mark.parametrize("resize", [False, True])
 def test_the_reference_does_not_wait_for_the_device(resize: bool) -> None:
     """It is captured where it is timed. Fake tensors have no values that a host could ask for."""
@@ -140,6 +139,7 @@ def test_the_reference_does_not_wait_for_the_device(resize: bool) -> None:
         assert image_batch_reference(pixels, rows, placement, 2, resize).shape == (4, 3, 8, 8)
 
 
+@pytest.mark.usefixtures("reference_and_kernels")
 def test_no_samples() -> None:
     assert image_batch(data_set((3, 4, 4)), at()).shape == (0, 3, 4, 4)
 
