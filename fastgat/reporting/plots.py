@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import logging
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -38,8 +38,7 @@ def draw_curves(epochs: list[dict[str, Any]]) -> bytes:
     measured = {key for row in epochs for key in row}
     panels = {title: lines for title, lines in panels.items() if any(key in measured for key, _ in lines.values())}
     width = 4.2 * len(panels)
-    figure = new_figure(width, 3.2)
-    figure.set_layout_engine("none")  # to find what fits would take as long as the rest
+    figure = new_figure(width, 3.2, layout="none")  # to find what fits would take as long as the rest
     figure.subplots_adjust(left=0.55 / width, right=1 - 0.1 / width, bottom=0.16, top=0.9, wspace=0.28)
     x = [row["epoch"] for row in epochs]
     for axes, (title, lines) in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels.items(), strict=True):
@@ -155,10 +154,10 @@ def saved(figure: Figure, kind: str) -> bytes:
     return image.getvalue()
 
 
-def new_figure(width: float, height: float) -> Figure:
+def new_figure(width: float, height: float, layout: Literal["constrained", "none"] = "constrained") -> Figure:
     """An empty figure of that size in inches, apart from any display."""
     # Its first use on a machine announces a font cache, as a warning.
     logging.getLogger("matplotlib.font_manager").setLevel(logging.ERROR)
     from matplotlib.figure import Figure
 
-    return Figure(figsize=(width, height), layout="constrained")
+    return Figure(figsize=(width, height), layout=layout)  # type: ignore[arg-type]  # the stub lacks "none"
