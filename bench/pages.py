@@ -38,6 +38,7 @@ EARLIER = {
 """The folder of results of each page that `what-the-kept-runs-say.md` reads: nothing was trained for it."""
 PAGES = EARLIER | {
     "cifar10-2500-images-readings": "reproduce-readings-cifar10-2500x40",
+    "cifar10-10000-images-readings": "reproduce-readings-cifar10-10000x40",
     "cifar10-2500-images-capacity": "reproduce-capacity-cifar10-2500x40",
     "cifar100-2500-images": "reproduce-cifar100-2500x40",
 }
