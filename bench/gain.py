@@ -1,6 +1,6 @@
 """The study of the paper's gain, in the order of worth, in pieces that end in time:
 
-    python bench/gain.py images-10000 images-45000 cifar100 --data-dir DATA --out OUT --jobs 4 --minutes 9
+    python bench/gain.py images-10000 images-45000 cifar100 --data-dir DATA --out OUT --jobs 4 --minutes 8
 
 Every part is a `fastgat reproduce` or `fastgat search` of its own. A part that does not finish in time is told to stop;
 the same command goes on from where it was. What is finished lies in OUT as it comes: pages and results.json.

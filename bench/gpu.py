@@ -31,7 +31,7 @@ from fastgat.reporting.environment import environment
 
 
 class Part(NamedTuple):
-    """A command for this Python, the seconds that it takes with cold caches, and who writes its JSON file."""
+    """A command for this Python, the seconds that are planned for it, and who writes its JSON file."""
 
     name: str
     command: tuple[str, ...]

@@ -116,7 +116,7 @@ class Stepper:
         self._steps = {}
 
     def give_up_compiling(self) -> None:
-        """Take the steps as they are written from here on."""
+        """Take the steps uncompiled from here on."""
         self.compiled = self.captured = False
         self._steps = {kind: self._uncompiled(kind) for kind in self.method.kinds}
 

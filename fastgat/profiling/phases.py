@@ -57,7 +57,7 @@ def phase_times(side: Fastgat) -> dict[str, float]:
 
 
 def trace(side: Fastgat, file: Path) -> None:
-    """Write a Chrome trace of a few steps as they are written, each phase a named range."""
+    """Write a Chrome trace of a few uncompiled steps, each phase a named range."""
     with torch.profiler.profile(activities=torch.profiler.supported_activities(), acc_events=True) as recorded:
         _run(side, STEPS)
     recorded.export_chrome_trace(str(file))
