@@ -108,18 +108,28 @@ class Picture(NamedTuple):
 
 def draw_sheet(rows: Sequence[tuple[str, Sequence[Picture]]]) -> Figure:
     """Rows of pictures, each with its name at the left."""
-    columns = max(len(pictures) for _, pictures in rows)
-    figure = new_figure(1.5 * columns + 1.6, 1.62 * len(rows))
-    for axes_row, (name, pictures) in zip(figure.subplots(len(rows), columns, squeeze=False), rows, strict=True):
-        for axes in axes_row:
-            axes.set_axis_off()
-        for axes, picture in zip(axes_row, pictures, strict=False):
+    side, gap, above, margin = 1.4, 0.1, 0.24, 1.55
+    width = margin + (side + gap) * max(len(pictures) for _, pictures in rows)
+    height = (above + side) * len(rows) + gap
+    # One plane for all of them, in inches from the top left: matplotlib is slow at arranging many.
+    figure = new_figure(width, height, layout="none")
+    axes = figure.add_axes((0, 0, 1, 1))
+    axes.set_axis_off()
+    for row, (name, pictures) in enumerate(rows):
+        top = above + row * (above + side)
+        axes.text(margin - gap, top + side / 2, literal(name), ha="right", va="center", fontsize=9, wrap=True)
+        for column, picture in enumerate(pictures):
+            left = margin + column * (side + gap)
             pixels = picture.pixels.clip(0, 1)
-            axes.imshow(pixels.repeat(3, 2) if pixels.shape[2] == 1 else pixels, interpolation="nearest")
-            axes.set_title(literal(picture.title), fontsize=8, color="#b00020" if picture.wrong else "black")
-        axes_row[0].text(
-            -0.1, 0.5, literal(name), transform=axes_row[0].transAxes, ha="right", va="center", fontsize=9, wrap=True
-        )
+            axes.imshow(
+                pixels.repeat(3, 2) if pixels.shape[2] == 1 else pixels,
+                interpolation="nearest",
+                extent=(left, left + side, top + side, top),
+            )
+            color = "#b00020" if picture.wrong else "black"
+            title = literal(picture.title)
+            axes.text(left + side / 2, top - 0.04, title, ha="center", va="bottom", fontsize=8, color=color)
+    axes.set(xlim=(0, width), ylim=(height, 0))
     return figure
 
 

@@ -21,6 +21,15 @@ class Result(NamedTuple):
 Run = Callable[..., Result]
 
 
+def call(*arguments: object) -> int:
+    """Run `fastgat ARGUMENTS` here, and return its exit code."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", ["fastgat", *map(str, arguments)])
+        with pytest.raises(SystemExit) as stopped:
+            main()
+    return int(stopped.value.code or 0)
+
+
 @pytest.fixture
 def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> Run:
     """Runs `fastgat ARGUMENTS` in an empty working folder."""
@@ -28,10 +37,7 @@ def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp
     monkeypatch.setenv("COLUMNS", "100")
 
     def run(*arguments: object) -> Result:
-        monkeypatch.setattr(sys, "argv", ["fastgat", *map(str, arguments)])
-        with pytest.raises(SystemExit) as stopped:
-            main()
-        captured = capsys.readouterr()
-        return Result(int(stopped.value.code or 0), captured.out, captured.err)
+        code = call(*arguments)
+        return Result(code, *capsys.readouterr())
 
     return run

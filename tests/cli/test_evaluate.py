@@ -13,9 +13,9 @@ import torch
 
 from fastgat.attacks import AutoAttack
 from fastgat.engine.checkpoint import load_checkpoint, save_checkpoint
-from tests.cli.conftest import Run
+from tests.cli.conftest import Run, call
 from tests.data.pictures import make_folder
-from tests.support import fastgat, made_once
+from tests.support import made_once
 
 TRAIN = (
     "train",
@@ -40,9 +40,10 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     def make(folder: Path) -> None:
         for part, each in (("train", 20), ("val", 4), ("test", 8)):
             make_folder(folder / "images" / part, each)
-        for seed in (0, 1):
-            done = fastgat(*TRAIN, "--seed", seed, "--output", f"seed{seed}", cwd=folder)
-            assert done.returncode == 0, done.stderr
+        with pytest.MonkeyPatch.context() as patch:
+            patch.chdir(folder)
+            for seed in (0, 1):
+                assert call(*TRAIN, "--seed", seed, "--output", f"seed{seed}") == 0
 
     return made_once(tmp_path_factory, "evaluated", make)
 

@@ -19,7 +19,6 @@ from bench.pages import DOCS, KEPT, PAGES, RESULTS, command, kept_runs
 from fastgat.engine.checkpoint import load_checkpoint
 from fastgat.reporting.run_folder import read_metrics
 from tests.cli.conftest import Run
-from tests.support import fastgat
 
 SHORT = ("--dataset", "digits", "--epochs", 2, "--train-images", 64, "--batch-size", 32, "--no-compile")
 TINY = "tests.experiments.tiny:build"
@@ -56,10 +55,10 @@ def best(folder: Path) -> dict[str, dict[str, torch.Tensor]]:
 
 
 @pytest.mark.slow
-def test_a_search_that_was_killed_goes_on_to_the_same_weights(tmp_path: Path) -> None:
-    whole = fastgat(*SEARCH, "--out", "whole", cwd=tmp_path)
-    assert whole.returncode == 0, whole.stderr
-    assert "best" in whole.stdout
+def test_a_search_that_was_killed_goes_on_to_the_same_weights(run: Run, tmp_path: Path) -> None:
+    whole = run(*SEARCH, "--out", "whole")
+    assert whole.code == 0, whole.err
+    assert "best" in whole.out
     arguments = [sys.executable, "-m", "fastgat", *map(str, SEARCH), "--out", "killed"]
     killed = subprocess.Popen(arguments, cwd=tmp_path, stdout=subprocess.DEVNULL)
     deadline = time.monotonic() + 120
@@ -70,8 +69,8 @@ def test_a_search_that_was_killed_goes_on_to_the_same_weights(tmp_path: Path) ->
     killed.send_signal(signal.SIGKILL)
     killed.wait()
     assert len(list(tmp_path.glob("killed/cells/*/summary.json"))) < 2, "it was too late to kill it"
-    done = fastgat(*SEARCH, "--out", "killed", cwd=tmp_path)
-    assert done.returncode == 0, done.stderr
+    done = run(*SEARCH, "--out", "killed")
+    assert done.code == 0, done.err
     expected, found = best(tmp_path / "whole"), best(tmp_path / "killed")
     assert expected.keys() == found.keys()
     assert len(found) == 2

@@ -81,6 +81,7 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return made_once(tmp_path_factory, "undisturbed-ranks", make) / "whole"
 
 
+@pytest.mark.long
 def test_a_rank_is_killed_and_torchrun_restarts_all(undisturbed: Path, tmp_path: Path) -> None:
     """The same weights, bit for bit, as without."""
     process = start("--output", "killed", folder=tmp_path, restarts=1)
