@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from fastgat.config import TrainConfig
 from fastgat.engine.checkpoint import load_checkpoint
-from fastgat.engine.load import CHECKPOINTS, checkpoint_path, trained_classifier
+from fastgat.engine.load import CHECKPOINTS, checkpoint_path, trained_classifier, untrained_classifier
 from fastgat.errors import ConfigError, FastgatError, first_line
 from fastgat.files import write_atomically, writing
 from fastgat.options import suggestion
@@ -32,7 +32,7 @@ SIDE, LARGEST = 32, 8192
 """Pixels a side where a run does not say, and at most."""
 BATCHES = (1, 3)
 """Batch sizes that an exported classifier is tried at."""
-OF_A_RUN = (
+RUN_FILES = (
     *("best*.safetensors", "last.safetensors", "config.toml", "environment.json", "metrics.jsonl", "summary.json"),
     *("curves.png", "images.json.gz", "evaluation*.json", "report.html", ".lock"),
 )
@@ -73,7 +73,9 @@ def export(
         raise ConfigError(f"unknown checkpoint {checkpoint!r}; known: {', '.join(CHECKPOINTS)}")
     source = checkpoint_path(run, checkpoint)
     tensors, header = load_checkpoint(source)
-    module = trained_classifier(source, tensors, header, classifier=classifier)
+    untrained = untrained_classifier(source, header, classifier)
+    new = {name: buffer.clone() for name, buffer in untrained.named_buffers()}
+    module = trained_classifier(source, tensors, header, classifier=untrained)
     size = image_size or header["model"].get("image_size")
     if not size:  # of an older checkpoint
         size = TrainConfig.from_dict(header["config"], str(source)).data.image_size or SIDE
@@ -91,17 +93,30 @@ def export(
     with writing(target), tempfile.TemporaryDirectory(prefix=".export-", dir=target.parent) as folder:
         made = Path(folder) / "made" / target.name
         made.parent.mkdir()
+        if format == "safetensors":
+            _check_persistent(module, new)
         check(module, EXPORTERS[format](module, model, batches[-1], made), batches, format)
         for file in sorted(made.parent.iterdir(), reverse=True):  # data before the program that refers to them
             file.replace(target.with_name(file.name))
     return target
 
 
+def _check_persistent(classifier: nn.Module, new: dict[str, Tensor]) -> None:
+    """Raises FastgatError for a buffer that a state_dict leaves out, and that in a new classifier is another."""
+    kept = classifier.state_dict().keys()
+    for name, buffer in classifier.named_buffers():
+        if name not in kept and not torch.equal(buffer, new[name]):
+            raise FastgatError(
+                f"the buffer {name} is not persistent: no state_dict has it, and training has changed it; choose "
+                "another format; not written"
+            )
+
+
 def _check_free(target: Path, source: Path) -> None:
     """Raises ConfigError where the export would overwrite its own source, or another file of a run."""
     folder = target.parent.resolve()
     in_a_run = folder == source.parent.resolve() or (folder / "config.toml").is_file()
-    if target.resolve() == source.resolve() or (in_a_run and any(map(target.match, OF_A_RUN))):
+    if target.resolve() == source.resolve() or (in_a_run and any(map(target.match, RUN_FILES))):
         raise ConfigError(f"{target} is a file of the run: choose another --output")
 
 

@@ -46,6 +46,27 @@ def test_weights(run_folder: Path, tmp_path: Path) -> None:
         assert json.loads(file.metadata()["fastgat.model"])["num_classes"] == 10
 
 
+class Shifted(Small):
+    """Adds a running mean of its logits, which no state_dict has."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("shift", torch.zeros(4), persistent=False)
+
+    def forward(self, given: torch.Tensor) -> torch.Tensor:
+        logits = super().forward(given)
+        if self.training:
+            self.get_buffer("shift").lerp_(logits.detach().mean(0), 0.1)
+        return logits + self.get_buffer("shift")
+
+
+def test_weights_that_lack_what_training_has_changed_are_not_written(tmp_path: Path) -> None:
+    run = trainer(config(tmp_path / "run", method="baseline", epochs=1), Shifted).fit().output
+    with pytest.raises(FastgatError, match="the buffer shift is not persistent: no state_dict has it"):
+        export(run, classifier=Shifted(), image_size=8)
+    assert not list(run.glob("classifier*"))
+
+
 @pytest.mark.slow
 def test_a_program(run_folder: Path) -> None:
     path = export(run_folder, "torch-export")

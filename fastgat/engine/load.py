@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from fastgat.engine.checkpoint import classifier_tensors, load_checkpoint
 from fastgat.engine.run_checkpoints import BEST, LAST
 from fastgat.engine.selection import candidates
-from fastgat.errors import CheckpointError
+from fastgat.errors import CheckpointError, ConfigError
 from fastgat.models import create_classifier, is_factory
 
 CHECKPOINTS = {"best": BEST, "last": LAST, **{each.rule: each.file for each in candidates(False, robust=True)}}
@@ -24,12 +24,14 @@ SIZES = 1 << 17
 def checkpoint_path(run: Path | str, checkpoint: str = "best") -> Path:
     """The path of a run's checkpoint file, by its name in CHECKPOINTS; `run` may also be a checkpoint file.
 
-    Raises CheckpointError if there is none.
+    Raises CheckpointError if there is none, ConfigError for a name where `run` is a file.
     """
     path = Path(run)
     try:
         if path.is_dir():
             path /= CHECKPOINTS[checkpoint]
+        elif path.is_file() and checkpoint != "best":
+            raise ConfigError(f"{path} is a checkpoint: --checkpoint {checkpoint} is for a run folder")
         exists = path.is_file()
     except OSError as error:
         raise CheckpointError(f"{path}: {error.strerror}") from None
@@ -54,7 +56,8 @@ def load_classifier(
         classifier: a module to load into, or "package.module:factory". Needed where the run was not trained with a
             built-in name: code that a checkpoint names is imported only where the caller names it too.
 
-    Raises CheckpointError if the file is missing, damaged, or of another model.
+    Raises CheckpointError if the file is missing, damaged, or of another model, ConfigError for a `checkpoint` where
+    `run` is a file.
     """
     path = checkpoint_path(run, checkpoint)
     return trained_classifier(path, *load_checkpoint(path), classifier=classifier).to(device)
@@ -71,14 +74,7 @@ def trained_classifier(
 
     `classifier` may also be several names, where several checkpoints share them.
     """
-    model = header["model"]
-    sizes = (model["num_classes"], model["in_channels"])
-    if not (all(1 <= size <= SIZES for size in sizes) and 0 <= model["dropout"] < 1):
-        raise CheckpointError(f"{path}: no classifier has {sizes[0]} classes, {sizes[1]} channels and such a dropout")
-    if isinstance(classifier, nn.Module):
-        module = classifier
-    else:
-        module = _build(path, model, [classifier] if isinstance(classifier, str) else list(classifier or ()))
+    module = untrained_classifier(path, header, classifier)
     try:
         saved = classifier_tensors(tensors, module)
     except CheckpointError as error:
@@ -90,9 +86,17 @@ def trained_classifier(
     return module.eval()
 
 
-def _build(path: Path, model: dict[str, Any], named: list[str]) -> nn.Module:
-    """The classifier that the header's `model` asks for; a factory only if it is `named` by the user."""
-    name = model["classifier"]
+def untrained_classifier(
+    path: Path, header: dict[str, Any], classifier: nn.Module | str | Collection[str] | None
+) -> nn.Module:
+    """The module that is given, or a new one as the header asks for it; of a factory only if the user names it."""
+    model = header["model"]
+    sizes = (model["num_classes"], model["in_channels"])
+    if not (all(1 <= size <= SIZES for size in sizes) and 0 <= model["dropout"] < 1):
+        raise CheckpointError(f"{path}: no classifier has {sizes[0]} classes, {sizes[1]} channels and such a dropout")
+    if isinstance(classifier, nn.Module):
+        return classifier
+    name, named = model["classifier"], [classifier] if isinstance(classifier, str) else list(classifier or ())
     if name is None:
         if len(named) != 1:
             raise CheckpointError(

@@ -195,6 +195,8 @@ def test_evaluate_repeats_the_run_s_own_figures(run: Run, baseline: Path) -> Non
     assert evaluation["accuracy"] == pytest.approx(summary["test_accuracy"], abs=0.02)
     assert f"{evaluation['accuracy']:.2%}" in result.out
     assert run("evaluate", baseline, "--clean", "--split", "validation", "--checkpoint", "last").code == 0
+    refused = run("evaluate", Path(baseline) / "best.safetensors", "--clean", "--checkpoint", "last")
+    assert (refused.code, "is a checkpoint: --checkpoint last is for a run folder" in refused.err) == (2, True)
     assert json.loads((baseline / "evaluation-clean.json").read_text())["samples"] == 180
 
 
