@@ -139,9 +139,21 @@ def expand(pattern: str) -> list[Path]:
         count *= max(1, len(choices[-1]))
         if count > SHARDS:
             raise DataError(f"{pattern}: names more than {SHARDS:,} shards")
-    paths = map("".join, itertools.product(*choices))
-    found = (sorted(glob.glob(each)) if glob.has_magic(each) else [each] for each in paths)  # noqa: PTH207
-    return list(map(Path, itertools.chain.from_iterable(found)))
+    found = {each: _matches(each) for each in map("".join, itertools.product(*choices))}
+    paths = list(itertools.chain.from_iterable(found.values()))
+    if paths and (missing := [each for each, files in found.items() if not files]):
+        raise DataError(f"{missing[0]}: no such shard")
+    if len(paths) > len(set(paths)):
+        twice = next(path for path in paths if paths.count(path) > 1)
+        raise DataError(f"{pattern}: names {twice} twice")
+    return paths
+
+
+def _matches(pattern: str) -> list[Path]:
+    """The file of that name, whether it is there or not, or those that its wildcards find."""
+    if glob.has_magic(pattern) and not os.path.exists(pattern):  # noqa: PTH110  # brackets and all
+        return list(map(Path, sorted(glob.glob(pattern))))  # noqa: PTH207
+    return [Path(pattern)]
 
 
 def _choices(part: str) -> list[str]:

@@ -36,7 +36,16 @@ def test_wildcards(tmp_path: Path) -> None:
     for name in ("b-1.tar", "a-1.tar", "a-1.txt"):
         (tmp_path / name).touch()
     assert expand(f"{tmp_path}/*.tar") == [tmp_path / "a-1.tar", tmp_path / "b-1.tar"]
-    assert expand(f"{tmp_path}/{{a,c}}-*.tar") == [tmp_path / "a-1.tar"]
+    with pytest.raises(DataError, match=r"/c-\*\.tar: no such shard"):
+        expand(f"{tmp_path}/{{a,c}}-*.tar")
+    with pytest.raises(DataError, match=r"names .*/a-1\.tar twice"):
+        expand(f"{tmp_path}/{{a-1,a-*}}.tar")
+    other = tmp_path / "d[1]"
+    other.mkdir()
+    (tmp_path / "d1").mkdir()
+    for place in (other, tmp_path / "d1"):
+        (place / "s-1.tar").touch()
+    assert expand(f"{other}/s-{{1..1}}.tar") == [other / "s-1.tar"], "a folder with brackets, not what they match"
 
 
 def test_every_image_is_read_at_its_offset(tmp_path: Path) -> None:
