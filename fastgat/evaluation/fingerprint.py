@@ -45,6 +45,13 @@ def model_fingerprint(model: nn.Module) -> str:
     return digest.text()
 
 
+def code_fingerprint(module: str) -> str:
+    """A digest of the file of a module that is loaded, and of those that it imports, up to installed packages."""
+    digest = _Digest()
+    digest.add_file(module)
+    return digest.text()
+
+
 def batch_fingerprint(batch: Batch) -> str:
     """A digest of the images and labels of a batch."""
     digest = _Digest()
@@ -102,7 +109,7 @@ class _Digest:
         elif isinstance(value, FUNCTIONS):
             self._add_function(value)
         elif isinstance(value, types.ModuleType):
-            self._add_file(value.__name__)
+            self.add_file(value.__name__)
         elif isinstance(value, types.BuiltinFunctionType | np.ufunc):
             self.add(f"{getattr(value, '__module__', '')} {value.__name__}")
         else:
@@ -110,7 +117,11 @@ class _Digest:
 
     def _add_network(self, network: nn.Module) -> None:
         """Its modules' classes, attributes and hooks, and its tensors."""
-        for name, module in network.named_modules():
+        firsts: dict[Any, str] = {}  # the first name of a module or tensor that stands in several places
+        for name, module in network.named_modules(remove_duplicate=False):
+            if (first := firsts.setdefault(module, name)) != name:
+                self.add((name, "is", first))
+                continue
             self.add((name, type(module)))
             if isinstance(module, torch.jit.ScriptModule):
                 self._hash.update(module.save_to_buffer())  # its code holds constants, once frozen all weights
@@ -120,8 +131,10 @@ class _Digest:
                     self.add((attribute, value))
                 elif "_hooks" in attribute and value:
                     self.add(list(value.values()))  # their keys are numbers that a process gives them
-        for name, tensor in (*network.named_parameters(), *network.named_buffers()):
-            self.add((name, tensor.device.type, tensor))
+        named = network.named_parameters, network.named_buffers
+        for name, tensor in (pair for each in named for pair in each(remove_duplicate=False)):
+            first = firsts.setdefault(tensor, name)
+            self.add((name, tensor.device.type, tensor) if first == name else (name, "is", first))
 
     def _add_class(self, kind: type) -> None:
         """A class with those that it inherits from, up to torch's, and the files that they are from."""
@@ -129,12 +142,12 @@ class _Digest:
             self.add(f"{each.__module__}.{each.__qualname__}")
             if _is_library(each.__module__):
                 continue
-            self._add_file(each.__module__)
+            self.add_file(each.__module__)
             for name, member in sorted(vars(each).items()):
-                if isinstance(member, FUNCTIONS + PLAIN) and name not in ("__module__", "__doc__"):
+                if (isinstance(member, FUNCTIONS) or _is_data(member)) and name not in ("__module__", "__doc__"):
                     self.add((name, member))
 
-    def _add_file(self, module: str) -> None:
+    def add_file(self, module: str) -> None:
         """The file of a module, where it has one, and those of what it imports, up to installed packages."""
         if module in self._modules:
             return
@@ -147,7 +160,7 @@ class _Digest:
             known = value if isinstance(value, type | types.FunctionType) else type(value)
             name = value.__name__ if isinstance(value, types.ModuleType) else known.__module__
             if (other := _file(name)) is not None and not _is_installed(name, other):
-                self._add_file(name)
+                self.add_file(name)
 
     def _add_function(self, function: Any) -> None:
         """A function's code, defaults, globals and what it closes over; of a method also its object."""

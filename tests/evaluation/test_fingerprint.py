@@ -54,6 +54,31 @@ def test_tensors_and_structure() -> None:
     assert model_fingerprint(shifted) != before
 
 
+def test_where_a_shared_layer_stands() -> None:
+    """A layer that is used twice, or weights that two layers share, are not the same network as once."""
+    first, shared, last = nn.Linear(4, 4), nn.Linear(4, 4), nn.Linear(4, 4)
+    once = nn.Sequential(first, shared, last)
+    assert model_fingerprint(once) != model_fingerprint(nn.Sequential(first, shared, last, shared))
+    digests = set()
+    for other in (0, 1):
+        network = nn.Sequential(*(nn.Linear(4, 4) for _ in range(3)))
+        for layer in network:
+            nn.init.eye_(layer.weight)  # type: ignore[arg-type]
+            nn.init.zeros_(layer.bias)  # type: ignore[arg-type]
+        network[2].weight = network[other].weight
+        digests.add(model_fingerprint(network))
+    assert len(digests) == 2
+
+
+@pytest.mark.parametrize("value", [(1.0, 2.0), [1.0, 2.0], {"a": 2.0}])
+def test_values_of_a_class(value: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    network = With(1)
+    monkeypatch.setattr(With, "scale", (1.0, 1.0), raising=False)
+    before = model_fingerprint(network)
+    monkeypatch.setattr(With, "scale", value)
+    assert model_fingerprint(network) != before
+
+
 @pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")
 def test_frozen_programs() -> None:
     frozen = [torch.jit.freeze(torch.jit.script(nn.Linear(4, 2).eval())) for _ in range(2)]  # no parameters are left
