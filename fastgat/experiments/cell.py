@@ -12,6 +12,8 @@ from fastgat.config import TrainConfig
 from fastgat.deciding import flatten, identity
 from fastgat.engine.load import checkpoint_path
 from fastgat.errors import CheckpointError
+from fastgat.evaluation.fingerprint import code_fingerprint
+from fastgat.models.registry import import_factory, is_factory
 from fastgat.store import key_digest
 
 
@@ -58,6 +60,15 @@ class Cell:
         options = [f"{key}{value:.4g}" if isinstance(value, float) else f"{key}{value}" for key, value in shown.items()]
         words = [self.config.data.dataset, method, *options, f"seed{self.seed}", key_digest(settings, 8)]
         return "-".join(re.sub(r"[^\w.+-]+", "_", word) for word in words)
+
+    @cached_property
+    def code(self) -> str | None:
+        """A digest of the code that makes a classifier of one's own, else None; the name does without it."""
+        classifier = self.config.model.classifier
+        if not is_factory(classifier):
+            return None
+        import_factory(classifier)
+        return code_fingerprint(classifier.partition(":")[0])
 
 
 def _content(path: Path) -> str:

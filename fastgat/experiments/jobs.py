@@ -61,6 +61,7 @@ class Training(Job):
 
     def run(self, store: RunStore, report: Report, stopped: Stopped) -> str | None:
         if not store.finished(self.cell):
+            store.note_code(self.cell)
             config = replace(self.cell.config, output=store.run_folder(self.cell), resume="auto")
             try:
                 if Trainer(config, callbacks=[Follower(self.name, report)]).fit().summary is None:

@@ -57,9 +57,12 @@ class RunStore:
     def run(self, cell: Cell) -> KeptRun | None:
         """A cell that has been trained to its end, or has diverged; None until then.
 
-        Raises DataError where its folder is damaged or holds another run.
+        Raises DataError where its folder is damaged or holds another run, or one of other code.
         """
         if cell.name not in self._runs:
+            if not self._has_same_code(cell):
+                own = cell.config.model.classifier
+                raise DataError(f"{self.run_folder(cell)}: the code of {own} has changed since; choose another --out")
             run = self._read(cell)
             archived = self.archive.cells.get(cell.name)
             if run is None and archived is None:
@@ -89,6 +92,16 @@ class RunStore:
             if environment := read_object(folder / "environment.json", Environment):
                 run["environment"] = environment
         return run
+
+    def note_code(self, cell: Cell) -> None:
+        """Keep which code makes the cell's classifier, where that is one's own."""
+        if cell.code is not None:
+            Store(self.run_folder(cell)).save("code", {"digest": cell.code})
+
+    def _has_same_code(self, cell: Cell) -> bool:
+        """Whether a cell's classifier, where that is one's own, is made by the code that was trained."""
+        kept = Store(self.run_folder(cell)).load("code", dict[str, str])
+        return kept is None or kept.get("digest") == cell.code
 
     def summary(self, cell: Cell) -> Summary | None:
         """summary.json of a cell that has been trained to its end, else None."""
@@ -170,7 +183,8 @@ class RunStore:
         for path in sorted((self.folder / "cells").glob("*/config.toml")):
             with contextlib.suppress(ConfigError):  # a damaged cell stops the experiments that need it
                 cell = Cell(TrainConfig.from_dict(load_toml(path), str(path)))
-                if cell.name == path.parent.name and (run := self.run(cell)) is not None:
+                known = cell.name == path.parent.name and self._has_same_code(cell)
+                if known and (run := self.run(cell)) is not None:
                     environment: Any = {k: value for k, value in run.get("environment", {}).items() if k != "command"}
                     cells[cell.name] = run | {"environment": environment}
                     rows = ({key: row[key] for key in row if key != "event"} for row in self.epochs(cell))

@@ -97,8 +97,8 @@ def _for_channels(values: tuple[float, ...], channels: int) -> tuple[float, ...]
     return values if len(values) == channels else (sum(values) / len(values),) * channels
 
 
-def _made(name: str, options: dict[str, Any]) -> nn.Module:
-    """What the factory called `package.module:factory` makes."""
+def import_factory(name: str) -> Any:
+    """The factory called `package.module:factory`; raises ConfigError where there is none."""
     place, _, attribute = name.partition(":")
     try:
         with _importing_from_here():
@@ -109,6 +109,12 @@ def _made(name: str, options: dict[str, Any]) -> nn.Module:
         raise ConfigError(f"classifier {name!r}: {error}") from None
     if not callable(factory):
         raise ConfigError(f"classifier {name!r}: {attribute} cannot be called")
+    return factory
+
+
+def _made(name: str, options: dict[str, Any]) -> nn.Module:
+    """What the factory called `package.module:factory` makes."""
+    factory = import_factory(name)
     parameters = inspect.signature(factory).parameters.values()
     takes_all = any(parameter.kind == parameter.VAR_KEYWORD for parameter in parameters)
     taken = options if takes_all else {p.name: options[p.name] for p in parameters if p.name in options}

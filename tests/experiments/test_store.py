@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from fastgat.config import ModelConfig
 from fastgat.errors import DataError, OutputError
 from fastgat.experiments import RunStore
 from fastgat.experiments.cell import Cell
@@ -51,6 +52,24 @@ def test_a_claim_holds_until_its_process_dies(tmp_path: Path) -> None:
             if mine:
                 break
         assert time.monotonic() < deadline, "the claim of a dead process still holds"
+
+
+def test_code_that_has_changed_is_another_classifier(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def cell(code: str) -> Cell:
+        (tmp_path / "ones_own.py").write_text(code)
+        monkeypatch.delitem(sys.modules, "ones_own", raising=False)
+        made = Cell(replace(plan().base, model=ModelConfig(classifier="ones_own:build")))
+        assert made.code, "read now"
+        return made
+
+    monkeypatch.chdir(tmp_path)
+    code = "def build(num_classes):\n    return None\n"
+    before, same, changed = cell(code), cell(code), cell(code + "\n")
+    assert before.name == changed.name
+    RunStore(tmp_path).note_code(before)
+    assert RunStore(tmp_path).run(same) is None
+    with pytest.raises(DataError, match="the code of ones_own:build has changed since; choose another --out"):
+        RunStore(tmp_path).run(changed)
 
 
 def test_a_claim_is_given_back(tmp_path: Path) -> None:
