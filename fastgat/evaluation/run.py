@@ -144,7 +144,7 @@ def load_foreign(
     if not classifiers or settings.dataset is None:
         raise ConfigError("--weights does not say what network it is of, or for which images: --classifier, --dataset")
     data = DataConfig(dataset=settings.dataset, image_size=settings.image_size)
-    header = {"model": {}, "data": {"split": "name"}}
+    header = {"model": {}, "data": {"split": split_rule(None)}}
     images = RunData(LoadedRun(path, nn.Identity(), header, data), settings, batch_size, device)
     normalise = normalization(settings.mean, settings.std, images.images.name)
     name, channels = next(iter(classifiers)), images.images.train.shape[2]
@@ -220,7 +220,7 @@ def evaluate_run(
         data = RunData(loaded, settings, attacks.batch_size or BLOCK, device)
     names = _names(settings.weights or run or loaded.path, sources, networks)
     others = {
-        name: load_run(path, settings.checkpoint, device, classifiers)
+        name: load_run(path, settings.checkpoint if path.is_dir() else "best", device, classifiers)
         for name, path in zip(names[1:], (*sources, *networks), strict=True)
     }
     for other in others.values():

@@ -68,6 +68,10 @@ def test_train_on_shards_without_test_images(run: Run, tmp_path: Path) -> None:
         f"fastgat: error: webdataset:{tmp_path}/s-{{0..1}}.tar has no test images; --split validation has some\n",
     )
     assert "3 images of webdataset:" in run("evaluate", "out", "--clean", "--split", "validation").out
+    weights = ("--weights", "out/best.safetensors", "--classifier", "table1", "--dataset", "webdataset:s-{0..1}.tar")
+    assert run("evaluate", *weights, "--clean", "--split", "validation", "--output", "other").code == 0
+    own, theirs = (json.loads(Path(folder, "evaluation-clean.json").read_text()) for folder in ("out", "other"))
+    assert own["loss"] == theirs["loss"], "the same images are held out"
 
 
 def test_a_skipped_image_is_told(run: Run, tmp_path: Path) -> None:
