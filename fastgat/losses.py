@@ -14,13 +14,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from fastgat.contract import check_labels, check_logits, checked_batch, explained
+from fastgat.contract import check_labels, check_logits, checked_batch, network_errors_in_one_line, shape_of
 from fastgat.errors import ConfigError
 from fastgat.functional import call
 from fastgat.kernels.backend import accumulation_dtype
 from fastgat.methods import GAT
 from fastgat.methods.double_backward import twice_differentiable
-from fastgat.randomness import random_state, replayed
+from fastgat.randomness import RandomState, random_state, replayed
 
 
 class GATLoss(NamedTuple):
@@ -54,7 +54,8 @@ def gat_loss(
         clamp: keep x + G(Delta) in [0, 1]; the power is that of G(Delta) before it.
         delta: "fixed" holds Delta constant in (10); "through" differentiates it by the classifier's parameters too.
 
-    A network that draws random numbers (dropout) draws the same ones for both losses.
+    A network that draws random numbers (dropout) draws the same ones for both losses, and one that changes its buffers
+    (batch norm, spectral norm) begins from the same ones.
 
     Raises ConfigError where images or labels are not as described, which waits for the device, where the classifier
     returns no logits or changes its input in place, where the generator's output has not the images' shape, for another
@@ -69,35 +70,39 @@ def gat_loss(
     images, device = images.detach(), images.device
     x = images.clone().requires_grad_()
     through = method.delta == "through"
-    with explained(images), twice_differentiable() if through else nullcontext():
+    with network_errors_in_one_line(images), twice_differentiable() if through else nullcontext():
         z = check_logits(classifier(x), len(x))  # one that works in place fails: x is a leaf
     check_labels(labels, z.shape[1])
     probability = z.softmax(1).gather(1, labels[:, None]).sum()
     (input_gradient,) = torch.autograd.grad(
         probability, x, retain_graph=True, create_graph=through, materialize_grads=True
     )
-    before = random_state(device)
-    with explained(images):
+    before = _state(generator, device)
+    with network_errors_in_one_line(images):
         p = generator(input_gradient.detach())
     if not isinstance(p, Tensor) or p.shape != images.shape:
-        made = tuple(p.shape) if isinstance(p, Tensor) else type(p).__name__
-        raise ConfigError(f"the generator made {made} for images of {tuple(images.shape)}")
+        raise ConfigError(f"the generator made {shape_of(p)} for images of {shape_of(images)}")
     p_classifier = p.detach()
     if through:
-        with replayed(before, device):
-            p_classifier = _frozen(generator, input_gradient)
+        p_classifier = _again(generator, before, input_gradient)
     x_classifier, x_generator = ((images + q).clamp(0, 1) if method.clamp else images + q for q in (p_classifier, p))
-    before = random_state(device)
+    before = _state(classifier, device)
     perturbed = functional.cross_entropy(classifier(x_classifier), labels)
-    with replayed(before, device):
-        fooled = _frozen(classifier, x_generator)
+    fooled = _again(classifier, before, x_generator)
     power = p.to(accumulation_dtype(p.dtype)).flatten(1).square().sum(1)
     each = fooled.softmax(1).gather(1, labels[:, None])[:, 0] + method.cg * power
     clean = functional.cross_entropy(z, labels)
     return GATLoss(method.alpha * clean + (1 - method.alpha) * perturbed, each.mean())
 
 
-def _frozen(module: nn.Module, inputs: Tensor) -> Tensor:
-    """The module's output; gradients reach the inputs alone, and its buffers stay as they are."""
-    tensors = {name: tensor.detach().clone() for name, tensor in (*module.named_parameters(), *module.named_buffers())}
-    return call(module, tensors, (inputs,))[0]
+def _state(module: nn.Module, device: torch.device) -> tuple[RandomState, dict[str, Tensor]]:
+    """What decides the output of a forward pass besides parameters: random numbers, and the module's buffers."""
+    return random_state(device), {name: buffer.detach().clone() for name, buffer in module.named_buffers()}
+
+
+def _again(module: nn.Module, state: tuple[RandomState, dict[str, Tensor]], inputs: Tensor) -> Tensor:
+    """The module's output from that state; gradients reach the inputs alone, and its buffers stay as they are."""
+    drawn, buffers = state
+    parameters = {name: parameter.detach().clone() for name, parameter in module.named_parameters()}
+    with replayed(drawn, inputs.device):
+        return call(module, parameters | buffers, (inputs,))[0]

@@ -88,7 +88,10 @@ def from_text(text: str) -> Tensor:
     return torch.frombuffer(bytearray.fromhex(text), dtype=torch.uint8)
 
 
-def random_state(device: torch.device) -> tuple[dict[str, Tensor], dict[str, Any]]:
+RandomState = tuple[dict[str, Tensor], dict[str, Any]]
+
+
+def random_state(device: torch.device) -> RandomState:
     """The global generators' states: torch's as tensors, python's and numpy's as plain values."""
     tensors = {"random.cpu": torch.get_rng_state()}
     if device.type == "cuda":
@@ -99,8 +102,8 @@ def random_state(device: torch.device) -> tuple[dict[str, Tensor], dict[str, Any
 
 
 @contextlib.contextmanager
-def replayed(before: tuple[dict[str, Tensor], dict[str, Any]], device: torch.device) -> Iterator[None]:
-    """A context in which what followed the state `before` is drawn again; the state of now is put back at its end."""
+def replayed(before: RandomState, device: torch.device) -> Iterator[None]:
+    """A context in which the draws that followed the state `before` are repeated; afterwards the state is as it was."""
     now = random_state(device)
     restore_random_state(*before, device)
     try:
