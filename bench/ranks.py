@@ -31,7 +31,7 @@ from fastgat.engine import reduction
 from fastgat.engine.assemble import assemble
 from fastgat.engine.device import device_name, keep_freed_memory, pick_device
 from fastgat.engine.random import step_draws
-from fastgat.engine.ranks import Ranks, joined
+from fastgat.engine.ranks import Ranks, connected
 from fastgat.engine.reduction import synchronised_batch_norm
 from fastgat.engine.step import Stepper
 from fastgat.methods import METHODS, Method
@@ -169,7 +169,7 @@ def _enter(rank: int, count: int, port: int, jobs: list[tuple[str, Job]], output
     os.environ.update(RANK=str(rank), WORLD_SIZE=str(count), LOCAL_RANK=str(rank))
     os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
     device = pick_device("auto", rank)
-    with joined(device) as ranks:
+    with connected(device) as ranks:
         results = [globals()[what](job, ranks, device) for what, job in jobs]
     if rank == 0:
         output.write_text(json.dumps(results))

@@ -77,7 +77,7 @@ def checked_logits(classifier: nn.Module, images: Tensor, num_classes: int | Non
     """
     given = images.clone()
     untouched = given._version
-    with explained(images):
+    with network_errors_in_one_line(images):
         logits = classifier(given)
     if given._version != untouched or not torch.equal(given.nan_to_num(), images.nan_to_num()):
         raise ConfigError("the classifier changes its input in place: have it work on a copy")
@@ -90,8 +90,7 @@ def check_logits(logits: Any, samples: int, num_classes: int | None = None) -> T
     Raises ConfigError where they are not, and where they are probabilities, or of another number of classes.
     """
     if not isinstance(logits, Tensor) or logits.dim() != 2 or len(logits) != samples:
-        got = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
-        raise ConfigError(f"the classifier must return logits (B, K), got {got}")
+        raise ConfigError(f"the classifier must return logits (B, K), got {shape_of(logits)}")
     if num_classes is not None and logits.shape[1] != num_classes:
         raise ConfigError(f"the classifier tells {logits.shape[1]} classes apart, but the data have {num_classes}")
     if are_probabilities(logits.detach()):
@@ -106,7 +105,7 @@ def are_probabilities(outputs: Tensor) -> bool:
 
 
 @contextmanager
-def explained(images: Tensor, what: str = "take") -> Iterator[None]:
+def network_errors_in_one_line(images: Tensor, what: str = "take") -> Iterator[None]:
     """Turn whatever a network raises on `images` into a ConfigError of one line; out of memory stays what it is."""
     try:
         yield
@@ -118,5 +117,10 @@ def explained(images: Tensor, what: str = "take") -> Iterator[None]:
         ) from None
 
 
+def shape_of(value: Any) -> str:
+    """The shape of a tensor, for an error; of anything else its type."""
+    return str(tuple(value.shape)) if isinstance(value, Tensor) else type(value).__name__
+
+
 def _described(value: Any) -> str:
-    return f"{tuple(value.shape)} of {value.dtype}" if isinstance(value, Tensor) else type(value).__name__
+    return f"{shape_of(value)} of {value.dtype}" if isinstance(value, Tensor) else shape_of(value)

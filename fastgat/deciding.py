@@ -45,6 +45,8 @@ def idle(config: TrainConfig) -> dict[str, str]:
         reasons |= dict.fromkeys(("optimizer.generator_lr", "model.generator_width"), none)
     if not config.method.clean_and_perturbed:
         reasons["model.batch_norm"] = f"method {config.method.name!r} trains on one kind of forward pass"
+    if config.run.compile is False:
+        reasons["run.convolutions"] = "it is for the compiled step"
     if config.data.loader == "resident":
         reasons["data.workers"] = "the resident loader has none"
     if config.data.dataset == "digits":

@@ -4,8 +4,10 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.func import functional_call
+from torch.nn.parameter import is_lazy
 
 from fastgat.errors import ConfigError
 
@@ -58,6 +60,14 @@ def call(
     return output, {name: everywhere[name] for name in tensors}
 
 
+def mixed_precision(device: torch.device, dtype: torch.dtype | None) -> torch.autocast:
+    """A context of mixed precision in `dtype`, or in none (None), whatever autocast is around.
+
+    It keeps no casts of weights: torch forgets them at the end of the outermost context, when they may have changed.
+    """
+    return torch.autocast(device.type, dtype, enabled=dtype is not None, cache_enabled=False)
+
+
 @contextmanager
 def in_eval_mode(*networks: nn.Module | None) -> Iterator[None]:
     """A context in which every module is in eval mode; afterwards each is in its mode of before."""
@@ -66,6 +76,19 @@ def in_eval_mode(*networks: nn.Module | None) -> Iterator[None]:
             if network is not None:
                 network.eval()
         yield
+
+
+@contextmanager
+def buffers_kept(*networks: nn.Module) -> Iterator[None]:
+    """A context after which every buffer has its values of before, though a forward pass has changed it."""
+    before = [(buffer, buffer.clone()) for network in networks for buffer in network.buffers() if not is_lazy(buffer)]
+    try:
+        yield
+    finally:
+        with torch.no_grad():
+            for buffer, values in before:
+                if not torch.equal(buffer, values):  # a write would spoil backward passes that are to come
+                    buffer.copy_(values)
 
 
 @contextmanager

@@ -18,7 +18,7 @@ from fastgat.engine.ranks import current
 from fastgat.engine.reduction import synchronised_batch_norm
 from fastgat.engine.step import Stepper, missing_compiler
 from fastgat.errors import CheckpointError, CompileError, ConfigError
-from fastgat.functional import Modes, modes, modes_kept, set_modes
+from fastgat.functional import Modes, mixed_precision, modes, modes_kept, set_modes
 from fastgat.methods import Method, create_method
 from fastgat.methods.players import Draws
 from fastgat.models import Generator
@@ -49,7 +49,8 @@ class TrainingStep:
         seed: of the generator's initial weights and of random draws.
 
     Attributes:
-        classifier, generator: the players, trained in place; `generator` is None for methods without one.
+        classifier, generator: the players, trained in place; `generator` is None for methods without one, and until the
+            first step where none was given.
         steps: how many have been taken.
 
     Raises ConfigError for settings that make no sense, CompileError where there is no compiler.
@@ -86,11 +87,11 @@ class TrainingStep:
         self.classifier, self.generator = classifier, generator
         self.steps = 0
         self._compiled, self._cuda_graph, self._seed = compile, cuda_graph, seed
-        self._rate = 1.0
+        self._lr_scale = 1.0
         self._num_classes: int | None = None
         self._check_values = True
         self._stepper: Stepper | None = None
-        self._made_for: tuple[torch.Size, torch.dtype] | None = None
+        self._batch_spec: tuple[torch.Size, torch.dtype] | None = None
         self._modes: Modes = []
         self._restored: dict[str, Tensor] | None = None
 
@@ -118,12 +119,12 @@ class TrainingStep:
         owed = self.method.minibatches(kind) - 1
         if len(generator_batches) != owed:
             raise ConfigError(f"this step takes {owed} generator_batches, got {len(generator_batches)}")
-        kind_of_batch = self._made_for or (images.shape, images.dtype)
+        kind_of_batch = self._batch_spec or (images.shape, images.dtype)
         batches = [self._batch(*each, *kind_of_batch) for each in (*generator_batches, (images, labels))]
         with self._surroundings(images.device):
             stepper = self._stepper or self._build(batches)
             stepper.state.check_trainable()
-            stepper.state.set_learning_rates(self._rate)
+            stepper.state.set_learning_rates(self._lr_scale)
             with modes_kept(self.classifier, self.generator):  # the loop may have evaluated since the first step
                 set_modes(self._modes)
                 with self._across_ranks():
@@ -153,7 +154,7 @@ class TrainingStep:
         """
         if not 0 <= factor < math.inf:
             raise ConfigError(f"the factor of the learning rates must be at least 0, got {factor}")
-        self._rate = factor
+        self._lr_scale = factor
 
     def state_dict(self) -> dict[str, Any]:
         """Every tensor that steps change, how many steps there have been, and the scale of the learning rates; for
@@ -165,7 +166,7 @@ class TrainingStep:
         if tensors is None:
             raise ConfigError("take a step first: before it there is no state to keep")
         tensors = {name: tensor.detach().clone() for name, tensor in tensors.items()}  # steps write in place
-        return {"steps": self.steps, "learning_rate_scale": self._rate, "tensors": tensors}
+        return {"steps": self.steps, "learning_rate_scale": self._lr_scale, "tensors": tensors}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue from what `state_dict` returned; before the first step too.
@@ -179,7 +180,7 @@ class TrainingStep:
             self._stepper.state.load_state_dict(tensors)
         else:
             self._restored = tensors
-        self.steps, self._rate = state["steps"], state["learning_rate_scale"]
+        self.steps, self._lr_scale = state["steps"], state["learning_rate_scale"]
 
     def _batch(self, images: Tensor, labels: Tensor, shape: torch.Size, dtype: torch.dtype) -> Batch:
         values = self._check_values or getattr(labels, "is_cpu", False)  # there nothing waits for it
@@ -224,13 +225,13 @@ class TrainingStep:
         self._modes = modes(self.classifier, self.generator)
         if self._restored is not None:
             state.load_state_dict(self._restored)
-        state.set_learning_rates(self._rate)
+        state.set_learning_rates(self._lr_scale)
         stepper = Stepper(state, self.method, compiled=self._compiled, cuda_graph=self._cuda_graph)
         batches = [batch] * self.method.minibatches()
         with self._across_ranks():
             stepper.prepare(batches, self._draws(batches))
         self._stepper, self._restored = stepper, None
-        self._made_for = batch.images.shape, batch.images.dtype
+        self._batch_spec = batch.images.shape, batch.images.dtype
         return stepper
 
     def _across_ranks(self) -> AbstractContextManager[None]:
@@ -246,7 +247,7 @@ class TrainingStep:
         with (
             torch.random.fork_rng([device] if on_gpu else []),
             tf32(self._precision.tf32),
-            torch.autocast(device.type, enabled=False),  # the loop's; the step has its own
+            mixed_precision(device, None),  # the loop's; the step has its own
             torch.cuda.device(device) if on_gpu else nullcontext(),
         ):
             yield

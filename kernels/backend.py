@@ -17,12 +17,9 @@ import torch
 
 triton: Any
 tl: Any
-TritonError: type[Exception]
 try:
     triton, tl = importlib.import_module("triton"), importlib.import_module("triton.language")
-    TritonError = importlib.import_module("triton.errors").TritonError
 except ModuleNotFoundError:
-    TritonError = RuntimeError  # nothing raises it
     triton, tl = SimpleNamespace(jit=lambda function: function), SimpleNamespace(constexpr=lambda value: value)
 
 _forced = False

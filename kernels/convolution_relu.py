@@ -2,7 +2,7 @@
 
     y_nf = relu(b_f + sum over taps t and channels c of x_(n + t)c w_ftc)        n a pixel of the output
 
-A product of matrices whose left one is read from the images as it is needed: the pixels under each tap of the kernel.
+An implicit GEMM: tiles of the im2col matrix are loaded from the images tap by tap; it is never stored.
 """
 
 from __future__ import annotations

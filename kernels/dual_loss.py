@@ -66,7 +66,7 @@ def _cross_entropy_row(
     logits_ptr += sample * row_stride
     label = tl.load(labels_ptr + sample)
     lane = tl.arange(0, BLOCK)
-    # Not from minus infinity: a tile of masked classes, whose logits are that, would make NaN of it.
+    # Not -inf: for a tile whose logits are all -inf, top - new_top would be inf - inf, a NaN.
     top, total, label_logit, best = -3.4028234663852886e38, 0.0, 0.0, 0
     z = tl.zeros((BLOCK,), tl.float32)
     for start in range(0, classes, BLOCK):

@@ -50,7 +50,7 @@ def layout(images: Tensor) -> torch.memory_format:
 
 
 def is_channels_last(images: Tensor) -> bool:
-    """Whether images are dense in that layout and in no other: not so for a single channel or pixel."""
+    """Whether images are channels last and not contiguous too, as they are with one channel or one pixel."""
     return images.dim() == 4 and images.is_contiguous(memory_format=torch.channels_last) and not images.is_contiguous()
 
 

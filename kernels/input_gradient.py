@@ -3,7 +3,6 @@
     probability   Delta = dF(x)_y/dx = -exp(-J) dJ/dx      below (7), since J = -log F(x)_y
     l2            eta   = eps dJ/dx / ||dJ/dx||_2          (3), the norm per sample; a zero gradient stays zero
     linf          eta   = eps sign(dJ/dx)                  (1)
-    none          dJ/dx
 
 The norm is accumulated relative to the largest entry seen, so that neither tiny gradients underflow when squared nor
 large ones overflow.
@@ -20,7 +19,7 @@ from torch import Tensor
 
 from fastgat.phases import joint
 
-MODES = ("probability", "l2", "linf", "none")
+MODES = ("probability", "l2", "linf")
 
 
 class InputGradient(NamedTuple):
@@ -58,9 +57,8 @@ TINY = tl.constexpr(torch.finfo(torch.float32).smallest_normal)
 @triton.jit
 def _store(value_ptr, index, inside, g, unit, factor, MODE: tl.constexpr):
     """Writes some entries of the value, and counts those that are zero once rounded."""
-    g = g * unit * factor  # in this order: neither product leaves float32's range
-    if MODE == "linf":
-        g = tl.where(g > 0, factor, tl.where(g < 0, -factor, g))  # a NaN stays one
+    signed = tl.where(g > 0, factor, tl.where(g < 0, -factor, g))  # a NaN stays one
+    g = signed if MODE == "linf" else g * unit * factor  # in this order: neither product leaves float32's range
     rounded = g.to(value_ptr.dtype.element_ty)
     tl.store(value_ptr + index, rounded, inside)
     return tl.sum(((rounded.to(tl.float32) == 0) & inside).to(tl.int32), 0)
@@ -88,8 +86,6 @@ def _input_gradient_kernel(
     unit, factor = 1.0, tl.cast(epsilon, tl.float32)  # Inductor passes floats as float64
     if MODE == "probability":
         factor = -tl.exp(-tl.load(loss_ptr + sample).to(tl.float32))
-    elif MODE == "none":
-        factor = 1.0
     elif MODE == "l2":
         largest = tl.maximum(tl.abs(first), TINY)
         if SINGLE:
@@ -125,7 +121,7 @@ def input_gradient(gradient: Tensor, mode: str, *, loss: Tensor | None = None, e
 
     Args:
         gradient: dJ/dx, (B, C, H, W), float32, bfloat16 or float16, any strides; float64 by the reference.
-        mode: "probability", "l2", "linf" or "none".
+        mode: "probability", "l2" or "linf".
         loss: J, (B,), for "probability". Exact where each sample's loss depends on that sample alone; under train-mode
             batch norm seed the backward pass with -exp(-J) instead.
         epsilon: the norm for "l2" and "linf", in pixel units.

@@ -127,7 +127,7 @@ def perturbation(images: Tensor, z: Tensor, *, tanh: bool = True, clamp: bool = 
     Args:
         images: x, (B, C, H, W), float32, bfloat16 or float16, any strides; float64 by the reference.
         z: the generator's output before its tanh, of the same shape; it may have another dtype and layout.
-        tanh: False if z is p itself.
+        tanh: False if z is p itself, which is then rounded to the dtype of the images.
         clamp: keep x' in [0, 1].
 
     x' comes in the dtype and layout of the images, the power in float32 or wider.
@@ -135,10 +135,11 @@ def perturbation(images: Tensor, z: Tensor, *, tanh: bool = True, clamp: bool = 
     Raises ValueError if the shapes differ.
     """
     _check_shapes(images, z)
+    if not tanh:
+        z = z.to(images.dtype)  # two dtypes would spill registers on sm_86, where p is clamped
     if not runs_kernel(images, z):
         return perturbation_reference(images, z, tanh, clamp)
-    # A given p in another dtype than the images would spill registers on sm_86, where it is clamped.
-    images, z = dense(images, z if tanh else z.to(images.dtype))
+    images, z = dense(images, z)
     perturbed, power = empty_like(images), images.new_empty(len(images), dtype=torch.float32)
     pointers = images, z, perturbed, power
     launch(_perturbation_kernel, images, *pointers, images[0:1].numel(), TANH=tanh, CLAMP=clamp, whole=True)

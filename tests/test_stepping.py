@@ -155,13 +155,19 @@ def test_a_loop_may_evaluate_in_between() -> None:
         assert step.metrics() == {}
 
 
-def test_a_loop_s_mixed_precision_stays_the_loop_s() -> None:
+@pytest.mark.parametrize("amp", [False, True])
+@pytest.mark.parametrize("method", [GAT(), "pgd"])
+def test_a_loop_s_mixed_precision_stays_the_loop_s(method: Any, amp: bool) -> None:
+    """Casts of weights that are kept for the length of the loop's context would be those of the first step."""
     moments = []
     for around in (False, True):
         torch.manual_seed(0)
-        step = fastgat.compile_step(SmallClassifier(), GAT(), generator=Generator(4), compile=False)
+        precision = PrecisionConfig(amp=amp, amp_dtype="bfloat16")
+        generator = Generator(4) if isinstance(method, GAT) else None
+        step = fastgat.compile_step(SmallClassifier(), method, generator=generator, precision=precision, compile=False)
         with torch.autocast("cpu", torch.bfloat16, enabled=around):
-            step(*minibatch(dtype=torch.float32))
+            for _ in range(2):
+                step(*minibatch(dtype=torch.float32))
         moments.append({k: v for k, v in step.state_dict()["tensors"].items() if "exp_avg." in k})
     assert moments[0]
     torch.testing.assert_close(moments[0], moments[1], rtol=0, atol=0)
@@ -390,6 +396,7 @@ def test_every_buffer_is_written_by_inductor() -> None:
     assert seen[1] == pytest.approx(seen[0], rel=1e-6)
 
 
+@pytest.mark.filterwarnings("ignore:Full backward hook is firing:UserWarning")  # where only weights have gradients
 @pytest.mark.parametrize("delta", ["fixed", "through"])
 def test_a_generator_that_goes_on_after_its_tanh(delta: str) -> None:
     """A subclass of Table 1's, or a hook on it: what is trained is what the module computes."""
@@ -403,7 +410,9 @@ def test_a_generator_that_goes_on_after_its_tanh(delta: str) -> None:
     before = Generator(4)
     before.register_forward_pre_hook(lambda module, inputs: (inputs[0] * 10,))
     batch = minibatch()
-    for generator in (Tenth(4).double(), hooked.double(), before.double()):
+    rolled = Generator(4)
+    rolled.register_full_backward_pre_hook(lambda module, gradients: (gradients[0].roll(1, 3),))  # type: ignore[index]
+    for generator in (Tenth(4).double(), hooked.double(), before.double(), rolled.double()):
         classifier, theirs = SmallClassifier().double(), copy.deepcopy(generator)
         own = copy.deepcopy(classifier)
         fastgat.compile_step(own, GAT(cg=0.1, delta=delta), generator=generator, optimizer=FAST, compile=False)(*batch)
@@ -432,6 +441,30 @@ def test_both_losses_meet_one_perturbation(delta: str) -> None:
     assert images.grad is None
     _, to_train, to_fool = seen
     assert to_train.equal(to_fool)
+
+
+class Louder(nn.Module):
+    """Multiplies by how often it has been called, which it counts in a buffer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("calls", torch.zeros(()))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        self.get_buffer("calls").add_(1)
+        return x * self.get_buffer("calls").clone()
+
+
+def test_both_losses_begin_from_the_same_buffers() -> None:
+    """As spectral norm needs it, which moves on at every call."""
+    classifier, seen = nn.Sequential(Louder(), nn.Flatten(), nn.Linear(192, 10)), []
+    classifier[0].register_forward_hook(lambda module, inputs, output: seen.append((inputs[0], output)))
+    fastgat.gat_loss(classifier, Louder(), *minibatch(dtype=torch.float32), delta="through")
+    (clean, first), (to_train, train), (to_fool, fool) = seen
+    assert first.equal(clean)
+    assert to_train.equal(to_fool), "one perturbation"
+    assert train.equal(2 * to_train)
+    assert fool.equal(train)
 
 
 @pytest.mark.parametrize(

@@ -81,7 +81,7 @@ class _Point(NamedTuple):
         )
 
     def checked(self, steps: int) -> _Point:
-        """After a checkpoint, `steps` after the last: who made no headway goes on from the best point in half steps."""
+        """At a checkpoint, `steps` after the last: samples without progress go on from the best, with half the step."""
         idle = (self.last_size == self.size).flatten() & (self.last_value >= self.best_value)
         stuck = (self.raised < RISING * steps) | idle
         each = per_sample(stuck)

@@ -16,7 +16,7 @@ from torch.nn import functional
 
 from fastgat.contract import check_labels, checked_batch, checked_logits
 from fastgat.errors import ConfigError, NonFiniteError
-from fastgat.functional import in_eval_mode
+from fastgat.functional import buffers_kept, in_eval_mode
 from fastgat.kernels.backend import runs_kernel
 from fastgat.kernels.images import per_sample
 from fastgat.kernels.input_gradient import input_gradient, relative
@@ -85,7 +85,7 @@ class Attack(Options, ABC):
                 x = images[part].to(torch.promote_types(images.dtype, torch.float32), copy=True)
                 perturbed = attack.perturb(x, labels[part].clone(), numbers[part])
                 results.append(self._within_bounds(perturbed.detach(), images[part]))
-        return torch.cat(results)
+            return torch.cat(results)
 
     def settings(self) -> dict[str, Any]:
         """The attack's name and options: with the model they decide the result. The batch size does not."""
@@ -184,12 +184,18 @@ def meaningful(logits: Tensor) -> Tensor:
 @contextlib.contextmanager
 def frozen(*models: nn.Module) -> Iterator[None]:
     """Models in eval mode and their own precision, whatever autocast is around, their parameters without gradients;
-    everything is put back afterwards."""
+    everything is put back afterwards, and so are buffers that a forward pass has changed."""
     before = [(parameter, parameter.requires_grad) for model in models for parameter in model.parameters()]
     for parameter, _ in before:
         parameter.requires_grad_(False)
     try:
-        with ExitStack() as plain, in_eval_mode(*models), torch.inference_mode(False), torch.enable_grad():
+        with (
+            ExitStack() as plain,
+            in_eval_mode(*models),
+            torch.inference_mode(False),
+            buffers_kept(*models),
+            torch.enable_grad(),
+        ):
             for kind in ("cpu", "cuda"):
                 plain.enter_context(torch.autocast(kind, enabled=False))
             yield

@@ -24,7 +24,7 @@ from fastgat.contract import checked_batch
 from fastgat.data.loader import Loader
 from fastgat.engine.optimizer import Adam, trainable_parameters
 from fastgat.engine.state import unchanged
-from fastgat.engine.step import Step, ready
+from fastgat.engine.step import Step, compile_and_capture
 from fastgat.errors import ConfigError, NonFiniteError
 from fastgat.functional import places
 from fastgat.kernels.input_gradient import input_gradient
@@ -93,7 +93,7 @@ def train_generator(
         step: Step = partial(_generator_step, GAT(cg=training.cg), players, optimizer)
         if compiled:
             with torch.no_grad(), unchanged(generator, optimizer):
-                step = ready(step, ([Batch(images, labels)], []), images.device)
+                step = compile_and_capture(step, ([Batch(images, labels)], []), images.device)
         best, lowest, losses = copy.deepcopy(generator), math.inf, list[float]()
         stream = train.stream(0)
         for epoch in range(training.epochs):

@@ -21,8 +21,8 @@ WINDOWS = 2**32
 class Square(Attack):
     """Algorithm 1 of Andriushchenko et al., with the proposals of Algorithm 2 (linf) and 3 (l2).
 
-    A proposal is kept where it lowers the margin z_y - max z_k; a sample whose margin is negative is left alone. Each
-    query has one window and one choice of signs for all samples.
+    A proposal is kept where it lowers the margin z_y - max z_k; a sample whose margin is not positive is left alone.
+    Each query has one window and one choice of signs for all samples.
     """
 
     queries: int = option(5000, "forward passes of each start", at_least=1)
@@ -64,7 +64,7 @@ class Square(Attack):
         return best, margin
 
     def _margin(self, x: Tensor, labels: Tensor) -> Tensor:
-        """z_y - max z_k, k != y: negative where the model errs."""
+        """z_y - max z_k, k != y: positive where the answer is y and no other."""
         logits = self.model(x)
         true = logits.gather(1, labels[:, None]).flatten()
         return true - logits.scatter(1, labels[:, None], -torch.inf).amax(1)

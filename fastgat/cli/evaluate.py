@@ -23,12 +23,12 @@ COLOURS = {"PASS": "green", "WARN": "yellow", "FAIL": "red"}
 FULL = {"samples": None, "generator_images": 10_000, "generator_epochs": 20}
 """What --full asks for in place of the defaults."""
 
-OF_CLEAN = {
+CLEAN_OPTIONS = {
     *("clean", "run", "classifiers", "output", "weights", "dataset", "mean", "std", "image_size"),
     *("checkpoint", "split", "data_dir", "device", "on_bad_sample", "changed_data", "batch_size"),
 }
 """Parameters that mean something with --clean."""
-OF_AUTOATTACK = OF_CLEAN - {"clean"} | {
+OF_AUTOATTACK = CLEAN_OPTIONS - {"clean"} | {
     *("only_autoattack", "samples", "norm", "epsilon", "seed", "quick", "full", "fresh", "no_generator")
 }
 """Those that mean something with --only-autoattack."""
@@ -139,7 +139,7 @@ def _check_combination(quick: bool, clean: bool, full: bool, only_autoattack: bo
     if ("run" in given) == ("weights" in given):
         raise click.UsageError("name a RUN, or --weights FILE with --classifier and --dataset")
     for asked, says, allowed in (
-        (clean, "--clean runs no attack", OF_CLEAN),
+        (clean, "--clean runs no attack", CLEAN_OPTIONS),
         (only_autoattack, "--only-autoattack runs nothing else", OF_AUTOATTACK),
         (full, "--full attacks every image", given.keys() - {"quick", "samples"}),
         (quick, f"--quick attacks {QUICK} images", given.keys() - {"samples"}),

@@ -15,10 +15,10 @@ import torch
 from numpy.typing import NDArray
 
 from fastgat.batch import Batch
-from fastgat.data.ahead import ahead
 from fastgat.data.bad_samples import Rows
 from fastgat.data.decoding import FLIPS, BadSampleError, decode, read_header, stored_boxes
 from fastgat.data.loader import Places, Request, Requests, SampledLoader
+from fastgat.data.prefetch import prefetch
 from fastgat.data.sampler import Sampler
 from fastgat.data.sets import EncodedSet, Images, ImageSet
 from fastgat.errors import DataError
@@ -60,7 +60,7 @@ class DaliLoader(SampledLoader):
     def _batches(self, request: Requests, numbers: range, places: Places) -> Iterator[Batch]:
         """As the base says; after a batch with a sample that DALI cannot decode, DALI is started anew from there."""
         while numbers:
-            with closing(ahead(lambda number: self._work(request(number), places), numbers)) as prepared:
+            with closing(prefetch(lambda number: self._work(request(number), places), numbers)) as prepared:
                 under_way: deque[int] = deque()
                 given = _not_empty(zip(numbers, prepared, strict=False), under_way)
                 first = next(given, None)

@@ -23,7 +23,10 @@ Places = Callable[[Rows], Rows]
 
 
 class Loader(Protocol):
-    """A source of batches whose position is a number: batch `i` of a stream depends on nothing that was read before."""
+    """A source of batches whose position is a number: a stream can start at any of its batches.
+
+    Where the images are in order, batch `i` depends on nothing that was read before; an `IterableLoader` reads on.
+    """
 
     @property
     def batches_per_epoch(self) -> int:
@@ -83,4 +86,4 @@ class SampledLoader(ABC):
 
     @abstractmethod
     def _batches(self, request: Requests, numbers: range, places: Places) -> Iterator[Batch]:
-        """What is requested for each of the numbers, of those samples that `places` says."""
+        """The batch of each number, of the samples whose positions `places` returns alone."""

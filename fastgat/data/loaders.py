@@ -9,7 +9,6 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
-from fastgat.data.ahead import ahead
 from fastgat.data.augmentation import Augmentation
 from fastgat.data.bad_samples import BadSamples
 from fastgat.data.dali import DaliLoader
@@ -18,6 +17,7 @@ from fastgat.data.dataloader import TorchLoader
 from fastgat.data.decoding import BadSampleError, arrange
 from fastgat.data.download import Progress
 from fastgat.data.loader import Loader
+from fastgat.data.prefetch import prefetch
 from fastgat.data.resident import ResidentLoader
 from fastgat.data.sampler import Sampler
 from fastgat.data.sets import EncodedSet, Images, ImageSet
@@ -148,7 +148,7 @@ def _read_each(images: EncodedSet, read: Callable[[int], object], bad: BadSample
         except BadSampleError as error:
             bad.report(row, images.name(row), error)
 
-    with closing(ahead(one, range(len(images)), depth=WINDOW)) as results:
+    with closing(prefetch(one, range(len(images)), depth=WINDOW)) as results:
         for row, _ in enumerate(results):
             if row % WINDOW == WINDOW - 1 or row == len(images) - 1:
                 progress("decoding", row + 1, len(images))

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from fastgat.batch import Batch
 from fastgat.engine.ranks import ALONE, Ranks
-from fastgat.functional import call, in_eval_mode, places
+from fastgat.functional import call, in_eval_mode, mixed_precision, places
 from fastgat.kernels.dual_loss import sample_loss
 
 
@@ -49,7 +49,7 @@ def _sums(
         total: Tensor | float = 0.0
         samples = 0
         for images, labels in batches:
-            with torch.autocast(images.device.type, autocast, enabled=autocast is not None):
+            with mixed_precision(images.device, autocast):
                 logits, _ = call(classifier, parameters or {}, (images,), where)
             correct = correct + (logits.argmax(1) == labels).sum()
             total = total + sample_loss(logits, labels).loss.sum(dtype=torch.float64)

@@ -10,15 +10,16 @@ from torch.nn.parameter import is_lazy
 
 from fastgat.batch import Batch
 from fastgat.config import OptimizerConfig, PrecisionConfig
-from fastgat.contract import check_labels, checked_logits, explained
+from fastgat.contract import check_labels, checked_logits, network_errors_in_one_line, shape_of
 from fastgat.engine.device import autocast_dtype
+from fastgat.engine.optimizer import trainable_parameters
 from fastgat.engine.random import step_draws
 from fastgat.engine.ranks import ALONE, Ranks
 from fastgat.engine.state import TrainState, has_batch_norm, unchanged
 from fastgat.errors import ConfigError
-from fastgat.functional import call, in_eval_mode
+from fastgat.functional import buffers_kept, call, in_eval_mode
 from fastgat.methods.base import Method
-from fastgat.methods.players import Players
+from fastgat.methods.players import Network, Players
 from fastgat.randomness import seed_torch
 
 
@@ -48,6 +49,7 @@ def assemble(
     players = [module for module in (classifier, generator) if module is not None]
 
     def probe() -> tuple[int, bool]:
+        _check_memory(*players)
         for module in players:
             restore_train_mode(module)
             _unfold_buffers(module)
@@ -120,25 +122,50 @@ def check_networks(
         name = min(ours[address] for address in shared)
         raise ConfigError(f"the generator shares {name} with the classifier: each player trains tensors of its own")
     images = images[:2]
-    with in_eval_mode(classifier, generator):
+    players = [module for module in (classifier, generator) if module is not None]
+    with in_eval_mode(*players), buffers_kept(*players):
         logits = checked_logits(classifier, images, num_classes)
-        with explained(images):
+        with network_errors_in_one_line(images):
             feed = method.generator_feed(images, images) if method is not None else images
             perturbation = generator(feed) if generator is not None else images
     if not isinstance(perturbation, Tensor) or perturbation.shape != images.shape:
-        made = tuple(perturbation.shape) if isinstance(perturbation, Tensor) else type(perturbation).__name__
-        shapes = f"{made} for {tuple(images.shape)}"
+        shapes = f"{shape_of(perturbation)} for {shape_of(images)}"
         raise ConfigError(f"the generator must return perturbations of the images' shape, got {shapes}")
     return logits.shape[1]
 
 
 def _unfold_buffers(network: nn.Module) -> None:
-    """Give buffers that `expand` has made a number for each entry: a step writes them."""
+    """Make buffers that `expand` has made contiguous, since a step writes them in place."""
     unfolded: dict[Tensor, Tensor] = {}
     for module in network.modules():
         for name, buffer in module._buffers.items():
             if buffer is not None and _is_expanded(buffer):
                 module._buffers[name] = unfolded.setdefault(buffer, buffer.clone(memory_format=torch.contiguous_format))
+
+
+def _check_memory(*networks: nn.Module) -> None:
+    """Raises ConfigError for a buffer in the memory of a parameter that learns: a step would undo what it learns."""
+    parameters = [(_memory(p), name) for network in networks for name, p in trainable_parameters(network).items()]
+    for network in networks:
+        for name, buffer in network.named_buffers():
+            memory = _memory(buffer)
+            for other, parameter in parameters:
+                if _overlap(memory, other):
+                    raise ConfigError(
+                        f"the buffer {name} lies in the memory of the parameter {parameter}: give it a clone"
+                    )
+
+
+def _memory(tensor: Tensor) -> range:
+    """The addresses between which a tensor lies; none where it has no size yet, or no strides."""
+    if is_lazy(tensor) or not tensor.numel() or tensor.layout is not torch.strided:
+        return range(0)
+    last = sum((size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True))
+    return range(tensor.data_ptr(), tensor.data_ptr() + (last + 1) * tensor.element_size())
+
+
+def _overlap(one: range, other: range) -> bool:
+    return one.start < other.stop and other.start < one.stop
 
 
 def _is_expanded(tensor: Tensor) -> bool:
@@ -191,7 +218,7 @@ def samples_interact(classifier: nn.Module, images: Tensor) -> bool:
                 seed_torch(0, images.device)  # the same noise, and the same dropout masks, for both pairs
                 parameters = {name: _noisy(p) if noisy else p.clone() for name, p in classifier.named_parameters()}
                 buffers = {name: buffer.clone() for name, buffer in classifier.named_buffers()}
-                with explained(images, "train on"):
+                with network_errors_in_one_line(images, "train on"):
                     outputs.append(call(classifier, parameters | buffers, (pair,))[0])
             alone, beside = outputs
             if not isinstance(alone, Tensor):
@@ -224,13 +251,25 @@ def try_step(state: TrainState, method: Method, batch: Batch) -> bool:
     changes = True
     with unchanged(state), suppress(torch.OutOfMemoryError):  # the compiled step may need less memory
         draws = step_draws(method, state.classifier, batches, 0, 0)
-        with explained(batch.images, "train on"):
+        with network_errors_in_one_line(batch.images, "train on"):
             after, _ = method.step(players, batches, draws, forget)
-            before = players.classifier.buffers
-            changes = any(not torch.equal(buffer, before[name]) for name, buffer in after.classifier.buffers.items())
+        changes = _changes_buffers(players.classifier, after.classifier)
+        if players.generator is not None and after.generator is not None:
+            _changes_buffers(players.generator, after.generator)
     if batch.images.is_cuda:
         torch.cuda.empty_cache()
     return changes
+
+
+def _changes_buffers(before: Network, after: Network) -> bool:
+    """Whether a step changes a buffer; raises ConfigError where that one shares memory with another."""
+    changed = [name for name, buffer in after.buffers.items() if not torch.equal(buffer, before.buffers[name])]
+    memory = {name: _memory(buffer) for name, buffer in before.module.named_buffers()} if changed else {}
+    for name in changed:
+        for other in memory:
+            if other != name and _overlap(memory[name], memory[other]):
+                raise ConfigError(f"the buffers {name} and {other} lie in the same memory: give them clones")
+    return bool(changed)
 
 
 def forget(players: Players, **gradients: Any) -> Players:

@@ -93,7 +93,7 @@ def load_checkpoint(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """
     try:
         raw, metadata = _read(path)
-        tensors = dict(sorted(safetensors.torch.load(raw).items()))  # read in an order that changes
+        tensors = dict(sorted(safetensors.torch.load(raw).items()))  # safetensors has no fixed order
         header = parse_json(metadata.get(HEADER, "null"))
         if header is not None:
             check_type(header, dict, "its header")
@@ -115,7 +115,7 @@ def load_checkpoint(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         check_type(header, Header, "header")
     except ValueError as error:
         raise CheckpointError(f"{path}: {error}") from None
-    if version == 2:  # a version
+    if version == 2:
         for before, now in RENAMED.items():
             tensors = {name.replace(before, now, 1): tensor for name, tensor in tensors.items()}
     if version > 1:

@@ -16,7 +16,7 @@ from torch import Tensor
 from torch._higher_order_ops.triton_kernel_wrap import triton_kernel_wrapper_functional
 from torch.fx import Graph, Node
 
-from fastgat.engine.graph import ALIGNED, CAST, CONVOLUTION, CONVOLUTION_BACKWARD, call, value_of
+from fastgat.engine.graph import ALIGNED, CAST, CONVOLUTION, CONVOLUTION_BACKWARD, add_node, fake_tensor
 from fastgat.kernels.backend import accumulation_dtype
 from fastgat.kernels.convolution_relu import convolution_relu, convolution_relu_reference
 from fastgat.kernels.images import is_channels_last
@@ -26,7 +26,7 @@ RELU = torch.ops.aten.relu.default
 WHERE = torch.ops.aten.where.self
 LESS_OR_EQUAL = torch.ops.aten.le.Scalar
 SUM = torch.ops.aten.sum.dim_IntList
-OF_A_BIAS = [0, 2, 3]
+ALL_BUT_CHANNELS = [0, 2, 3]
 EXPAND = torch.ops.aten.expand.default
 FULL = torch.ops.aten.full.default
 SCALAR = torch.ops.aten.scalar_tensor.default
@@ -34,15 +34,15 @@ ZEROS = torch.ops.aten.zeros.default
 
 
 @torch.library.custom_op("fastgat::convolution_relu", mutates_args=())
-def rectified_convolution(x: Tensor, weight: Tensor, bias: Tensor, stride: int, padding: int) -> Tensor:
+def convolution_relu_op(x: Tensor, weight: Tensor, bias: Tensor, stride: int, padding: int) -> Tensor:
     """`convolution_relu` as one operation of a graph."""
     return convolution_relu(x, weight, bias, stride, padding)
 
 
-rectified_convolution.register_fake(convolution_relu_reference)
+convolution_relu_op.register_fake(convolution_relu_reference)
 
 
-def take_in_relus(graph: Graph) -> None:
+def fuse_relus(graph: Graph) -> None:
     """Compute each convolution whose sum only a ReLU reads with it and the bias in one kernel, `convolution_relu`.
 
     It takes plain 16-bit convolutions of channels-last images whose channels are a multiple of 8.
@@ -56,28 +56,28 @@ def take_in_relus(graph: Graph) -> None:
             continue
         if _is_of(bias, CAST):
             bias = bias.args[0]  # the kernel casts as it reads
-        images = value_of(x)
+        images = fake_tensor(x)
         if images.itemsize == 2 and images.shape[1] % ALIGNED == 0 and is_channels_last(images):
             with graph.inserting_before(node):
-                new = call(graph, rectified_convolution._opoverload, x, weight, bias, stride[0], padding[0])
+                new = add_node(graph, convolution_relu_op._opoverload, x, weight, bias, stride[0], padding[0])
             node.replace_all_uses_with(new)
             graph.erase_node(node)
             graph.erase_node(source)
 
 
 @torch.library.custom_op("fastgat::relu_gradient", mutates_args=())
-def masked_and_summed(d_y: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+def relu_gradient_op(d_y: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
     """`relu_gradient` as one operation of a graph."""
     value, sums = relu_gradient(d_y, y)
     return value, sums
 
 
-@masked_and_summed.register_fake
+@relu_gradient_op.register_fake
 def _(d_y: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
     return torch.empty_like(d_y), d_y.new_empty((parts(d_y), d_y.shape[1]), dtype=accumulation_dtype(d_y.dtype))
 
 
-def sum_with_masks(graph: Graph) -> None:
+def fuse_bias_gradients(graph: Graph) -> None:
     """Take the mask of a ReLU and the gradient of the bias before it in one kernel, `relu_gradient`.
 
     Inductor writes the masked gradient first and reads it again to sum it, in two stages. The second one is left to it:
@@ -86,15 +86,19 @@ def sum_with_masks(graph: Graph) -> None:
     """
     for node in graph.find_nodes(op="call_function", target=WHERE):
         mask, zero, d_y = node.args
-        sums = [user for user in node.users if user.target is SUM and user.args[1:] == (OF_A_BIAS,) and not user.kwargs]
+        sums = [
+            user
+            for user in node.users
+            if user.target is SUM and user.args[1:] == (ALL_BUT_CHANNELS,) and not user.kwargs
+        ]
         if not (sums and _is_zero(zero) and _is_of(mask, LESS_OR_EQUAL) and mask.args[1] == 0 and _is_of_images(d_y)):
             continue
         with graph.inserting_before(node):
-            both = call(graph, masked_and_summed._opoverload, d_y, mask.args[0])
-            value, sums_of_parts = (call(graph, operator.getitem, both, i) for i in range(2))
-            total = call(graph, SUM, sums_of_parts, [0])
+            both = add_node(graph, relu_gradient_op._opoverload, d_y, mask.args[0])
+            value, sums_of_parts = (add_node(graph, operator.getitem, both, i) for i in range(2))
+            total = add_node(graph, SUM, sums_of_parts, [0])
             for user in sums:
-                user.replace_all_uses_with(call(graph, CAST, total, value_of(user).dtype))
+                user.replace_all_uses_with(add_node(graph, CAST, total, fake_tensor(user).dtype))
                 graph.erase_node(user)
         node.replace_all_uses_with(value)
         graph.erase_node(node)
@@ -118,12 +122,12 @@ def _is_of_images(node: Any) -> bool:
     """Whether a node is the gradient of channels-last images that a convolution's backward pass gives."""
     if not (_is_of(node, operator.getitem) and _is_of(node.args[0], CONVOLUTION_BACKWARD) and node.args[1] == 0):
         return False
-    return is_channels_last(value_of(node))
+    return is_channels_last(fake_tensor(node))
 
 
 @torch.library.custom_op("fastgat::weight_gradient", mutates_args=())
 def weight_gradient(
-    seed: Tensor,
+    grad_output: Tensor,
     images: Tensor,
     weight: Tensor,
     stride: list[int],
@@ -132,20 +136,20 @@ def weight_gradient(
     groups: int,
 ) -> Tensor:
     """A convolution's gradient by its weight, while a CUDA graph is captured on a second stream."""
-    with _beside(seed):
-        return _weight_gradient(seed, images, weight, stride, padding, dilation, groups)
+    with _on_second_stream(grad_output):
+        return _weight_gradient(grad_output, images, weight, stride, padding, dilation, groups)
 
 
 @weight_gradient.register_fake
-def _weight_gradient(seed: Tensor, images: Tensor, weight: Tensor, *how: Any) -> Tensor:
-    *window, groups = how
+def _weight_gradient(grad_output: Tensor, images: Tensor, weight: Tensor, *conv_args: Any) -> Tensor:
+    *window, groups = conv_args
     mask = [False, True, False]
-    gradients = CONVOLUTION_BACKWARD(seed, images, weight, None, *window, False, [0, 0], groups, mask)
+    gradients = CONVOLUTION_BACKWARD(grad_output, images, weight, None, *window, False, [0, 0], groups, mask)
     return gradients[1]  # type: ignore[no-any-return, unused-ignore]
 
 
-@torch.library.custom_op("fastgat::joined", mutates_args=())
-def joined(gradients: list[Tensor], read: list[Tensor]) -> list[Tensor]:
+@torch.library.custom_op("fastgat::wait_for_second_stream", mutates_args=())
+def wait_for_second_stream(gradients: list[Tensor], read: list[Tensor]) -> list[Tensor]:
     """Copies of gradients from the second stream, for which the first one waits.
 
     Args:
@@ -158,7 +162,7 @@ def joined(gradients: list[Tensor], read: list[Tensor]) -> list[Tensor]:
     return copies
 
 
-joined.register_fake(lambda gradients, read: [torch.empty_like(gradient) for gradient in gradients])
+wait_for_second_stream.register_fake(lambda gradients, read: [torch.empty_like(gradient) for gradient in gradients])
 
 
 def _is_captured(tensor: Tensor) -> bool:
@@ -171,7 +175,7 @@ def _second_stream(device: torch.device) -> torch.cuda.Stream:
 
 
 @contextlib.contextmanager
-def _beside(tensor: Tensor) -> Iterator[None]:
+def _on_second_stream(tensor: Tensor) -> Iterator[None]:
     """Launch on the second stream what follows so far; outside a capture, as when cuDNN times algorithms, in line."""
     if not _is_captured(tensor):
         yield
@@ -182,21 +186,21 @@ def _beside(tensor: Tensor) -> Iterator[None]:
         yield
 
 
-def split_off_weight_gradients(graph: Graph) -> None:
+def overlap_weight_gradients(graph: Graph) -> None:
     """Compute gradients by weights beside those by images, and wait for them where an update first needs them.
 
     torch computes both in one operation, one after the other; nothing but the update reads the former. What depends on
     them is put off until a convolution or a kernel of our own needs it, something is written in place, or the end.
     """
     started: list[Node] = []
-    put_off: list[Node] = []
+    deferred: list[Node] = []
     for node in list(graph.nodes):
-        depends = not {*started, *put_off}.isdisjoint(node.all_input_nodes)
+        depends = not {*started, *deferred}.isdisjoint(node.all_input_nodes)
         if started and (_writes(node) or (depends and not _can_wait(node))):
-            _join(graph, node, started, put_off)
-            started, put_off = [], []
+            _join(graph, node, started, deferred)
+            started, deferred = [], []
         elif depends:
-            put_off.append(node)
+            deferred.append(node)
         if _is_of(node, CONVOLUTION_BACKWARD) and (gradient := _split(graph, node)):
             started.append(gradient)
 
@@ -214,12 +218,14 @@ def _can_wait(node: Node) -> bool:
 
 def _split(graph: Graph, node: Node) -> Node | None:
     """The gradient by the weight as an operation of its own, where it has a reader and the convolution is plain."""
-    seed, images, weight, _, stride, padding, dilation, transposed, _, groups, mask = node.args
+    grad_output, images, weight, _, stride, padding, dilation, transposed, _, groups, mask = node.args
     reader = next((user for user in node.users if user.target is operator.getitem and user.args[1] == 1), None)
-    if reader is None or transposed or value_of(weight).dim() != 4:
+    if reader is None or transposed or fake_tensor(weight).dim() != 4:
         return None
     with graph.inserting_before(node):
-        gradient = call(graph, weight_gradient._opoverload, seed, images, weight, stride, padding, dilation, groups)
+        gradient = add_node(
+            graph, weight_gradient._opoverload, grad_output, images, weight, stride, padding, dilation, groups
+        )
     reader.replace_all_uses_with(gradient)
     graph.erase_node(reader)
     by_images, _, by_bias = cast(list[bool], mask)
@@ -229,17 +235,17 @@ def _split(graph: Graph, node: Node) -> Node | None:
     return gradient
 
 
-def _join(graph: Graph, place: Node, started: list[Node], put_off: list[Node]) -> None:
+def _join(graph: Graph, place: Node, started: list[Node], deferred: list[Node]) -> None:
     """Before `place`, wait for gradients; what was put off follows."""
     read = dict.fromkeys(source for gradient in started for source in gradient.args[:2])
     with graph.inserting_before(place):
-        copies = call(graph, joined._opoverload, started, list(read))
+        copies = add_node(graph, wait_for_second_stream._opoverload, started, list(read))
         for i, gradient in enumerate(started):
-            copy = call(graph, operator.getitem, copies, i)
+            copy = add_node(graph, operator.getitem, copies, i)
             gradient.replace_all_uses_with(copy, delete_user_cb=lambda user: user is not copies)
-    for node in put_off:
+    for node in deferred:
         place.prepend(node)
 
 
-PASSES = {"forward": take_in_relus, "backward": sum_with_masks, "stream": split_off_weight_gradients}
+PASSES = {"forward": fuse_relus, "backward": fuse_bias_gradients, "stream": overlap_weight_gradients}
 """By their names in `RunConfig.convolutions`, in the order in which they are taken."""

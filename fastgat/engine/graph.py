@@ -26,9 +26,10 @@ PAD = torch.ops.aten.constant_pad_nd.default
 def drop_unused_gradients(graph: Graph) -> None:
     """Narrow the output mask of every convolution's backward pass to the gradients that have a reader.
 
-    `torch.func.vjp` pulls back to all arguments of its function at once. Where a method takes a second pull-back for
-    the images alone, as GAT does under batch norm, each convolution's gradient by its weights comes with it: one
-    operator computes both, so removing dead code cannot take half of it away. Its mask of what to compute can.
+    `torch.func.vjp` gives the gradients by all arguments of its function at once. Where a method makes a second
+    backward pass for the images alone, as GAT does under batch norm, each convolution's gradient by its weights comes
+    with it: one operator computes both, so removing dead code cannot take half of it away. Its mask of what to compute
+    can.
     """
     graph.eliminate_dead_code()
     for node in graph.find_nodes(op="call_function", target=CONVOLUTION_BACKWARD):
@@ -79,7 +80,7 @@ def cast_inputs_at_once(graph: Graph) -> None:
 
 def _is_large(node: Node) -> bool:
     """Whether a cast on a GPU, to a narrower dtype, is of what a convolution or a product reads."""
-    source, narrow = value_of(node.args[0]), value_of(node)
+    source, narrow = fake_tensor(node.args[0]), fake_tensor(node)
     return source.is_cuda and source.dim() > 1 and source.is_floating_point() and narrow.itemsize < source.itemsize
 
 
@@ -108,31 +109,31 @@ class _Padding:
         self.padded: dict[tuple[Node, tuple[int, ...]], Node] = {}
 
     def forward(self, node: Node) -> None:
-        images, weight, bias, *how = node.args
-        filters, channels = _lacking(images, weight, how)
+        images, weight, bias, *conv_args = node.args
+        filters, channels = _missing_channels(images, weight, conv_args)
         if not (filters or channels):
             return
         with self.graph.inserting_before(node):
             operands = self._pad(images, 0, channels), self._pad(weight, filters, channels)
             bias = bias if bias is None else self._pad(bias, filters)
-            self._replace(node, call(self.graph, CONVOLUTION, *operands, bias, *how))
+            self._replace(node, add_node(self.graph, CONVOLUTION, *operands, bias, *conv_args))
 
     def backward(self, node: Node) -> None:
-        seed, images, weight, sizes, *how, mask = node.args
-        filters, channels = _lacking(images, weight, how)
+        grad_output, images, weight, sizes, *conv_args, mask = node.args
+        filters, channels = _missing_channels(images, weight, conv_args)
         if not (filters or channels):
             return
         if sizes is not None:  # of the bias
             sizes = [size + filters for size in cast(list[int], sizes)]
         with self.graph.inserting_before(node):
             operands = (
-                self._pad(seed, 0, filters),
+                self._pad(grad_output, 0, filters),
                 self._pad(images, 0, channels),
                 self._pad(weight, filters, channels),
             )
-            gradients = call(self.graph, CONVOLUTION_BACKWARD, *operands, sizes, *how, mask)
+            gradients = add_node(self.graph, CONVOLUTION_BACKWARD, *operands, sizes, *conv_args, mask)
             for reader in list(node.users):
-                self._replace(reader, call(self.graph, operator.getitem, gradients, reader.args[1]))
+                self._replace(reader, add_node(self.graph, operator.getitem, gradients, reader.args[1]))
         self.graph.erase_node(node)
 
     def _pad(self, node: Any, *amounts: int) -> Node:
@@ -141,48 +142,48 @@ class _Padding:
         if not any(amounts):
             return node
         if (node, amounts) not in self.padded:
-            pairs = [(0, amount) for amount in amounts] + [(0, 0)] * (value_of(node).dim() - len(amounts))
+            pairs = [(0, amount) for amount in amounts] + [(0, 0)] * (fake_tensor(node).dim() - len(amounts))
             place = node.next  # before all that read it
             while place.op == "placeholder":
                 place = place.next
             with self.graph.inserting_before(place):
                 last_first = [end for pair in reversed(pairs) for end in pair]
-                self.padded[node, amounts] = call(self.graph, PAD, node, last_first)
+                self.padded[node, amounts] = add_node(self.graph, PAD, node, last_first)
         return self.padded[node, amounts]
 
     def _replace(self, node: Node, padded: Node) -> None:
         """Let those who read `node` read that part of `padded`, as dense as it was."""
-        value, part = value_of(node), padded
+        value, part = fake_tensor(node), padded
         for dimension, size in enumerate(value.shape):
-            if value_of(part).shape[dimension] > size:
-                part = call(self.graph, torch.ops.aten.slice.Tensor, part, dimension, 0, size)
+            if fake_tensor(part).shape[dimension] > size:
+                part = add_node(self.graph, torch.ops.aten.slice.Tensor, part, dimension, 0, size)
         if part is not padded:
             # For kernels of our own, which read memory as it lay; Inductor's see through the copy.
-            part = call(self.graph, torch.ops.aten.clone.default, part, memory_format=suggest_memory_format(value))
+            part = add_node(self.graph, torch.ops.aten.clone.default, part, memory_format=suggest_memory_format(value))
         node.replace_all_uses_with(part)
         self.graph.erase_node(node)
 
 
-def _lacking(images: Any, weight: Any, how: Sequence[Any]) -> tuple[int, int]:
+def _missing_channels(images: Any, weight: Any, conv_args: Sequence[Any]) -> tuple[int, int]:
     """How many filters and channels a convolution lacks of full ones; none where it is of another kind."""
-    *_, transposed, _, groups = how
-    value, given = value_of(weight), value_of(images)
+    *_, transposed, _, groups = conv_args
+    value, images_value = fake_tensor(weight), fake_tensor(images)
     if transposed or groups != 1 or value.dim() != 4 or not value.is_cuda or value.itemsize != 2:
         return 0, 0
-    if not is_channels_last(given):
+    if not is_channels_last(images_value):
         return 0, 0
     filters, channels = value.shape[:2]
     return -filters % ALIGNED, -channels % ALIGNED
 
 
-def value_of(node: Any) -> Tensor:
+def fake_tensor(node: Any) -> Tensor:
     """The tensor, without its data, that a node stands for."""
     assert isinstance(node, Node)
     value: Tensor = node.meta["val"]
     return value
 
 
-def call(graph: Graph, target: Any, *arguments: Any, **options: Any) -> Node:
+def add_node(graph: Graph, target: Any, *arguments: Any, **options: Any) -> Node:
     """A new node at the place where `graph` inserts."""
     node = graph.call_function(target, arguments, options)
     node.meta["val"] = target(*map_arg(arguments, lambda argument: argument.meta["val"]), **options)

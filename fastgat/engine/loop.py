@@ -34,7 +34,7 @@ from fastgat.methods.players import Draws
 from fastgat.phases import phase
 
 GRACE_SECONDS = 5.0
-"""How long torch may take to say that a worker has died, whose end was seen before."""
+"""How long to wait for torch to report a dead worker, once its connection was seen to close."""
 
 
 class Loop:
@@ -121,33 +121,33 @@ class Loop:
             self.checkpoints.initialise_folder(at)
             if self.config.rule == "robust":
                 self.facts["selection"] = self.validator.choose_images()
-            self._tell(lambda callback: callback.on_start(self._start()))
-            self._hear(interrupts)
+            self._notify(lambda callback: callback.on_start(self._start()))
+            self._poll_signals(interrupts)
             if not self._signal:
                 self._compile()
             generator_batches = self.train_loader.stream(1, self.method.generator_position(at.step))
             if at.epoch_steps and at.step % self.steps_per_epoch == 0:
                 self._finish_epoch()  # whose validation could not be read when the run was here before
-            self._hear(interrupts)
+            self._poll_signals(interrupts)
             while at.step < self.total_steps and not self._stop_reason and not self._signal:
                 if self._train_to_epoch_end(generator_batches, interrupts):
                     self._finish_epoch()
-                    self._hear(interrupts)
+                    self._poll_signals(interrupts)
             self.ranks.end_votes()
             finished = at.step >= self.total_steps or self._stop_reason is not None
             summary = self._summary() if finished else None
             reason = self._stop_reason or ("all epochs done" if finished else f"interrupted by {self._signal}")
-            self._tell(lambda callback: callback.on_end(End(at.step, reason, summary)))
+            self._notify(lambda callback: callback.on_end(End(at.step, reason, summary)))
         return summary
 
-    def _hear(self, interrupts: Interrupts) -> None:
+    def _poll_signals(self, interrupts: Interrupts) -> None:
         """Take note of a signal that a rank has received; the ranks take note of it at the same step."""
         number = self.ranks.vote(signal.Signals[interrupts.received] if interrupts.received else 0)
         if number:
             self._signal = signal.Signals(number).name
 
-    def _tell(self, event: Callable[[Callback], None]) -> None:
-        """Tell the listeners of rank 0; that one wants to stop holds for every rank."""
+    def _notify(self, event: Callable[[Callback], None]) -> None:
+        """Notify the callbacks of rank 0; a stop that one asks for holds for every rank."""
 
         def tell() -> str | None:
             for callback in self.callbacks:
@@ -160,7 +160,7 @@ class Loop:
         """Compile the step, on a batch of the kind to come, before the clock of the training runs."""
         if not self.stepper.compiled:
             return
-        self._tell(lambda callback: callback.on_compiling(Compiling()))
+        self._notify(lambda callback: callback.on_compiling(Compiling()))
         began, failure = time.perf_counter(), None
         with torch.random.fork_rng([self.state.device] if self.state.device.type == "cuda" else []):
             batches = [self.sample] * self.method.minibatches()
@@ -174,7 +174,7 @@ class Loop:
                 failure = str(error)
                 self.stepper.give_up_compiling()
         event = Compiled(time.perf_counter() - began, self.stepper.captured, failure)
-        self._tell(lambda callback: callback.on_compiled(event))
+        self._notify(lambda callback: callback.on_compiled(event))
 
     def _train_to_epoch_end(self, generator_batches: Iterator[Batch], interrupts: Interrupts) -> bool:
         """Steps until the epoch is complete (True), or a signal has come and its checkpoint is written (False)."""
@@ -189,7 +189,7 @@ class Loop:
                 if not self.ranks.alone:  # the others are in the step already: nothing can be saved with them
                     raise self.checkpoints.with_what_is_kept(error) from None
                 unreadable = error
-            self._hear(interrupts)
+            self._poll_signals(interrupts)
             save = self._signal or unreadable or at.step % run.checkpoint_interval == 0
             if at.step % run.log_interval == 0 or at.step == epoch_end or save:
                 metrics = at.add(*self.state.metrics.read())
@@ -201,7 +201,7 @@ class Loop:
                 if images:
                     epoch, seconds = epoch_end // self.steps_per_epoch, now - started
                     event = Interval(at.step, epoch, metrics, images / seconds, self._waited / seconds)
-                    self._tell(lambda callback: callback.on_interval(event))  # noqa: B023  # called at once
+                    self._notify(lambda callback: callback.on_interval(event))  # noqa: B023  # called at once
                 started, images, self._waited = now, 0, 0.0
             if save and at.step < epoch_end:
                 self.checkpoints.save(LAST, at)
@@ -234,7 +234,7 @@ class Loop:
         return step_draws(self.method, state.classifier, minibatches, self.config.seed, step, self.ranks)
 
     def _finish_epoch(self) -> None:
-        """Validate, save (the best first, so that the last never knows of a best that is not there), report."""
+        """Validate, save, report. The best is saved first, so that the last never refers to one that does not exist."""
         at = self.position
         epoch = at.step // self.steps_per_epoch
         began = time.perf_counter()
@@ -265,7 +265,7 @@ class Loop:
         if is_best:
             self.checkpoints.save(BEST, at)
         self.checkpoints.save(LAST, at)
-        self._tell(lambda callback: callback.on_epoch(event))
+        self._notify(lambda callback: callback.on_epoch(event))
 
     def _validate(self) -> tuple[dict[str, float], float | None]:
         """The epoch's validation, and the seconds that robust accuracy took, where it is measured.
@@ -285,7 +285,7 @@ class Loop:
         return validation, time.perf_counter() - validated if self.validator.robust is not None else None
 
     def _choose(self, epoch: int, validation: dict[str, float]) -> tuple[list[Candidate], bool]:
-        """Note of what this epoch is the best so far: the candidates that it betters, and whether it is the run's."""
+        """Record what this epoch is the best of: the candidates it improves on, and whether it is the run's best."""
         at = self.position
         every = candidates(self.state.ema is not None, self.validator.robust is not None)
         better = [each for each in every if each.better(validation, at.row(at.kept.get(each.file)))]

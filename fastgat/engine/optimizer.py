@@ -30,8 +30,7 @@ def buffer_name(name: str) -> str:
 
 
 def overwrite(tensor: Tensor, value: Tensor) -> None:
-    """`tensor.copy_(value)`, also in a graph of Inductor, which forgets to write a 0-d float64 of the CPU back that it
-    does not see through a view."""
+    """`tensor.copy_(value)`, through a view where it is 0-d: Inductor drops writes to a 0-d float64 on the CPU."""
     if tensor.dim() == 0:
         tensor, value = tensor.view(1), value.view(1)
     tensor.copy_(value)
@@ -45,7 +44,7 @@ class PerParameter(nn.Module):
         for name, parameter in trainable_parameters(player).items():
             self.register_buffer(buffer_name(name), torch.zeros_like(parameter, requires_grad=False))
 
-    def beside(self, parameters: dict[str, Tensor]) -> list[Tensor]:
+    def for_parameters(self, parameters: dict[str, Tensor]) -> list[Tensor]:
         """The buffers of these parameters, in their order."""
         return [self.get_buffer(buffer_name(name)) for name in parameters]
 
@@ -54,11 +53,11 @@ class Optimizer(nn.Module):
     """Base of the optimisers, each for the trainable parameters of one `player`; `_update` is what they add.
 
     Attributes:
-        undecayed: the names of parameters that have no weight decay.
+        no_decay: the names of parameters that have no weight decay.
         learning_rate: of the next update, a 0-d buffer of the parameters' dtype, or of float32 where that is wider.
     """
 
-    undecayed: frozenset[str] = frozenset()
+    no_decay: frozenset[str] = frozenset()
     learning_rate: Tensor
 
     def __init__(self, player: nn.Module, learning_rate: float, weight_decay: float) -> None:
@@ -71,8 +70,8 @@ class Optimizer(nn.Module):
     def update(self, parameters: dict[str, Tensor], gradients: dict[str, Tensor]) -> None:
         """One step, in place; `gradients` are those of `parameters`, by name."""
         for decay, names in (
-            (self.weight_decay, [name for name in parameters if name not in self.undecayed]),
-            (0.0, [name for name in parameters if name in self.undecayed]),
+            (self.weight_decay, [name for name in parameters if name not in self.no_decay]),
+            (0.0, [name for name in parameters if name in self.no_decay]),
         ):
             if names:
                 self._update({name: parameters[name] for name in names}, gradients, decay)
@@ -107,7 +106,7 @@ class Adam(Optimizer):
 
     def _update(self, parameters: dict[str, Tensor], gradients: dict[str, Tensor], weight_decay: float) -> None:
         weights, g = list(parameters.values()), [gradients[name] for name in parameters]
-        m, v = self.exp_avg.beside(parameters), self.exp_avg_sq.beside(parameters)
+        m, v = self.exp_avg.for_parameters(parameters), self.exp_avg_sq.for_parameters(parameters)
         if self._can_fuse(weights, g, m, v):
             decay = weight_decay, self.decoupled
             adam_(weights, g, m, v, self.updates, self.learning_rate, list(self.betas), self.epsilon, *decay)
@@ -158,7 +157,7 @@ class SGD(Optimizer):
 
     def _update(self, parameters: dict[str, Tensor], gradients: dict[str, Tensor], weight_decay: float) -> None:
         weights, g = list(parameters.values()), [gradients[name] for name in parameters]
-        v = self.velocity.beside(parameters)
+        v = self.velocity.for_parameters(parameters)
         if weight_decay:
             g = list(torch._foreach_add(g, weights, alpha=weight_decay))
         torch._foreach_mul_(v, self.momentum)
@@ -180,7 +179,7 @@ def create_optimizer(player: nn.Module, config: OptimizerConfig) -> Optimizer:
     if not config.decay_norm:
         layers = (module for module in player.modules() if isinstance(module, NORMALISATION))
         learnt = {parameter for layer in layers for parameter in layer.parameters()}
-        optimizer.undecayed = frozenset(name for name, p in player.named_parameters() if p in learnt)
+        optimizer.no_decay = frozenset(name for name, p in player.named_parameters() if p in learnt)
     return optimizer
 
 

@@ -19,11 +19,11 @@ from torch import Tensor
 from torch.distributed.distributed_c10d import PrefixStore, Store
 from torch.distributed.rendezvous import rendezvous
 
-from fastgat.errors import ConfigError, FastgatError, RankError
+from fastgat.errors import ConfigError, FastgatError, RankError, first_line
 from fastgat.processes import launched, number
 
 Result = TypeVar("Result")
-NCCLS = "Last error:"
+NCCL_ERROR_MARKER = "Last error:"
 """The line that torch puts before NCCL's own words."""
 _joins = itertools.count()
 _store: Store | None = None
@@ -157,7 +157,7 @@ def current() -> Ranks:
 
 
 @contextmanager
-def joined(device: torch.device) -> Iterator[Ranks]:
+def connected(device: torch.device) -> Iterator[Ranks]:
     """Connect the ranks that torchrun has started: NCCL between GPUs, gloo between CPUs; ALONE where there is one.
 
     A group that the caller has connected already is used, and left as it is. Raises RankError where the ranks do not
@@ -177,7 +177,8 @@ def joined(device: torch.device) -> Iterator[Ranks]:
             raise
         raise lost from None
     if connects:
-        dist.destroy_process_group()  # not after an error, which may not be that of all: NCCL would wait for the others
+        # Not after an error: ranks without one are still running, and NCCL would wait for them.
+        dist.destroy_process_group()
 
 
 def _connect(device: torch.device) -> None:
@@ -192,13 +193,13 @@ def _connect(device: torch.device) -> None:
         backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
         dist.init_process_group(backend, store=_store, rank=rank, world_size=count)
     except (RuntimeError, ValueError) as error:
-        raise RankError(f"the ranks cannot be connected: {str(error).splitlines()[0]}") from None
+        raise RankError(f"the ranks cannot be connected: {first_line(error)}") from None
 
 
 def account(message: str, *, lost: bool = False) -> str | None:
     """The line in which this rank reports an error; None where another rank has reported it.
 
-    Of ranks with the same message the first one reports. A rank that has only `lost` another does where no rank has
+    Ranks with the same message report it once. A rank that has merely `lost` another reports only where no rank has
     reported anything. Before ranks are connected each reports for itself: torchrun ends the rest when one ends.
     """
     if not launched():
@@ -228,7 +229,7 @@ def connection_error(error: BaseException, remark: str = "") -> RankError | None
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
     lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
-    first = lines.index(NCCLS) + 1 if NCCLS in lines[:-1] else 0
+    first = lines.index(NCCL_ERROR_MARKER) + 1 if NCCL_ERROR_MARKER in lines[:-1] else 0
     return RankError(f"another rank has gone, or cannot be reached ({lines[first]}){remark}", lost=True)
 
 

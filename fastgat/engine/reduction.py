@@ -91,7 +91,7 @@ def differentiable_sum(x: Tensor, ranks: Ranks) -> Tensor:
     return x if ranks.alone else _Sum.apply(x, ranks)
 
 
-def everywhere(condition: Tensor, ranks: Ranks) -> Tensor:
+def true_on_all_ranks(condition: Tensor, ranks: Ranks) -> Tensor:
     """Whether `condition` (0-d, bool) holds on every rank."""
     return condition if ranks.alone else finish_sum(start_sum((~condition).float(), ranks)) == 0
 

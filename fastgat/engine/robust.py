@@ -23,7 +23,7 @@ from fastgat.batch import Batch
 from fastgat.engine.optimizer import trainable_parameters
 from fastgat.engine.ranks import Ranks
 from fastgat.engine.state import TrainState
-from fastgat.engine.step import Step, ready
+from fastgat.engine.step import Step, compile_and_capture
 from fastgat.functional import in_eval_mode, places
 from fastgat.kernels.dual_loss import sample_loss
 from fastgat.kernels.images import per_sample
@@ -37,8 +37,8 @@ CHOICE, START = 3, 4
 """Keep the choice of images and their starts apart from what else a seed decides (`fastgat.engine.random.DRAWS`)."""
 
 
-class Chosen(NamedTuple):
-    """An image that may be attacked; the random key decides, the number tells it from all others."""
+class SampledImage(NamedTuple):
+    """A validation image, number `number` of its set, that may be attacked: those with the smallest random keys are."""
 
     key: float
     number: int
@@ -92,7 +92,7 @@ class RobustAccuracy:
             device = self.state.device
             stream = torch.cuda.Stream(device) if captured else None
             with torch.no_grad(), in_eval_mode(self.state.classifier):
-                self._step = ready(self._step, ([self._parts[0][0]], []), device, stream=stream)
+                self._step = compile_and_capture(self._step, ([self._parts[0][0]], []), device, stream=stream)
 
     @torch.no_grad()
     def __call__(self, parameters: Tensors) -> float:
@@ -101,18 +101,18 @@ class RobustAccuracy:
         for name, tensor in self._tensors.items():
             tensor.copy_(parameters.get(name, own[name]))
         with in_eval_mode(self.state.classifier):
-            correct = [self._resists(*part) for part in self._parts]
+            correct = [self._attack(*part) for part in self._parts]
         right = int(torch.cat(correct)[: self._mine].sum()) if correct else 0
         return sum(self.state.ranks.gather(right)) / max(self.samples, 1)
 
-    def _resists(self, batch: Batch, start: Tensor) -> Tensor:
+    def _attack(self, batch: Batch, start: Tensor) -> Tensor:
         """Whether the answer is right after the last step, (B,)."""
         self.p.copy_(start)
-        for _ in range(STEPS + 1):  # each tells of the point that the one before has reached
+        for _ in range(STEPS + 1):  # each scores the point that the one before has reached
             self._step([batch], [])
         return self.correct.clone()
 
-    def _part(self, chosen: Sequence[Chosen]) -> tuple[Batch, Tensor]:
+    def _part(self, chosen: Sequence[SampledImage]) -> tuple[Batch, Tensor]:
         """A batch of images, and their first perturbations."""
         images, labels = torch.stack([each.image for each in chosen]), torch.stack([each.label for each in chosen])
         sources = [np.random.default_rng((self.seed, START, each.number)) for each in chosen]
@@ -132,19 +132,19 @@ class RobustAccuracy:
         return torch.clamp(p * (self.epsilon / norm.clamp(min=1e-12)).clamp(max=1), -images, 1 - images)
 
 
-def choose(validation: Iterable[Batch], seed: int, ranks: Ranks) -> tuple[list[Chosen], int]:
+def choose(validation: Iterable[Batch], seed: int, ranks: Ranks) -> tuple[list[SampledImage], int]:
     """Of this rank's images those with the least keys, at most IMAGES, and how many there are in all.
 
     Image i of rank r of R is number i R + r, as loaders divide a data set.
     """
     source, seen = np.random.default_rng((seed, CHOICE)), 0
-    kept: list[tuple[float, Chosen]] = []  # a heap, the largest key first
+    kept: list[tuple[float, SampledImage]] = []  # a heap, the largest key first
     for images, labels in validation:
         keys = source.random(ranks.count * len(labels))[ranks.rank :: ranks.count].tolist()
         for key, image, label in zip(keys, images, labels, strict=True):
             if len(kept) < IMAGES or -key > kept[0][0]:
                 # Copies: the batch that an image is of need not stay.
-                heapq.heappush(kept, (-key, Chosen(key, ranks.count * seen + ranks.rank, image.clone(), label)))
+                heapq.heappush(kept, (-key, SampledImage(key, ranks.count * seen + ranks.rank, image.clone(), label)))
                 if len(kept) > IMAGES:
                     heapq.heappop(kept)
             seen += 1
@@ -154,8 +154,8 @@ def choose(validation: Iterable[Batch], seed: int, ranks: Ranks) -> tuple[list[C
 def ascend(attack: RobustAccuracy, batches: Sequence[Batch], draws: Sequence[Draws]) -> None:
     """One step of PGD in place: moves `attack.p`, and says in `attack.correct` which answers were right before."""
     ((images, labels),) = batches
-    z, pull, _ = classify(attack.network, images + attack.p, by="images")
+    z, vjp, _ = classify(attack.network, images + attack.p, wrt="images")
     here = sample_loss(z, labels)
-    (gradient,) = pull(here.gradient)
+    (gradient,) = vjp(here.gradient)
     attack.correct.copy_(here.correct & (z < torch.inf).all(1))  # a NaN is no answer
     attack.p.copy_(attack.project(images, attack.p, gradient.nan_to_num()))

@@ -84,6 +84,15 @@ def find_checkpoint(resume: str | None, output: Path | None, known: Checkpoint |
     return Checkpoint(path, tensors, header, stamp)
 
 
+def check_unchanged(folder: Path, checkpoint: Checkpoint | None) -> None:
+    """Raises ConfigError where a run has been written into `folder` since `checkpoint`, if any, was read."""
+    if checkpoint is not None and folder.resolve() == checkpoint.path.parent.resolve():
+        if _stamp(checkpoint.path) != checkpoint.stamp:
+            raise ConfigError(f"{checkpoint.path} has changed since it was read: another process went on with the run")
+    else:
+        find_checkpoint(None, folder)
+
+
 def step_of(checkpoint: Checkpoint) -> int:
     """The number of steps that the run had done; raises CheckpointError where the header does not say so."""
     step = checkpoint.header.get("position", {}).get("step")

@@ -93,7 +93,7 @@ def _collapsed(rows: Sequence[Mapping[str, Any]], samples: int) -> Collapse | No
 
 
 def suffix(averaged: bool) -> str:
-    """What the name of a figure ends in: those of the classifier itself beside its moving average are marked."""
+    """What a metric's name ends in: "_unaveraged" for the weights themselves, in a run that averages them."""
     return "" if averaged else "_unaveraged"
 
 

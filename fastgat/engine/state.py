@@ -15,7 +15,7 @@ from fastgat.engine.checkpoint import check_match
 from fastgat.engine.metrics import SMALLEST, LossScale, RunningMetrics, all_finite
 from fastgat.engine.optimizer import Adam, Ema, buffer_name, create_optimizer, overwrite, trainable_parameters
 from fastgat.engine.ranks import ALONE, Ranks
-from fastgat.engine.reduction import GradientMean, everywhere
+from fastgat.engine.reduction import GradientMean, true_on_all_ranks
 from fastgat.errors import ConfigError, NonFiniteError
 from fastgat.functional import places
 from fastgat.methods.players import Metrics, Network, Players, Tensors
@@ -124,12 +124,14 @@ class TrainState(nn.Module):
         with phase("updates"):
             finite = None
             if self.loss_scale is not None:
-                finite = everywhere(all_finite([*self._learned(), *self._memories(), *metrics.values()]), self.ranks)
+                finite = true_on_all_ranks(
+                    all_finite([*self._learned(), *self._memories(), *metrics.values()]), self.ranks
+                )
                 self.loss_scale.commit_or_restore(finite, self._restorable(), before)
             self.step.add_(1)
             self.metrics.add(metrics, self.step, finite)
 
-    def keep_buffers(self, players: Players) -> None:
+    def write_buffers(self, players: Players) -> None:
         """Copy the buffers that a step has left (batch-norm statistics) into the networks, and keep its memory."""
         if self.memory is not None:
             assert players.memory is not None
@@ -179,7 +181,7 @@ class TrainState(nn.Module):
         return super().load_state_dict(tensors, *arguments, **options)
 
     def whole(self) -> Tensors:
-        """The `state_dict` with the memory of all ranks: what a checkpoint holds, for any number of them."""
+        """The `state_dict` with the memory of all ranks in one, so that any number of ranks can go on from it."""
         tensors: Tensors = self.state_dict()
         if self.memory is not None:
             tensors["memory"] = torch.cat(self.ranks.gather(self.memory.cpu()))

@@ -4,7 +4,6 @@ import functools
 import os
 import re
 import shutil
-import subprocess
 import types
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -19,8 +18,7 @@ from fastgat.batch import Batch
 from fastgat.engine.device import fastest_convolutions
 from fastgat.engine.ranks import ALONE, Ranks, is_of_connection
 from fastgat.engine.state import TrainState, unchanged
-from fastgat.errors import CaptureError, CompileError
-from fastgat.kernels.backend import TritonError
+from fastgat.errors import CaptureError, CompileError, FastgatError, is_out_of_memory
 from fastgat.methods.base import Method
 from fastgat.methods.players import Draws
 
@@ -31,12 +29,10 @@ OVERLAP: dict[str, Any] = {
     "reorder_for_compute_comm_overlap_passes": ["raise_comms", "sink_waits"],
 }
 """Inductor's options for several ranks: begin to communicate as early, and wait for it as late, as can be."""
-ON_A_GPU: dict[str, Any] = {} if torch.__version__ >= "2.13" else {"loop_ordering_after_fusion": False}
+GPU_OPTIONS: dict[str, Any] = {} if torch.__version__ >= "2.13" else {"loop_ordering_after_fusion": False}
 """Inductor's options on a GPU. Before torch 2.13 its reordering of loops fails on an update of many tensors at once."""
 BACKEND = re.compile(r"\s*backend='.*' raised:$")
 """The line that torch puts before the cause."""
-OF_COMPILED_CODE = RuntimeError, AssertionError, TritonError, subprocess.CalledProcessError
-"""What compiled code and the compilers beneath torch raise: an assertion of strides, a kernel that wants too much."""
 WARM_UPS = 3
 """Runs before a capture, for what allocates or tunes itself at first use."""
 
@@ -48,7 +44,7 @@ def train_step(state: TrainState, method: Method, kind: str, batches: Sequence[B
     """
     before = state.snapshot()
     players, metrics = method.step(state.players(), batches, draws, state.update, kind)
-    state.keep_buffers(players)
+    state.write_buffers(players)
     state.finish(metrics, before)
 
 
@@ -104,7 +100,7 @@ class Stepper:
                 count = self.method.minibatches(kind)
                 taken = batches[-count:], draws[-count:]
                 how = self.state.device, self.state.ranks, stream, pool, self.convolutions
-                step = ready(self._uncompiled(kind), taken, *how)
+                step = compile_and_capture(self._uncompiled(kind), taken, *how)
                 pool = step.graph.pool() if isinstance(step, Captured) else None
                 self._steps[kind] = step
 
@@ -133,13 +129,13 @@ def as_one_graph(step: Step, device: torch.device, ranks: Ranks = ALONE, convolu
     function = types.FunctionType(step.func.__code__.replace(), step.func.__globals__, step.func.__name__)
     options = {
         "post_grad_custom_pre_pass": GraphPasses(convolutions if device.type == "cuda" else "cudnn"),
-        **(ON_A_GPU if device.type == "cuda" else {}),
+        **(GPU_OPTIONS if device.type == "cuda" else {}),
         **({} if ranks.alone else OVERLAP),
     }
     return functools.partial(torch.compile(function, fullgraph=True, dynamic=False, options=options), *step.args)
 
 
-def ready(
+def compile_and_capture(
     step: Step,
     inputs: Inputs,
     device: torch.device,
@@ -155,13 +151,15 @@ def ready(
     inputs = tree_map_only(Tensor, torch.clone, inputs)  # clone: captured inputs must not alias
     compiled = as_one_graph(step, device, ranks, convolutions)
     with fastest_convolutions():
-        with one_line(CompileError, "the step cannot be compiled: {}"), warnings.catch_warnings():
+        with compile_errors_in_one_line(CompileError, "the step cannot be compiled: {}"), warnings.catch_warnings():
             # Whether they are wanted is a setting of ours.
             warnings.filterwarnings("ignore", "TensorFloat32 tensor cores", UserWarning)
             compiled(*inputs)
         if stream is None:
             return compiled
-        with one_line(CaptureError, "the step cannot be captured as a CUDA graph (--no-cuda-graph): {}"):
+        with compile_errors_in_one_line(
+            CaptureError, "the step cannot be captured as a CUDA graph (--no-cuda-graph): {}"
+        ):
             return Captured(compiled, inputs, stream, pool)
 
 
@@ -207,7 +205,7 @@ class Captured:
 
 
 def end_failed_capture(stream: torch.cuda.Stream) -> None:
-    """Let torch draw on the device again after a capture that failed: its generator is out of it when another ends."""
+    """Reset the CUDA generator, which a capture that failed leaves in capture mode: ending a second capture does it."""
     with suppress(RuntimeError), torch.cuda.graph(torch.cuda.CUDAGraph(), stream=stream):
         torch.rand(1, device=stream.device)
 
@@ -224,15 +222,13 @@ def missing_compiler(device: torch.device) -> str | None:
 
 
 @contextmanager
-def one_line(kind: type[CompileError], message: str) -> Iterator[None]:
+def compile_errors_in_one_line(kind: type[CompileError], message: str) -> Iterator[None]:
     """Turn what torch raises into one line, without its advice; out of memory and lost ranks stay what they are."""
     try:
         yield
-    except torch.OutOfMemoryError:
-        raise
-    except (torch._dynamo.exc.TorchDynamoException, *OF_COMPILED_CODE) as error:
+    except Exception as error:  # Dynamo also raises what the code of a network does when it is traced
         torch._C._autograd._saved_tensors_hooks_enable()  # a trace of torch.func.vjp that fails leaves them disabled
-        if is_of_connection(error):
+        if isinstance(error, FastgatError) or is_out_of_memory(error) or is_of_connection(error):
             raise
         lines = [line.strip() for line in str(error).splitlines() if line.strip() and not BACKEND.match(line)]
         raise kind(message.format(lines[0] if lines else type(error).__name__)) from error

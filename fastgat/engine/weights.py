@@ -87,7 +87,7 @@ def _read(path: Path) -> tuple[dict[str, Tensor] | None, list[str]]:
         raise CheckpointError(f"{path}: {error.strerror}") from None
     if path.suffix == ".safetensors" or raw[8:10] == b'{"':  # other codes give it any name
         try:
-            tensors = dict(sorted(safetensors.torch.load(raw).items()))  # read in an order that changes
+            tensors = dict(sorted(safetensors.torch.load(raw).items()))  # safetensors has no fixed order
             metadata = parse_json(raw[8 : 8 + int.from_bytes(raw[:8], "little")]).get("__metadata__")
         except (safetensors.SafetensorError, ValueError, KeyError, RuntimeError, TypeError) as error:
             raise CheckpointError(f"{path}: damaged or not a safetensors file ({error})") from None

@@ -8,9 +8,10 @@ from torch import Tensor
 from fastgat.attacks.base import frozen, loss_gradient
 from fastgat.batch import Batch
 from fastgat.engine.device import autocast_dtype
-from fastgat.engine.step import missing_compiler, one_line
+from fastgat.engine.step import compile_errors_in_one_line, missing_compiler
 from fastgat.errors import CompileError
 from fastgat.evaluation.inputs import Batches, Subject
+from fastgat.functional import mixed_precision
 
 ROUNDING = 1e-4
 """By how much of the largest logit rounding may change a logit from one pass to the next, on a GPU."""
@@ -29,13 +30,13 @@ def agreement(subject: Subject, batch: Batch) -> tuple[dict[str, float], dict[st
     missing: dict[str, str] = {}
     with frozen(subject), torch.no_grad():
         expected = subject(images)
-        with torch.autocast(device.type, dtype):
+        with mixed_precision(device, dtype):
             changed[str(dtype).removeprefix("torch.")] = _share_changed(subject(images), expected)
         if compiler := missing_compiler(device):
             missing["compiled"] = f"needs {compiler}"
         else:
             try:
-                with one_line(CompileError, "{}"):
+                with compile_errors_in_one_line(CompileError, "{}"):
                     changed["compiled"] = _share_changed(torch.compile(subject)(images), expected)
             except CompileError as error:
                 missing["compiled"] = f"cannot be compiled: {error}"

@@ -173,6 +173,6 @@ def overall(checks: Sequence[Check]) -> str:
     return VERDICTS[max(VERDICTS.index(check.verdict) for check in checks)]
 
 
-def worst_case(outcomes: Mapping[str, Outcomes]) -> Outcomes:
+def worst_case(outcomes: Sequence[Outcomes]) -> Outcomes:
     """Which samples the network gets right under every attack."""
-    return np.logical_and.reduce(list(outcomes.values()))
+    return np.logical_and.reduce(outcomes)

@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
 from itertools import islice
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
@@ -35,12 +35,12 @@ LADDER = (0.25, 0.5, 1.0, 2.0, 4.0)
 LADDER_STEPS = 20
 SQUARE = "a search without gradients (Square)"
 RIVALS = {
-    "transfer from another network": ("transfer", "no other network was given to make perturbations on (--source)"),
+    "transfer": ("transfer from another network", "no other network was given to make perturbations on (--source)"),
     "noise": ("noise", ""),
-    SQUARE: ("Square", ""),
-    "a fresh generator": ("generator", "no generator was trained (--cg)"),
+    "Square": (SQUARE, ""),
+    "generator": ("a fresh generator", "no generator was trained (--cg)"),
 }
-"""What white-box attacks must be as strong as: how the names of these attacks begin, and why there may be none."""
+"""The kinds of attacks that white-box attacks must be as strong as: in words, and why there may be none."""
 AS_STRONG = "White-box attacks are at least as strong as "
 MASKED = "something that sees less finds more: gradients are masked"
 
@@ -102,7 +102,7 @@ def evaluate(
         evaluator.attack_all(origins, trained)
         curves.append(evaluator.ladder())
         comparisons = list(evaluator.comparisons(curves[-1]))
-        generator_attacks = [key for key in evaluator.attacks if key.startswith("generator")]
+        generator_attacks = [name for name, run in evaluator.runs.items() if run.kind == "generator"]
         shown = ["fast gradient", f"PGD-{settings.steps}", *generator_attacks][:3]
     clean = clean_outcomes(subject, images, cache)
     checks = [card.enough(clean), *comparisons, *evaluator.checks()]
@@ -111,10 +111,9 @@ def evaluate(
         settings=settings,
         attacked_samples=images.samples,
         clean_accuracy_of_attacked=float(clean.mean()),
-        worst_case_accuracy=float(card.worst_case(evaluator.outcomes).mean()),
+        worst_case_accuracy=float(card.worst_case([run.right for run in evaluator.runs.values()]).mean()),
         attacks=[
-            AttackResult(key, float(right.mean()), evaluator.attacks[key].settings())
-            for key, right in evaluator.outcomes.items()
+            AttackResult(name, float(run.right.mean()), run.attack.settings()) for name, run in evaluator.runs.items()
         ],
         curve_samples=curve_images.samples if curves else 0,
         curves=curves,
@@ -123,20 +122,27 @@ def evaluate(
         card=checks,
         verdict=card.overall(checks),
     )
-    pictures = examples(subject, images.first, {key: evaluator.attacks[key] for key in shown}) if shown else []
+    pictures = examples(subject, images.first, {key: evaluator.runs[key].attack for key in shown}) if shown else []
     return Evaluation(robustness=robustness, examples=pictures)
 
 
+class AttackRun(NamedTuple):
+    """An attack that has been run, and whether the network withstands it, by sample. `kind` is one of RIVALS, or ""."""
+
+    attack: Attack
+    right: Outcomes
+    kind: str = ""
+
+
 class _Evaluator:
-    """The parts of an evaluation; it collects the attacks on the network, and their outcomes, by name."""
+    """The parts of an evaluation; it collects the attacks that were run on the network, by name."""
 
     def __init__(
         self, subject: Subject, batches: Batches, settings: EvaluationSettings, cache: Cache, progress: Progress
     ) -> None:
         self.subject, self.batches, self.settings = subject, batches, settings
         self.cache, self.progress = cache, progress
-        self.attacks: dict[str, Attack] = {}
-        self.outcomes: dict[str, Outcomes] = {}
+        self.runs: dict[str, AttackRun] = {}
         s = settings
         self.common: dict[str, Any] = {"norm": s.norm, "epsilon": s.bound, "seed": s.seed, "batch_size": s.batch_size}
 
@@ -200,28 +206,35 @@ class _Evaluator:
         return curves
 
     def attack(
-        self, name: str, attack: Attack, *, made_on: Subject | None = None, among: Outcomes | None = None
+        self,
+        name: str,
+        attack: Attack,
+        kind: str = "",
+        *,
+        made_on: Subject | None = None,
+        among: Outcomes | None = None,
     ) -> Outcomes:
         """The outcomes of one attack, which are noted under its name."""
         advance = self.counting(name, self.batches.samples)
         right = outcomes(self.subject, attack, self.batches, self.cache, among=among, made_on=made_on, progress=advance)
-        self.attacks[name], self.outcomes[name] = attack, right
+        self.runs[name] = AttackRun(attack, right, kind)
         return right
 
     def attack_all(self, sources: Sequence[Subject], generators: Mapping[float, nn.Module]) -> None:
         """Every attack at the threat model's epsilon."""
         model, s, common = self.subject, self.settings, self.common
-        self.attack("noise, Gaussian", Noise(model, **common, distribution="gaussian"))
-        self.attack("noise, uniform", Noise(model, **common, distribution="uniform"))
+        self.attack("noise, Gaussian", Noise(model, **common, distribution="gaussian"), "noise")
+        self.attack("noise, uniform", Noise(model, **common, distribution="uniform"), "noise")
         self.attack("fast gradient", FastGradient(model, **common))
         for source in sources:
-            self.attack(f"transfer from {source.name}", PGD(source, **common, steps=s.steps), made_on=source)
+            pgd = PGD(source, **common, steps=s.steps)
+            self.attack(f"transfer from {source.name}", pgd, "transfer", made_on=source)
         for cg, generator in generators.items():
-            self.attack(f"generator, c_g {cg:g}", GeneratorAttack(model, **common, generator=generator))
+            self.attack(f"generator, c_g {cg:g}", GeneratorAttack(model, **common, generator=generator), "generator")
         self._attack_by_pgd()
         self.attack("APGD-CE", APGD(model, **common, steps=s.apgd_steps))
         self.attack("APGD-T", APGD(model, **common, steps=s.apgd_steps, loss="dlr-t"))
-        self.attack("Square", Square(model, **common, queries=s.queries))
+        self.attack("Square", Square(model, **common, queries=s.queries), "Square")
         if s.autoattack:
             self.autoattack()
 
@@ -235,7 +248,7 @@ class _Evaluator:
             if restarts > starts:
                 rest = replace(pgd, restarts=restarts - starts, first_start=starts)
                 right, starts = self.attack(more, rest, among=right), restarts
-            self.attacks[more], self.outcomes[more] = replace(pgd, restarts=restarts), right
+            self.runs[more] = AttackRun(replace(pgd, restarts=restarts), right)
 
     def autoattack(self) -> Outcomes:
         """AutoAttack part by part, so that each is kept by itself and takes over what it shares with the others.
@@ -245,12 +258,12 @@ class _Evaluator:
         whole, right = AutoAttack(self.subject, **self.common), clean_outcomes(self.subject, self.batches, self.cache)
         for name, part in whole.parts().items():
             before = right
-            if name in self.attacks and self.attacks[name].settings() == part.settings():
-                right = right & self.outcomes[name]
+            if name in self.runs and self.runs[name].attack.settings() == part.settings():
+                right = right & self.runs[name].right
             else:
                 advance = self.counting(f"AutoAttack, {name}", self.batches.samples)
                 right = outcomes(self.subject, part, self.batches, self.cache, among=right, progress=advance)
-        self.attacks["AutoAttack"], self.outcomes["AutoAttack"] = whole, right
+        self.runs["AutoAttack"] = AttackRun(whole, right)
         return before
 
     @property
@@ -277,14 +290,14 @@ class _Evaluator:
 
     def square_finds_little_more(self, before: Outcomes) -> card.Check:
         """The line of the report card that holds AutoAttack's Square to the outcomes of its other parts."""
-        others, every = ("APGD-CE, APGD-T, FAB-T", before), ("with Square", self.outcomes["AutoAttack"])
+        others, every = ("APGD-CE, APGD-T, FAB-T", before), ("with Square", self.runs["AutoAttack"].right)
         return card.stronger(AS_STRONG + SQUARE, others, every, MASKED)
 
     def comparisons(self, ladder: Curve) -> Iterator[card.Check]:
         """The lines of the report card that compare attacks."""
 
         def named(name: str) -> card.Named:
-            return name, self.outcomes[name]
+            return name, self.runs[name].right
 
         steps, restarts, samples = self.settings.steps, self.settings.restarts, self.batches.samples
         most = named(f"PGD-{steps} x {restarts}")
@@ -294,9 +307,9 @@ class _Evaluator:
             named("fast gradient"),
             "gradients lead the attack astray: they are masked",
         )
-        for rival, (prefix, absent) in RIVALS.items():
-            if names := [name for name in self.outcomes if name.startswith(prefix)]:
-                best = named(min(names, key=lambda name: self.outcomes[name].mean()))
+        for kind, (rival, absent) in RIVALS.items():
+            if names := [name for name, run in self.runs.items() if run.kind == kind]:
+                best = named(min(names, key=lambda name: self.runs[name].right.mean()))
                 yield card.stronger(AS_STRONG + rival, most, best, MASKED)
             else:
                 yield card.not_checked(AS_STRONG + rival, absent)
@@ -321,7 +334,7 @@ class _Evaluator:
         """The lines of the report card about the network by itself."""
         yield card.gradients(*gradient_shares(self.subject, self.batches))
         yield card.repeats(*repetition(self.subject, self.batches.first))
-        if "AutoAttack" in self.attacks:
+        if "AutoAttack" in self.runs:
             classes = self.subject.logits(self.batches.first.images[:1]).shape[1]
-            yield card.targets(classes, self.attacks["AutoAttack"].settings()["targets"])
+            yield card.targets(classes, self.runs["AutoAttack"].attack.settings()["targets"])
         yield card.precisions(*agreement(self.subject, self.batches.first))

@@ -86,7 +86,7 @@ def differences(variant: Variant, reference: Variant, measure: str) -> list[floa
 
 def told_apart(differences: Sequence[float]) -> str:
     """What paired differences say: "better" or "worse" where their 95 % interval leaves out 0; "no" where it holds 0
-    and ends above -MARGIN; "open" where it is wider, or a single seed has none."""
+    and its lower end is above -MARGIN; "open" where it is wider, or a single seed has none."""
     half_width = interval(differences) if differences else None
     if half_width is None:
         return "open"

@@ -41,7 +41,7 @@ class GeneratorVariants(search.Searching):
         return self.variants(plan, method, seed) if isinstance(method, GAT) else {}
 
     def cells(self, plan: Plan, store: RunStore) -> list[Cell]:
-        return [cell for seed in plan.numbers for cell in self.of_seed(plan, store, seed).values()]
+        return [cell for seed in plan.seed_values for cell in self.of_seed(plan, store, seed).values()]
 
     def costings(self, plan: Plan) -> list[Measurement]:
         """The timings: generators of one width in one run. c_g does not matter to them."""
@@ -61,9 +61,10 @@ class GeneratorVariants(search.Searching):
         return {**super().measured(plan, store), **kept(store, "cost", configs)}
 
     def collect(self, plan: Plan, store: RunStore) -> dict[str, Any] | None:
-        cells = {seed: self.of_seed(plan, store, seed) for seed in plan.numbers}
+        cells = {seed: self.of_seed(plan, store, seed) for seed in plan.seed_values}
         variants = [
-            _variant(plan, store, name, [cells[seed][name] for seed in plan.numbers]) for name in cells[plan.base.seed]
+            _variant(plan, store, name, [cells[seed][name] for seed in plan.seed_values])
+            for name in cells[plan.base.seed]
         ]
         found = [each for each in variants if each["costs"] or each["accuracies"]["test"]]
         return {"variants": found} if found else None

@@ -60,7 +60,7 @@ class Plan(Options):
         return self.base.data.dataset
 
     @property
-    def numbers(self) -> range:
+    def seed_values(self) -> range:
         """The seeds."""
         return range(self.base.seed, self.base.seed + self.seeds)
 

@@ -39,14 +39,14 @@ class Robustness(search.Searching):
 
     def source(self, plan: Plan) -> Cell:
         """The network that indirect perturbations are made on: a baseline of a seed that no attacked network has."""
-        return plan.cell(Baseline(), plan.numbers.stop)
+        return plan.cell(Baseline(), plan.seed_values.stop)
 
     def cells(self, plan: Plan, store: RunStore) -> list[Cell]:
-        return [cell for seed in plan.numbers for cell in self._networks(plan, store, seed).values()]
+        return [cell for seed in plan.seed_values for cell in self._networks(plan, store, seed).values()]
 
     def measurements(self, plan: Plan, store: RunStore) -> list[Measurement]:
         """A measurement for each seed whose networks are all trained."""
-        cells = {seed: self._networks(plan, store, seed) for seed in plan.numbers}
+        cells = {seed: self._networks(plan, store, seed) for seed in plan.seed_values}
         return [
             self._measurement(plan, networks, seed)
             for seed, networks in cells.items()

@@ -75,11 +75,11 @@ class Search(Experiment):
     variants: tuple[tuple[dict[str, Any], TrainConfig], ...]
 
     def cells(self, plan: Plan, store: RunStore) -> list[Cell]:
-        return [self._cell(plan, config, seed) for seed in plan.numbers for _, config in self.variants]
+        return [self._cell(plan, config, seed) for seed in plan.seed_values for _, config in self.variants]
 
     def collect(self, plan: Plan, store: RunStore) -> dict[str, Any] | None:
         outcomes = [
-            compare(store, [self._cell(plan, config, seed) for seed in plan.numbers]) for _, config in self.variants
+            compare(store, [self._cell(plan, config, seed) for seed in plan.seed_values]) for _, config in self.variants
         ]
         if not any(each["accuracies"] or each["diverged"] for each in outcomes):
             return None

@@ -44,7 +44,7 @@ class Table2(search.Searching):
     def cells(self, plan: Plan, store: RunStore) -> list[Cell]:
         """Every method that has been chosen, seed by seed."""
         methods = [method for name in self.chosen if (method := search.chosen(plan, store, name)) is not None]
-        return [plan.cell(method, seed) for seed in plan.numbers for method in methods]
+        return [plan.cell(method, seed) for seed in plan.seed_values for method in methods]
 
     def collect(self, plan: Plan, store: RunStore) -> dict[str, Any] | None:
         """What was chosen and how, and accuracies by seed, in `rows`; margins of GAT, and of every method by rule."""
@@ -137,7 +137,7 @@ class Readings(Table2):
 
     def _trained(self, plan: Plan, store: RunStore, name: str) -> list[Cell]:
         method = search.chosen(plan, store, name)
-        cells = [plan.cell(method, seed) for seed in plan.numbers] if method is not None else []
+        cells = [plan.cell(method, seed) for seed in plan.seed_values] if method is not None else []
         return [cell for cell in cells if store.summary(cell) is not None]
 
     def _left(self, plan: Plan, store: RunStore, name: str) -> dict[str, BySeed]:
@@ -180,7 +180,9 @@ def _row(plan: Plan, store: RunStore, name: str) -> Row | None:
     choice = search.choose(plan, store, name)
     if choice is None:
         return None
-    cells = {str(seed): plan.cell(choice.method, seed) for seed in plan.numbers} if choice.method is not None else {}
+    cells = (
+        {str(seed): plan.cell(choice.method, seed) for seed in plan.seed_values} if choice.method is not None else {}
+    )
     done = {seed: summary for seed, cell in cells.items() if (summary := store.summary(cell)) is not None}
     settings: dict[str, Any] = next((cell.config.to_dict()["method"] for cell in cells.values()), {})
     return {

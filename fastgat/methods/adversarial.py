@@ -1,6 +1,6 @@
 """Adversarial training in the L-inf ball: J(x + p, y), p made by signed gradient steps from a random start.
 
-    p_0 = start * u                             u uniform in [-1, 1] per pixel
+    p_0 = clamp(start * u)                      u uniform in [-1, 1] per pixel
     p_i = clamp(p_(i-1) + a sign(dJ/dx at x + p_(i-1)))
     L_F = J(x + p_k)                            mean over samples
 
@@ -73,8 +73,8 @@ class Adversarial(OnePlayer):
         start, steps, size = self.ascent
         p = torch.clamp(start * noise, -images, 1 - images)
         for _ in range(steps):
-            z, pull, _ = classify(classifier, images + p, by="images")
-            (loss_gradient,) = pull(sample_loss(z, labels).gradient)
+            z, vjp, _ = classify(classifier, images + p, wrt="images")
+            (loss_gradient,) = vjp(sample_loss(z, labels).gradient)
             radius = self.epsilon if self.projects else None
             p = projected_step(images, p, loss_gradient, size=size, epsilon=radius)
         return p
@@ -83,9 +83,9 @@ class Adversarial(OnePlayer):
         assert draws.noise is not None
         p = self.attack(classifier, minibatch, draws.noise)
         x_perturbed, power = perturbation(minibatch.images, p, tanh=False)
-        z, pull, buffers = classify(classifier, x_perturbed, draws.perturbed)
+        z, vjp, buffers = classify(classifier, x_perturbed, draws.perturbed)
         perturbed = smoothed_loss(z, minibatch.labels, self.label_smoothing)
-        (gradients,) = pull(perturbed.gradient)
+        (gradients,) = vjp(perturbed.gradient)
         metrics = {
             "loss": perturbed.loss.mean(),
             "perturbed_accuracy": perturbed.correct.float().mean(),

@@ -20,9 +20,9 @@ class Baseline(OnePlayer):
     label_smoothing: float = label_smoothing_option()
 
     def gradients(self, classifier: Network, minibatch: Batch, draws: Draws) -> tuple[Tensors, Metrics, Tensors]:
-        z, pull, buffers = classify(classifier, minibatch.images, draws.clean)
+        z, vjp, buffers = classify(classifier, minibatch.images, draws.clean)
         clean = smoothed_loss(z, minibatch.labels, self.label_smoothing)
-        (gradients,) = pull(clean.gradient)
+        (gradients,) = vjp(clean.gradient)
         metrics = {"loss": clean.loss.mean(), "accuracy": clean.correct.float().mean()}
         return mean(gradients, len(z)), metrics, buffers
 

@@ -1,4 +1,4 @@
-"""The gradient of J or F_y by the images, kept as a function of F's parameters: it can be pulled back to them.
+"""The gradient of J or F_y by the images, kept as a function of F's parameters: it can be differentiated by them.
 
 With Delta = dF(x)_y/dx and a direction u held fixed, d(u . Delta)/dtheta is a vector-Jacobian product of the backward
 pass that gave Delta: a double backward pass. No Hessian is formed.
@@ -15,13 +15,13 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from fastgat.batch import Batch
-from fastgat.methods.players import Masks, Network, Tensors, logits, pull_back
+from fastgat.methods.players import Masks, Network, Tensors, logits, value_and_vjp
 
 
 def loss_and_gradient(
     classifier: Network, minibatch: Batch, masks: Masks = (), *, probability: bool = False
 ) -> tuple[tuple[Tensor, Tensor], Callable[[Any], Any], tuple[Tensor, Tensors]]:
-    """J(x) of each sample, (B,), and the gradient of their sum by the images, (B, C, H, W), with the pull-back of both
+    """J(x) of each sample, (B,), and the gradient of their sum by the images, (B, C, H, W), with the product of both
     to F's parameters; the logits and the buffers that the pass left.
 
     With `probability` it is the gradient of the sum of F(x)_y.
@@ -34,31 +34,31 @@ def loss_and_gradient(
             z, buffers = function(parameters, x)
         return -z.log_softmax(1).gather(1, minibatch.labels[:, None])[:, 0], (z, buffers)
 
-    def seed(value: Tensor) -> Tensor:
+    def cotangent(value: Tensor) -> Tensor:
         return scale * (-torch.exp(-value) if probability else torch.ones_like(value))
 
     def both(parameters: Tensors) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensors]]:
         if torch.compiler.is_compiling():
             result = torch.func.vjp(lambda x: loss(parameters, x), minibatch.images, has_aux=True)
-            value, pull, left = result  # type: ignore[misc]  # typed as if without aux
-            (gradient,) = pull(seed(value))
-        else:  # as `pull_back`, for the sake of what works under autograd alone
+            value, vjp, aux = result  # type: ignore[misc]  # typed as if without aux
+            (gradient,) = vjp(cotangent(value))
+        else:  # as `value_and_vjp`, for the sake of what works under autograd alone
             x = minibatch.images.detach().requires_grad_()
-            value, left = loss(parameters, x)
-            (gradient,) = torch.autograd.grad(value, x, seed(value), create_graph=True, materialize_grads=True)
-        return (value, gradient / scale), left
+            value, aux = loss(parameters, x)
+            (gradient,) = torch.autograd.grad(value, x, cotangent(value), create_graph=True, materialize_grads=True)
+        return (value, gradient / scale), aux
 
-    value, pull, left = pull_back(classifier, both, classifier.parameters)
+    value, vjp, aux = value_and_vjp(classifier, both, classifier.parameters)
 
-    def pull_apart(seed: tuple[Tensor, Tensor]) -> tuple[Tensors]:
-        """One after the other: float16 holds a direction of any size once its largest entry is 1."""
-        by_loss, direction = seed
+    def vjp_apart(cotangents: tuple[Tensor, Tensor]) -> tuple[Tensors]:
+        """Both products apart, the direction scaled to a largest entry of 1, so that float16 can hold it."""
+        by_loss, direction = cotangents
         size = direction.abs().amax().clamp_min(torch.finfo(direction.dtype).tiny)
-        (gradients,) = pull((by_loss, torch.zeros_like(direction)))
-        (others,) = pull((torch.zeros_like(by_loss), direction / size))
+        (gradients,) = vjp((by_loss, torch.zeros_like(direction)))
+        (others,) = vjp((torch.zeros_like(by_loss), direction / size))
         return ({name: gradient + size * others[name] for name, gradient in gradients.items()},)
 
-    return value, pull if classifier.scale is None else pull_apart, left
+    return value, vjp if classifier.scale is None else vjp_apart, aux
 
 
 def twice_differentiable() -> AbstractContextManager[None]:

@@ -34,22 +34,22 @@ class Perturbed(OnePlayer):
 
     def eta(self, direction: Tensor) -> Tensor:
         """eta, (B, C, H, W), from dJ/dx, or from the noise unless `needs_input_gradient`."""
-        return input_gradient(direction, "l2", epsilon=self.epsilon).value
+        return input_gradient(direction, self.norm, epsilon=self.epsilon).value
 
     def gradients(self, classifier: Network, minibatch: Batch, draws: Draws) -> tuple[Tensors, Metrics, Tensors]:
         images, labels = minibatch
-        by = "both" if self.needs_input_gradient else "parameters"
-        z, pull, buffers = classify(classifier, images, draws.clean, by=by)
+        wrt = "both" if self.needs_input_gradient else "parameters"
+        z, vjp, buffers = classify(classifier, images, draws.clean, wrt=wrt)
         clean = sample_loss(z, labels)
-        clean_gradients, *loss_gradient = pull(clean.gradient)
+        clean_gradients, *loss_gradient = vjp(clean.gradient)
         direction = loss_gradient[0] if loss_gradient else draws.noise
         assert direction is not None
         x_perturbed, power = perturbation(images, self.eta(direction), tanh=False, clamp=self.clamp)
 
         classifier = classifier.after("clean", buffers)
-        z, pull, buffers = classify(classifier, x_perturbed, draws.perturbed)
+        z, vjp, buffers = classify(classifier, x_perturbed, draws.perturbed)
         perturbed, loss = perturbed_loss(z, labels, clean.loss, self.alpha)
-        (gradients,) = pull(perturbed.gradient)
+        (gradients,) = vjp(perturbed.gradient)
 
         metrics = {
             "loss": loss.mean(),
@@ -76,9 +76,6 @@ class FastGradientLinf(Perturbed):
     norm: ClassVar[str] = "linf"
 
     epsilon: float = epsilon_option(2 / 255)
-
-    def eta(self, direction: Tensor) -> Tensor:
-        return input_gradient(direction, "linf", epsilon=self.epsilon).value
 
 
 @dataclass(frozen=True)

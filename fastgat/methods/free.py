@@ -51,9 +51,9 @@ class Free(Method):
         replays: list[Metrics] = []
         for _ in range(self.replays):
             x_perturbed, _ = perturbation(images, p, tanh=False, clamp=True)
-            z, pull, buffers = classify(players.classifier, x_perturbed, by="both")
+            z, vjp, buffers = classify(players.classifier, x_perturbed, wrt="both")
             perturbed = sample_loss(z, labels)
-            gradients, loss_gradient = pull(perturbed.gradient)
+            gradients, loss_gradient = vjp(perturbed.gradient)
             cut = (images.to(accumulation_dtype(images.dtype)) + p).clamp(0, 1) - images
             p = projected_step(images, p, loss_gradient, size=self.epsilon, epsilon=self.epsilon, through_clamp=True)
             players = players._replace(classifier=players.classifier._replace(buffers=buffers))

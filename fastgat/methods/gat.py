@@ -4,8 +4,8 @@
     (9)     L_G = F(x + G(Delta))_y + c_g ||G(Delta)||_2^2      mean over samples, trains G
     (10)    L_F = alpha J(x) + (1 - alpha) J(x + G(Delta))      mean over samples, trains F
 
-Since J = -log F_y, dF_y/dx = -F_y dJ/dx: one backward pass of J with a unit seed per sample serves both players. Where
-samples interact inside F (train-mode batch norm) that is not so, and a second pull-back with the seed -F_y is taken.
+Since J = -log F_y, dF_y/dx = -F_y dJ/dx: one backward pass from a cotangent of 1 for each J serves both players. Where
+samples interact inside F (train-mode batch norm) that is not so, and a second backward pass is made, from -F_y.
 Every pass returns the players with the buffers that it left behind. The schedules:
 
     paper           k generator steps on minibatches of their own, then a classifier step on another (Algorithm 1)
@@ -45,14 +45,16 @@ from fastgat.methods.players import (
     Tensors,
     Update,
     classify,
+    has_hooks,
     mean,
     mix,
-    probability_seed,
-    pull_back,
+    probability_cotangent,
+    share_of_zeros,
+    value_and_vjp,
 )
 from fastgat.options import option
 
-PullGenerator = Callable[[Tensor, Tensor, Tensor | None], tuple[Tensors, Tensor | None]]
+GeneratorVjp = Callable[[Tensor, Tensor, Tensor | None], tuple[Tensors, Tensor | None]]
 """(dL/dx', dL/dpower, J') -> G's gradients, and dL/dDelta where Delta is differentiated through. If J' is given, the
 first argument is dJ'/dx', which is turned into dF(x')_y/dx'."""
 
@@ -64,14 +66,14 @@ class CleanPass(NamedTuple):
         loss: J(x) and its companions.
         zeros: the share of Delta's entries that are 0.
         gradients: of J(x) by F's parameters, summed over samples; none where Delta is differentiated through.
-        pull: from derivatives by J(x) and by Delta to F's gradients, where Delta is differentiated through.
+        vjp: from cotangents of J(x) and of Delta to F's gradients, where Delta is differentiated through.
     """
 
     loss: SampleLoss
     delta: Tensor
     zeros: Tensor
     gradients: Tensors
-    pull: Callable[[Any], tuple[Tensors]] | None = None
+    vjp: Callable[[Any], tuple[Tensors]] | None = None
 
 
 class PerturbedPass(NamedTuple):
@@ -82,7 +84,7 @@ class PerturbedPass(NamedTuple):
         loss: J(x') and its companions.
         dual_loss: alpha J(x) + (1 - alpha) J(x') of each sample; None for a generator step, as the next two.
         gradients, loss_gradient: of J(x') by F's parameters, summed over samples, and by x'.
-        pull_classifier: the pull-back from F's logits; its last result is the gradient by x'.
+        classifier_vjp: from cotangents of F's logits; its last result is the gradient by x'.
         interacts: whether samples interact inside F.
     """
 
@@ -91,8 +93,8 @@ class PerturbedPass(NamedTuple):
     dual_loss: Tensor | None
     gradients: Tensors
     loss_gradient: Tensor | None
-    pull_classifier: Callable[[Tensor], Sequence[Any]]
-    pull_generator: PullGenerator
+    classifier_vjp: Callable[[Tensor], Sequence[Any]]
+    generator_vjp: GeneratorVjp
     interacts: bool
 
 
@@ -180,19 +182,19 @@ class GAT(Method):
         gradient = perturbed.loss_gradient
         loss: Tensor | None = perturbed.loss.loss
         if gradient is None or perturbed.interacts:
-            (*_, gradient), loss = perturbed.pull_classifier(probability_seed(perturbed.loss)), None
-        gradients, _ = perturbed.pull_generator(gradient, torch.full_like(perturbed.power, self.cg), loss)
+            (*_, gradient), loss = perturbed.classifier_vjp(probability_cotangent(perturbed.loss)), None
+        gradients, _ = perturbed.generator_vjp(gradient, torch.full_like(perturbed.power, self.cg), loss)
         return mean(gradients, len(perturbed.power))
 
     def classifier_gradients(self, clean: CleanPass, perturbed: PerturbedPass) -> Tensors:
         """F's gradients of the mean L_F = alpha J(x) + (1 - alpha) J(x + p) (10)."""
-        if clean.pull is None:
+        if clean.vjp is None:
             return mix(clean.gradients, perturbed.gradients, self.alpha, len(perturbed.power))
         assert perturbed.loss_gradient is not None
-        _, u = perturbed.pull_generator(perturbed.loss_gradient, torch.zeros_like(perturbed.power), None)
+        _, u = perturbed.generator_vjp(perturbed.loss_gradient, torch.zeros_like(perturbed.power), None)
         assert u is not None
         weight = 1 - self.alpha
-        (gradients,) = clean.pull((torch.full_like(clean.loss.loss, self.alpha), weight * u))
+        (gradients,) = clean.vjp((torch.full_like(clean.loss.loss, self.alpha), weight * u))
         both = {name: gradient + weight * perturbed.gradients[name] for name, gradient in gradients.items()}
         return mean(both, len(perturbed.power))
 
@@ -209,50 +211,51 @@ class GAT(Method):
         }
 
     def delta_alone(self, players: Players, minibatch: Batch, draws: Draws) -> tuple[Tensor, Players]:
-        """Delta without F's gradients, by the seed of F(x)_y instead of that of J."""
-        z, pull, buffers = classify(players.classifier, minibatch.images, draws.clean, by="images")
-        (delta,) = pull(probability_seed(sample_loss(z, minibatch.labels)))
+        """Delta without F's gradients, by the cotangent of F(x)_y instead of that of J."""
+        z, vjp, buffers = classify(players.classifier, minibatch.images, draws.clean, wrt="images")
+        (delta,) = vjp(probability_cotangent(sample_loss(z, minibatch.labels)))
         return delta, players.after_classifier("clean", buffers)
 
     def clean_pass(self, players: Players, minibatch: Batch, draws: Draws) -> tuple[CleanPass, Players]:
         """J(x), F's gradients of it, and Delta, from one forward and one shared backward pass."""
         classifier = players.classifier
         if self.through:
-            (_, gradient), pull, (z, buffers) = loss_and_gradient(classifier, minibatch, draws.clean, probability=True)
-            delta = input_gradient(gradient, "none")
-            clean = CleanPass(sample_loss(z, minibatch.labels), delta.value, delta.zeros.mean(), {}, pull)
+            (_, delta), vjp, (z, buffers) = loss_and_gradient(classifier, minibatch, draws.clean, probability=True)
+            clean = CleanPass(sample_loss(z, minibatch.labels), delta, share_of_zeros(delta), {}, vjp)
             return clean, players.after_classifier("clean", buffers)
-        z, pull, buffers = classify(classifier, minibatch.images, draws.clean, by="both")
+        z, vjp, buffers = classify(classifier, minibatch.images, draws.clean, wrt="both")
         loss = sample_loss(z, minibatch.labels)
-        gradients, loss_gradient = pull(loss.gradient)
+        gradients, loss_gradient = vjp(loss.gradient)
         if classifier.interacts:
-            *_, probability_gradient = pull(probability_seed(loss))
-            delta = input_gradient(probability_gradient, "none")
+            *_, delta = vjp(probability_cotangent(loss))
+            zeros = share_of_zeros(delta)
         else:
-            delta = input_gradient(loss_gradient, "probability", loss=loss.loss)
-        clean = CleanPass(loss, delta.value, delta.zeros.mean(), gradients)
+            delta, each_zeros = input_gradient(loss_gradient, "probability", loss=loss.loss)
+            zeros = each_zeros.mean()
+        clean = CleanPass(loss, delta, zeros, gradients)
         return clean, players.after_classifier("clean", buffers)
 
     def perturbed_pass(
         self, players: Players, delta: Tensor, minibatch: Batch, draws: Draws, clean_loss: Tensor | None = None
     ) -> tuple[PerturbedPass, Players]:
         """x' = x + G(Delta) and J(x'), with F's gradients of it where J(x) is given, because F learns too."""
-        images, power, pull_generator, players = self.perturb(players, delta, minibatch.images)
-        by = "images" if clean_loss is None else "both"
-        z, pull, buffers = classify(players.classifier, images, draws.perturbed, by=by)
+        images, power, generator_vjp, players = self.perturb(players, delta, minibatch.images)
+        wrt = "images" if clean_loss is None else "both"
+        z, vjp, buffers = classify(players.classifier, images, draws.perturbed, wrt=wrt)
         gradients: Tensors = {}
         dual_loss = loss_gradient = None
         if clean_loss is None:
             loss = sample_loss(z, minibatch.labels)
         else:
             loss, dual_loss = perturbed_loss(z, minibatch.labels, clean_loss, self.alpha)
-            gradients, loss_gradient = pull(loss.gradient)
-        ways_back = pull, pull_generator, players.classifier.interacts
+            gradients, loss_gradient = vjp(loss.gradient)
+        ways_back = vjp, generator_vjp, players.classifier.interacts
         perturbed = PerturbedPass(power, loss, dual_loss, gradients, loss_gradient, *ways_back)
         return perturbed, players.after_classifier("perturbed", buffers)
 
-    def perturb(self, players: Players, delta: Tensor, images: Tensor) -> tuple[Tensor, Tensor, PullGenerator, Players]:
-        """x + G(Delta), its power and its pull-back. Table 1's tanh is part of the joint; another G has its own.
+    def perturb(self, players: Players, delta: Tensor, images: Tensor) -> tuple[Tensor, Tensor, GeneratorVjp, Players]:
+        """x + G(Delta), its power and its vector-Jacobian product. Table 1's tanh is part of the joint; another G
+        has its own.
 
         Where F computes in float16, G computes in float32: its activations are as small as Delta, below 1e-8 once F is
         confident, and a loss scale helps gradients alone.
@@ -261,20 +264,21 @@ class GAT(Method):
         generator = players.generator
         if generator.autocast == torch.float16:
             generator = generator._replace(autocast=None, scale=None)
-        hooked = generator.module._forward_hooks or generator.module._forward_pre_hooks  # which see all arguments
-        tanh = getattr(generator.module, "ends_in_tanh", False) and not hooked
+        tanh = getattr(generator.module, "ends_in_tanh", False) and not has_hooks(generator.module)
         feed = self.generator_feed(delta, images)
-        by = (generator.parameters, feed) if self.through else (generator.parameters,)
-        z, pull, buffers = pull_back(generator, lambda g, fed=feed: generator(g, fed, *([False] if tanh else [])), *by)
+        primals = (generator.parameters, feed) if self.through else (generator.parameters,)
+        z, vjp, buffers = value_and_vjp(
+            generator, lambda g, fed=feed: generator(g, fed, *([False] if tanh else [])), *primals
+        )
         x_perturbed, power = perturbation(images, z, tanh=tanh, clamp=self.clamp)
 
-        def pull_generator(d_perturbed: Tensor, d_power: Tensor, loss: Tensor | None) -> tuple[Tensors, Tensor | None]:
+        def generator_vjp(d_perturbed: Tensor, d_power: Tensor, loss: Tensor | None) -> tuple[Tensors, Tensor | None]:
             d_z = perturbation_gradient(images, z, d_perturbed, d_power, loss=loss, tanh=tanh, clamp=self.clamp)
-            gradients, *d_feed = pull(d_z)
+            gradients, *d_feed = vjp(d_z)
             return gradients, self.feed_gradient(delta, d_feed[0]) if d_feed else None
 
         players = players._replace(generator=players.generator._replace(buffers=buffers))
-        return x_perturbed, power, pull_generator, players
+        return x_perturbed, power, generator_vjp, players
 
     @property
     def through(self) -> bool:

@@ -26,9 +26,9 @@ class GradientPenalty(OnePlayer):
     penalty: float = option(0.1, "lambda, the weight of ||dJ/dx||_2^2", at_least=0)
 
     def gradients(self, classifier: Network, minibatch: Batch, draws: Draws) -> tuple[Tensors, Metrics, Tensors]:
-        (_, v), pull, (z, buffers) = loss_and_gradient(classifier, minibatch, draws.clean)
+        (_, v), vjp, (z, buffers) = loss_and_gradient(classifier, minibatch, draws.clean)
         clean = sample_loss(z, minibatch.labels)
-        (gradients,) = pull((torch.ones_like(clean.loss), 2 * self.penalty * v))
+        (gradients,) = vjp((torch.ones_like(clean.loss), 2 * self.penalty * v))
         power = v.to(clean.loss.dtype).flatten(1).square().sum(1)
         metrics = {
             "loss": (clean.loss + self.penalty * power).mean(),

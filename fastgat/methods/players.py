@@ -11,10 +11,12 @@ from typing import Any, Literal, NamedTuple, Protocol, TypeVar
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.module import _has_any_global_hook
 from torch.utils._pytree import tree_flatten, tree_leaves, tree_map, tree_unflatten
 
+from fastgat.contract import shape_of
 from fastgat.errors import ConfigError
-from fastgat.functional import Places, call
+from fastgat.functional import Places, call, mixed_precision
 from fastgat.kernels.backend import accumulation_dtype
 from fastgat.kernels.dual_loss import SampleLoss
 from fastgat.phases import phase
@@ -22,7 +24,7 @@ from fastgat.phases import phase
 Tensors = dict[str, Tensor]
 Masks = tuple[Tensor, ...]
 Metrics = dict[str, Tensor]
-Left = TypeVar("Left")
+Aux = TypeVar("Aux")
 Pass = Literal["clean", "perturbed"]
 
 
@@ -52,13 +54,12 @@ class Network(NamedTuple):
     def __call__(self, parameters: Tensors, inputs: Tensor, *more: Any) -> tuple[Tensor, Tensors]:
         """The module's output and its buffers afterwards."""
         tensors = {**parameters, **{name: buffer.clone() for name, buffer in self.buffers.items()}}
-        autocast = torch.autocast(inputs.device.type, self.autocast, enabled=self.autocast is not None)
-        with phase(f"{self.name} forward"), autocast:
-            output, left = call(self.module, tensors, (inputs, *more), self.places)
+        with phase(f"{self.name} forward"), mixed_precision(inputs.device, self.autocast):
+            output, aux = call(self.module, tensors, (inputs, *more), self.places)
         for name, buffer in self.buffers.items():
-            if (left[name].shape, left[name].dtype) != (buffer.shape, buffer.dtype):
+            if (aux[name].shape, aux[name].dtype) != (buffer.shape, buffer.dtype):
                 raise ConfigError(f"the {self.name}'s buffer {name} must keep its shape and dtype in a forward pass")
-        return output, {name: left[name] for name in self.buffers}
+        return output, {name: aux[name] for name in self.buffers}
 
     def after(self, which: Pass, buffers: Tensors) -> Network:
         """The player once a forward pass has left these buffers, which count only where `statistics` says so."""
@@ -102,64 +103,70 @@ def logits(classifier: Network, masks: Masks = ()) -> Callable[[Tensors, Tensor]
     def function(parameters: Tensors, images: Tensor) -> tuple[Tensor, Tensors]:
         z, buffers = classifier(parameters, images, *([masks] if masks else []))
         if not isinstance(z, Tensor) or z.dim() != 2:
-            got = tuple(z.shape) if isinstance(z, Tensor) else type(z).__name__
-            raise ConfigError(f"the classifier must return logits (B, K) in train mode too, got {got}")
+            raise ConfigError(f"the classifier must return logits (B, K) in train mode too, got {shape_of(z)}")
         return z.to(accumulation_dtype(z.dtype)), buffers
 
     return function
 
 
 def classify(
-    classifier: Network, images: Tensor, masks: Masks = (), by: str = "parameters"
+    classifier: Network, images: Tensor, masks: Masks = (), wrt: str = "parameters"
 ) -> tuple[Tensor, Callable[[Tensor], Any], Tensors]:
-    """F's logits, their pull-back to gradients by "parameters", "images" or "both", and F's buffers afterwards."""
+    """F's logits, their vector-Jacobian product by "parameters", "images" or "both", and F's buffers afterwards."""
     function = logits(classifier, masks)
-    if by == "parameters":
-        return pull_back(classifier, lambda p: function(p, images), classifier.parameters)
-    if by == "images":
-        return pull_back(classifier, lambda x: function(classifier.parameters, x), images)
-    return pull_back(classifier, function, classifier.parameters, images)
+    if wrt == "parameters":
+        x = images.clone()  # the caller's, which a network may change in place
+        return value_and_vjp(classifier, lambda p: function(p, x), classifier.parameters)
+    if wrt == "images":
+        return value_and_vjp(classifier, lambda x: function(classifier.parameters, x), images)
+    return value_and_vjp(classifier, function, classifier.parameters, images)
 
 
-def pull_back(
-    player: Network, function: Callable[..., tuple[Any, Left]], *at: Any
-) -> tuple[Any, Callable[[Any], Any], Left]:
-    """The value of `function` at `at`, its pull-back from a seed to the gradients of each of `at`, and what it left.
+def value_and_vjp(
+    player: Network, function: Callable[..., tuple[Any, Aux]], *primals: Any
+) -> tuple[Any, Callable[[Any], Any], Aux]:
+    """The value of `function` at the primals, its vector-Jacobian product, and its auxiliary output.
 
-    `function` runs `player`, whose loss scale the pull-back applies and undoes.
+    `function` runs `player`, whose loss scale the product applies and undoes.
     """
     if torch.compiler.is_compiling():
-        value, pull, left = torch.func.vjp(function, *at, has_aux=True)  # type: ignore[misc]  # typed as if without aux
+        value, vjp, aux = torch.func.vjp(function, *primals, has_aux=True)  # type: ignore[misc]  # typed as if without aux
     else:
-        value, pull, left = _autograd(function, *at)
+        value, vjp, aux = _autograd(function, *primals)
     scale = player.scale
 
-    def scaled(seed: Any) -> Any:
+    def scaled(cotangent: Any) -> Any:
         with phase(f"{player.name} backward"):
             if scale is None:
-                return pull(seed)
-            return tree_map(lambda g: g / scale, pull(tree_map(lambda s: s * scale, seed)))
+                return vjp(cotangent)
+            return tree_map(lambda g: g / scale, vjp(tree_map(lambda s: s * scale, cotangent)))
 
-    return value, scaled, left
+    return value, scaled, aux
 
 
-def _autograd(function: Callable[..., tuple[Any, Left]], *at: Any) -> tuple[Any, Callable[[Any], Any], Left]:
+def _autograd(function: Callable[..., tuple[Any, Aux]], *primals: Any) -> tuple[Any, Callable[[Any], Any], Aux]:
     """As torch.func.vjp, which can be compiled, but under which gradient checkpointing, full backward hooks and the old
     style of autograd.Function do not work."""
-    leaves, structure = tree_flatten(tree_map(lambda tensor: tensor.detach().requires_grad_(), at))
+    leaves, structure = tree_flatten(tree_map(lambda tensor: tensor.detach().requires_grad_(), primals))
     with torch.enable_grad():
-        value, left = function(*tree_unflatten(leaves, structure))
+        value, aux = function(*tree_unflatten(leaves, structure))
 
-    def pull(seed: Any) -> Any:
-        pairs = zip(tree_leaves(value), tree_leaves(seed), strict=True)
-        outputs, seeds = zip(*(pair for pair in pairs if pair[0].requires_grad), strict=True)
-        gradients = torch.autograd.grad(outputs, leaves, seeds, retain_graph=True, materialize_grads=True)
+    def vjp(cotangent: Any) -> Any:
+        pairs = zip(tree_leaves(value), tree_leaves(cotangent), strict=True)
+        outputs, cotangents = zip(*(pair for pair in pairs if pair[0].requires_grad), strict=True)
+        gradients = torch.autograd.grad(outputs, leaves, cotangents, retain_graph=True, materialize_grads=True)
         return tree_unflatten(gradients, structure)
 
-    return tree_map(Tensor.detach, value), pull, tree_map(Tensor.detach, left)
+    return tree_map(Tensor.detach, value), vjp, tree_map(Tensor.detach, aux)
 
 
-def probability_seed(loss: SampleLoss) -> Tensor:
+def has_hooks(module: nn.Module) -> bool:
+    """Whether a hook sees what this module is called with, what it returns, or the gradients of these."""
+    kinds = "forward", "forward_pre", "backward", "backward_pre"
+    return any(getattr(module, f"_{kind}_hooks") for kind in kinds) or bool(_has_any_global_hook())
+
+
+def probability_cotangent(loss: SampleLoss) -> Tensor:
     """dF(x)_y by the logits, (B, K), from that of J: dF_y = -F_y dJ, since J = -log F_y."""
     return -loss.probability[:, None] * loss.gradient
 
@@ -172,3 +179,8 @@ def mix(gradients: Mapping[str, Tensor], others: Mapping[str, Tensor], alpha: fl
 def mean(gradients: Mapping[str, Tensor], samples: int) -> Tensors:
     """The gradient of a mean over samples, from that of the sum."""
     return {name: g / samples for name, g in gradients.items()}
+
+
+def share_of_zeros(tensor: Tensor) -> Tensor:
+    """The share of a tensor's entries that are 0, 0-d, float32."""
+    return (tensor == 0).float().mean()

@@ -23,7 +23,7 @@ from fastgat.functional import in_eval_mode
 from fastgat.kernels.projected_step import projected_step
 from fastgat.methods.adversarial import attack_steps_option, step_size_option
 from fastgat.methods.base import OnePlayer, epsilon_option, label_smoothing_option
-from fastgat.methods.players import Draws, Metrics, Network, Tensors, classify, logits, mean, pull_back
+from fastgat.methods.players import Draws, Metrics, Network, Tensors, classify, logits, mean, value_and_vjp
 from fastgat.options import option
 
 START = 1e-3
@@ -54,10 +54,10 @@ class TRADES(OnePlayer):
         """The perturbation p = x' - x, (B, C, H, W)."""
         p = START * noise
         with in_eval_mode(classifier.module) if self.attack_mode == "eval" else contextlib.nullcontext():
-            clean = logits(classifier)(classifier.parameters, images)[0].softmax(1)
+            clean = logits(classifier)(classifier.parameters, images.clone())[0].softmax(1)
             for _ in range(self.attack_steps):
-                z, pull, _ = classify(classifier, images + p, by="images")
-                (gradient,) = pull(z.softmax(1) - clean)
+                z, vjp, _ = classify(classifier, images + p, wrt="images")
+                (gradient,) = vjp(z.softmax(1) - clean)
                 p = projected_step(images, p, gradient, size=self.step_size, epsilon=self.epsilon)
         return p
 
@@ -67,7 +67,7 @@ class TRADES(OnePlayer):
         p = self.attack(classifier, images, draws.noise)
 
         def loss(parameters: Tensors) -> tuple[Tensor, tuple[Any, ...]]:
-            z, buffers = logits(classifier, draws.clean)(parameters, images)
+            z, buffers = logits(classifier, draws.clean)(parameters, images.clone())  # which it may change in place
             after_clean = classifier.after("clean", buffers)
             perturbed, buffers = logits(after_clean, draws.perturbed)(parameters, images + p)
             left = after_clean.after("perturbed", buffers).buffers
@@ -76,8 +76,8 @@ class TRADES(OnePlayer):
             divergence = functional.kl_div(log_f[1], log_f[0], reduction="none", log_target=True).sum(1)
             return each + self.beta * divergence, (z.argmax(1), perturbed.argmax(1), left)
 
-        each, pull, (answers, perturbed_answers, buffers) = pull_back(classifier, loss, classifier.parameters)
-        (gradients,) = pull(torch.ones_like(each))
+        each, vjp, (answers, perturbed_answers, buffers) = value_and_vjp(classifier, loss, classifier.parameters)
+        (gradients,) = vjp(torch.ones_like(each))
         metrics = {
             "loss": each.mean(),
             "accuracy": (answers == labels).float().mean(),

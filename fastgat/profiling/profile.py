@@ -30,7 +30,7 @@ meets the generator as it was before its step, in Algorithm 1 as it is after it.
 AT_ONCE_MS = 200.0
 """About how long a side is timed at once on a GPU, at most."""
 FED = 8
-"""Blocks of steps with a loader that are timed at once, past those that its buffers feed."""
+"""How many blocks of steps with a loader are timed at once, once its buffers are drained."""
 FED_SECONDS = 10.0
 """About how long that may take: of slow steps fewer are timed."""
 FED_ROUNDS = 3

@@ -54,7 +54,7 @@ def work(side: Side) -> dict[str, int]:
 
 
 def work_of_kind(side: Side, kind: str) -> dict[str, int]:
-    """FLOPs and bytes of one kind of fastgat's steps."""
+    """FLOPs and bytes of one kind of a side's steps."""
     counter = Counter()
     if not isinstance(side, Fastgat):
         with counter:

@@ -10,7 +10,7 @@ from fastgat.engine.state import TrainState
 from fastgat.methods import Method
 from fastgat.trainer.feed import Feed
 
-SECOND_PULL_BACK = {True: "a second pull-back through it keeps Delta exact", False: "its gradients are the batch's"}
+SECOND_BACKWARD = {True: "a second backward pass through it keeps Delta exact", False: "its gradients are the batch's"}
 """The backward pass under batch norm, with a generator and without."""
 
 
@@ -60,7 +60,7 @@ def _networks(config: TrainConfig, method: Method, state: TrainState, own: bool)
     if config.model.batch_norm != "both" and not state.has_statistics:
         networks += f"; --batch-norm {config.model.batch_norm} has no effect: the classifier has no running statistics"
     if state.interacts:
-        networks += f"; samples interact in the classifier: {SECOND_PULL_BACK[method.needs_generator]}"
+        networks += f"; samples interact in the classifier: {SECOND_BACKWARD[method.needs_generator]}"
     return networks
 
 

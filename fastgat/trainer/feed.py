@@ -110,19 +110,19 @@ def dataset_feed(
     train = loader(images.train, len(images.train) - own)
     validation, *test = map(loader, parts[1:])
     return Feed(
-        images.name,
-        description,
-        images.reason,
-        train,
-        validation,
-        test[0] if test else None,
-        images.classes,
-        images.train.shape[2],
-        f"{choice.name}: {choice.reason}",
-        zlib.crc32(b"".join(map(_sample, parts)) + (extra or "").encode()),
-        images.passed_over,
-        identity,
-        extra,
+        name=images.name,
+        description=description,
+        reason=images.reason,
+        train=train,
+        validation=validation,
+        test=test[0] if test else None,
+        classes=images.classes,
+        channels=images.train.shape[2],
+        loader=f"{choice.name}: {choice.reason}",
+        fingerprint=zlib.crc32(b"".join(map(_sample, parts)) + (extra or "").encode()),
+        passed_over=images.passed_over,
+        identity=identity,
+        extra=extra,
     )
 
 
@@ -138,10 +138,17 @@ def own_feed(
     """Loaders of one's own; the classifier's output tells how many classes there are, its batches how many channels."""
     sample = next(IterableLoader(train, None, device=device, channels_last=channels_last).once(), None)
     num_classes = check_networks(classifier.to(device), None, sample.images if sample else None)
-    channels = sample.images.shape[1] if sample else 0
-    loaders = [
-        IterableLoader(source, num_classes, device=device, channels_last=channels_last)
-        for source in (train, validation)
-    ]
-    what, classes = "loaders of your own", tuple(map(str, range(num_classes)))
-    return Feed(CUSTOM, what, "asked for", loaders[0], loaders[1], None, classes, channels, what, 0, sample=sample)
+    what = "loaders of your own"
+    return Feed(
+        name=CUSTOM,
+        description=what,
+        reason="asked for",
+        train=IterableLoader(train, num_classes, device=device, channels_last=channels_last),
+        validation=IterableLoader(validation, num_classes, device=device, channels_last=channels_last),
+        test=None,
+        classes=tuple(map(str, range(num_classes))),
+        channels=sample.images.shape[1] if sample else 0,
+        loader=what,
+        fingerprint=0,
+        sample=sample,
+    )

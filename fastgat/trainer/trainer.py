@@ -22,13 +22,14 @@ from fastgat.engine.assemble import assemble, check_networks
 from fastgat.engine.device import pick_device, tf32
 from fastgat.engine.events import Callback
 from fastgat.engine.loop import Loop
-from fastgat.engine.ranks import Ranks, check_restarts, joined
+from fastgat.engine.ranks import Ranks, check_restarts, connected
 from fastgat.engine.run_checkpoints import (
     Checkpoint,
     adopt_best,
     after_restart,
     check_same_classes,
     check_same_run,
+    check_unchanged,
     find_checkpoint,
     settings_of,
     step_of,
@@ -38,6 +39,7 @@ from fastgat.engine.step import Stepper, missing_compiler
 from fastgat.engine.weights import load_weights
 from fastgat.errors import CompileError, ConfigError, DataError, DeviceError, OutputError
 from fastgat.files import locked, make_folder
+from fastgat.functional import mixed_precision
 from fastgat.methods import Method
 from fastgat.models import Generator, create_classifier, normalization
 from fastgat.processes import local_rank, restarted
@@ -58,7 +60,7 @@ class History:
     output: Path
 
 
-OWN = ("output", "resume", "data")
+PER_RANK_SETTINGS = ("output", "resume", "data")
 """Settings in which ranks may differ: where things are. What the data are is compared otherwise."""
 
 
@@ -103,8 +105,7 @@ class Trainer:
         self.train_loader, self.validation_loader = train_loader, validation_loader
         self.callbacks, self.progress = tuple(callbacks), progress
         self._checkpoint = checkpoint
-        self._held: Path | None = None
-        self._identity: Identity | None = None
+        self._locked_folder: Path | None = None
         self._names_changed: list[str] = []
 
     def fit(self) -> History:
@@ -112,19 +113,19 @@ class Trainer:
 
         Raises FastgatError with a one-line reason; the last good checkpoint stays.
         """
-        config, self._held = self.config, None
+        config, self._locked_folder = self.config, None
         check_restarts(config.output)
         device = pick_device(config.run.device, local_rank())
         with (
             seeded(config.seed, device, config.run.deterministic),
             tf32(config.precision.tf32),
-            torch.autocast(device.type, enabled=False),  # a caller's; the step has its own
-            joined(device) as ranks,
+            mixed_precision(device, None),  # a caller's; the step has its own
+            connected(device) as ranks,
             ExitStack() as held,
         ):
-            ranks.from_first(lambda: self._hold(config.output, held))  # before its checkpoint is read
-            loop = self._prepare(device, ranks)
-            ranks.from_first(lambda: self._open_folder(loop.folder, held))
+            ranks.from_first(lambda: self._lock_folder(config.output, held))  # before its checkpoint is read
+            loop, images = self._prepare(device, ranks)
+            ranks.from_first(lambda: self._open_folder(loop.folder, images, held))
             summary = loop.run()
             loop.stepper.release()
         return History(loop.position.epochs, summary, loop.folder)
@@ -135,10 +136,11 @@ class Trainer:
         Raises FastgatError where one of them is not as it must be.
         """
         device = pick_device(self.config.run.device, local_rank())
-        with joined(device) as ranks:
-            return self._prepare(device, ranks)
+        with connected(device) as ranks:
+            return self._prepare(device, ranks)[0]
 
-    def _prepare(self, device: torch.device, ranks: Ranks) -> Loop:
+    def _prepare(self, device: torch.device, ranks: Ranks) -> tuple[Loop, Identity | None]:
+        """The loop, and by what a run that goes on tells its images."""
         self._check_same_settings(device, ranks)
         self._checkpoint = checkpoint = self._find_checkpoint(ranks)
         feed = self._agreed_feed(device, ranks)
@@ -146,9 +148,9 @@ class Trainer:
         sample, batches = ranks.agree(lambda: feed.training_batches(start))
         ranks.check_same({"the shape of their batches": tuple(sample.images.shape)})
         state = self._state(feed, sample, device, ranks)
-        config = self._settled(feed, ranks)
+        config = self._resolved_config(feed, ranks)
         assert config.output is not None
-        compiled, why_not = self._whether_to_compile(device, ranks)
+        compiled, why_not = self._all_ranks_compile(device, ranks)
         run = config.run
         loop = Loop(
             Stepper(state, self.method, compiled=compiled, cuda_graph=run.cuda_graph, convolutions=run.convolutions),
@@ -166,15 +168,19 @@ class Trainer:
                 "extra_data": feed.extra,
             },
             facts=self._facts(feed, state, why_not),
-            callbacks=[RunFolder(config.output, config), *self._asked_for(config.output), *self.callbacks],
+            callbacks=[RunFolder(config.output, config), *self._optional_callbacks(config.output), *self.callbacks],
         )
         if checkpoint is not None:
             ranks.agree(lambda: self._restore(loop, checkpoint, config, feed))
-        return loop
+        return loop, feed.identity
 
     def _check_same_settings(self, device: torch.device, ranks: Ranks) -> None:
         """Raises RankError where other ranks run something else."""
-        asked = {key: value for key, value in flatten(self.config.to_dict()) if key.partition(".")[0] not in OWN}
+        asked = {
+            key: value
+            for key, value in flatten(self.config.to_dict())
+            if key.partition(".")[0] not in PER_RANK_SETTINGS
+        }
         versions = {"torch": torch.__version__, "fastgat": version("fastgat-trainer")}
         ranks.check_same({**identity(self.config), **asked, **versions, "their kind of device": device.type})
 
@@ -191,7 +197,6 @@ class Trainer:
         ranks.check_same({"their data": feed.fingerprint, "batches an epoch": feed.train.batches_per_epoch})
         if not feed.train.batches_per_epoch:
             raise ConfigError(f"no full batch in an epoch: batch_size {size} is larger than the training set")
-        self._identity = feed.identity
         return feed
 
     def _state(self, feed: Feed, sample: Batch, device: torch.device, ranks: Ranks) -> TrainState:
@@ -210,7 +215,7 @@ class Trainer:
             ranks=ranks,
         )
 
-    def _settled(self, feed: Feed, ranks: Ranks) -> TrainConfig:
+    def _resolved_config(self, feed: Feed, ranks: Ranks) -> TrainConfig:
         """The settings with what they left open: data set, folder, and the rule that picks an epoch."""
         given, checkpoint = self.config, self._checkpoint
         return replace(
@@ -221,9 +226,9 @@ class Trainer:
             resume=None,
         )
 
-    def _whether_to_compile(self, device: torch.device, ranks: Ranks) -> tuple[bool, str | None]:
+    def _all_ranks_compile(self, device: torch.device, ranks: Ranks) -> tuple[bool, str | None]:
         """Whether all ranks compile the step; where they do not, and nobody asked for that, why."""
-        compiled, why_not = ranks.agree(lambda: self._compiled(device))
+        compiled, why_not = ranks.agree(lambda: self._can_compile(device))
         if not all(ranks.gather(compiled)):
             return False, why_not or "NOT compiled, as another rank cannot"
         return compiled, why_not
@@ -271,22 +276,24 @@ class Trainer:
             raise DataError(f"{checkpoint.path}: what {config.data.extra_data} holds has changed since it was made")
         loop.restore(checkpoint.tensors, checkpoint.header)
 
-    def _hold(self, folder: Path | None, held: ExitStack) -> None:
+    def _lock_folder(self, folder: Path | None, held: ExitStack) -> None:
         """Keep other processes out of a folder that is there, as long as `held` is open."""
-        if folder is not None and folder.is_dir() and folder != self._held:
+        if folder is not None and folder.is_dir() and folder != self._locked_folder:
             if not held.enter_context(locked(folder / ".lock")):
                 raise OutputError(f"{folder}: another process is training there (it holds .lock)")
-            self._held = folder
+            self._locked_folder = folder
 
-    def _open_folder(self, folder: Path, held: ExitStack) -> None:
+    def _open_folder(self, folder: Path, images: Identity | None, held: ExitStack) -> None:
         make_folder(folder)
-        self._hold(folder, held)
+        if folder != self._locked_folder:  # others could begin and end a run there while this one was prepared
+            self._lock_folder(folder, held)
+            check_unchanged(folder, self._checkpoint)
         if self._checkpoint is not None:
             adopt_best(self._checkpoint, folder)
-        if self._identity is not None:
-            self._identity.save(folder)
+        if images is not None:
+            images.save(folder)
 
-    def _compiled(self, device: torch.device) -> tuple[bool, str | None]:
+    def _can_compile(self, device: torch.device) -> tuple[bool, str | None]:
         """Whether to compile the step; where not, and nobody asked for that, why."""
         wanted = self.config.run.compile
         missing = missing_compiler(device)
@@ -332,7 +339,7 @@ class Trainer:
             "dropout": self.method.classifier_dropout,
         }
 
-    def _asked_for(self, output: Path) -> Iterator[Callback]:
+    def _optional_callbacks(self, output: Path) -> Iterator[Callback]:
         if self.config.run.early_stopping is not None:
             yield EarlyStopping(self.config.run.early_stopping)
         if self.config.run.tensorboard:

@@ -113,6 +113,26 @@ def test_seeds(victim: Victim, name: str) -> None:
     assert one.equal(other) == (name in DRAW_NOTHING)
 
 
+class Observed(nn.Module):
+    """Keeps the largest logit that it has returned in a buffer, in eval mode too, as a quantised network does."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+        self.register_buffer("largest", torch.zeros(()))
+
+    def forward(self, x: Tensor) -> Tensor:
+        logits: Tensor = self.network(x)
+        self.get_buffer("largest").copy_(torch.maximum(self.get_buffer("largest"), logits.detach().max()))
+        return logits
+
+
+def test_buffers_come_back_as_they_were(victim: Victim) -> None:
+    model = Observed(victim.model)
+    PGD(model, epsilon=0.5, steps=2)(victim.images, victim.labels)
+    assert model.get_buffer("largest") == 0
+
+
 @attacks
 def test_the_model_comes_back_as_it_was(victim: Victim, make: Make) -> None:
     assert isinstance(victim.model, nn.Sequential)

@@ -47,6 +47,7 @@ USAGE: list[tuple[tuple[object, ...], str]] = [
     ((*BASE, "--padded-crop", 32), "padded_crop 32 may leave nothing of images of 32 x 32 pixels"),
     (("train", "--method", "baseline", "--generator-lr", 1), "--generator-lr has no effect: method 'baseline' has no"),
     (("train", "--method", "pgd", "--generator-width", 8), "--generator-width has no effect: method 'pgd' has no"),
+    (("train", "--convolutions", "stream", "--no-compile"), "--convolutions has no effect: it is for the compiled"),
     (("train", "--momentum", 0.9), "--momentum has no effect: it is for --optimizer sgd"),
     (("train", "--nesterov"), "--nesterov has no effect: it is for --optimizer sgd"),
     (("train", "--lr-decay", 0.5), "--lr-decay has no effect: it is for --lr-schedule multistep"),

@@ -17,7 +17,7 @@ from torch.multiprocessing.spawn import spawn
 from fastgat.batch import Batch
 from fastgat.config import OptimizerConfig
 from fastgat.engine.random import step_draws
-from fastgat.engine.ranks import ALONE, Ranks, joined
+from fastgat.engine.ranks import ALONE, Ranks, connected
 from fastgat.engine.reduction import synchronised_batch_norm
 from fastgat.engine.state import TrainState
 from fastgat.engine.step import Stepper
@@ -117,5 +117,5 @@ def _enter(rank: int, count: int, port: int, work: Callable[..., None], folder: 
     os.environ.update(RANK=str(rank), WORLD_SIZE=str(count), LOCAL_RANK=str(rank))
     os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
     os.chdir(folder)
-    with joined(torch.device("cpu")) as ranks:
+    with connected(torch.device("cpu")) as ranks:
         work(ranks, folder, *arguments)

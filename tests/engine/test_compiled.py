@@ -14,7 +14,6 @@ from unittest.mock import MagicMock
 
 import pytest
 import torch
-from fastgat.kernels.backend import TritonError
 from torch import nn
 from torch._dynamo.testing import CompileCounter
 from torch._inductor import config as inductor
@@ -26,7 +25,15 @@ from fastgat.engine.optimizer import Adam
 from fastgat.engine.passes import GraphPasses
 from fastgat.engine.random import seed_step
 from fastgat.engine.ranks import ALONE
-from fastgat.engine.step import ON_A_GPU, OVERLAP, Captured, Stepper, as_one_graph, missing_compiler, one_line
+from fastgat.engine.step import (
+    GPU_OPTIONS,
+    OVERLAP,
+    Captured,
+    Stepper,
+    as_one_graph,
+    compile_errors_in_one_line,
+    missing_compiler,
+)
 from fastgat.errors import CaptureError, CompileError
 from fastgat.methods import (
     GAT,
@@ -145,8 +152,8 @@ def test_inductor_is_given_its_passes(monkeypatch: pytest.MonkeyPatch) -> None:
     for how in asked:
         assert how["fullgraph"] is True
         assert isinstance(how["options"].pop("post_grad_custom_pre_pass"), GraphPasses)
-    assert [how["options"] for how in asked] == [{}, OVERLAP, ON_A_GPU, ON_A_GPU | OVERLAP]
-    assert (ON_A_GPU | OVERLAP).keys() <= inductor.get_config_copy().keys()
+    assert [how["options"] for how in asked] == [{}, OVERLAP, GPU_OPTIONS, GPU_OPTIONS | OVERLAP]
+    assert (GPU_OPTIONS | OVERLAP).keys() <= inductor.get_config_copy().keys()
 
 
 @pytest.fixture
@@ -266,20 +273,29 @@ def test_a_failed_capture_is_explained_by_its_cause(captures: list[dict[str, Any
     try:
         raise KeyError("something else")
     except KeyError:
-        with pytest.raises(CaptureError, match=r"^no: the step asks the host$"), one_line(CaptureError, "no: {}"):
+        with (
+            pytest.raises(CaptureError, match=r"^no: the step asks the host$"),
+            compile_errors_in_one_line(CaptureError, "no: {}"),
+        ):
             Captured(step, ([], []), MagicMock(device=torch.device("cpu")))
     assert len(captures) == 2, "torch's generator must be freed by another capture"
 
 
-@pytest.mark.parametrize("kind", [AssertionError, TritonError])
+@pytest.mark.parametrize("kind", [AssertionError, IndexError])
 def test_what_compiled_code_raises_is_one_line(kind: type[Exception]) -> None:
-    with pytest.raises(CompileError, match=r"^no: expected stride 9$"), one_line(CompileError, "no: {}"):
+    with (
+        pytest.raises(CompileError, match=r"^no: expected stride 9$"),
+        compile_errors_in_one_line(CompileError, "no: {}"),
+    ):
         raise kind("expected stride 9\nat line 3")
 
 
 def test_a_rank_that_is_lost_is_no_failure_to_compile() -> None:
     lost = RuntimeError("[gloo/transport/tcp/pair.cc:534] Connection closed by peer [127.0.0.1]:1234")
-    with pytest.raises(RuntimeError) as raised, one_line(CompileError, "the step cannot be compiled: {}"):
+    with (
+        pytest.raises(RuntimeError) as raised,
+        compile_errors_in_one_line(CompileError, "the step cannot be compiled: {}"),
+    ):
         raise lost
     assert raised.value is lost
 

@@ -16,17 +16,17 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from torch.nn import functional
 
 from fastgat.config import BEYOND_CUDNN
-from fastgat.engine.convolutions import joined, masked_and_summed, rectified_convolution, weight_gradient
+from fastgat.engine.convolutions import convolution_relu_op, relu_gradient_op, wait_for_second_stream, weight_gradient
 from fastgat.engine.graph import CONVOLUTION, CONVOLUTION_BACKWARD
 from fastgat.engine.passes import GraphPasses
 from fastgat.methods import GAT, Method
 from tests.support import Engine, compiled_by, largest_difference, minibatch, players
 
 OPERATIONS = {
-    rectified_convolution._opoverload: "forward",
-    masked_and_summed._opoverload: "backward",
+    convolution_relu_op._opoverload: "forward",
+    relu_gradient_op._opoverload: "backward",
     weight_gradient._opoverload: "weights",
-    joined._opoverload: "joins",
+    wait_for_second_stream._opoverload: "joins",
     CONVOLUTION: "convolution",
     CONVOLUTION_BACKWARD: "convolution_backward",
 }
@@ -130,7 +130,7 @@ def two_layers(
     [
         (torch.channels_last, (0, 1, 2), {"backward": 1, "weights": 1, "joins": 1}),
         (torch.channels_last, (0, 2), {"backward": 1}),  # as G's first layer, whose images have no gradient
-        (torch.channels_last, (0,), {}),  # as under batch norm the second pull-back: nobody sums what is masked
+        (torch.channels_last, (0,), {}),  # as under batch norm the second backward pass: nobody sums what is masked
         (torch.contiguous_format, (0, 1, 2), {"weights": 1, "joins": 1}),
     ],
 )

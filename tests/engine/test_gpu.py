@@ -21,7 +21,7 @@ from fastgat.engine.passes import GraphPasses
 from fastgat.engine.random import seed_step
 from fastgat.engine.robust import RobustAccuracy
 from fastgat.engine.state import TrainState
-from fastgat.engine.step import Captured, Stepper, one_line
+from fastgat.engine.step import Captured, Stepper, compile_errors_in_one_line
 from fastgat.errors import CaptureError, CompileError
 from fastgat.methods import (
     GAT,
@@ -291,7 +291,10 @@ def test_what_cannot_be_captured_fails_loudly_and_leaves_stream_and_generator_as
     def asks(batches: object, draws: object) -> None:
         x.fill_(x.item())
 
-    with pytest.raises(CaptureError, match="cannot be captured"), one_line(CaptureError, "cannot be captured: {}"):
+    with (
+        pytest.raises(CaptureError, match="cannot be captured"),
+        compile_errors_in_one_line(CaptureError, "cannot be captured: {}"),
+    ):
         Captured(asks, inputs, torch.cuda.Stream())
     assert torch.cuda.current_stream() == here
     torch.rand(1, device=CUDA)

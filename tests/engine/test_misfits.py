@@ -14,7 +14,7 @@ from fastgat import Trainer
 from fastgat.config import DataConfig, OptimizerConfig, RunConfig
 from fastgat.engine.checkpoint import load_checkpoint
 from fastgat.errors import ConfigError, DataError, FastgatError, NonFiniteError, OutputError
-from fastgat.methods import GAT
+from fastgat.methods import GAT, TRADES, Baseline, Method, RandomPerturbation
 from fastgat.models import Generator
 from tests.engine.small import STEPS, At, Small, config, loader, trainer, weights
 
@@ -51,6 +51,53 @@ def test_a_checkpoint_is_not_overwritten_by_bad_weights(tmp_path: Path) -> None:
     with pytest.raises(NonFiniteError, match="a parameter of the classifier became NaN or infinite by step 4"):
         job.fit()
     assert load_checkpoint(tmp_path / "run" / "last.safetensors")[1]["position"]["step"] == 0
+
+
+class Aliased(Small):
+    """Its buffer is the memory of a weight, which it reads and does not change."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("weight", self.head.weight.detach())
+
+
+class Views(Small):
+    """Two buffers, one the first half of the other, which a forward pass changes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("both", torch.zeros(2))
+        self.register_buffer("first", self.get_buffer("both")[:1])
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        if self.training:
+            self.get_buffer("first").add_(1)
+        return super().forward(images)
+
+
+@pytest.mark.parametrize(
+    ("network", "message"),
+    [
+        (Aliased, "the buffer weight lies in the memory of the parameter head.weight: give it a clone"),
+        (Views, "the buffers first and both lie in the same memory: give them clones"),
+    ],
+)
+def test_memory_that_two_tensors_share(tmp_path: Path, network: type[nn.Module], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        trainer(config(tmp_path / "run"), network).fit()
+
+
+@pytest.mark.parametrize("method", [Baseline(), RandomPerturbation(), TRADES(attack_mode="eval")])
+def test_images_stay_as_they_are_where_a_network_changes_its_input(tmp_path: Path, method: Method) -> None:
+    class Erasing(Small):
+        def forward(self, images: torch.Tensor) -> torch.Tensor:
+            return super().forward(images.mul_(0.5) if self.training else images)
+
+    job = trainer(config(tmp_path / "run", method=method, epochs=1), Erasing)
+    job.train_loader = batches = [(images, labels) for images, labels in loader(0)]
+    before = [images.clone() for images, _ in batches]
+    job.fit()
+    assert all(images.equal(copy) for (images, _), copy in zip(batches, before, strict=True))
 
 
 def test_a_frozen_parameter_may_be_infinite(tmp_path: Path) -> None:

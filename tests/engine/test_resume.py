@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ import pytest
 import torch
 from torch import nn
 
-from fastgat import load_classifier
+from fastgat import Trainer, load_classifier
 from fastgat.config import OptimizerConfig, PrecisionConfig
 from fastgat.engine.checkpoint import load_checkpoint, save_checkpoint
 from fastgat.engine.interrupts import Interrupts
@@ -161,6 +162,30 @@ def test_buffers_that_are_not_persistent_go_on_too(tmp_path: Path) -> None:
     assert tensors.pop("transient.classifier/calls") > 0
     save_checkpoint(last, tensors, header)  # as earlier versions wrote it
     assert trainer(parts, Counting).fit().summary is not None
+
+
+@pytest.mark.parametrize("resumed", [False, True])
+def test_a_run_that_another_process_has_written_meanwhile(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, resumed: bool
+) -> None:
+    """While this one was prepared, which takes long where data are read; the folder's lock is free again."""
+    monkeypatch.chdir(tmp_path)
+    late, other = config(Path("run"), epochs=2), config(Path("run"), epochs=3)
+    if resumed:
+        trainer(config(Path("run"), epochs=1)).fit()
+        late, other = replace(late, output=None, resume="run"), replace(other, resume="run")
+    build = Trainer._networks
+
+    def slow(self: Trainer, *arguments: Any) -> Any:
+        monkeypatch.setattr(Trainer, "_networks", build)
+        trainer(other).fit()
+        return build(self, *arguments)
+
+    monkeypatch.setattr(Trainer, "_networks", slow)
+    message = "has changed since it was read" if resumed else "already holds a run"
+    with pytest.raises(ConfigError, match=message):
+        trainer(late).fit()
+    assert len(rows(Path("run"), "epoch")) == 3
 
 
 def test_a_run_without_its_last_checkpoint_is_not_written_over(tmp_path: Path) -> None:

@@ -12,12 +12,14 @@ import torch
 from torch import nn
 
 from fastgat import load_classifier
-from fastgat.config import OptimizerConfig
+from fastgat.batch import Batch
+from fastgat.config import OptimizerConfig, PrecisionConfig
+from fastgat.engine.accuracy import score
 from fastgat.engine.checkpoint import load_checkpoint
 from fastgat.engine.events import Callback, EpochEnd, Start
 from fastgat.methods import GAT, Baseline
 from fastgat.randomness import seeded
-from tests.engine.small import STEPS, Small, Tied, assert_same_weights, config, rows, trainer
+from tests.engine.small import STEPS, Small, Tied, assert_same_weights, config, loader, rows, trainer
 from tests.support import BatchNormNet
 
 
@@ -70,6 +72,16 @@ def test_epoch_metrics_are_the_means_of_all_steps(tmp_path: Path) -> None:
     for name in ("loss", "accuracy", "generator_loss", "perturbation_norm"):
         mean = sum(row[name] for row in intervals) / len(intervals)
         assert history.epochs[0][name] == pytest.approx(mean, rel=1e-6)
+
+
+def test_mixed_precision_validates_the_weights_of_each_epoch(tmp_path: Path) -> None:
+    precision = PrecisionConfig(amp=True, amp_dtype="bfloat16")
+    history = trainer(config(tmp_path / "run", method="baseline", precision=precision)).fit()
+    batches = [Batch(*batch) for batch in loader(1)]
+    last = load_classifier(history.output, checkpoint="last", classifier=Small())
+    expected = score(last, batches, autocast=torch.bfloat16)
+    assert history.epochs[-1]["validation_loss"] == expected.loss
+    assert len({row["validation_loss"] for row in history.epochs}) == 3
 
 
 @pytest.mark.parametrize("method", ["baseline", "dropout", "random", "fg-linf", "fg-l2", "gat", "dropout-gat"])

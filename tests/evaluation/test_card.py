@@ -141,5 +141,5 @@ def test_too_few_samples_are_said_to_be() -> None:
 
 
 def test_the_worst_case_is_per_example() -> None:
-    found = {"a": np.array([True, False, True, True]), "b": np.array([True, True, False, True])}
+    found = [np.array([True, False, True, True]), np.array([True, True, False, True])]
     assert card.worst_case(found).tolist() == [True, False, False, True]

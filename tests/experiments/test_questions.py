@@ -91,7 +91,7 @@ def test_readings(tmp_path: Path) -> None:
         assert list(by_name[name]["accuracy"].values()) == pytest.approx([0.7 + gains[delta]] * 2)
     assert not found["attacked"]
     assert "What attacks leave" not in experiment.section(asked, found)
-    for seed in asked.numbers:
+    for seed in asked.seed_values:
         for delta, left in (("fixed", 0.3), ("through", 0.35 + 0.02 * seed)):
             keep_attacks(store, asked, asked.cell(GAT(cg=1.0, delta=delta), seed), left)
     keep_attacks(store, asked, asked.cell(GradientPenalty(penalty=0.1), 1), 0.4)
@@ -111,7 +111,7 @@ def test_capacity(tmp_path: Path) -> None:
     store, experiment = RunStore(tmp_path), Capacity()
     asked = plan(seeds=3, grids=GRIDS, points="8/1,16/4,24/1,48/1")
     accuracies = {"48/1": (0.60, 0.61, 0.62), "24/1": (0.601, 0.609, 0.62), "16/4": (0.58, 0.59, 0.601)}
-    for seed in asked.numbers:
+    for seed in asked.seed_values:
         for name, cell in experiment.of_seed(asked, store, seed).items():
             if name in accuracies:
                 finish(store, cell, accuracies[name][seed], 0.7)

@@ -128,7 +128,7 @@ def test_gat_is_algorithm_1(method: GAT) -> None:
 @pytest.mark.parametrize("delta", ["fixed", "through"])
 @pytest.mark.parametrize("schedule", ["paper", "alternating"])
 def test_gat_is_algorithm_1_under_batch_norm(schedule: str, delta: str) -> None:
-    """There the two gradients are not proportional, and a second pull-back is taken."""
+    """There the two gradients are not proportional, and a second backward pass is taken."""
     check_gat(GAT(cg=0.3, schedule=schedule, delta=delta), BatchNormNet().double(), players()[1])
 
 

@@ -69,7 +69,7 @@ def test_a_resting_generator_costs_a_forward_pass() -> None:
 
 @pytest.mark.slow
 def test_under_batch_norm_the_second_pull_back_counts_without_the_weights(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As written, four pull-backs take F's gradients by its weights and by its images, of which each uses one."""
+    """As written, four backward passes take F's gradients by its weights and by its images, of which each uses one."""
     method, counts = GAT(schedule="simultaneous"), {}
     monkeypatch.setattr("fastgat.profiling.sides.create_classifier", lambda *_: BatchNormNet())
     for compiled in (False, True):

@@ -11,7 +11,7 @@ from fastgat.processes import cores
 T = TypeVar("T")
 
 
-def ahead(work: Callable[[int], T], numbers: range, depth: int = 4) -> Generator[T, None, None]:
+def prefetch(work: Callable[[int], T], numbers: range, depth: int = 4) -> Generator[T, None, None]:
     """The results of `work` on each number, `depth` of them being prepared at a time; its errors are raised here."""
     threads = ThreadPoolExecutor(min(depth, cores()), thread_name_prefix="fastgat-reader")
     left, waiting = iter(numbers), deque[Future[T]]()
