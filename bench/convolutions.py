@@ -26,8 +26,8 @@ import torch
 from torch import Tensor
 
 from fastgat.config import PrecisionConfig, TrainConfig
-from fastgat.engine import passes, step
-from fastgat.engine.passes import GraphPasses
+from fastgat.engine import graph_passes, step
+from fastgat.engine.graph_passes import GraphPasses
 from fastgat.errors import FastgatError
 from fastgat.methods import GAT
 from fastgat.profiling.profile import check_parity
@@ -37,7 +37,7 @@ from fastgat.reporting.environment import environment
 
 OFF: dict[str, tuple[object, str, Callable[..., object]]] = {
     "timed": (step, "fastest_convolutions", nullcontext),
-    "filled": (passes, "pad_channels", lambda graph: None),
+    "filled": (graph_passes, "pad_channels", lambda graph: None),
 }
 """What takes each of the defaults away: algorithms timed, channels filled up."""
 

@@ -12,7 +12,16 @@ from fastgat.errors import ConfigError, FastgatError, first_line, is_out_of_memo
 
 ROUNDING = 1e-5
 """How far outside [0, 1] rounding may leave a pixel, such as one that was normalised and denormalised in float32."""
-INTEGERS = (torch.int8, torch.int16, torch.int32, torch.int64, torch.uint8, torch.uint16, torch.uint32, torch.uint64)
+INTEGER_DTYPES = (
+    torch.int8,
+    torch.int16,
+    torch.int32,
+    torch.int64,
+    torch.uint8,
+    torch.uint16,
+    torch.uint32,
+    torch.uint64,
+)
 
 
 def checked_batch(
@@ -36,7 +45,7 @@ def checked_batch(
     """
     if not isinstance(images, Tensor) or images.dim() != 4 or not images.is_floating_point():
         raise error(f"expected images (B, C, H, W), floating point in [0, 1], got {_described(images)}")
-    if not isinstance(labels, Tensor) or labels.shape != images.shape[:1] or labels.dtype not in INTEGERS:
+    if not isinstance(labels, Tensor) or labels.shape != images.shape[:1] or labels.dtype not in INTEGER_DTYPES:
         raise error(f"expected {len(images)} integer labels, one class an image, got {_described(labels)}")
     if labels.device != images.device:
         raise error(f"the labels are on {labels.device}, the images on {images.device}: bring them together")

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from fastgat.errors import ConfigError
-from fastgat.typed import INTEGERS, shown, type_hints
+from fastgat.typed import INT_LIMIT, shown, type_hints
 
 FLOAT32 = 2.0**-149, (2 - 2.0**-23) * 2.0**127
 """The least and the greatest number that float32 has above 0."""
@@ -120,7 +120,7 @@ def convert(name: str, value: Any, plain: type) -> Any:
         return number
     elif plain is int:
         if isinstance(value, int):
-            if abs(value) >= INTEGERS:
+            if abs(value) >= INT_LIMIT:
                 raise ConfigError(f"{name} must be at most 2^63 - 1, got {shown(value)}")
             return value
     elif plain is Path:

@@ -9,7 +9,7 @@ from typing import Any
 
 from fastgat.errors import DataError, OutputError
 from fastgat.files import make_folder, read_file, write_atomically
-from fastgat.typed import AT_MOST, check_type, parse_json
+from fastgat.typed import MAX_TEXT_BYTES, check_type, parse_json
 
 Key = Mapping[str, Any]
 """Settings that decide a value, as JSON has them."""
@@ -90,7 +90,7 @@ def read_object(path: Path, kind: Any = dict[str, Any]) -> Any:
     """The JSON object in `path`, of the type `kind`, or None where there is no file. Raises DataError if it holds
     anything else."""
     try:
-        content = parse_json(read_file(path, AT_MOST))
+        content = parse_json(read_file(path, MAX_TEXT_BYTES))
     except (FileNotFoundError, NotADirectoryError):
         return None
     except OSError as error:

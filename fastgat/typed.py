@@ -9,9 +9,9 @@ from typing import Any
 
 from fastgat.files import read_file
 
-AT_MOST = 1 << 26
+MAX_TEXT_BYTES = 1 << 26
 """Bytes of a text file, or of the header of another."""
-INTEGERS = 1 << 63
+INT_LIMIT = 1 << 63
 """Whole numbers are smaller, of either sign."""
 NAMES = {int: "a whole number", float: "a number", str: "text", bool: "true or false", list: "a list", dict: "a table"}
 
@@ -38,7 +38,7 @@ def read_toml(path: Path) -> dict[str, Any]:
 
     Other bytes come back as Python represents them in paths, for those that are not UTF-8.
     """
-    raw = read_file(path, AT_MOST)
+    raw = read_file(path, MAX_TEXT_BYTES)
     if raw.startswith((b"\xff\xfe", b"\xfe\xff")):
         raise ValueError("it is in UTF-16; save it in UTF-8")
     try:
@@ -68,7 +68,7 @@ def check_type(value: Any, kind: Any, where: str) -> None:
     accepted = (int, float) if plain is float else plain
     if not isinstance(value, accepted) or (isinstance(value, bool) and plain is not bool):
         raise ValueError(f"{where} must be {NAMES[plain]}, got {shown(value)}")
-    if plain is int and abs(value) >= INTEGERS:
+    if plain is int and abs(value) >= INT_LIMIT:
         raise ValueError(f"{where} must be less than 2^63, got {shown(value)}")
     if parts:
         inner: Any = value

@@ -65,7 +65,7 @@ class _Point(NamedTuple):
         """These rows alone."""
         return _Point(*(tensor[left] for tensor in self))
 
-    def moved(self, project: Callable[[Tensor], Tensor], direction: Tensor, momentum: float) -> _Point:
+    def stepped(self, project: Callable[[Tensor], Tensor], direction: Tensor, momentum: float) -> _Point:
         """After a step in `direction`, mixed with the step before it."""
         ahead = project(torch.addcmul(self.x, self.size, direction))
         x = project(self.x.lerp(ahead, momentum).add_(self.x - self.previous, alpha=1 - momentum))
@@ -80,7 +80,7 @@ class _Point(NamedTuple):
             best_gradient=torch.where(per_sample(better), self.gradient, self.best_gradient),
         )
 
-    def checked(self, steps: int) -> _Point:
+    def after_checkpoint(self, steps: int) -> _Point:
         """At a checkpoint, `steps` after the last: samples without progress go on from the best, with half the step."""
         idle = (self.last_size == self.size).flatten() & (self.last_value >= self.best_value)
         stuck = (self.raised < RISING * steps) | idle
@@ -138,7 +138,7 @@ class APGD(Attack):
         checkpoints, last_checkpoint = _checkpoints(self.steps), 0
         for step in range(self.steps + 1):
             if step > 0:
-                at = at.moved(project, ascent(at.gradient, self.norm, 1), MOMENTUM if step > 1 else 1.0)
+                at = at.stepped(project, ascent(at.gradient, self.norm, 1), MOMENTUM if step > 1 else 1.0)
             value, gradient, wrong = self._evaluate(at.x, at.labels, loss)
             at = at._replace(value=value, gradient=gradient, raised=at.raised + (value > at.value))
             if wrong.any():
@@ -149,7 +149,7 @@ class APGD(Attack):
                 project, loss = self.projection(at.images), _loss(self.loss, at.labels, at.aims)
             at = at.with_best()
             if step in checkpoints:
-                at, last_checkpoint = at.checked(step - last_checkpoint), step
+                at, last_checkpoint = at.after_checkpoint(step - last_checkpoint), step
         result[at.rows] = at.best
         return result, fooled
 

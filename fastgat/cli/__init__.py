@@ -118,9 +118,9 @@ def _fail(message: str, exit_code: int, ctx: click.Context | None = None, *, los
     line = "".join(printable)
     hint = f" (try `{ctx.command_path} --help`)" if ctx is not None else ""
     if _one_of_several():
-        from fastgat.engine.ranks import account  # imports torch
+        from fastgat.engine.ranks import claim_error_line  # imports torch
 
-        told = account(line, lost=lost)
+        told = claim_error_line(line, lost=lost)
         if told is not None:
             click.echo(f"fastgat: error: {told}{hint}", err=True)
         sys.stdout.flush()

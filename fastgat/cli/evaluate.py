@@ -28,7 +28,7 @@ CLEAN_OPTIONS = {
     *("checkpoint", "split", "data_dir", "device", "on_bad_sample", "changed_data", "batch_size"),
 }
 """Parameters that mean something with --clean."""
-OF_AUTOATTACK = CLEAN_OPTIONS - {"clean"} | {
+AUTOATTACK_OPTIONS = CLEAN_OPTIONS - {"clean"} | {
     *("only_autoattack", "samples", "norm", "epsilon", "seed", "quick", "full", "fresh", "no_generator")
 }
 """Those that mean something with --only-autoattack."""
@@ -94,7 +94,7 @@ def evaluate(
     weights = given["weights"]
     settings = RunSettings(**((FULL if full else {}) | given_to(RunSettings, given)))
     attacks = EvaluationSettings(**given_to(EvaluationSettings, given))
-    prices = (
+    cg_values = (
         () if no_generator or attacks.only_autoattack else tuple(convert("cg", value, float) for value in cgs or ("1",))
     )
     if output is None:
@@ -109,7 +109,7 @@ def evaluate(
             sources=sources,
             networks=networks,
             classifiers=classifiers,
-            cgs=prices,
+            cgs=cg_values,
             clean_only=clean,
             cache=None if clean else Cache(output / "evaluation-cache", fresh=fresh),
             progress=bar,
@@ -140,7 +140,7 @@ def _check_combination(quick: bool, clean: bool, full: bool, only_autoattack: bo
         raise click.UsageError("name a RUN, or --weights FILE with --classifier and --dataset")
     for asked, says, allowed in (
         (clean, "--clean runs no attack", CLEAN_OPTIONS),
-        (only_autoattack, "--only-autoattack runs nothing else", OF_AUTOATTACK),
+        (only_autoattack, "--only-autoattack runs nothing else", AUTOATTACK_OPTIONS),
         (full, "--full attacks every image", given.keys() - {"quick", "samples"}),
         (quick, f"--quick attacks {QUICK} images", given.keys() - {"samples"}),
         ("no_generator" in given, "--no-generator trains no generator", given.keys() - {"cgs"}),

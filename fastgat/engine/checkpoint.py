@@ -18,7 +18,7 @@ from fastgat.engine.optimizer import buffer_name
 from fastgat.engine.position import Position
 from fastgat.errors import CheckpointError
 from fastgat.files import read_file, write_atomically
-from fastgat.typed import AT_MOST, check_type, parse_json, shown
+from fastgat.typed import MAX_TEXT_BYTES, check_type, parse_json, shown
 
 FORMAT = 4
 READABLE = (1, 2, 3, 4)
@@ -127,7 +127,7 @@ def _read(path: Path) -> tuple[bytes, dict[str, str]]:
     """The content of a safetensors file and its metadata. Raises OSError, or ValueError before the rest is read where
     its header is not right."""
     length = int.from_bytes(read_file(path, length=8), "little")
-    if length > AT_MOST:
+    if length > MAX_TEXT_BYTES:
         raise ValueError("its header is too long")
     entries = parse_json(read_file(path, offset=8, length=length))
     check_type(entries, dict, "its header")

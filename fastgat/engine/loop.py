@@ -120,7 +120,7 @@ class Loop:
         with Interrupts() as interrupts:
             self.checkpoints.initialise_folder(at)
             if self.config.rule == "robust":
-                self.facts["selection"] = self.validator.choose_images()
+                self.facts["selection"] = self.validator.sample_images()
             self._notify(lambda callback: callback.on_start(self._start()))
             self._poll_signals(interrupts)
             if not self._signal:

@@ -31,15 +31,15 @@ class RunningMetrics(nn.Module):
         self.register_buffer("count", torch.zeros((), device=device))
         self.register_buffer("first_bad", torch.full((len(names),), -1, dtype=torch.int64, device=device))
 
-    def add(self, values: dict[str, Tensor], step: Tensor, counts: Tensor | None = None) -> None:
-        """Take in the values of a step, unless `counts` (0-d, bool) says that it was skipped."""
+    def add(self, values: dict[str, Tensor], step: Tensor, step_taken: Tensor | None = None) -> None:
+        """Take in the values of a step, unless `step_taken` (0-d, bool) says that it was skipped."""
         row = torch.stack([values[name].to(self.totals.dtype) for name in self.names])
-        if counts is not None:
-            row = torch.where(counts, row, 0)
+        if step_taken is not None:
+            row = torch.where(step_taken, row, 0)
         newly_bad = (self.first_bad < 0) & ~row.isfinite()
         self.first_bad.copy_(torch.where(newly_bad, step, self.first_bad))
         self.totals.add_(row)
-        self.count.add_(1 if counts is None else counts)
+        self.count.add_(1 if step_taken is None else step_taken)
 
     def read(self) -> tuple[dict[str, float], int]:
         """The sums since the last reading, means over ranks, and over how many steps; starts again from zero.

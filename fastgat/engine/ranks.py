@@ -196,7 +196,7 @@ def _connect(device: torch.device) -> None:
         raise RankError(f"the ranks cannot be connected: {first_line(error)}") from None
 
 
-def account(message: str, *, lost: bool = False) -> str | None:
+def claim_error_line(message: str, *, lost: bool = False) -> str | None:
     """The line in which this rank reports an error; None where another rank has reported it.
 
     Ranks with the same message report it once. A rank that has merely `lost` another reports only where no rank has

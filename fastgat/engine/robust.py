@@ -62,7 +62,7 @@ class RobustAccuracy:
         self, state: TrainState, threat: tuple[str, float], validation: Iterable[Batch], batch_size: int, seed: int
     ) -> None:
         self.state, (self.norm, self.epsilon), self.seed = state, threat, seed
-        mine, seen = state.ranks.agree(lambda: choose(validation, seed, state.ranks))
+        mine, seen = state.ranks.agree(lambda: sample_images(validation, seed, state.ranks))
         keys = sorted(key for keys in state.ranks.gather([each.key for each in mine]) for key in keys)
         self.samples, self.seen = min(IMAGES, len(keys)), sum(state.ranks.gather(seen))
         mine = sorted((each for each in mine if each.key <= keys[self.samples - 1]), key=lambda each: each.number)
@@ -122,7 +122,7 @@ class RobustAccuracy:
         images, start = (tensor.contiguous(memory_format=layout) for tensor in (images, start))
         return Batch(images, labels), torch.clamp(start, -images, 1 - images)
 
-    def project(self, images: Tensor, p: Tensor, gradient: Tensor) -> Tensor:
+    def pgd_step(self, images: Tensor, p: Tensor, gradient: Tensor) -> Tensor:
         """p after a step uphill, in the ball, and x + p in [0, 1]."""
         size = 2.5 * self.epsilon / STEPS
         if self.norm == "linf":
@@ -132,7 +132,7 @@ class RobustAccuracy:
         return torch.clamp(p * (self.epsilon / norm.clamp(min=1e-12)).clamp(max=1), -images, 1 - images)
 
 
-def choose(validation: Iterable[Batch], seed: int, ranks: Ranks) -> tuple[list[SampledImage], int]:
+def sample_images(validation: Iterable[Batch], seed: int, ranks: Ranks) -> tuple[list[SampledImage], int]:
     """Of this rank's images those with the least keys, at most IMAGES, and how many there are in all.
 
     Image i of rank r of R is number i R + r, as loaders divide a data set.
@@ -158,4 +158,4 @@ def ascend(attack: RobustAccuracy, batches: Sequence[Batch], draws: Sequence[Dra
     here = sample_loss(z, labels)
     (gradient,) = vjp(here.gradient)
     attack.correct.copy_(here.correct & (z < torch.inf).all(1))  # a NaN is no answer
-    attack.p.copy_(attack.project(images, attack.p, gradient.nan_to_num()))
+    attack.p.copy_(attack.pgd_step(images, attack.p, gradient.nan_to_num()))

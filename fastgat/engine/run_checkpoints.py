@@ -189,12 +189,12 @@ class RunCheckpoints:
             ranks.check_same({f"the weights after step {at.step}": self.state.fingerprint()})
         random_tensors, random_plain = random_state(self.state.device)
         header = {**self.header, "position": vars(at), "random": random_plain}
-        tensors = {**self.state.whole(), **random_tensors}
+        tensors = {**self.state.gathered_state_dict(), **random_tensors}
         ranks.from_first(lambda: save_checkpoint(self.folder / name, tensors, header))
 
     def keep_classifier(self, name: str, at: Position, *, averaged: bool) -> None:
         """Write the classifier of this moment alone, its moving average if `averaged` and there is one."""
-        tensors = classifier_alone(self.state.whole(), averaged=averaged)
+        tensors = classifier_alone(self.state.gathered_state_dict(), averaged=averaged)
         header = {**self.header, "position": vars(at)}
         self.state.ranks.from_first(lambda: save_checkpoint(self.folder / name, tensors, header))
 
@@ -216,7 +216,7 @@ class RunCheckpoints:
         if position.steps_per_epoch != steps_per_epoch:
             before = position.steps_per_epoch
             raise CheckpointError(f"the checkpoint had {before} batches an epoch, the data now have {steps_per_epoch}")
-        self.state.load_state_dict(self.state.part_of(state_tensors))
+        self.state.load_state_dict(self.state.local_state_dict(state_tensors))
         return position
 
     def initialise_folder(self, at: Position) -> None:

@@ -180,14 +180,14 @@ class TrainState(nn.Module):
         self.learning_rate_factor = math.nan
         return super().load_state_dict(tensors, *arguments, **options)
 
-    def whole(self) -> Tensors:
+    def gathered_state_dict(self) -> Tensors:
         """The `state_dict` with the memory of all ranks in one, so that any number of ranks can go on from it."""
         tensors: Tensors = self.state_dict()
         if self.memory is not None:
             tensors["memory"] = torch.cat(self.ranks.gather(self.memory.cpu()))
         return tensors
 
-    def part_of(self, whole: Tensors) -> Tensors:
+    def local_state_dict(self, whole: Tensors) -> Tensors:
         """This rank's part of what `whole` has returned."""
         if "memory" not in whole:
             return whole

@@ -122,7 +122,7 @@ class Stepper:
 
 def as_one_graph(step: Step, device: torch.device, ranks: Ranks = ALONE, convolutions: str = "cudnn") -> Step:
     """`step` as one graph, compiled for `device` at its first call; a break in the graph is an error."""
-    from fastgat.engine.passes import GraphPasses  # imports Inductor, which takes seconds
+    from fastgat.engine.graph_passes import GraphPasses  # imports Inductor, which takes seconds
 
     assert isinstance(step, functools.partial)
     # A copy: torch.compile keeps what it compiles by code object, up to a limit.

@@ -32,7 +32,7 @@ class Validator:
         self.averaged = (True, False) if state.ema is not None else (True,)
         self.robust: RobustAccuracy | None = None
 
-    def choose_images(self) -> str:
+    def sample_images(self) -> str:
         """Have robust accuracy measured from now on; returns what a run says of it at its start."""
         config, share = self.config, self.state.ranks.share_of(self.config.batch_size)
         before = random_state(self.state.device)

@@ -20,7 +20,7 @@ from fastgat.experiments.store import RunStore
 from fastgat.methods import Baseline
 from fastgat.reporting.plots import plot_power
 
-PRICES = (0.1, 0.3, 1.0, 3.0, 10.0)
+CGS = (0.1, 0.3, 1.0, 3.0, 10.0)
 """c_g of each generator: the paper draws a curve over the power, and does not say at which."""
 GENERATOR_BATCH = 64
 
@@ -73,7 +73,7 @@ def _baseline(plan: Plan) -> Cell:
 def _measurements(plan: Plan) -> list[Measurement]:
     extent = {"images": plan.generator_images, "epochs": plan.generator_epochs, "samples": plan.samples}
     key = {"cell": _baseline(plan).name, "width": plan.base.model.generator_width, **extent}
-    return [Measurement("figure2", {**key, "cg": cg}, partial(_compute, plan, cg), _Row) for cg in PRICES]
+    return [Measurement("figure2", {**key, "cg": cg}, partial(_compute, plan, cg), _Row) for cg in CGS]
 
 
 @tf32(False)

@@ -18,7 +18,7 @@ from fastgat.files import append_line, read_file, write_atomically
 from fastgat.reporting.environment import environment
 from fastgat.reporting.plots import draw_curves
 from fastgat.store import as_json
-from fastgat.typed import AT_MOST, check_type, parse_json
+from fastgat.typed import MAX_TEXT_BYTES, check_type, parse_json
 
 
 class Row(TypedDict):
@@ -71,7 +71,7 @@ class RunFolder(Callback):
 def read_metrics(path: Path) -> list[dict[str, Any]]:
     """The complete rows of a metrics.jsonl; what a kill has cut off, or another program written, is left out."""
     try:
-        content = read_file(path, AT_MOST)
+        content = read_file(path, MAX_TEXT_BYTES)
     except FileNotFoundError:
         return []
     except OSError as error:

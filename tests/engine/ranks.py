@@ -100,7 +100,7 @@ def train(case: Case, ranks: Ranks = ALONE) -> dict[str, Tensor]:
                     stepper.prepare(mine, draws)
             stepper(mine, draws, method.kind(number))
     sums, _ = state.metrics.read()
-    return {**state.whole(), **{f"sum of {name}": torch.tensor(value) for name, value in sums.items()}}
+    return {**state.gathered_state_dict(), **{f"sum of {name}": torch.tensor(value) for name, value in sums.items()}}
 
 
 def run(count: int, work: Callable[..., None], folder: Path, *arguments: Any) -> None:

@@ -21,8 +21,8 @@ from torch._inductor import config as inductor
 from fastgat.batch import Batch
 from fastgat.config import RunConfig, TrainConfig
 from fastgat.engine.events import Callback, Compiled
+from fastgat.engine.graph_passes import GraphPasses
 from fastgat.engine.optimizer import Adam
-from fastgat.engine.passes import GraphPasses
 from fastgat.engine.random import seed_step
 from fastgat.engine.ranks import ALONE
 from fastgat.engine.step import (

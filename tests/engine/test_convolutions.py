@@ -18,7 +18,7 @@ from torch.nn import functional
 from fastgat.config import BEYOND_CUDNN
 from fastgat.engine.convolutions import convolution_relu_op, relu_gradient_op, wait_for_second_stream, weight_gradient
 from fastgat.engine.graph import CONVOLUTION, CONVOLUTION_BACKWARD
-from fastgat.engine.passes import GraphPasses
+from fastgat.engine.graph_passes import GraphPasses
 from fastgat.methods import GAT, Method
 from tests.support import Engine, compiled_by, largest_difference, minibatch, players
 

@@ -17,7 +17,7 @@ from fastgat.data.loaders import create_loader
 from fastgat.data.sets import ImageSet
 from fastgat.engine.device import tf32
 from fastgat.engine.graph import PAD, pad_channels
-from fastgat.engine.passes import GraphPasses
+from fastgat.engine.graph_passes import GraphPasses
 from fastgat.engine.random import seed_step
 from fastgat.engine.robust import RobustAccuracy
 from fastgat.engine.state import TrainState
@@ -185,7 +185,7 @@ def test_in_mixed_precision_too(monkeypatch: pytest.MonkeyPatch) -> None:
         padded.extend(graph.find_nodes(op="call_function", target=PAD))
         search.append(torch.backends.cudnn.benchmark)
 
-    monkeypatch.setattr("fastgat.engine.passes.pad_channels", watched)
+    monkeypatch.setattr("fastgat.engine.graph_passes.pad_channels", watched)
     monkeypatch.setattr(GraphPasses, "uuid", lambda self: None)  # Inductor's cache is not asked
     method, sources, states = GAT(schedule="simultaneous"), batches_of(4), []
     for compiled in (True, False):

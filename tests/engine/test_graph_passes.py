@@ -15,7 +15,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from torch.nn import functional
 
 from fastgat.engine.graph import CAST, CONVOLUTION, CONVOLUTION_BACKWARD, COPY_ALL, PAD
-from fastgat.engine.passes import GraphPasses
+from fastgat.engine.graph_passes import GraphPasses
 from fastgat.methods import GAT
 from tests.support import BatchNormNet, Engine, SmallGenerator, largest_difference, minibatch
 

@@ -96,9 +96,9 @@ def talk(ranks: Ranks, folder: Path) -> None:
             half.finish({"loss": torch.tensor(torch.inf if ranks.rank in overflowing else 1.0)}, before)
         assert torch.equal(weight, old) == kept, "a step in which one rank overflows is skipped by all"
 
-    whole = state.whole()["memory"]
+    whole = state.gathered_state_dict()["memory"]
     assert whole.equal(torch.tensor([0.0, 0, 1, 1])[:, None].expand(4, 3))
-    assert state.part_of({"memory": whole})["memory"].equal(torch.zeros(2, 3) + ranks.rank)
+    assert state.local_state_dict({"memory": whole})["memory"].equal(torch.zeros(2, 3) + ranks.rank)
 
     parameters = {
         "a": torch.rand(8, 3, 3, 3).to(memory_format=torch.channels_last),

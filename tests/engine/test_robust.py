@@ -20,7 +20,7 @@ from fastgat.batch import Batch
 from fastgat.config import DataConfig, OptimizerConfig, RunConfig, TrainConfig
 from fastgat.engine import robust
 from fastgat.engine.ranks import ALONE, Ranks
-from fastgat.engine.robust import RobustAccuracy, choose
+from fastgat.engine.robust import RobustAccuracy, sample_images
 from fastgat.engine.selection import Candidate, collapse
 from fastgat.engine.state import TrainState
 from fastgat.errors import ConfigError
@@ -69,7 +69,7 @@ def test_it_is_what_the_attack_leaves(
     accuracy = measured({})
     assert state.classifier.training, "training goes on"
     assert (measured.samples, measured.seen) == (20, 30)
-    chosen = sorted(each.number for each in choose(batches, 1, ALONE)[0])
+    chosen = sorted(each.number for each in sample_images(batches, 1, ALONE)[0])
     images, labels = (torch.cat(tensors)[chosen] for tensors in zip(*batches, strict=True))
     sources = {number: np.random.default_rng((1, robust.START, number)) for number in chosen}
     points = {number: point_in_ball(source, norm, epsilon, (3, 8, 8)) for number, source in sources.items()}
@@ -102,14 +102,14 @@ def test_of_several_ranks_it_is_of_the_same_images(monkeypatch: pytest.MonkeyPat
     found = [
         each
         for rank in range(3)
-        for each in choose([Batch(*(tensor[rank::3] for tensor in whole))], 4, Ranks(rank, 3))[0]
+        for each in sample_images([Batch(*(tensor[rank::3] for tensor in whole))], 4, Ranks(rank, 3))[0]
     ]
-    alone, seen = choose(validation(), 4, ALONE)
+    alone, seen = sample_images(validation(), 4, ALONE)
     assert seen == 30
     assert {each.number for each in sorted(found)[:10]} == {each.number for each in alone}
     for each in found:
         assert torch.equal(each.image, whole.images[each.number])
-    assert {each.number for each in choose(validation(), 5, ALONE)[0]} != {each.number for each in alone}
+    assert {each.number for each in sample_images(validation(), 5, ALONE)[0]} != {each.number for each in alone}
 
 
 HARD: dict[str, Any] = {

@@ -24,7 +24,7 @@ from bench.convolutions import DEFAULT, NONE, OFF, WAYS, measure, report, serve_
 from bench.launches import taken_as_given
 from fastgat.cli.profile import KERNELS, _show_kernels
 from fastgat.config import BEYOND_CUDNN, CONVOLUTIONS, RunConfig, TrainConfig
-from fastgat.engine.passes import GraphPasses
+from fastgat.engine.graph_passes import GraphPasses
 from fastgat.profiling.roofline import summarised
 from fastgat.profiling.sides import Spec
 from fastgat.profiling.worker import Worker, prepare, steps

@@ -28,5 +28,5 @@ class GraphPasses(CustomGraphPass):
                 PASSES[name](graph)
 
     def uuid(self) -> Any:
-        names = "passes.py", "graph.py", "convolutions.py"
+        names = "graph_passes.py", "graph.py", "convolutions.py"
         return get_hash_for_files(tuple(str(Path(__file__).with_name(name)) for name in names), self.convolutions)
