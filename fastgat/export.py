@@ -74,7 +74,7 @@ def export(
     source = checkpoint_path(run, checkpoint)
     tensors, header = load_checkpoint(source)
     untrained = untrained_classifier(source, header, classifier)
-    new = {name: buffer.clone() for name, buffer in untrained.named_buffers()}
+    new = {name: buffer.clone() for name, buffer in untrained.named_buffers() if buffer.layout is torch.strided}
     module = trained_classifier(source, tensors, header, classifier=untrained)
     size = image_size or header["model"].get("image_size")
     if not size:  # of an older checkpoint
@@ -105,7 +105,7 @@ def _check_persistent(classifier: nn.Module, new: dict[str, Tensor]) -> None:
     """Raises FastgatError for a buffer that a state_dict leaves out, and that in a new classifier is another."""
     kept = classifier.state_dict().keys()
     for name, buffer in classifier.named_buffers():
-        if name not in kept and not torch.equal(buffer, new[name]):
+        if name not in kept and name in new and not torch.equal(buffer, new[name]):
             raise FastgatError(
                 f"the buffer {name} is not persistent: no state_dict has it, and training has changed it; choose "
                 "another format; not written"

@@ -57,6 +57,8 @@ def call(
             raise ConfigError(f"{type(module).__name__} has no {name}, or did not have it when its training began")
     everywhere = {place: tensor for name, tensor in tensors.items() for place in where[name]}
     output = functional_call(module, everywhere, inputs, tie_weights=False)
+    if not torch.compiler.is_compiling():
+        torch.clear_autocast_cache()  # of an autocast of the module's own: see mixed_precision
     return output, {name: everywhere[name] for name in tensors}
 
 
@@ -80,13 +82,21 @@ def in_eval_mode(*networks: nn.Module | None) -> Iterator[None]:
 
 @contextmanager
 def buffers_kept(*networks: nn.Module) -> Iterator[None]:
-    """A context after which every buffer has its values of before, though a forward pass has changed it."""
-    before = [(buffer, buffer.clone()) for network in networks for buffer in network.buffers() if not is_lazy(buffer)]
+    """A context after which every dense buffer is the one of before, with its values, whatever a forward pass does."""
+    before = [
+        (module, name, buffer, buffer.clone())
+        for network in networks
+        for module in network.modules()
+        if not isinstance(module, torch.jit.ScriptModule)
+        for name, buffer in module._buffers.items()
+        if buffer is not None and not is_lazy(buffer) and buffer.layout is torch.strided
+    ]
     try:
         yield
     finally:
         with torch.no_grad():
-            for buffer, values in before:
+            for module, name, buffer, values in before:
+                module._buffers[name] = buffer
                 if not torch.equal(buffer, values):  # a write would spoil backward passes that are to come
                     buffer.copy_(values)
 

@@ -7,6 +7,7 @@ import io
 import os
 import signal
 import sys
+import threading
 from collections.abc import Iterator
 from typing import Any
 
@@ -58,12 +59,13 @@ class LazyGroup(click.Group):
 def _ended_by_signals() -> Iterator[None]:
     """Let Ctrl-C end the process at once: within an import, the exception that it raises comes out as any other."""
     before = signal.getsignal(signal.SIGINT)
+    changes = before is signal.default_int_handler and threading.current_thread() is threading.main_thread()
+    if changes:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
     try:
-        if before is signal.default_int_handler:
-            signal.signal(signal.SIGINT, signal.SIG_DFL)
         yield
     finally:
-        if before is signal.default_int_handler:
+        if changes:
             signal.signal(signal.SIGINT, before)
 
 

@@ -145,27 +145,34 @@ def _unfold_buffers(network: nn.Module) -> None:
 
 def _check_memory(*networks: nn.Module) -> None:
     """Raises ConfigError for a buffer in the memory of a parameter that learns: a step would undo what it learns."""
-    parameters = [(_memory(p), name) for network in networks for name, p in trainable_parameters(network).items()]
+    learning: dict[int, list[tuple[str, Tensor]]] = {}
+    for network in networks:
+        for name, trained in trainable_parameters(network).items():
+            learning.setdefault(_storage(trained), []).append((name, trained))
     for network in networks:
         for name, buffer in network.named_buffers():
-            memory = _memory(buffer)
-            for other, parameter in parameters:
-                if _overlap(memory, other):
-                    raise ConfigError(
-                        f"the buffer {name} lies in the memory of the parameter {parameter}: give it a clone"
-                    )
+            for other, parameter in learning.get(_storage(buffer), ()):
+                if _overlap(buffer, parameter):
+                    raise ConfigError(f"the buffer {name} lies in the memory of the parameter {other}: give it a clone")
 
 
-def _memory(tensor: Tensor) -> range:
-    """The addresses between which a tensor lies; none where it has no size yet, or no strides."""
-    if is_lazy(tensor) or not tensor.numel() or tensor.layout is not torch.strided:
-        return range(0)
-    last = sum((size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True))
-    return range(tensor.data_ptr(), tensor.data_ptr() + (last + 1) * tensor.element_size())
+def _storage(tensor: Tensor) -> int:
+    """The address of a tensor's memory; 0 where it has none yet, or is sparse."""
+    return 0 if is_lazy(tensor) or tensor.layout is not torch.strided else tensor.untyped_storage().data_ptr()
 
 
-def _overlap(one: range, other: range) -> bool:
-    return one.start < other.stop and other.start < one.stop
+def _overlap(one: Tensor, other: Tensor) -> bool:
+    """Whether two tensors share an entry's memory."""
+    shared = _storage(one) == _storage(other) != 0
+    return shared and bool(torch.isin(_places(one), _places(other)).any())
+
+
+def _places(tensor: Tensor) -> Tensor:
+    """Where a tensor's entries lie in its storage, in bytes."""
+    places = torch.tensor(tensor.storage_offset())
+    for size, stride in zip(tensor.shape, tensor.stride(), strict=True):
+        places = places[..., None] + stride * torch.arange(size)
+    return places.flatten() * tensor.element_size()
 
 
 def _is_expanded(tensor: Tensor) -> bool:
@@ -264,10 +271,10 @@ def try_step(state: TrainState, method: Method, batch: Batch) -> bool:
 def _changes_buffers(before: Network, after: Network) -> bool:
     """Whether a step changes a buffer; raises ConfigError where that one shares memory with another."""
     changed = [name for name, buffer in after.buffers.items() if not torch.equal(buffer, before.buffers[name])]
-    memory = {name: _memory(buffer) for name, buffer in before.module.named_buffers()} if changed else {}
+    own = dict(before.module.named_buffers())
     for name in changed:
-        for other in memory:
-            if other != name and _overlap(memory[name], memory[other]):
+        for other, buffer in own.items():
+            if other != name and _overlap(own[name], buffer):
                 raise ConfigError(f"the buffers {name} and {other} lie in the same memory: give them clones")
     return bool(changed)
 

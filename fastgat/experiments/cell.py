@@ -61,14 +61,18 @@ class Cell:
         words = [self.config.data.dataset, method, *options, f"seed{self.seed}", key_digest(settings, 8)]
         return "-".join(re.sub(r"[^\w.+-]+", "_", word) for word in words)
 
-    @cached_property
+    @property
     def code(self) -> str | None:
         """A digest of the code that makes a classifier of one's own, else None; the name does without it."""
         classifier = self.config.model.classifier
-        if not is_factory(classifier):
-            return None
-        import_factory(classifier)
-        return code_fingerprint(classifier.partition(":")[0])
+        return code_of(classifier) if is_factory(classifier) else None
+
+
+@cache
+def code_of(factory: str) -> str:
+    """A digest of a factory's code, as it is before it is first called: then it may import more."""
+    import_factory(factory)
+    return code_fingerprint(factory.partition(":")[0])
 
 
 def _content(path: Path) -> str:

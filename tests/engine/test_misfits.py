@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import nn
 
-from fastgat import Trainer
+from fastgat import Trainer, load_classifier
 from fastgat.config import DataConfig, OptimizerConfig, RunConfig
 from fastgat.engine.checkpoint import load_checkpoint
 from fastgat.errors import ConfigError, DataError, FastgatError, NonFiniteError, OutputError
@@ -85,6 +85,28 @@ class Views(Small):
 def test_memory_that_two_tensors_share(tmp_path: Path, network: type[nn.Module], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         trainer(config(tmp_path / "run"), network).fit()
+
+
+class Interleaved(Small):
+    """Two buffers in one memory, without a common entry."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        both = torch.zeros(4, 2)
+        self.register_buffer("one", both[:, 0])
+        self.register_buffer("other", both[:, 1])
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        if self.training:
+            self.get_buffer("one").add_(1)
+        return super().forward(images)
+
+
+def test_memory_in_which_two_tensors_lie_apart(tmp_path: Path) -> None:
+    run = trainer(config(tmp_path / "run", epochs=1, method="baseline"), Interleaved).fit().output
+    classifier = load_classifier(run, checkpoint="last", classifier=Interleaved())
+    assert classifier.get_buffer("one").tolist() == [STEPS] * 4
+    assert not classifier.get_buffer("other").any()
 
 
 @pytest.mark.parametrize("method", [Baseline(), RandomPerturbation(), TRADES(attack_mode="eval")])

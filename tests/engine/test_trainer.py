@@ -74,12 +74,22 @@ def test_epoch_metrics_are_the_means_of_all_steps(tmp_path: Path) -> None:
         assert history.epochs[0][name] == pytest.approx(mean, rel=1e-6)
 
 
-def test_mixed_precision_validates_the_weights_of_each_epoch(tmp_path: Path) -> None:
-    precision = PrecisionConfig(amp=True, amp_dtype="bfloat16")
-    history = trainer(config(tmp_path / "run", method="baseline", precision=precision)).fit()
+class OwnPrecision(Small):
+    """Mixed precision of its own, which keeps casts of weights."""
+
+    @torch.autocast("cpu", torch.bfloat16, cache_enabled=True)
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return super().forward(images)
+
+
+@pytest.mark.parametrize("network", [Small, OwnPrecision])
+def test_mixed_precision_validates_the_weights_of_each_epoch(tmp_path: Path, network: type[Small]) -> None:
+    precision = PrecisionConfig(amp=network is Small, amp_dtype="bfloat16" if network is Small else "auto")
+    with torch.autocast("cpu", torch.bfloat16):  # the caller's, at whose end torch forgets casts
+        history = trainer(config(tmp_path / "run", method="baseline", precision=precision), network).fit()
     batches = [Batch(*batch) for batch in loader(1)]
-    last = load_classifier(history.output, checkpoint="last", classifier=Small())
-    expected = score(last, batches, autocast=torch.bfloat16)
+    last = load_classifier(history.output, checkpoint="last", classifier=network())
+    expected = score(last, batches, autocast=torch.bfloat16 if network is Small else None)
     assert history.epochs[-1]["validation_loss"] == expected.loss
     assert len({row["validation_loss"] for row in history.epochs}) == 3
 

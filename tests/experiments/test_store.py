@@ -17,7 +17,7 @@ import torch
 from fastgat.config import ModelConfig
 from fastgat.errors import DataError, OutputError
 from fastgat.experiments import RunStore
-from fastgat.experiments.cell import Cell
+from fastgat.experiments.cell import Cell, code_of
 from fastgat.experiments.table2 import Table2
 from fastgat.methods import Baseline
 from tests.experiments.made_up import diverge, finish, plan
@@ -58,16 +58,16 @@ def test_code_that_has_changed_is_another_classifier(tmp_path: Path, monkeypatch
     def cell(code: str) -> Cell:
         (tmp_path / "ones_own.py").write_text(code)
         monkeypatch.delitem(sys.modules, "ones_own", raising=False)
-        made = Cell(replace(plan().base, model=ModelConfig(classifier="ones_own:build")))
-        assert made.code, "read now"
-        return made
+        code_of.cache_clear()  # as in another process
+        return Cell(replace(plan().base, model=ModelConfig(classifier="ones_own:build")))
 
     monkeypatch.chdir(tmp_path)
     code = "def build(num_classes):\n    return None\n"
-    before, same, changed = cell(code), cell(code), cell(code + "\n")
-    assert before.name == changed.name
+    before = cell(code)
     RunStore(tmp_path).note_code(before)
-    assert RunStore(tmp_path).run(same) is None
+    assert RunStore(tmp_path).run(cell(code)) is None
+    changed = cell(code + "\n")
+    assert before.name == changed.name
     with pytest.raises(DataError, match="the code of ones_own:build has changed since; choose another --out"):
         RunStore(tmp_path).run(changed)
 
