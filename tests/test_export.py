@@ -17,7 +17,7 @@ from torch import nn
 
 import fastgat.export
 from fastgat import TrainConfig, Trainer, load_classifier
-from fastgat.config import DataConfig, RunConfig
+from fastgat.config import DataConfig, ModelConfig, RunConfig
 from fastgat.errors import ConfigError, FastgatError
 from fastgat.export import export
 from fastgat.models import Classifier
@@ -65,6 +65,29 @@ def test_weights_that_lack_what_training_has_changed_are_not_written(tmp_path: P
     with pytest.raises(FastgatError, match="the buffer shift is not persistent: no state_dict has it"):
         export(run, classifier=Shifted(), image_size=8)
     assert not list(run.glob("classifier*"))
+
+
+def sized_later(num_classes: int) -> nn.Module:
+    return nn.Sequential(nn.LazyConv2d(4, 3, stride=4), nn.LazyBatchNorm2d(), nn.Flatten(), nn.LazyLinear(num_classes))
+
+
+@pytest.mark.filterwarnings("ignore:Lazy modules are a new feature:UserWarning")
+def test_a_factory_whose_layers_take_their_sizes_from_the_images(tmp_path: Path) -> None:
+    own = "tests.test_export:sized_later"
+    settings = TrainConfig(
+        method="baseline",
+        epochs=1,
+        batch_size=32,
+        data=DataConfig(dataset="digits", train_images=64),
+        model=ModelConfig(classifier=own),
+        run=RunConfig(compile=False, device="cpu"),
+        output=tmp_path / "run",
+    )
+    run = Trainer(settings).fit().output
+    weights = safetensors.torch.load_file(export(run, classifier=own))
+    trained = load_classifier(run, classifier=own)
+    assert weights.keys() == trained.state_dict().keys()
+    assert all(tensor.equal(weights[name]) for name, tensor in trained.state_dict().items())
 
 
 @pytest.mark.slow
