@@ -72,7 +72,7 @@ wheel: .venv/developer
 	@for to in build/wheel/environment/lib/python*/site-packages; do \
 		$(BIN)/python -c "import pathlib, click; print(pathlib.Path(click.__file__).parents[1])" > $$to/dependencies.pth; done
 	$(BIN)/python -m pip --python build/wheel/environment/bin/python install -qq --no-deps build/wheel/*.whl
-	cd build/wheel/empty && ../environment/bin/fastgat train --dataset digits --method baseline --epochs 1 --output run
+	cd build/wheel/empty && ../environment/bin/fastgat train --dataset digits --train-images 256 --method baseline --epochs 1 --output run
 	@cd build/wheel/empty && ../environment/bin/python -c "$$TRY_WHEEL"
 
 # The pages of docs/ and the reference from the docstrings, as build/site; a warning is an error.

@@ -191,7 +191,8 @@ def test_a_program_too_large_for_one_file(run_folder: Path, tmp_path: Path, monk
     onnx.checker.check_model(onnx.load(path))
 
 
-@pytest.mark.parametrize("format", [pytest.param(name, marks=pytest.mark.slow) for name in ("torch-export", "onnx")])
+@pytest.mark.slow
+@pytest.mark.parametrize("format", ["torch-export", pytest.param("onnx", marks=pytest.mark.long)])
 def test_a_full_disk(run_folder: Path, tmp_path: Path, format: str) -> None:
     """A limit of the operating system, in a process of its own; what was there stays."""
     pytest.importorskip("onnxscript", reason="onnxscript is not installed")

@@ -81,6 +81,7 @@ def test_a_search_that_was_killed_goes_on_to_the_same_weights(run: Run, tmp_path
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_two_commands_on_one_folder_share_the_work(tmp_path: Path) -> None:
     arguments = [sys.executable, "-m", "fastgat", *map(str, SEARCH), "--seeds", "2", "--out", "out"]
     both = [

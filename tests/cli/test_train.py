@@ -62,7 +62,7 @@ def baseline(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("method", ["gat", "dropout-gat", "baseline"])
+@pytest.mark.parametrize("method", ["gat", "dropout-gat", pytest.param("baseline", marks=pytest.mark.long)])
 def test_a_run_from_start_to_end(run: Run, method: str, tmp_path: Path) -> None:
     small = ("--compile", "--classifier", "tests.support:SmallClassifier")
     quick = [*QUICK, "--channels-last"] if "gat" in method else [*QUICK[:-3], *small]
