@@ -42,7 +42,7 @@ class LazyGroup(click.Group):
     def get_command(self, ctx: click.Context, name: str) -> click.Command | None:
         if name not in COMMANDS:
             return None
-        with _ended_by_signals():
+        with _ended_by_ctrl_c():
             return getattr(importlib.import_module(f"fastgat.cli.{name}"), name)
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
@@ -56,7 +56,7 @@ class LazyGroup(click.Group):
 
 
 @contextlib.contextmanager
-def _ended_by_signals() -> Iterator[None]:
+def _ended_by_ctrl_c() -> Iterator[None]:
     """Let Ctrl-C end the process at once: within an import, the exception that it raises comes out as any other."""
     before = signal.getsignal(signal.SIGINT)
     changes = before is signal.default_int_handler and threading.current_thread() is threading.main_thread()

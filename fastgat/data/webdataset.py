@@ -46,7 +46,6 @@ class Shards:
 
     part: str
     images: list[tuple[Path, Sample]]
-
     by_shard: bool = True
 
     def key(self, number: int) -> str:

@@ -1,5 +1,6 @@
 """A trainable state: networks that fit the images, tried once in the mode and at the shape of training."""
 
+from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from typing import Any
 
@@ -21,6 +22,8 @@ from fastgat.functional import buffers_kept, call, in_eval_mode
 from fastgat.methods.base import Method
 from fastgat.methods.players import Network, Players
 from fastgat.randomness import seed_torch
+
+Named = Iterable[tuple[str, Tensor]]
 
 
 def assemble(
@@ -145,26 +148,26 @@ def _unfold_buffers(network: nn.Module) -> None:
 
 def _check_memory(*networks: nn.Module) -> None:
     """Raises ConfigError for a buffer in the memory of a parameter that learns: a step would undo what it learns."""
-    learning: dict[int, list[tuple[str, Tensor]]] = {}
-    for network in networks:
-        for name, trained in trainable_parameters(network).items():
-            learning.setdefault(_storage(trained), []).append((name, trained))
-    for network in networks:
-        for name, buffer in network.named_buffers():
-            for other, parameter in learning.get(_storage(buffer), ()):
-                if _overlap(buffer, parameter):
-                    raise ConfigError(f"the buffer {name} lies in the memory of the parameter {other}: give it a clone")
+    learning = [item for network in networks for item in trainable_parameters(network).items()]
+    for name, other in _overlaps([item for network in networks for item in network.named_buffers()], learning):
+        raise ConfigError(f"the buffer {name} lies in the memory of the parameter {other}: give it a clone")
+
+
+def _overlaps(some: Named, others: Named) -> Iterator[tuple[str, str]]:
+    """The names of two different tensors that share an entry's memory, one of each kind."""
+    by_storage: dict[int, list[tuple[str, Tensor]]] = {}
+    for name, tensor in others:
+        by_storage.setdefault(_storage(tensor), []).append((name, tensor))
+    for name, tensor in some:
+        storage = _storage(tensor)
+        for other_name, other in by_storage.get(storage, ()) if storage else ():
+            if other is not tensor and bool(torch.isin(_places(tensor), _places(other)).any()):
+                yield name, other_name
 
 
 def _storage(tensor: Tensor) -> int:
     """The address of a tensor's memory; 0 where it has none yet, or is sparse."""
     return 0 if is_lazy(tensor) or tensor.layout is not torch.strided else tensor.untyped_storage().data_ptr()
-
-
-def _overlap(one: Tensor, other: Tensor) -> bool:
-    """Whether two tensors share an entry's memory."""
-    shared = _storage(one) == _storage(other) != 0
-    return shared and bool(torch.isin(_places(one), _places(other)).any())
 
 
 def _places(tensor: Tensor) -> Tensor:
@@ -272,10 +275,8 @@ def _changes_buffers(before: Network, after: Network) -> bool:
     """Whether a step changes a buffer; raises ConfigError where that one shares memory with another."""
     changed = [name for name, buffer in after.buffers.items() if not torch.equal(buffer, before.buffers[name])]
     own = dict(before.module.named_buffers())
-    for name in changed:
-        for other, buffer in own.items():
-            if other != name and _overlap(own[name], buffer):
-                raise ConfigError(f"the buffers {name} and {other} lie in the same memory: give them clones")
+    for name, other in _overlaps([(name, own[name]) for name in changed], own.items()):
+        raise ConfigError(f"the buffers {name} and {other} lie in the same memory: give them clones")
     return bool(changed)
 
 

@@ -113,6 +113,14 @@ def test_seeds(victim: Victim, name: str) -> None:
     assert one.equal(other) == (name in DRAW_NOTHING)
 
 
+def test_float16_under_mixed_precision() -> None:
+    model, images = nn.Sequential(nn.Flatten(), nn.Linear(48, 4)).half(), torch.rand(3, 3, 4, 4).half()
+    with torch.autocast("cpu", torch.bfloat16):
+        perturbed = PGD(model, epsilon=0.1, steps=2)(images, torch.arange(3))
+    assert perturbed.dtype == torch.float16
+    assert not perturbed.equal(images)
+
+
 class Observed(nn.Module):
     """Keeps the largest logit that it has returned in a buffer, in eval mode too, as a quantised network does."""
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import errno
+import importlib
 import os
 import resource
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -273,3 +275,19 @@ def test_code_that_a_file_names_runs_only_where_the_user_names_it_too(
     assert not ran()
     load_classifier("out", classifier="stranger:build")
     assert ran()
+
+
+def test_ctrl_c_within_an_import_ends_the_process(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By the system: torch and numpy make other errors of an exception in the middle of their import."""
+    handlers: list[object] = []
+    real = importlib.import_module
+
+    def imported(name: str) -> object:
+        handlers.append(signal.getsignal(signal.SIGINT))
+        return real(name)
+
+    monkeypatch.setattr(importlib, "import_module", imported)
+    before = signal.getsignal(signal.SIGINT)
+    assert run("recipes").code == 0
+    assert handlers[0] == signal.SIG_DFL
+    assert signal.getsignal(signal.SIGINT) is before
