@@ -186,3 +186,21 @@ def fastgat(
         check=False,
         timeout=timeout,
     )
+
+
+class Probabilities(nn.Module):
+    """Forgets that a classifier returns logits."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = Classifier()
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return self.net(images).softmax(1)
+
+
+class Pair(nn.Module):
+    """Returns a tuple."""
+
+    def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        return x, x
