@@ -5,6 +5,8 @@ from __future__ import annotations
 import signal
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +37,15 @@ from fastgat.phases import phase
 
 GRACE_SECONDS = 5.0
 """How long to wait for torch to report a dead worker, once its connection was seen to close."""
+
+
+@dataclass
+class Pace:
+    """Since the last report: when it was, the seconds spent waiting for data, the images the classifier learnt from."""
+
+    began: float = field(default_factory=time.perf_counter)
+    waited: float = 0.0
+    images: int = 0
 
 
 class Loop:
@@ -82,7 +93,7 @@ class Loop:
         self.total_steps = config.passes * self.steps_per_epoch
         self._stop_reason: str | None = None
         self._signal: str | None = None
-        self._waited = 0.0
+        self._pace = Pace()
 
     def restore(self, tensors: dict[str, Tensor], header: dict[str, Any]) -> None:
         """Continue from a checkpoint; raises CheckpointError if it is one of other networks or data."""
@@ -96,18 +107,25 @@ class Loop:
 
         Returns the contents of summary.json, or None if a signal came first.
         """
+        with self._lost_in_one_line(), synchronised_batch_norm(self.ranks, self.state.classifier, self.state.generator):
+            return self._run()
+
+    @contextmanager
+    def _lost_in_one_line(self) -> Iterator[None]:
+        """Another rank, or a DataLoader's worker, that has gone: RankError or DataError, with what is kept.
+
+        A step may be half done, and nothing is saved: torch hears of these wherever the process happens to be.
+        """
+        kept = f"{self.folder / LAST} holds the last checkpoint"
         try:
             try:
-                with synchronised_batch_norm(self.ranks, self.state.classifier, self.state.generator):
-                    return self._run()
-            except ConnectionResetError:  # by a worker that is gone, which torch says a moment later, from a signal
+                yield
+            except ConnectionResetError as error:  # by a worker that is gone, which torch says later, from a signal
                 time.sleep(GRACE_SECONDS)
-                raise
-        except (RuntimeError, ConnectionResetError) as error:
-            if isinstance(error, ConnectionResetError):
-                error = RuntimeError(f"DataLoader worker, or a connection, has died ({error.strerror or error})")
-            # The step may be half done: torch hears of these wherever the process happens to be.
-            kept = f"{self.folder / LAST} holds the last checkpoint"
+                raise RuntimeError(
+                    f"DataLoader worker, or a connection, has died ({error.strerror or error})"
+                ) from None
+        except RuntimeError as error:
             lost = None if self.ranks.alone else connection_error(error, f"; {kept}: continue with --resume auto")
             if lost is not None:
                 raise lost from None
@@ -180,29 +198,19 @@ class Loop:
         """Steps until the epoch is complete (True), or a signal has come and its checkpoint is written (False)."""
         at, run = self.position, self.config.run
         epoch_end = (at.step // self.steps_per_epoch + 1) * self.steps_per_epoch
-        started, images, self._waited = time.perf_counter(), 0, 0.0
+        self._pace = Pace()
         while at.step < epoch_end:
             unreadable = None
             try:
-                images += self._step(generator_batches)
+                self._step(generator_batches)
             except DataError as error:
                 if not self.ranks.alone:  # the others are in the step already: nothing can be saved with them
                     raise self.checkpoints.with_what_is_kept(error) from None
                 unreadable = error
             self._poll_signals(interrupts)
             save = self._signal or unreadable or at.step % run.checkpoint_interval == 0
-            if at.step % run.log_interval == 0 or at.step == epoch_end or save:
-                metrics = at.add(*self.state.metrics.read())
-                self.state.check_loss_scale()
-                now = time.perf_counter()
-                at.epoch_seconds += now - started
-                at.epoch_waited += self._waited
-                at.epoch_images += images
-                if images:
-                    epoch, seconds = epoch_end // self.steps_per_epoch, now - started
-                    event = Interval(at.step, epoch, metrics, images / seconds, self._waited / seconds)
-                    self._notify(lambda callback: callback.on_interval(event))  # noqa: B023  # called at once
-                started, images, self._waited = now, 0, 0.0
+            if save or at.step == epoch_end or at.step % run.log_interval == 0:
+                self._end_interval(epoch_end // self.steps_per_epoch)
             if save and at.step < epoch_end:
                 self.checkpoints.save(LAST, at)
                 if unreadable:
@@ -211,8 +219,20 @@ class Loop:
                     return False
         return True
 
-    def _step(self, generator_batches: Iterator[Batch]) -> int:
-        """One training step; returns how many images the classifier has learnt from."""
+    def _end_interval(self, epoch: int) -> None:
+        """Add the steps since the last report to the epoch, and report them where there are any."""
+        at = self.position
+        metrics = at.add(*self.state.metrics.read())
+        self.state.check_loss_scale()
+        pace, self._pace = self._pace, Pace()
+        seconds = self._pace.began - pace.began
+        at.add_time(seconds, pace.waited, pace.images)
+        if pace.images:
+            event = Interval(at.step, epoch, metrics, pace.images / seconds, pace.waited / seconds)
+            self._notify(lambda callback: callback.on_interval(event))
+
+    def _step(self, generator_batches: Iterator[Batch]) -> None:
+        """One training step."""
         at, state = self.position, self.state
         config = self.config
         state.set_learning_rates(learning_rate_factor(config.optimizer, at.step, config.passes, self.steps_per_epoch))
@@ -221,12 +241,12 @@ class Loop:
         with phase("data"):
             minibatches = [next(generator_batches) for _ in range(self.method.minibatches(kind) - 1)]
             minibatches.append(next(self.batches))
-        self._waited += time.perf_counter() - began
+        self._pace.waited += time.perf_counter() - began
         draws = self.draws(minibatches)
         self.stepper(minibatches, draws, kind)
         self.average_statistics.after(at.step, minibatches, draws, kind)
         at.step += 1
-        return len(minibatches[-1].labels) * self.ranks.count
+        self._pace.images += len(minibatches[-1].labels) * self.ranks.count
 
     def draws(self, minibatches: Sequence[Batch]) -> list[Draws]:
         """The random draws of the next step, one for each of its minibatches."""

@@ -91,6 +91,12 @@ class Position:
             self.epoch_sums[name] = self.epoch_sums.get(name, 0.0) + value
         return {name: value / steps for name, value in sums.items()} if steps else {}
 
+    def add_time(self, seconds: float, waited: float, images: int) -> None:
+        """Add an interval's seconds, those of them spent waiting for data, and its images to the epoch's."""
+        self.epoch_seconds += seconds
+        self.epoch_waited += waited
+        self.epoch_images += images
+
     def epoch_means(self) -> dict[str, float]:
         """The metrics of the epoch that is going on; none where each of its steps was skipped."""
         return {name: total / self.epoch_steps for name, total in self.epoch_sums.items()} if self.epoch_steps else {}

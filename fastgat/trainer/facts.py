@@ -15,16 +15,26 @@ SECOND_BACKWARD = {True: "a second backward pass through it keeps Delta exact", 
 
 
 def run_facts(
-    config: TrainConfig, method: Method, feed: Feed, state: TrainState, *, own_classifier: bool
+    config: TrainConfig,
+    method: Method,
+    feed: Feed,
+    state: TrainState,
+    *,
+    own: bool,
+    weights: str | None,
+    uncompiled: str | None,
 ) -> dict[str, str]:
-    """A line for each of data set, loader, method, networks and device. `own_classifier`: it is the user's."""
+    """What a run says of itself at its start, a line each by topic.
+
+    `own`: the classifier is the user's; `weights`: what it began as; `uncompiled`: why the step is.
+    """
     facts = {
         "data set": feed.description,
         "chosen": feed.reason,
         "classes": some_of(feed.classes),
         "loader": feed.loader + _augmentation(config),
-        "method": _method(config, method, own_classifier),
-        "networks": _networks(config, method, state, own_classifier),
+        "method": _method(config, method, own),
+        "networks": _networks(config, method, state, own),
         "device": _device(config, state),
     }
     late = [m for m in config.optimizer.milestones_of(config.passes) if m >= config.passes]
@@ -36,6 +46,10 @@ def run_facts(
     if not state.ranks.alone:
         share = state.ranks.share_of(config.batch_size)
         facts["ranks"] = f"{state.ranks.count}, with {share} images of each batch each"
+    if weights is not None:
+        facts["weights"] = weights
+    if uncompiled is not None:
+        facts["step"] = uncompiled
     return facts
 
 

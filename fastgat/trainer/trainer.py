@@ -2,7 +2,6 @@
 
 import re
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from datetime import datetime
 from importlib.metadata import version
@@ -18,30 +17,25 @@ from fastgat.data.download import Progress
 from fastgat.data.identity import Identity, split_rule
 from fastgat.data.registry import silent
 from fastgat.deciding import flatten, identity
-from fastgat.engine.assemble import assemble, check_networks
+from fastgat.engine.assemble import assemble
 from fastgat.engine.device import pick_device, tf32
 from fastgat.engine.events import Callback
 from fastgat.engine.loop import Loop
 from fastgat.engine.ranks import Ranks, check_restarts, connected
 from fastgat.engine.run_checkpoints import (
     Checkpoint,
-    adopt_best,
     after_restart,
     check_same_classes,
     check_same_run,
-    check_unchanged,
     find_checkpoint,
     settings_of,
     step_of,
 )
 from fastgat.engine.state import TrainState
 from fastgat.engine.step import Stepper, missing_compiler
-from fastgat.engine.weights import load_weights
-from fastgat.errors import CompileError, ConfigError, DataError, DeviceError, OutputError
-from fastgat.files import locked, make_folder
+from fastgat.errors import CompileError, ConfigError, DataError, DeviceError
 from fastgat.functional import mixed_precision
 from fastgat.methods import Method
-from fastgat.models import Generator, create_classifier, normalization
 from fastgat.processes import local_rank, restarted
 from fastgat.randomness import seeded
 from fastgat.reporting.early_stopping import EarlyStopping
@@ -49,6 +43,8 @@ from fastgat.reporting.run_folder import RunFolder
 from fastgat.reporting.tensorboard import TensorBoard
 from fastgat.trainer.facts import run_facts
 from fastgat.trainer.feed import Feed, dataset_feed, own_feed
+from fastgat.trainer.held_folder import HeldFolder
+from fastgat.trainer.networks import Networks, make_networks, model_header, try_networks
 
 
 @dataclass(frozen=True)
@@ -105,15 +101,13 @@ class Trainer:
         self.train_loader, self.validation_loader = train_loader, validation_loader
         self.callbacks, self.progress = tuple(callbacks), progress
         self._checkpoint = checkpoint
-        self._locked_folder: Path | None = None
-        self._names_changed: list[str] = []
 
     def fit(self) -> History:
         """Train to the end, or until a signal, and write the run folder; as one of several ranks under torchrun.
 
         Raises FastgatError with a one-line reason; the last good checkpoint stays.
         """
-        config, self._locked_folder = self.config, None
+        config = self.config
         check_restarts(config.output)
         device = pick_device(config.run.device, local_rank())
         with (
@@ -121,11 +115,11 @@ class Trainer:
             tf32(config.precision.tf32),
             mixed_precision(device, None),  # a caller's; the step has its own
             connected(device) as ranks,
-            ExitStack() as held,
+            HeldFolder() as held,
         ):
-            ranks.from_first(lambda: self._lock_folder(config.output, held))  # before its checkpoint is read
+            ranks.from_first(lambda: held.lock(config.output))  # before its checkpoint is read
             loop, images = self._prepare(device, ranks)
-            ranks.from_first(lambda: self._open_folder(loop.folder, images, held))
+            ranks.from_first(lambda: held.open(loop.folder, self._checkpoint, images))
             summary = loop.run()
             loop.stepper.release()
         return History(loop.position.epochs, summary, loop.folder)
@@ -147,11 +141,12 @@ class Trainer:
         start = step_of(checkpoint) if checkpoint is not None else 0
         sample, batches = ranks.agree(lambda: feed.training_batches(start))
         ranks.check_same({"the shape of their batches": tuple(sample.images.shape)})
-        state = self._state(feed, sample, device, ranks)
+        networks = ranks.agree(lambda: self._networks(feed, device, ranks))
+        state = self._state(networks, feed, sample, ranks)
         config = self._resolved_config(feed, ranks)
         assert config.output is not None
         compiled, why_not = self._all_ranks_compile(device, ranks)
-        run = config.run
+        run, own = config.run, self.classifier is not None
         loop = Loop(
             Stepper(state, self.method, compiled=compiled, cuda_graph=run.cuda_graph, convolutions=run.convolutions),
             config,
@@ -163,11 +158,11 @@ class Trainer:
             folder=config.output,
             header={
                 "config": config.to_dict(),
-                "model": self._model(feed, sample),
+                "model": model_header(config.model, self.method, feed, sample.images.shape[2:], own=own),
                 "data": feed.identity.record() if feed.identity else None,
                 "extra_data": feed.extra,
             },
-            facts=self._facts(feed, state, why_not),
+            facts=run_facts(config, self.method, feed, state, own=own, weights=networks.weights, uncompiled=why_not),
             callbacks=[RunFolder(config.output, config), *self._optional_callbacks(config.output), *self.callbacks],
         )
         if checkpoint is not None:
@@ -199,14 +194,20 @@ class Trainer:
             raise ConfigError(f"no full batch in an epoch: batch_size {size} is larger than the training set")
         return feed
 
-    def _state(self, feed: Feed, sample: Batch, device: torch.device, ranks: Ranks) -> TrainState:
+    def _networks(self, feed: Feed, device: torch.device, ranks: Ranks) -> Networks:
+        """The players, on their device, tried on images of the validation set."""
+        own, fresh = (self.classifier, self.generator), self._checkpoint is None
+        networks = make_networks(self.config.model, self.method, feed, device, own, fresh=fresh)
+        try_networks(networks, self.method, feed, ranks)
+        return networks
+
+    def _state(self, networks: Networks, feed: Feed, sample: Batch, ranks: Ranks) -> TrainState:
         """The networks with all that a step changes, tried on a training batch."""
         config = self.config
-        classifier, generator = ranks.agree(lambda: self._networks(feed, device, ranks))
         return assemble(
             self.method,
-            classifier,
-            generator,
+            networks.classifier,
+            networks.generator,
             sample,
             optimizer=config.optimizer,
             precision=config.precision,
@@ -221,51 +222,22 @@ class Trainer:
         return replace(
             given,
             data=replace(given.data, dataset=feed.name, changed_data=False),
-            output=ranks.from_first(lambda: self._output(feed.name, checkpoint.path.parent if checkpoint else None)),
+            output=ranks.from_first(lambda: self._folder(feed)),
             select=given.select or (settings_of(checkpoint).select if checkpoint else given.rule),
             resume=None,
         )
 
+    def _folder(self, feed: Feed) -> Path:
+        """The one asked for, or that of the run which goes on, or a new one."""
+        resumed = self._checkpoint.path.parent if self._checkpoint is not None else None
+        return self.config.output or resumed or new_folder(feed.name, self.method.name, self.config.seed)
+
     def _all_ranks_compile(self, device: torch.device, ranks: Ranks) -> tuple[bool, str | None]:
         """Whether all ranks compile the step; where they do not, and nobody asked for that, why."""
-        compiled, why_not = ranks.agree(lambda: self._can_compile(device))
+        compiled, why_not = ranks.agree(lambda: whether_to_compile(self.config.run.compile, device))
         if not all(ranks.gather(compiled)):
             return False, why_not or "NOT compiled, as another rank cannot"
         return compiled, why_not
-
-    def _facts(self, feed: Feed, state: TrainState, why_not: str | None) -> dict[str, str]:
-        """What a run says of itself at its start, by topic."""
-        facts = run_facts(self.config, self.method, feed, state, own_classifier=self.classifier is not None)
-        if self.config.model.init_from is not None:
-            facts["weights"] = "; ".join([f"from {self.config.model.init_from}", *self._names_changed])
-        if why_not:
-            facts["step"] = why_not
-        return facts
-
-    def _networks(self, feed: Feed, device: torch.device, ranks: Ranks) -> tuple[nn.Module, nn.Module | None]:
-        """The networks, the user's or new ones, on their device; raises ConfigError where images do not fit them."""
-        model, method = self.config.model, self.method
-        classifier, generator = self.classifier, self.generator if method.needs_generator else None
-        if classifier is None:
-            normalized = normalization(model.mean, model.std, feed.name)
-            classifier = create_classifier(
-                model.classifier, feed.num_classes, feed.channels, method.classifier_dropout, normalized
-            )
-        elif (model.mean, model.std) != (None, None):
-            raise ConfigError("mean and std are for classifiers by name: give yours as fastgat.models.normalized(...)")
-        if method.needs_generator and generator is None:
-            channels = method.generator_channels(feed.channels)
-            generator = Generator(model.generator_width, feed.channels, channels)
-        if model.init_from is not None and self._checkpoint is None:
-            self._names_changed = load_weights(classifier, model.init_from)
-        for network in (classifier, generator):
-            if network is not None:
-                network.to(device)
-        batch = next(feed.validation.once(), None)
-        if batch is not None or ranks.alone:  # a rank may have no image to validate
-            images = batch.images if batch is not None else None
-            check_networks(classifier, generator, images, method, feed.num_classes)
-        return classifier, generator
 
     def _restore(self, loop: Loop, checkpoint: Checkpoint, config: TrainConfig, feed: Feed) -> None:
         check_same_run(checkpoint, config)
@@ -275,45 +247,6 @@ class Trainer:
         if checkpoint.header.get("extra_data") != feed.extra:
             raise DataError(f"{checkpoint.path}: what {config.data.extra_data} holds has changed since it was made")
         loop.restore(checkpoint.tensors, checkpoint.header)
-
-    def _lock_folder(self, folder: Path | None, held: ExitStack) -> None:
-        """Keep other processes out of a folder that is there, as long as `held` is open."""
-        if folder is not None and folder.is_dir() and folder != self._locked_folder:
-            if not held.enter_context(locked(folder / ".lock")):
-                raise OutputError(f"{folder}: another process is training there (it holds .lock)")
-            self._locked_folder = folder
-
-    def _open_folder(self, folder: Path, images: Identity | None, held: ExitStack) -> None:
-        make_folder(folder)
-        if folder != self._locked_folder:  # others could begin and end a run there while this one was prepared
-            self._lock_folder(folder, held)
-            check_unchanged(folder, self._checkpoint)
-        if self._checkpoint is not None:
-            adopt_best(self._checkpoint, folder)
-        if images is not None:
-            images.save(folder)
-
-    def _can_compile(self, device: torch.device) -> tuple[bool, str | None]:
-        """Whether to compile the step; where not, and nobody asked for that, why."""
-        wanted = self.config.run.compile
-        missing = missing_compiler(device)
-        if missing is not None and device.type == "cuda":
-            raise DeviceError(f"Triton needs {missing}, for its kernels on a GPU; none is installed")
-        if wanted is False:
-            return False, "not compiled, as asked for"
-        if missing is None:
-            return True, None
-        if wanted:
-            raise CompileError(f"--compile needs {missing}; none is installed")
-        return False, f"NOT compiled, and so slower: that needs {missing}; none is installed"
-
-    def _output(self, dataset: str, resumed: Path | None) -> Path:
-        if self.config.output or resumed:
-            return self.config.output or resumed  # type: ignore[return-value]  # one of them is a path
-        short = re.sub(r"[^\w.-]+", "-", Path(dataset.partition(":")[2]).name or dataset)
-        name = f"{datetime.now():%Y%m%d-%H%M%S}-{short}-{self.method.name}-seed{self.config.seed}"
-        folders = (Path("runs") / (name + suffix) for suffix in ("", *(f"-{n}" for n in range(2, 1000))))
-        return next(folder for folder in folders if not folder.exists())
 
     def _feed(self, share: int, device: torch.device, ranks: Ranks) -> Feed:
         config = self.config
@@ -326,21 +259,33 @@ class Trainer:
         rule = split_rule(None if self._checkpoint is None else self._checkpoint.header)
         return dataset_feed(config, share, device, ranks, self.progress, rule)
 
-    def _model(self, feed: Feed, batch: Batch) -> dict[str, Any]:
-        """The part of a checkpoint's header by which `load_classifier` builds the classifier again."""
-        model = self.config.model
-        return {
-            "classifier": model.classifier if self.classifier is None else None,
-            "normalization": normalization(model.mean, model.std, feed.name),
-            "num_classes": feed.num_classes,
-            "classes": list(feed.classes) if self.train_loader is None else None,
-            "in_channels": feed.channels,
-            "image_size": list(batch.images.shape[2:]),
-            "dropout": self.method.classifier_dropout,
-        }
-
     def _optional_callbacks(self, output: Path) -> Iterator[Callback]:
         if self.config.run.early_stopping is not None:
             yield EarlyStopping(self.config.run.early_stopping)
         if self.config.run.tensorboard:
             yield TensorBoard(output)
+
+
+def new_folder(dataset: str, method: str, seed: int) -> Path:
+    """A folder in runs/ that does not exist yet, named by the time and what the run is."""
+    short = re.sub(r"[^\w.-]+", "-", Path(dataset.partition(":")[2]).name or dataset)
+    name = f"{datetime.now():%Y%m%d-%H%M%S}-{short}-{method}-seed{seed}"
+    folders = (Path("runs") / (name + suffix) for suffix in ("", *(f"-{n}" for n in range(2, 1000))))
+    return next(folder for folder in folders if not folder.exists())
+
+
+def whether_to_compile(wanted: bool | None, device: torch.device) -> tuple[bool, str | None]:
+    """Whether to compile the step; where not, and nobody asked for that, why.
+
+    Raises DeviceError or CompileError where the compiler that is needed is not installed.
+    """
+    missing = missing_compiler(device)
+    if missing is not None and device.type == "cuda":
+        raise DeviceError(f"Triton needs {missing}, for its kernels on a GPU; none is installed")
+    if wanted is False:
+        return False, "not compiled, as asked for"
+    if missing is None:
+        return True, None
+    if wanted:
+        raise CompileError(f"--compile needs {missing}; none is installed")
+    return False, f"NOT compiled, and so slower: that needs {missing}; none is installed"

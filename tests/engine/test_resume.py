@@ -16,13 +16,14 @@ import pytest
 import torch
 from torch import nn
 
-from fastgat import Trainer, load_classifier
+from fastgat import load_classifier
 from fastgat.config import OptimizerConfig, PrecisionConfig
 from fastgat.engine.checkpoint import load_checkpoint, save_checkpoint
 from fastgat.engine.interrupts import Interrupts
 from fastgat.engine.run_checkpoints import find_checkpoint
 from fastgat.errors import CheckpointError, ConfigError, OutputError
 from fastgat.methods import GAT, DropoutGAT
+from fastgat.trainer.networks import make_networks
 from tests.engine.small import At, Small, assert_same_weights, config, loader, rows, trainer
 from tests.support import BatchNormNet
 
@@ -174,14 +175,14 @@ def test_a_run_that_another_process_has_written_meanwhile(
     if resumed:
         trainer(config(Path("run"), epochs=1)).fit()
         late, other = replace(late, output=None, resume="run"), replace(other, resume="run")
-    build = Trainer._networks
+    build = make_networks
 
-    def slow(self: Trainer, *arguments: Any) -> Any:
-        monkeypatch.setattr(Trainer, "_networks", build)
+    def slow(*arguments: Any, **keywords: Any) -> Any:
+        monkeypatch.setattr("fastgat.trainer.trainer.make_networks", build)
         trainer(other).fit()
-        return build(self, *arguments)
+        return build(*arguments, **keywords)
 
-    monkeypatch.setattr(Trainer, "_networks", slow)
+    monkeypatch.setattr("fastgat.trainer.trainer.make_networks", slow)
     message = "has changed since it was read" if resumed else "already holds a run"
     with pytest.raises(ConfigError, match=message):
         trainer(late).fit()

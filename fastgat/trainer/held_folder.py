@@ -1,0 +1,45 @@
+"""A run folder is one process's alone while it trains there."""
+
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Self
+
+from fastgat.data.identity import Identity
+from fastgat.engine.run_checkpoints import Checkpoint, adopt_best, check_unchanged
+from fastgat.errors import OutputError
+from fastgat.files import locked, make_folder
+
+
+class HeldFolder:
+    """A context that keeps other processes out of the run folder which is locked or opened in it."""
+
+    def __init__(self) -> None:
+        self._locks = ExitStack()
+        self._locked: Path | None = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._locks.close()
+
+    def lock(self, folder: Path | None) -> None:
+        """Lock a folder, if it is there; raises OutputError where another process has it."""
+        if folder is not None and folder.is_dir() and folder != self._locked:
+            if not self._locks.enter_context(locked(folder / ".lock")):
+                raise OutputError(f"{folder}: another process is training there (it holds .lock)")
+            self._locked = folder
+
+    def open(self, folder: Path, checkpoint: Checkpoint | None, images: Identity | None) -> None:
+        """Make and lock the folder of a run that is about to begin, or to go on from `checkpoint`, with these images.
+
+        Raises ConfigError where another run was written there after this one had looked, OutputError.
+        """
+        make_folder(folder)
+        if folder != self._locked:  # others could begin and end a run there while this one was prepared
+            self.lock(folder)
+            check_unchanged(folder, checkpoint)
+        if checkpoint is not None:
+            adopt_best(checkpoint, folder)
+        if images is not None:
+            images.save(folder)
