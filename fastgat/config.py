@@ -151,6 +151,12 @@ class OptimizerConfig(Options):
         if epochs[0] <= 0 or any(b <= a for a, b in pairwise(epochs)):
             raise ConfigError(f"milestones must be above 0 and rise, such as 75,90; got {self.milestones!r}")
 
+    @property
+    def decay(self) -> float:
+        """The weight decay, given or by default."""
+        default = 0.01 if self.optimizer == "adamw" else 0.0
+        return default if self.weight_decay is None else self.weight_decay
+
     def milestones_of(self, epochs: int) -> list[float]:
         """The milestones of a run of so many epochs."""
         if self.milestones is None:

@@ -40,6 +40,8 @@ def idle(config: TrainConfig) -> dict[str, str]:
         reasons |= dict.fromkeys(("optimizer.milestones", "optimizer.lr_decay"), "it is for --lr-schedule multistep")
     if config.optimizer.optimizer != "sgd":
         reasons |= dict.fromkeys(("optimizer.momentum", "optimizer.nesterov"), "it is for --optimizer sgd")
+    if not config.optimizer.decay:
+        reasons["optimizer.decay_norm"] = "there is no weight decay"
     if not config.method.needs_generator:
         none = f"method {config.method.name!r} has no generator"
         reasons |= dict.fromkeys(("optimizer.generator_lr", "model.generator_width"), none)

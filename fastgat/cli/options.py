@@ -123,7 +123,8 @@ def check_effective(configs: Iterable[TrainConfig], given: Mapping[str, Any]) ->
     for setting in settings():
         key = f"{setting.table}.{setting.field.name}"
         if given.get(setting.field.name) is not None and key in reasons and all(key in other for other in others):
-            raise ConfigError(f"{setting.flag} has no effect: {reasons[key]}")
+            flag = f"--no-{setting.flag[2:]}" if given[setting.field.name] is False else setting.flag
+            raise ConfigError(f"{flag} has no effect: {reasons[key]}")
 
 
 def click_option(setting: Setting, default: object = None) -> Decorator:

@@ -168,14 +168,13 @@ class SGD(Optimizer):
 
 def create_optimizer(player: nn.Module, config: OptimizerConfig) -> Optimizer:
     """The classifier's optimiser, as the configuration has it; the generator's is always Adam, as in the paper."""
-    decay = config.weight_decay
     optimizer: Optimizer
     if config.optimizer == "sgd":
-        optimizer = SGD(player, config.lr, config.momentum, decay or 0.0, nesterov=config.nesterov)
+        optimizer = SGD(player, config.lr, config.momentum, config.decay, nesterov=config.nesterov)
     elif config.optimizer == "adamw":
-        optimizer = AdamW(player, config.lr, 0.01 if decay is None else decay)
+        optimizer = AdamW(player, config.lr, config.decay)
     else:
-        optimizer = Adam(player, config.lr, decay or 0.0)
+        optimizer = Adam(player, config.lr, config.decay)
     if not config.decay_norm:
         layers = (module for module in player.modules() if isinstance(module, NORMALISATION))
         learnt = {parameter for layer in layers for parameter in layer.parameters()}

@@ -52,6 +52,7 @@ USAGE: list[tuple[tuple[object, ...], str]] = [
     (("train", "--convolutions", "stream", "--no-compile"), "--convolutions has no effect: it is for the compiled"),
     (("train", "--momentum", 0.9), "--momentum has no effect: it is for --optimizer sgd"),
     (("train", "--nesterov"), "--nesterov has no effect: it is for --optimizer sgd"),
+    (("train", "--no-decay-norm"), "--no-decay-norm has no effect: there is no weight decay"),
     (("train", "--lr-decay", 0.5), "--lr-decay has no effect: it is for --lr-schedule multistep"),
     (("train", "--amp-dtype", "float16"), "--amp-dtype has no effect: it is for --amp"),
     (("train", "--method", "pgd", "--batch-norm", "clean"), "--batch-norm has no effect: method 'pgd' trains on one"),
