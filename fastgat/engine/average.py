@@ -13,8 +13,8 @@ import torch
 from torch.nn.modules.batchnorm import _NormBase
 
 from fastgat.batch import Batch
-from fastgat.engine.assemble import forget
 from fastgat.engine.state import TrainState
+from fastgat.engine.trial import forget
 from fastgat.methods.base import Method
 from fastgat.methods.players import Draws, Tensors
 

@@ -15,7 +15,8 @@ from torch.utils._pytree import tree_map_only
 from fastgat import methods, textbook
 from fastgat.batch import Batch
 from fastgat.config import PrecisionConfig, RunConfig, TrainConfig
-from fastgat.engine.assemble import assemble, check_networks
+from fastgat.engine.assemble import assemble
+from fastgat.engine.checks import check_networks
 from fastgat.engine.device import autocast_dtype, keep_freed_memory, pick_device, tf32
 from fastgat.engine.optimizer import Adam
 from fastgat.engine.step import Stepper

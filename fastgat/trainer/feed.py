@@ -16,7 +16,7 @@ from fastgat.data.extra import extended
 from fastgat.data.identity import Identity
 from fastgat.data.registry import CUSTOM
 from fastgat.data.sets import ImageSet
-from fastgat.engine.assemble import check_networks
+from fastgat.engine.checks import check_networks
 from fastgat.engine.ranks import Ranks
 from fastgat.errors import ConfigError
 

@@ -8,7 +8,7 @@ from torch import nn
 
 from fastgat.config import ModelConfig
 from fastgat.data.registry import CUSTOM
-from fastgat.engine.assemble import check_networks
+from fastgat.engine.checks import check_networks
 from fastgat.engine.ranks import Ranks
 from fastgat.engine.weights import load_weights
 from fastgat.errors import ConfigError

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from fastgat.engine.assemble import samples_interact
+from fastgat.engine.trial import samples_interact
 from fastgat.models import Classifier
 from tests.support import BatchNormNet
 
