@@ -22,6 +22,7 @@ from fastgat.engine.checkpoint import load_checkpoint
 from fastgat.engine.load import CHECKPOINTS, checkpoint_path, trained_classifier, untrained_classifier
 from fastgat.errors import ConfigError, FastgatError, first_line
 from fastgat.files import write_atomically, writing
+from fastgat.functional import same_bits
 from fastgat.options import suggestion
 
 SUFFIXES = {"safetensors": ".safetensors", "torch-export": ".pt2", "onnx": ".onnx"}
@@ -105,7 +106,7 @@ def _check_persistent(classifier: nn.Module, new: dict[str, Tensor]) -> None:
     """Raises FastgatError for a buffer that a state_dict leaves out, and that in a new classifier is another."""
     kept = classifier.state_dict().keys()
     for name, buffer in classifier.named_buffers():
-        if name not in kept and name in new and not torch.equal(buffer, new[name]):
+        if name not in kept and name in new and not same_bits(buffer, new[name]):
             raise FastgatError(
                 f"the buffer {name} is not persistent: no state_dict has it, and training has changed it; choose "
                 "another format; not written"

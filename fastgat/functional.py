@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn.parameter import is_lazy
+from torch.nn.utils import parametrize
 
 from fastgat.errors import ConfigError
 
@@ -71,6 +72,19 @@ def mixed_precision(device: torch.device, dtype: torch.dtype | None) -> torch.au
 
 
 @contextmanager
+def parametrizations_uncached() -> Iterator[None]:
+    """A context in which each pass computes parametrized weights from its own parameters, as weight norm's.
+
+    Inside `torch.nn.utils.parametrize.cached` every pass would take the weights of the first.
+    """
+    before, parametrize._cache_enabled = parametrize._cache_enabled, 0
+    try:
+        yield
+    finally:
+        parametrize._cache_enabled = before
+
+
+@contextmanager
 def in_eval_mode(*networks: nn.Module | None) -> Iterator[None]:
     """A context in which every module is in eval mode; afterwards each is in its mode of before."""
     with modes_kept(*networks):
@@ -97,8 +111,16 @@ def buffers_kept(*networks: nn.Module) -> Iterator[None]:
         with torch.no_grad():
             for module, name, buffer, values in before:
                 module._buffers[name] = buffer
-                if not torch.equal(buffer, values):  # a write would spoil backward passes that are to come
+                if not buffer.is_meta and not same_bits(
+                    buffer, values
+                ):  # a write would spoil backward passes that are to come
                     buffer.copy_(values)
+
+
+def same_bits(one: Tensor, other: Tensor) -> bool:
+    """Whether two dense tensors of one shape and dtype are equal, where NaN equals itself."""
+    bits = (tensor.detach().contiguous().flatten().view(torch.uint8) for tensor in (one, other))
+    return torch.equal(*bits)
 
 
 @contextmanager

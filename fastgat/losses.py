@@ -13,10 +13,12 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+from torch.nn.parameter import is_lazy
 
 from fastgat.contract import check_labels, check_logits, checked_batch, network_errors_in_one_line, shape_of
+from fastgat.engine.checks import check_nothing_shared
 from fastgat.errors import ConfigError
-from fastgat.functional import call
+from fastgat.functional import call, parametrizations_uncached
 from fastgat.kernels.backend import accumulation_dtype
 from fastgat.methods import GAT
 from fastgat.methods.double_backward import twice_differentiable
@@ -58,8 +60,8 @@ def gat_loss(
     (batch norm, spectral norm) begins from the same ones.
 
     Raises ConfigError where images or labels are not as described, which waits for the device, where the classifier
-    returns no logits or changes its input in place, where the generator's output has not the images' shape, for another
-    `delta`, and where gradients are switched off.
+    returns no logits or changes its input in place, where the generator's output has not the images' shape, where both
+    would train the same tensor, for another `delta`, and where gradients are switched off.
     """
     images, labels = checked_batch(images, labels)
     if not len(images):
@@ -67,37 +69,49 @@ def gat_loss(
     if not torch.is_grad_enabled():
         raise ConfigError("gat_loss needs gradients: call it outside of torch.no_grad()")
     method = GAT(alpha=alpha, cg=cg, delta=delta, clamp=clamp)
-    images, device = images.detach(), images.device
-    x = images.clone().requires_grad_()
+    for name, network in (("classifier", classifier), ("generator", generator)):
+        if not isinstance(network, nn.Module):
+            raise ConfigError(f"the {name} must be a torch.nn.Module, got {type(network).__name__}")
+    check_nothing_shared(classifier, generator)
+    with parametrizations_uncached():
+        return _losses(method, classifier, generator, images.detach(), labels)
+
+
+def _losses(method: GAT, classifier: nn.Module, generator: nn.Module, images: Tensor, labels: Tensor) -> GATLoss:
+    x, device = images.clone().requires_grad_(), images.device
     through = method.delta == "through"
     with network_errors_in_one_line(images), twice_differentiable() if through else nullcontext():
-        z = check_logits(classifier(x), len(x))  # one that works in place fails: x is a leaf
-    check_labels(labels, z.shape[1])
-    probability = z.softmax(1).gather(1, labels[:, None]).sum()
-    (input_gradient,) = torch.autograd.grad(
-        probability, x, retain_graph=True, create_graph=through, materialize_grads=True
-    )
-    before = _state(generator, device)
+        z = _accumulated(check_logits(classifier(x), len(x)))  # one that works in place fails: x is a leaf
+        check_labels(labels, z.shape[1])
+        probability = z.softmax(1).gather(1, labels[:, None]).sum()
+        (input_gradient,) = torch.autograd.grad(
+            probability, x, retain_graph=True, create_graph=through, materialize_grads=True
+        )
+    before = _state(generator, device) if through else None
     with network_errors_in_one_line(images):
         p = generator(input_gradient.detach())
     if not isinstance(p, Tensor) or p.shape != images.shape:
         raise ConfigError(f"the generator made {shape_of(p)} for images of {shape_of(images)}")
-    p_classifier = p.detach()
-    if through:
-        p_classifier = _again(generator, before, input_gradient)
+    p_classifier = p.detach() if before is None else _again(generator, before, input_gradient)
     x_classifier, x_generator = ((images + q).clamp(0, 1) if method.clamp else images + q for q in (p_classifier, p))
     before = _state(classifier, device)
-    perturbed = functional.cross_entropy(classifier(x_classifier), labels)
-    fooled = _again(classifier, before, x_generator)
-    power = p.to(accumulation_dtype(p.dtype)).flatten(1).square().sum(1)
+    perturbed = functional.cross_entropy(_accumulated(classifier(x_classifier)), labels)
+    fooled = _accumulated(_again(classifier, before, x_generator))
+    power = _accumulated(p).flatten(1).square().sum(1)
     each = fooled.softmax(1).gather(1, labels[:, None])[:, 0] + method.cg * power
     clean = functional.cross_entropy(z, labels)
     return GATLoss(method.alpha * clean + (1 - method.alpha) * perturbed, each.mean())
 
 
+def _accumulated(tensor: Tensor) -> Tensor:
+    """In float32 where it is in half precision: there F_y of a sure sample rounds to 1, and its gradient to 0."""
+    return tensor.to(accumulation_dtype(tensor.dtype))
+
+
 def _state(module: nn.Module, device: torch.device) -> tuple[RandomState, dict[str, Tensor]]:
     """What decides the output of a forward pass besides parameters: random numbers, and the module's buffers."""
-    return random_state(device), {name: buffer.detach().clone() for name, buffer in module.named_buffers()}
+    buffers = ((name, buffer) for name, buffer in module.named_buffers() if not is_lazy(buffer))
+    return random_state(device), {name: buffer.detach().clone() for name, buffer in buffers}
 
 
 def _again(module: nn.Module, state: tuple[RandomState, dict[str, Tensor]], inputs: Tensor) -> Tensor:

@@ -18,7 +18,7 @@ from fastgat.engine.ranks import current
 from fastgat.engine.reduction import synchronised_batch_norm
 from fastgat.engine.step import Stepper, missing_compiler
 from fastgat.errors import CheckpointError, CompileError, ConfigError
-from fastgat.functional import Modes, mixed_precision, modes, modes_kept, set_modes
+from fastgat.functional import Modes, mixed_precision, modes, modes_kept, parametrizations_uncached, set_modes
 from fastgat.methods import Method, create_method
 from fastgat.methods.players import Draws
 from fastgat.models import Generator
@@ -248,6 +248,7 @@ class TrainingStep:
             torch.random.fork_rng([device] if on_gpu else []),
             tf32(self._precision.tf32),
             mixed_precision(device, None),  # the loop's; the step has its own
+            parametrizations_uncached(),
             torch.cuda.device(device) if on_gpu else nullcontext(),
         ):
             yield

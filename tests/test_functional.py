@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from fastgat.errors import ConfigError
-from fastgat.functional import call, places
+from fastgat.functional import buffers_kept, call, places
 
 
 class OneLayerTwice(nn.Module):
@@ -136,3 +136,28 @@ def test_what_is_not_the_module_s_is_refused() -> None:
     module.register_buffer("copy", module.weight)
     with pytest.raises(ConfigError, match="weight is a parameter, and the same tensor is the buffer copy"):
         places(module)
+
+
+@pytest.mark.parametrize(
+    "buffer",
+    [
+        torch.full((2,), torch.nan).expand(3, 2),
+        torch.full((2,), torch.nan),
+        torch.zeros(2, device="meta"),
+    ],
+    ids=["expanded", "NaN", "meta"],
+)
+def test_buffers_of_every_kind_are_kept(buffer: Tensor) -> None:
+    module = nn.Module()
+    module.register_buffer("own", buffer)
+    with buffers_kept(module):
+        module.register_buffer("own", None)
+    assert module.get_buffer("own") is buffer
+
+
+def test_buffers_that_a_pass_has_written_are_put_back() -> None:
+    module = nn.BatchNorm1d(3)
+    with buffers_kept(module):
+        module(torch.rand(4, 3))
+    assert module.get_buffer("running_mean").equal(torch.zeros(3))
+    assert module.get_buffer("num_batches_tracked") == 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from contextlib import nullcontext
 from typing import Any
 
 import pytest
@@ -108,6 +109,7 @@ def test_both_losses_begin_from_the_same_buffers() -> None:
         (nn.Identity(), Generator(4), r"must return logits \(B, K\)"),
         (SmallClassifier(), nn.Sequential(nn.Flatten()), r"made \(4, 192\)"),
         (SmallClassifier(), Pair(), "made tuple"),
+        (SmallClassifier(), torch.tanh, "the generator must be a torch.nn.Module, got builtin_function_or_method"),
     ],
 )
 def test_what_losses_cannot_take_is_one_line(classifier: nn.Module, generator: nn.Module, message: str) -> None:
@@ -156,3 +158,67 @@ def test_losses_take_numbers_as_text_as_methods_do() -> None:
     given: list[dict[str, Any]] = [{"alpha": number, "cg": number} for number in ("1/2", 0.5)]
     one, other = (fastgat.gat_loss(*networks, *batch, **numbers) for numbers in given)
     torch.testing.assert_close(tuple(one), tuple(other))
+
+
+@pytest.mark.parametrize("where", ["bfloat16 autocast", "float16 autocast", "bfloat16 network"])
+def test_a_sure_sample_has_its_input_gradient_in_half_precision_too(where: str) -> None:
+    """There F_y rounds to 1, and dF_y/dz_y = F_y (1 - F_y) to 0."""
+
+    class Spy(nn.Module):
+        seen: torch.Tensor
+
+        def forward(self, input_gradient: torch.Tensor) -> torch.Tensor:
+            self.seen = input_gradient.float()
+            return torch.zeros_like(input_gradient)
+
+    classifier = nn.Sequential(nn.Flatten(), nn.Linear(192, 64), nn.ReLU(), nn.Linear(64, 10))
+    images, labels = minibatch(dtype=torch.float32)
+    optimizer = torch.optim.Adam(classifier.parameters(), lr=1e-2)
+    while float((1 - classifier(images).softmax(1).gather(1, labels[:, None])).max().detach()) > 1e-3:
+        optimizer.zero_grad()
+        nn.functional.cross_entropy(classifier(images), labels).backward()
+        optimizer.step()
+    exact, rounded = Spy(), Spy()
+    fastgat.gat_loss(classifier, exact, images, labels)
+    dtype = torch.float16 if where == "float16 autocast" else torch.bfloat16
+    if where == "bfloat16 network":
+        classifier, images = classifier.bfloat16(), images.bfloat16()
+    with torch.autocast("cpu", dtype, enabled="autocast" in where):
+        fastgat.gat_loss(classifier, rounded, images, labels)
+    assert exact.seen.abs().max() > 0
+    torch.testing.assert_close(rounded.seen.norm(), exact.seen.norm(), rtol=0.1, atol=0)
+    assert nn.functional.cosine_similarity(rounded.seen.flatten(), exact.seen.flatten(), 0) > 0.99
+
+
+def test_players_share_nothing() -> None:
+    generator = nn.Sequential(nn.Conv2d(3, 6, 3, padding=1), nn.Conv2d(6, 3, 3, padding=1))
+    classifier = nn.Sequential(generator[0], nn.Flatten(), nn.Linear(6 * 64, 10))
+    with pytest.raises(ConfigError, match=r"the generator shares 0\.weight|the generator shares 0\.bias"):
+        fastgat.gat_loss(classifier, generator, *minibatch(dtype=torch.float32))
+
+
+def test_a_generator_without_a_size_yet() -> None:
+    generator = nn.Sequential(nn.LazyBatchNorm2d(), nn.Conv2d(3, 3, 3, padding=1))
+    losses = fastgat.gat_loss(SmallClassifier(), generator, *minibatch(dtype=torch.float32), delta="through")
+    (losses.classifier + losses.generator).backward()
+
+
+def test_parametrized_weights_that_a_context_keeps() -> None:
+    """Each pass has parameters of its own: the first one's weights are not the others'."""
+    results = []
+    for cached in (False, True):
+        torch.manual_seed(0)
+        convolution = nn.utils.parametrizations.weight_norm(nn.Conv2d(3, 4, 3))
+        classifier = nn.Sequential(convolution, nn.Flatten(), nn.Linear(4 * 36, 10)).double()
+        generator, batch = Generator(4).double(), minibatch()
+        with nn.utils.parametrize.cached() if cached else nullcontext():
+            losses = fastgat.gat_loss(classifier, generator, *batch, delta="through")
+        of_classifier = torch.autograd.grad(losses.classifier, list(classifier.parameters()), retain_graph=True)
+        of_generator = torch.autograd.grad(losses.generator, list(classifier.parameters()), allow_unused=True)
+        assert of_generator == (None,) * len(of_generator)
+        step = fastgat.compile_step(classifier, generator=generator, optimizer=FAST, compile=False)
+        with nn.utils.parametrize.cached() if cached else nullcontext():
+            step(*batch)
+            step(*batch)
+        results.append([*of_classifier, *(parameter.detach() for parameter in classifier.parameters())])
+    torch.testing.assert_close(*results, rtol=0, atol=0)

@@ -83,7 +83,8 @@ class Attack(Options, ABC):
             for start in range(0, len(images), size):
                 part = slice(start, start + size)
                 x = images[part].to(torch.promote_types(images.dtype, torch.float32), copy=True)
-                perturbed = attack.perturb(x, labels[part].clone(), numbers[part])
+                with buffers_kept(*networks.values()):  # each batch meets those that the network came with
+                    perturbed = attack.perturb(x, labels[part].clone(), numbers[part])
                 results.append(self._within_bounds(perturbed.detach(), images[part]))
             return torch.cat(results)
 

@@ -29,8 +29,8 @@ def check_networks(
     `method` says what the generator is given; by default something like the images. `images` are those of a batch;
     None is an empty loader.
 
-    Raises ConfigError where the networks do not fit the images, or each other, or the number of classes, where the
-    classifier changes its input, and where it returns probabilities.
+    Raises ConfigError where the networks do not fit the images, or each other, or the number of classes, where one of
+    them changes its input, and where the classifier returns probabilities.
     """
     if images is None:
         raise ConfigError("a loader is empty: it must yield at least one batch")
@@ -41,28 +41,42 @@ def check_networks(
             raise ConfigError("a ScriptModule cannot be trained here: give the nn.Module that it was made from")
         if module is not None:
             _check_parameters(module)
-    ours, theirs = (_trained(module) if module is not None else {} for module in (classifier, generator))
-    if shared := ours.keys() & theirs.keys():
-        name = min(ours[address] for address in shared)
-        raise ConfigError(f"the generator shares {name} with the classifier: each player trains tensors of its own")
+    if generator is not None:
+        check_nothing_shared(classifier, generator)
     images = images[:2]
     players = [module for module in (classifier, generator) if module is not None]
     with in_eval_mode(*players), buffers_kept(*players):
         logits = checked_logits(classifier, images, num_classes)
+        feed = (method.generator_feed(images, images) if method is not None else images).clone()
+        before = feed.clone()
         with network_errors_in_one_line(images):
-            feed = method.generator_feed(images, images) if method is not None else images
             perturbation = generator(feed) if generator is not None else images
+        if not torch.equal(feed, before):
+            raise ConfigError("the generator changes its input in place: it must work on a copy")
     if not isinstance(perturbation, Tensor) or perturbation.shape != images.shape:
         shapes = f"{shape_of(perturbation)} for {shape_of(images)}"
         raise ConfigError(f"the generator must return perturbations of the images' shape, got {shapes}")
     return logits.shape[1]
 
 
+def check_nothing_shared(classifier: nn.Module, generator: nn.Module) -> None:
+    """Raises ConfigError for a tensor that both players would train."""
+    ours, theirs = _trained(classifier), _trained(generator)
+    if shared := ours.keys() & theirs.keys():
+        name = min(ours[address] for address in shared)
+        raise ConfigError(f"the generator shares {name} with the classifier: each player trains tensors of its own")
+
+
 def check_memory(*networks: nn.Module) -> None:
-    """Raises ConfigError for a buffer in the memory of a parameter that learns: a step would undo what it learns."""
+    """Raises ConfigError for a parameter that learns and has memory in common with a buffer, or with another.
+
+    A step writes each of them back as a whole, and would undo what the other has become.
+    """
     learning = [item for network in networks for item in trainable_parameters(network).items()]
     for name, other in overlaps([item for network in networks for item in network.named_buffers()], learning):
         raise ConfigError(f"the buffer {name} lies in the memory of the parameter {other}: give it a clone")
+    for name, other in overlaps(learning, learning):
+        raise ConfigError(f"the parameters {name} and {other} lie in the same memory: give them clones, or tie them")
 
 
 def overlaps(some: Named, others: Named) -> Iterator[tuple[str, str]]:

@@ -31,6 +31,7 @@ from fastgat.engine.state import TrainState
 from fastgat.engine.step import Stepper
 from fastgat.engine.validation import Validator
 from fastgat.errors import CaptureError, CompileError, DataError, NonFiniteError
+from fastgat.functional import modes_kept
 from fastgat.methods.base import Method
 from fastgat.methods.players import Draws
 from fastgat.phases import phase
@@ -165,11 +166,15 @@ class Loop:
             self._signal = signal.Signals(number).name
 
     def _notify(self, event: Callable[[Callback], None]) -> None:
-        """Notify the callbacks of rank 0; a stop that one asks for holds for every rank."""
+        """Notify the callbacks of rank 0; a stop that one asks for holds for every rank.
+
+        One that evaluates the networks may leave them in eval mode: their modes stay what they were.
+        """
 
         def tell() -> str | None:
-            for callback in self.callbacks:
-                event(callback)
+            with modes_kept(self.state.classifier, self.state.generator):
+                for callback in self.callbacks:
+                    event(callback)
             return self._stop_reason
 
         self._stop_reason = self.ranks.from_first(tell)

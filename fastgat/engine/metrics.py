@@ -27,8 +27,10 @@ class RunningMetrics(nn.Module):
     def __init__(self, names: tuple[str, ...], device: torch.device, ranks: Ranks = ALONE) -> None:
         super().__init__()
         self.names, self.ranks = names, ranks
-        self.register_buffer("totals", torch.zeros(len(names), device=device))
-        self.register_buffer("count", torch.zeros((), device=device))
+        self.register_buffer("totals", torch.zeros(len(names), dtype=torch.float32, device=device))
+        self.register_buffer(
+            "count", torch.zeros((), dtype=torch.float32, device=device)
+        )  # not float64: see `overwrite`
         self.register_buffer("first_bad", torch.full((len(names),), -1, dtype=torch.int64, device=device))
 
     def add(self, values: dict[str, Tensor], step: Tensor, step_taken: Tensor | None = None) -> None:
@@ -79,7 +81,7 @@ class LossScale(nn.Module):
 
     def __init__(self, device: torch.device) -> None:
         super().__init__()
-        self.register_buffer("scale", torch.tensor(START, device=device))
+        self.register_buffer("scale", torch.tensor(START, dtype=torch.float32, device=device))
         self.register_buffer("good_steps", torch.zeros((), dtype=torch.int64, device=device))
         self.register_buffer("skipped", torch.zeros((), dtype=torch.int64, device=device))
 

@@ -84,6 +84,7 @@ class Stepper:
                 "the step would have to be compiled time and again: an attribute of a network changes from step to "
                 "step, which only the uncompiled step follows (--no-compile, compile=False)"
             ) from error
+        torch.clear_autocast_cache()  # of casts of the weights of before: see mixed_precision
 
     @torch.no_grad()
     def prepare(self, batches: Sequence[Batch], draws: Sequence[Draws]) -> None:

@@ -1,5 +1,6 @@
 """Networks tried before anything is written: do samples interact in the classifier, and can a step be computed?"""
 
+import math
 from contextlib import suppress
 from typing import Any
 
@@ -22,40 +23,46 @@ from fastgat.randomness import seed_torch
 def samples_interact(classifier: nn.Module, images: Tensor) -> bool:
     """Whether the output for one image depends on the other images of its batch, as in train-mode batch norm.
 
-    Where no layer of batch norm says so already, the second of two images is exchanged; once more with noise on the
-    parameters, since a head of zeros, say, would hide it. Nothing of the classifier changes.
+    Where no layer of batch norm says so already, all images but one are exchanged, and its output is compared; once
+    more with noise on the parameters, since a head of zeros, say, would hide it. Nothing of the classifier changes.
 
     Args:
-        images: (B, C, H, W) in [0, 1], B at least 1.
+        images: (B, C, H, W) in [0, 1], B at least 1: a batch of training's size, as parts of a batch may have
+            statistics of their own.
     """
     if has_batch_norm(classifier):
         return True
-    first = images[:1]
-    other = (first < 0.5).to(first.dtype)  # as far from the first as an image can be, also where that is grey
-    pairs = torch.cat([first, first]), torch.cat([first, other])
+    images = torch.cat([images, images]) if len(images) == 1 else images
+    kept = len(images) // 2
+    others = (images < 0.5).to(images.dtype)  # as far from each as an image can be, also where it is grey
+    others[kept] = images[kept]
     with torch.random.fork_rng([images.device] if images.is_cuda else []):
         for noisy in (False, True):
             outputs = []
-            for pair in pairs:
-                seed_torch(0, images.device)  # the same noise, and the same dropout masks, for both pairs
+            for batch in (images, others):
+                seed_torch(int(noisy), images.device)  # the same noise, and the same dropout masks, for both batches
                 parameters = {name: _noisy(p) if noisy else p.clone() for name, p in classifier.named_parameters()}
                 buffers = {name: buffer.clone() for name, buffer in classifier.named_buffers()}
                 with network_errors_in_one_line(images, "train on"):
-                    outputs.append(call(classifier, parameters | buffers, (pair,))[0])
-            alone, beside = outputs
-            if not isinstance(alone, Tensor):
+                    outputs.append(call(classifier, parameters | buffers, (batch.clone(),))[0])
+            if not isinstance(outputs[0], Tensor):
                 return False  # a tuple in train mode: `try_step` says so
-            if not torch.allclose(alone[0], beside[0], rtol=1e-4, atol=1e-6, equal_nan=noisy):
+            with_its_own, with_others = (output.to(torch.float64) for output in outputs)
+            spread = (with_its_own - with_its_own.mean(0)).abs().amax()
+            tolerance = float((1e-4 * spread + 1e-6 * with_its_own.abs().amax()).nan_to_num())
+            if not torch.allclose(with_its_own[kept], with_others[kept], rtol=0, atol=tolerance, equal_nan=noisy):
                 return True
     return False
 
 
 def _noisy(parameter: Tensor) -> Tensor:
-    """A parameter with noise as large as its entries differ, or of 0.1."""
+    """A parameter with noise as large as its entries differ, and no less than a fresh layer's weights."""
     if not parameter.is_floating_point():
         return parameter.clone()
-    spread = parameter.std() if parameter.numel() > 1 else parameter.new_zeros(())
-    return parameter + torch.randn_like(parameter) * torch.where(spread > 0, spread, 0.1)
+    fan_in = max(parameter[0].numel(), 1) if parameter.dim() > 1 else 1
+    least = parameter.new_tensor(0.1 / math.sqrt(fan_in))
+    spread = parameter.std() if parameter.numel() > 1 else least
+    return parameter + torch.randn_like(parameter) * torch.maximum(spread, least)
 
 
 @torch.no_grad()

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import ast
 import contextlib
 import functools
 import hashlib
+import importlib.machinery
+import importlib.util
 import os
 import pickle
 import sys
@@ -22,6 +25,7 @@ from fastgat.batch import Batch
 
 PLAIN = (bool, int, float, complex, str, bytes, type(None), torch.dtype, torch.device, torch.Size)
 FUNCTIONS = (types.FunctionType, types.MethodType, staticmethod, classmethod, property, functools.cached_property)
+CALLABLES = (functools.partial, functools._lru_cache_wrapper)
 LIBRARIES = frozenset({"abc", "builtins", "collections", "enum", "functools", "math", "numpy", "torch", "typing"})
 """Packages whose code is known by its name: torch's version is part of every digest."""
 INSTALLED = tuple({sysconfig.get_path(kind) for kind in ("stdlib", "platstdlib", "purelib", "platlib")})
@@ -104,6 +108,8 @@ class _Digest:
             self.add((value.co_name, value.co_code, value.co_names, value.co_consts))
         elif isinstance(value, functools.partial):
             self.add((value.func, value.args, value.keywords))
+        elif isinstance(value, functools._lru_cache_wrapper):
+            self.add(value.__wrapped__)
         elif isinstance(value, type):
             self._add_class(value)
         elif isinstance(value, FUNCTIONS):
@@ -156,9 +162,7 @@ class _Digest:
         self.add((module, file.read_bytes() if file is not None and not _is_library(module) else None))
         if file is None or _is_installed(module, file):
             return
-        for _, value in sorted(vars(sys.modules[module]).items()):
-            known = value if isinstance(value, type | types.FunctionType) else type(value)
-            name = value.__name__ if isinstance(value, types.ModuleType) else known.__module__
+        for name in sorted(_imports(module, file) | _origins(module)):
             if (other := _file(name)) is not None and not _is_installed(name, other):
                 self.add_file(name)
 
@@ -181,7 +185,9 @@ class _Digest:
                     self.add(cell.cell_contents)
             for name in _names(function.__code__):
                 known = function.__globals__.get(name)
-                if isinstance(known, (*FUNCTIONS, *PLAIN, types.ModuleType, Tensor, nn.Module)) or _is_data(known):
+                if isinstance(known, (*FUNCTIONS, *CALLABLES, *PLAIN, types.ModuleType, Tensor, nn.Module)) or _is_data(
+                    known
+                ):
                     self.add((name, known))
 
     def _add_instance(self, value: Any) -> None:
@@ -198,9 +204,41 @@ class _Digest:
         self.add(attributes)
 
 
+def _imports(module: str, file: Path) -> set[str]:
+    """The modules that a file's import statements name, wherever they stand in it, and the packages they are in."""
+    package = module if file.name == "__init__.py" else module.rpartition(".")[0]
+    named: set[str] = set()
+    with contextlib.suppress(SyntaxError, ValueError, ImportError):  # not Python, or an import out of its package
+        for node in ast.walk(ast.parse(file.read_bytes())):
+            if isinstance(node, ast.Import):
+                named |= {alias.name for alias in node.names}
+            elif isinstance(node, ast.ImportFrom):
+                origin = importlib.util.resolve_name("." * node.level + (node.module or ""), package)
+                named |= {origin, *(f"{origin}.{alias.name}" for alias in node.names)}
+    return {".".join(parts[:n]) for parts in (name.split(".") for name in named) for n in range(1, len(parts) + 1)}
+
+
+def _origins(module: str) -> set[str]:
+    """The modules that what a module holds is from; its own submodules appear there once somebody imports them."""
+    names: set[str] = set()
+    for value in vars(sys.modules[module]).values() if module in sys.modules else ():
+        known = value if isinstance(value, type | types.FunctionType) else type(value)
+        names.add(value.__name__ if isinstance(value, types.ModuleType) else known.__module__)
+    return {name for name in names if not name.startswith(f"{module}.")}
+
+
 def _file(module: str) -> Path | None:
-    """The file of a module that is loaded."""
-    path = Path(getattr(sys.modules.get(module), "__file__", None) or "")
+    """The file of a module, found as an import would find it, without running anything."""
+    if module in sys.modules:
+        path = Path(getattr(sys.modules[module], "__file__", None) or "")
+        return path if path.is_file() else None
+    spec, where = None, None
+    for count in range(1, module.count(".") + 2):
+        spec = importlib.machinery.PathFinder.find_spec(".".join(module.split(".")[:count]), where)
+        if spec is None:
+            return None
+        where = spec.submodule_search_locations or []
+    path = Path(spec.origin or "") if spec is not None else Path()
     return path if path.is_file() else None
 
 

@@ -44,13 +44,17 @@ class Summary(TypedDict):
 
 
 class KeptRun(TypedDict):
-    """A finished cell; `unaveraged` is its best epoch without the moving average of its weights."""
+    """A finished cell; `unaveraged` is its best epoch without the moving average of its weights.
+
+    `code` is a digest of the code of a classifier of one's own.
+    """
 
     settings: dict[str, Any]
     summary: Summary | None
     diverged: NotRequired[str | None]
     environment: NotRequired[Environment]
     unaveraged: NotRequired[dict[str, float]]
+    code: NotRequired[str]
 
 
 class Measured(TypedDict):

@@ -60,18 +60,25 @@ class RunStore:
         Raises DataError where its folder is damaged or holds another run, or one of other code.
         """
         if cell.name not in self._runs:
-            if not self._has_same_code(cell):
+            code = self._code(cell)
+            if code is not None and code != cell.code:
                 own = cell.config.model.classifier
                 raise DataError(f"{self.run_folder(cell)}: the code of {own} has changed since; choose another --out")
-            run = self._read(cell)
-            archived = self.archive.cells.get(cell.name)
-            if run is None and archived is None:
+            run = self._kept(cell)
+            if run is None:
                 return None
-            merged: Any = {"environment": {}, **(archived or {}), **(run or {})}
-            if key_text(merged["settings"]) != key_text(deciding(cell.config)):
-                raise DataError(f"{self.run_folder(cell)}: holds another run than its name says; move it away")
-            self._runs[cell.name] = merged  # a finished cell does not change
+            self._runs[cell.name] = run  # a finished cell does not change
         return self._runs[cell.name]
+
+    def _kept(self, cell: Cell) -> KeptRun | None:
+        """A finished cell as its folder has it, and the archive; code that its settings name is not imported."""
+        run, archived, code = self._read(cell), self.archive.cells.get(cell.name), self._code(cell)
+        if run is None and archived is None:
+            return None
+        merged: Any = {"environment": {}, **(archived or {}), **(run or {}), **({"code": code} if code else {})}
+        if key_text(merged["settings"]) != key_text(deciding(cell.config)):
+            raise DataError(f"{self.run_folder(cell)}: holds another run than its name says; move it away")
+        return merged
 
     def _read(self, cell: Cell) -> KeptRun | None:
         """What the cell's folder holds."""
@@ -96,12 +103,12 @@ class RunStore:
     def note_code(self, cell: Cell) -> None:
         """Keep which code makes the cell's classifier, where that is one's own."""
         if cell.code is not None:
-            Store(self.run_folder(cell)).save("code", {"digest": cell.code})
+            Store(self.run_folder(cell)).save("code", {"files": cell.code})
 
-    def _has_same_code(self, cell: Cell) -> bool:
-        """Whether a cell's classifier, where that is one's own, is made by the code that was trained."""
-        kept = Store(self.run_folder(cell)).load("code", dict[str, str])
-        return kept is None or kept.get("digest") == cell.code
+    def _code(self, cell: Cell) -> str | None:
+        """Which code made the cell's classifier, where that is one's own; None for cells of earlier versions."""
+        kept: dict[str, str] = Store(self.run_folder(cell)).load("code", dict[str, str]) or {}
+        return kept.get("files") or self.archive.cells.get(cell.name, KeptRun(settings={}, summary=None)).get("code")
 
     def summary(self, cell: Cell) -> Summary | None:
         """summary.json of a cell that has been trained to its end, else None."""
@@ -183,8 +190,7 @@ class RunStore:
         for path in sorted((self.folder / "cells").glob("*/config.toml")):
             with contextlib.suppress(ConfigError):  # a damaged cell stops the experiments that need it
                 cell = Cell(TrainConfig.from_dict(load_toml(path), str(path)))
-                known = cell.name == path.parent.name and self._has_same_code(cell)
-                if known and (run := self.run(cell)) is not None:
+                if cell.name == path.parent.name and (run := self._kept(cell)) is not None:
                     environment: Any = {k: value for k, value in run.get("environment", {}).items() if k != "command"}
                     cells[cell.name] = run | {"environment": environment}
                     rows = ({key: row[key] for key in row if key != "event"} for row in self.epochs(cell))

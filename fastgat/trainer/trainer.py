@@ -34,7 +34,7 @@ from fastgat.engine.run_checkpoints import (
 from fastgat.engine.state import TrainState
 from fastgat.engine.step import Stepper, missing_compiler
 from fastgat.errors import CompileError, ConfigError, DataError, DeviceError
-from fastgat.functional import mixed_precision
+from fastgat.functional import mixed_precision, parametrizations_uncached
 from fastgat.methods import Method
 from fastgat.processes import local_rank, restarted
 from fastgat.randomness import seeded
@@ -114,6 +114,7 @@ class Trainer:
             seeded(config.seed, device, config.run.deterministic),
             tf32(config.precision.tf32),
             mixed_precision(device, None),  # a caller's; the step has its own
+            parametrizations_uncached(),
             connected(device) as ranks,
             HeldFolder() as held,
         ):

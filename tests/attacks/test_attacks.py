@@ -144,6 +144,25 @@ def test_buffers_come_back_as_they_were(victim: Victim) -> None:
     assert model.get_buffer("largest") == model.get_buffer("calls") == 0
 
 
+class Counting(nn.Module):
+    """Its logits grow with the number of its passes, which it counts in a buffer, in eval mode too."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+        self.register_buffer("calls", torch.zeros(()))
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.get_buffer("calls").add_(1)
+        return self.network(x + 0.1 * self.get_buffer("calls").clone().sin())
+
+
+def test_a_batch_begins_with_the_network_s_own_buffers(victim: Victim) -> None:
+    images, labels = victim.images[:4], victim.labels[:4]
+    whole, parts = (PGD(Counting(victim.model), epsilon=0.5, steps=3, batch_size=n)(images, labels) for n in (4, 2))
+    assert whole.equal(parts)
+
+
 @attacks
 def test_the_model_comes_back_as_it_was(victim: Victim, make: Make) -> None:
     assert isinstance(victim.model, nn.Sequential)

@@ -26,6 +26,31 @@ class Centred(nn.Module):
         return self.head(x - x.mean(self.over, keepdim=True))
 
 
+class Parts(Centred):
+    """Subtracts the mean of each half of a batch, as batch norm on several GPUs does."""
+
+    def forward(self, images: Tensor) -> Tensor:
+        return torch.cat([super(Parts, self).forward(part) for part in images.chunk(2)])
+
+
+class First(nn.Module):
+    """Subtracts what the first image has from all: nothing acts on that one."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.head = nn.Linear(3, 4)
+
+    def forward(self, images: Tensor) -> Tensor:
+        x = images.mean((2, 3))
+        return self.head(x - x[:1])
+
+
+def faint(classifier: Centred) -> Centred:
+    """With a head of very small weights."""
+    nn.init.normal_(classifier.head.weight, std=1e-8)
+    return classifier
+
+
 @pytest.mark.parametrize(
     ("classifier", "expected"),
     [
@@ -34,7 +59,11 @@ class Centred(nn.Module):
         (BatchNormNet().eval(), False),
         (Centred(over=0), True),
         (Centred(over=0, zeros=True), True),
+        (faint(Centred(over=0)), True),
+        (Parts(over=0), True),
+        (First(), True),
         (Centred(over=1), False),
+        (faint(Centred(over=1)), False),
         (Centred(over=1, zeros=True), False),
         (nn.Sequential(nn.Conv2d(3, 4, 3), nn.InstanceNorm2d(4), nn.AdaptiveAvgPool2d(1), nn.Flatten()), False),
     ],
@@ -42,7 +71,8 @@ class Centred(nn.Module):
         "dropout",
         "batch norm",
         "batch norm at rest",
-        *("by hand", "and hidden", "by hand, within a sample", "and hidden, too"),
+        *("by hand", "and hidden", "and faint", "within halves", "by the first"),
+        *("by hand, within a sample", "and faint, too", "and hidden, too"),
         "instance norm",
     ],
 )

@@ -75,9 +75,18 @@ class Views(Small):
         return super().forward(images)
 
 
+class Halves(Small):
+    """A parameter that is a part of another."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.part = nn.Parameter(self.head.bias.data[:2])
+
+
 @pytest.mark.parametrize(
     ("network", "message"),
     [
+        (Halves, "the parameters part and head.bias lie in the same memory: give them clones, or tie them"),
         (Aliased, "the buffer weight lies in the memory of the parameter head.weight: give it a clone"),
         (Views, "the buffers first and both lie in the same memory: give them clones"),
     ],
@@ -85,6 +94,17 @@ class Views(Small):
 def test_memory_that_two_tensors_share(tmp_path: Path, network: type[nn.Module], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         trainer(config(tmp_path / "run"), network).fit()
+
+
+def test_a_generator_that_changes_its_input(tmp_path: Path) -> None:
+    class Scaling(Generator):
+        def forward(self, input_gradient: torch.Tensor, bounded: bool = True) -> torch.Tensor:
+            return super().forward(input_gradient.mul_(100), bounded)
+
+    job = trainer(config(tmp_path / "run"))
+    job.generator = Scaling(4)
+    with pytest.raises(ConfigError, match="the generator changes its input in place: it must work on a copy"):
+        job.fit()
 
 
 class Interleaved(Small):

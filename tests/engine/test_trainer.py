@@ -13,14 +13,14 @@ from torch import nn
 
 from fastgat import load_classifier
 from fastgat.batch import Batch
-from fastgat.config import OptimizerConfig, PrecisionConfig
+from fastgat.config import OptimizerConfig, PrecisionConfig, RunConfig
 from fastgat.engine.accuracy import score
 from fastgat.engine.checkpoint import load_checkpoint
 from fastgat.engine.events import Callback, EpochEnd, Start
 from fastgat.methods import GAT, Baseline
 from fastgat.randomness import seeded
 from tests.engine.small import STEPS, Small, Tied, assert_same_weights, config, loader, rows, trainer
-from tests.support import BatchNormNet
+from tests.support import BatchNormNet, compiled_by
 
 
 def test_the_run_folder(tmp_path: Path) -> None:
@@ -92,6 +92,31 @@ def test_mixed_precision_validates_the_weights_of_each_epoch(tmp_path: Path, net
     expected = score(last, batches, autocast=torch.bfloat16 if network is Small else None)
     assert history.epochs[-1]["validation_loss"] == expected.loss
     assert len({row["validation_loss"] for row in history.epochs}) == 3
+
+
+class Evaluating(Callback):
+    """Evaluates the network as it is, and leaves it in eval mode."""
+
+    def __init__(self, network: torch.nn.Module) -> None:
+        self.network = network
+
+    def on_epoch(self, event: EpochEnd) -> None:
+        with torch.no_grad():
+            self.network.eval()(torch.zeros(1, 3, 8, 8))
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+def test_a_callback_that_evaluates_changes_nothing(tmp_path: Path, compiled: bool) -> None:
+    """The casts of weights that its pass has made are not those of the next epoch, nor is its mode."""
+    losses, run = [], RunConfig(deterministic=True, device="cpu", compile=compiled)
+    for evaluates in (False, True):
+        job = trainer(config(tmp_path / str(evaluates), method="baseline", run=run), OwnPrecision)
+        assert job.classifier is not None
+        job.callbacks = (Evaluating(job.classifier),) if evaluates else ()
+        with compiled_by("aot_eager"):
+            losses.append([row["validation_loss"] for row in job.fit().epochs])
+    assert losses[0] == losses[1]
+    assert len(set(losses[0])) == 3
 
 
 @pytest.mark.parametrize("method", ["baseline", "dropout", "random", "fg-linf", "fg-l2", "gat", "dropout-gat"])

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from fastgat.batch import Batch
-from fastgat.evaluation.fingerprint import batch_fingerprint, model_fingerprint
+from fastgat.evaluation.fingerprint import batch_fingerprint, code_fingerprint, model_fingerprint
 from fastgat.models import Classifier
 
 FACTOR = 1.0
@@ -194,6 +194,59 @@ def test_the_code_that_a_file_imports(tmp_path: Path, monkeypatch: pytest.Monkey
     for name in (*files, "behind"):
         sys.modules.pop(name)
     assert digests[0] != digests[1] == digests[2]
+
+
+@pytest.mark.parametrize(
+    ("network", "helper"),
+    [
+        ("from helper import WIDTH\ndef forward(x):\n    return WIDTH * x", "WIDTH = {}"),
+        ("def forward(x):\n    import helper\n    return helper.act(x)", "def act(x):\n    return {} * x"),
+        (
+            "import functools\nfrom helper import act\nforward = functools.partial(act, 1)",
+            "def act(x, y):\n    return {} * y",
+        ),
+        (
+            "from helper import act\nforward = act",
+            "from functools import cache\n@cache\ndef act(x):\n    return {} * x",
+        ),
+    ],
+    ids=["a value", "in a function", "partial", "cached"],
+)
+def test_whatever_a_file_imports(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, network: str, helper: str) -> None:
+    """Before the import has run, and after."""
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(sys, "dont_write_bytecode", True)
+    (tmp_path / "a_factory.py").write_text(network)
+    digests = []
+    for factor in (1, 2):
+        (tmp_path / "helper.py").write_text(helper.format(factor))
+        for name in ("a_factory", "helper"):
+            sys.modules.pop(name, None)
+        importlib.invalidate_caches()
+        forward = importlib.import_module("a_factory").forward
+        digests.append(code_fingerprint("a_factory"))
+        forward(1)
+        assert code_fingerprint("a_factory") == digests[-1]
+    for name in ("a_factory", "helper"):
+        sys.modules.pop(name)
+    assert digests[0] != digests[1]
+
+
+def test_a_package_whose_parts_are_imported_later(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "some_nets").mkdir()
+    (tmp_path / "some_nets" / "__init__.py").write_text(
+        "def build():\n    from .layers import WIDTH\n    return WIDTH\n"
+    )
+    (tmp_path / "some_nets" / "layers.py").write_text("WIDTH = 3\n")
+    package = importlib.import_module("some_nets")
+    before = code_fingerprint("some_nets")
+    assert package.build() == 3
+    assert code_fingerprint("some_nets") == before
+    (tmp_path / "some_nets" / "layers.py").write_text("WIDTH = 4\n")
+    assert code_fingerprint("some_nets") != before
+    for name in ("some_nets", "some_nets.layers"):
+        sys.modules.pop(name)
 
 
 SCALES = [1.0]

@@ -72,6 +72,28 @@ def test_code_that_has_changed_is_another_classifier(tmp_path: Path, monkeypatch
         RunStore(tmp_path).run(changed)
 
 
+def test_code_is_known_where_only_results_json_is_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And writing that file imports nothing: only what a command names is run."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "one_s_net.py").write_text("def build(num_classes):\n    return None\n")
+    code_of.cache_clear()
+    cell = Cell(replace(plan().base, model=ModelConfig(classifier="one_s_net:build")))
+    store = RunStore(tmp_path / "out")
+    finish(store, cell, 0.5)
+    store.note_code(cell)
+    (tmp_path / "one_s_net.py").write_text("raise AssertionError('this ran')\n")
+    sys.modules.pop("one_s_net")
+    code_of.cache_clear()
+    store = RunStore(tmp_path / "out")
+    store.write_archive()
+    assert "one_s_net" not in sys.modules
+    assert cell.name in store.archive.cells
+    shutil.rmtree(tmp_path / "out" / "cells")
+    (tmp_path / "one_s_net.py").write_text("def build(num_classes):\n    return 1\n")
+    with pytest.raises(DataError, match="the code of one_s_net:build has changed since"):
+        RunStore(tmp_path / "out").run(Cell(cell.config))
+
+
 def test_a_claim_is_given_back(tmp_path: Path) -> None:
     for _ in range(2):
         with RunStore(tmp_path).claim("a job") as mine:
