@@ -142,8 +142,9 @@ def expand(pattern: str) -> list[Path]:
     paths = list(itertools.chain.from_iterable(found.values()))
     if paths and (missing := [each for each, files in found.items() if not files]):
         raise DataError(f"{missing[0]}: no such shard")
-    if len(paths) > len(set(paths)):
-        twice = next(path for path in paths if paths.count(path) > 1)
+    files = [os.path.realpath(path) for path in paths]  # a link is not another shard
+    if len(files) > len(set(files)):
+        twice = next(path for path, file in zip(paths, files, strict=True) if files.count(file) > 1)
         raise DataError(f"{pattern}: names {twice} twice")
     return paths
 

@@ -122,7 +122,10 @@ class End:
 
 
 class Callback:
-    """Listens to the engine; override what is of interest. `stop(reason)` ends training after the epoch."""
+    """Listens to the engine; override what is of interest. `stop(reason)` ends training after the epoch.
+
+    It may put networks into eval mode: once all have been told, every layer is in its mode of before.
+    """
 
     def on_start(self, event: Start) -> None: ...
 

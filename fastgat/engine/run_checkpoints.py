@@ -7,6 +7,7 @@ other rules choose.
 import itertools
 import unicodedata
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -36,13 +37,17 @@ SUMMARY = "summary.json"
 SLIM = f"holds a finished run, of which only the classifier was kept ({BEST})"
 
 
+Stamp = tuple[tuple[int, int] | None, ...]
+"""The times and sizes of a checkpoint and of the last one beside it; None where there is none."""
+
+
 class Checkpoint(NamedTuple):
-    """A checkpoint that has been read: where from, its tensors and its header, and the time and size of its file."""
+    """A checkpoint that has been read: where from, its tensors and its header, and how old its run's files were."""
 
     path: Path
     tensors: dict[str, Tensor]
     header: dict[str, Any]
-    stamp: tuple[int, int] | None = None
+    stamp: Stamp | None = None
 
 
 def find_checkpoint(resume: str | None, output: Path | None, known: Checkpoint | None = None) -> Checkpoint | None:
@@ -74,7 +79,7 @@ def find_checkpoint(resume: str | None, output: Path | None, known: Checkpoint |
         if output is not None and elsewhere and (_exists(output / LAST) or _is_slim(output)):
             raise ConfigError(f"{output} holds another run already: choose another --output")
     stamp = _stamp(path)
-    if known is not None and stamp is not None and (known.path, known.stamp) == (path, stamp):
+    if known is not None and stamp[0] is not None and (known.path, known.stamp) == (path, stamp):
         return known
     tensors, header = load_checkpoint(path)
     if header["format"] != FORMAT:
@@ -88,7 +93,7 @@ def check_unchanged(folder: Path, checkpoint: Checkpoint | None) -> None:
     """Raises ConfigError where a run has been written into `folder` since `checkpoint`, if any, was read."""
     if checkpoint is not None and folder.resolve() == checkpoint.path.parent.resolve():
         if _stamp(checkpoint.path) != checkpoint.stamp:
-            raise ConfigError(f"{checkpoint.path} has changed since it was read: another process went on with the run")
+            raise ConfigError(f"{folder}: the run has changed since it was read: another process went on with it")
     else:
         find_checkpoint(None, folder)
 
@@ -142,12 +147,14 @@ def _is_slim(folder: Path) -> bool:
     return _exists(folder / BEST) and _exists(folder / SUMMARY) and not _exists(folder / LAST)
 
 
-def _stamp(path: Path) -> tuple[int, int] | None:
-    try:
-        status = path.stat()
-    except OSError:
-        return None
-    return status.st_mtime_ns, status.st_size
+def _stamp(path: Path) -> Stamp:
+    stamps: list[tuple[int, int] | None] = []
+    for file in (path, path.parent / LAST):
+        stamps.append(None)
+        with suppress(OSError):
+            status = file.stat()
+            stamps[-1] = status.st_mtime_ns, status.st_size
+    return tuple(stamps)
 
 
 def _exists(path: Path) -> bool:

@@ -122,7 +122,9 @@ class _Digest:
             self._add_instance(value)
 
     def _add_network(self, network: nn.Module) -> None:
-        """Its modules' classes, attributes and hooks, and its tensors."""
+        """Its modules' classes, attributes and hooks, those of every module, and its tensors."""
+        for kind in ("forward_pre", "forward", "backward_pre", "backward"):
+            self.add(list(getattr(torch.nn.modules.module, f"_global_{kind}_hooks").values()))
         firsts: dict[Any, str] = {}  # the first name of a module or tensor that stands in several places
         for name, module in network.named_modules(remove_duplicate=False):
             if (first := firsts.setdefault(module, name)) != name:

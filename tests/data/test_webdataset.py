@@ -40,6 +40,10 @@ def test_wildcards(tmp_path: Path) -> None:
         expand(f"{tmp_path}/{{a,c}}-*.tar")
     with pytest.raises(DataError, match=r"names .*/a-1\.tar twice"):
         expand(f"{tmp_path}/{{a-1,a-*}}.tar")
+    (tmp_path / "c-1.tar").symlink_to("a-1.tar")
+    with pytest.raises(DataError, match=r"names .*/a-1\.tar twice"):
+        expand(f"{tmp_path}/{{a,c}}-1.tar")
+    (tmp_path / "c-1.tar").unlink()
     other = tmp_path / "d[1]"
     other.mkdir()
     (tmp_path / "d1").mkdir()

@@ -165,16 +165,16 @@ def test_buffers_that_are_not_persistent_go_on_too(tmp_path: Path) -> None:
     assert trainer(parts, Counting).fit().summary is not None
 
 
-@pytest.mark.parametrize("resumed", [False, True])
+@pytest.mark.parametrize("resumed", ["", "run", "run/best.safetensors"])
 def test_a_run_that_another_process_has_written_meanwhile(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, resumed: bool
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, resumed: str
 ) -> None:
     """While this one was prepared, which takes long where data are read; the folder's lock is free again."""
     monkeypatch.chdir(tmp_path)
     late, other = config(Path("run"), epochs=2), config(Path("run"), epochs=3)
     if resumed:
         trainer(config(Path("run"), epochs=1)).fit()
-        late, other = replace(late, output=None, resume="run"), replace(other, resume="run")
+        late, other = replace(late, output=None, resume=resumed), replace(other, resume="run")
     build = make_networks
 
     def slow(*arguments: Any, **keywords: Any) -> Any:

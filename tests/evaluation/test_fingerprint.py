@@ -130,6 +130,9 @@ def test_hooks_and_globals(monkeypatch: pytest.MonkeyPatch) -> None:
     assert model_fingerprint(network) != before
     hook.remove()
     assert model_fingerprint(network) == before
+    hook = nn.modules.module.register_module_forward_hook(lambda module, inputs, output: output * 2)
+    assert model_fingerprint(network) != before
+    hook.remove()
     monkeypatch.setattr(sys.modules[__name__], "FACTOR", 2.0)
     assert model_fingerprint(network) != before
     monkeypatch.undo()
