@@ -108,7 +108,8 @@ class RunStore:
     def _code(self, cell: Cell) -> str | None:
         """Which code made the cell's classifier, where that is one's own; None for cells of earlier versions."""
         kept: dict[str, str] = Store(self.run_folder(cell)).load("code", dict[str, str]) or {}
-        return kept.get("files") or self.archive.cells.get(cell.name, KeptRun(settings={}, summary=None)).get("code")
+        archived = self.archive.cells.get(cell.name)
+        return kept.get("files") or (archived.get("code") if archived is not None else None)
 
     def summary(self, cell: Cell) -> Summary | None:
         """summary.json of a cell that has been trained to its end, else None."""
