@@ -55,6 +55,7 @@ def best(folder: Path) -> dict[str, dict[str, torch.Tensor]]:
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_a_search_that_was_killed_goes_on_to_the_same_weights(run: Run, tmp_path: Path) -> None:
     whole = run(*SEARCH, "--out", "whole")
     assert whole.code == 0, whole.err

@@ -62,7 +62,9 @@ def baseline(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("method", ["gat", "dropout-gat", pytest.param("baseline", marks=pytest.mark.long)])
+@pytest.mark.parametrize(
+    "method", ["gat", *(pytest.param(name, marks=pytest.mark.long) for name in ("dropout-gat", "baseline"))]
+)
 def test_a_run_from_start_to_end(run: Run, method: str, tmp_path: Path) -> None:
     small = ("--compile", "--classifier", "tests.support:SmallClassifier")
     quick = [*QUICK, "--channels-last"] if "gat" in method else [*QUICK[:-3], *small]
