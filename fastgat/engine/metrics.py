@@ -27,10 +27,9 @@ class RunningMetrics(nn.Module):
     def __init__(self, names: tuple[str, ...], device: torch.device, ranks: Ranks = ALONE) -> None:
         super().__init__()
         self.names, self.ranks = names, ranks
+        # Not torch's default dtype: Inductor drops writes to a 0-d float64.
         self.register_buffer("totals", torch.zeros(len(names), dtype=torch.float32, device=device))
-        self.register_buffer(
-            "count", torch.zeros((), dtype=torch.float32, device=device)
-        )  # not float64: see `overwrite`
+        self.register_buffer("count", torch.zeros((), dtype=torch.float32, device=device))
         self.register_buffer("first_bad", torch.full((len(names),), -1, dtype=torch.int64, device=device))
 
     def add(self, values: dict[str, Tensor], step: Tensor, step_taken: Tensor | None = None) -> None:

@@ -7,7 +7,6 @@ other rules choose.
 import itertools
 import unicodedata
 from collections.abc import Sequence
-from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -148,13 +147,15 @@ def _is_slim(folder: Path) -> bool:
 
 
 def _stamp(path: Path) -> Stamp:
-    stamps: list[tuple[int, int] | None] = []
-    for file in (path, path.parent / LAST):
-        stamps.append(None)
-        with suppress(OSError):
-            status = file.stat()
-            stamps[-1] = status.st_mtime_ns, status.st_size
-    return tuple(stamps)
+    return _time_and_size(path), _time_and_size(path.parent / LAST)
+
+
+def _time_and_size(path: Path) -> tuple[int, int] | None:
+    try:
+        status = path.stat()
+    except OSError:
+        return None
+    return status.st_mtime_ns, status.st_size
 
 
 def _exists(path: Path) -> bool:

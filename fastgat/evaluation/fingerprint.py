@@ -25,7 +25,8 @@ from fastgat.batch import Batch
 
 PLAIN = (bool, int, float, complex, str, bytes, type(None), torch.dtype, torch.device, torch.Size)
 FUNCTIONS = (types.FunctionType, types.MethodType, staticmethod, classmethod, property, functools.cached_property)
-CALLABLES = (functools.partial, functools._lru_cache_wrapper)
+COUNTED = (*FUNCTIONS, *PLAIN, functools.partial, functools._lru_cache_wrapper, types.ModuleType, Tensor, nn.Module)
+"""What counts among a function's globals, beside data."""
 LIBRARIES = frozenset({"abc", "builtins", "collections", "enum", "functools", "math", "numpy", "torch", "typing"})
 """Packages whose code is known by its name: torch's version is part of every digest."""
 INSTALLED = tuple({sysconfig.get_path(kind) for kind in ("stdlib", "platstdlib", "purelib", "platlib")})
@@ -45,6 +46,8 @@ def model_fingerprint(model: nn.Module) -> str:
     """
     digest = _Digest()
     digest.add(torch.__version__)
+    for kind in ("forward_pre", "forward", "backward_pre", "backward"):  # hooks on every module
+        digest.add(list(getattr(nn.modules.module, f"_global_{kind}_hooks").values()))
     digest.add(model)
     return digest.text()
 
@@ -122,9 +125,7 @@ class _Digest:
             self._add_instance(value)
 
     def _add_network(self, network: nn.Module) -> None:
-        """Its modules' classes, attributes and hooks, those of every module, and its tensors."""
-        for kind in ("forward_pre", "forward", "backward_pre", "backward"):
-            self.add(list(getattr(torch.nn.modules.module, f"_global_{kind}_hooks").values()))
+        """Its modules' classes, attributes and hooks, and its tensors."""
         firsts: dict[Any, str] = {}  # the first name of a module or tensor that stands in several places
         for name, module in network.named_modules(remove_duplicate=False):
             if (first := firsts.setdefault(module, name)) != name:
@@ -187,9 +188,7 @@ class _Digest:
                     self.add(cell.cell_contents)
             for name in _names(function.__code__):
                 known = function.__globals__.get(name)
-                if isinstance(known, (*FUNCTIONS, *CALLABLES, *PLAIN, types.ModuleType, Tensor, nn.Module)) or _is_data(
-                    known
-                ):
+                if isinstance(known, COUNTED) or _is_data(known):
                     self.add((name, known))
 
     def _add_instance(self, value: Any) -> None:
@@ -210,11 +209,15 @@ def _imports(module: str, file: Path) -> set[str]:
     """The modules that a file's import statements name, wherever they stand in it, and the packages they are in."""
     package = module if file.name == "__init__.py" else module.rpartition(".")[0]
     named: set[str] = set()
-    with contextlib.suppress(SyntaxError, ValueError, ImportError):  # not Python, or an import out of its package
-        for node in ast.walk(ast.parse(file.read_bytes())):
-            if isinstance(node, ast.Import):
-                named |= {alias.name for alias in node.names}
-            elif isinstance(node, ast.ImportFrom):
+    try:
+        nodes = list(ast.walk(ast.parse(file.read_bytes())))
+    except (SyntaxError, ValueError):  # no Python
+        return named
+    for node in nodes:
+        if isinstance(node, ast.Import):
+            named |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            with contextlib.suppress(ImportError):  # out of its package
                 origin = importlib.util.resolve_name("." * node.level + (node.module or ""), package)
                 named |= {origin, *(f"{origin}.{alias.name}" for alias in node.names)}
     return {".".join(parts[:n]) for parts in (name.split(".") for name in named) for n in range(1, len(parts) + 1)}

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from fastgat.config import OptimizerConfig
-from fastgat.engine.metrics import RunningMetrics
+from fastgat.engine.metrics import LossScale, RunningMetrics
 from fastgat.engine.optimizer import Ema
 from fastgat.engine.position import Position
 from fastgat.engine.state import TrainState
@@ -99,3 +99,13 @@ def test_the_step_lets_nothing_require_gradients() -> None:
     engine.step([minibatch()])
     assert all(p.grad is None for p in engine.state.parameters())
     assert not any(b.requires_grad for b in engine.state.buffers())
+
+
+def test_metrics_do_not_take_torch_s_default_dtype() -> None:
+    """Compiled by Inductor, the number of steps would stay 0 as a 0-d float64."""
+    torch.set_default_dtype(torch.float64)
+    try:
+        metrics, scale = running(1.0, 2.0), LossScale(torch.device("cpu"))
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert {metrics.totals.dtype, metrics.count.dtype, scale.scale.dtype} == {torch.float32}

@@ -202,6 +202,10 @@ def test_the_code_that_a_file_imports(tmp_path: Path, monkeypatch: pytest.Monkey
 @pytest.mark.parametrize(
     ("network", "helper"),
     [
+        (
+            "try:\n    from ..no import package\nexcept ImportError:\n    from helper import act as forward",
+            "act = ({}).__add__",
+        ),
         ("from helper import WIDTH\ndef forward(x):\n    return WIDTH * x", "WIDTH = {}"),
         ("def forward(x):\n    import helper\n    return helper.act(x)", "def act(x):\n    return {} * x"),
         (
@@ -213,7 +217,7 @@ def test_the_code_that_a_file_imports(tmp_path: Path, monkeypatch: pytest.Monkey
             "from functools import cache\n@cache\ndef act(x):\n    return {} * x",
         ),
     ],
-    ids=["a value", "in a function", "partial", "cached"],
+    ids=["after one that fails", "a value", "in a function", "partial", "cached"],
 )
 def test_whatever_a_file_imports(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, network: str, helper: str) -> None:
     """Before the import has run, and after."""
