@@ -195,6 +195,11 @@ class RunConfig(Options):
         "(gradients by weights on a second stream), or several as in backward+stream",
         choices=CONVOLUTIONS,
     )
+    winograd: bool = option(
+        True,
+        "on a CPU, in float32 and with channels last, compute the compiled step's 3 x 3 convolutions by Winograd's "
+        "algorithm, with a quarter of the multiply-adds and about five times the rounding error",
+    )
     deterministic: bool = option(False, "only deterministic algorithms: the same run twice gives the same bits")
     log_interval: int = option(50, "steps between two reports", at_least=1)
     checkpoint_interval: int = option(1000, "steps between two checkpoints within an epoch", at_least=1)

@@ -48,7 +48,7 @@ def idle(config: TrainConfig) -> dict[str, str]:
     if not config.method.clean_and_perturbed:
         reasons["model.batch_norm"] = f"method {config.method.name!r} trains on one kind of forward pass"
     if config.run.compile is False:
-        reasons["run.convolutions"] = "it is for the compiled step"
+        reasons |= dict.fromkeys(("run.convolutions", "run.winograd"), "it is for the compiled step")
     if config.data.loader == "resident":
         reasons["data.workers"] = "the resident loader has none"
     if config.data.dataset == "digits":

@@ -14,7 +14,7 @@ from fastgat.profiling import profile as measure
 
 SHOWN = {
     *("batch_size", "seed", "classifier", "generator_width", "batch_norm", "device"),
-    *("compile", "cuda_graph", "convolutions", "amp", "amp_dtype", "tf32", "channels_last"),
+    *("compile", "cuda_graph", "convolutions", "winograd", "amp", "amp_dtype", "tf32", "channels_last"),
     *("loader", "workers", "flip", "padded_crop", "random_resized_crop", "cutout"),
 }
 """The settings of a run that decide what a step costs."""

@@ -8,25 +8,33 @@ from typing import Any
 from torch._inductor.custom_graph_pass import CustomGraphPass, get_hash_for_files
 from torch.fx import Graph
 
+from fastgat.engine.convolutions import PASSES
 from fastgat.engine.graph import cast_inputs_at_once, drop_unused_gradients, pad_channels
+from fastgat.engine.winograd import use_winograd
+
+FILES = "graph_passes.py", "graph.py", "convolutions.py", "winograd.py"
 
 
 class GraphPasses(CustomGraphPass):
-    """Those of `engine/graph.py`, then those of `engine/convolutions.py` that `convolutions` names."""
+    """Those of `engine/graph.py`, that of `engine/winograd.py`, and those that `convolutions` names.
 
-    def __init__(self, convolutions: str = "cudnn") -> None:
-        self.convolutions = convolutions
+    The operations that the last two put into a graph are registered by importing this module: a compiled graph that
+    comes from Inductor's cache calls them too.
+    """
+
+    def __init__(self, convolutions: str = "cudnn", winograd: bool = True) -> None:
+        self.convolutions, self.winograd = convolutions, winograd
 
     def __call__(self, graph: Graph) -> None:
         drop_unused_gradients(graph)
         cast_inputs_at_once(graph)
         pad_channels(graph)
+        if self.winograd:
+            use_winograd(graph)
         if self.convolutions != "cudnn":
-            from fastgat.engine.convolutions import PASSES  # registers operations
-
             for name in self.convolutions.split("+"):
                 PASSES[name](graph)
 
     def uuid(self) -> Any:
-        names = "graph_passes.py", "graph.py", "convolutions.py"
-        return get_hash_for_files(tuple(str(Path(__file__).with_name(name)) for name in names), self.convolutions)
+        files = tuple(str(Path(__file__).with_name(name)) for name in FILES)
+        return get_hash_for_files(files, f"{self.convolutions} {self.winograd}")

@@ -54,7 +54,7 @@ class Stepper:
     Args:
         compiled: compile the step; `prepare` does it.
         cuda_graph: on a GPU, also capture the compiled step as one CUDA graph and replay that.
-        convolutions: on a GPU, what goes beyond cuDNN's, as `RunConfig` has it.
+        convolutions, winograd: what a compiled step computes otherwise than cuDNN and oneDNN, as `RunConfig` has it.
     """
 
     def __init__(
@@ -65,8 +65,10 @@ class Stepper:
         compiled: bool = False,
         cuda_graph: bool = True,
         convolutions: str = "cudnn",
+        winograd: bool = True,
     ) -> None:
-        self.state, self.method, self.convolutions = state, method, convolutions
+        self.state, self.method = state, method
+        self.convolutions, self.winograd = convolutions, winograd
         self.compiled = compiled
         self.captured = compiled and cuda_graph and state.device.type == "cuda"
         self._steps: dict[str, Step] = {kind: self._uncompiled(kind) for kind in method.kinds}
@@ -100,7 +102,7 @@ class Stepper:
             for kind in self.method.kinds:
                 count = self.method.minibatches(kind)
                 taken = batches[-count:], draws[-count:]
-                how = self.state.device, self.state.ranks, stream, pool, self.convolutions
+                how = self.state.device, self.state.ranks, stream, pool, self.convolutions, self.winograd
                 step = compile_and_capture(self._uncompiled(kind), taken, *how)
                 pool = step.graph.pool() if isinstance(step, Captured) else None
                 self._steps[kind] = step
@@ -121,7 +123,9 @@ class Stepper:
         return functools.partial(train_step, self.state, self.method, kind)
 
 
-def as_one_graph(step: Step, device: torch.device, ranks: Ranks = ALONE, convolutions: str = "cudnn") -> Step:
+def as_one_graph(
+    step: Step, device: torch.device, ranks: Ranks = ALONE, convolutions: str = "cudnn", winograd: bool = True
+) -> Step:
     """`step` as one graph, compiled for `device` at its first call; a break in the graph is an error."""
     from fastgat.engine.graph_passes import GraphPasses  # imports Inductor, which takes seconds
 
@@ -129,7 +133,7 @@ def as_one_graph(step: Step, device: torch.device, ranks: Ranks = ALONE, convolu
     # A copy: torch.compile keeps what it compiles by code object, up to a limit.
     function = types.FunctionType(step.func.__code__.replace(), step.func.__globals__, step.func.__name__)
     options = {
-        "post_grad_custom_pre_pass": GraphPasses(convolutions if device.type == "cuda" else "cudnn"),
+        "post_grad_custom_pre_pass": GraphPasses(convolutions if device.type == "cuda" else "cudnn", winograd),
         **(GPU_OPTIONS if device.type == "cuda" else {}),
         **({} if ranks.alone else OVERLAP),
     }
@@ -144,13 +148,14 @@ def compile_and_capture(
     stream: torch.cuda.Stream | None = None,
     pool: Any = None,
     convolutions: str = "cudnn",
+    winograd: bool = True,
 ) -> Step:
     """Compile `step` by taking it on inputs like those to come; where a stream is given, also capture it there.
 
     Raises CompileError or CaptureError, naming the cause, where that is impossible.
     """
     inputs = tree_map_only(Tensor, torch.clone, inputs)  # clone: captured inputs must not alias
-    compiled = as_one_graph(step, device, ranks, convolutions)
+    compiled = as_one_graph(step, device, ranks, convolutions, winograd)
     with fastest_convolutions():
         with compile_errors_in_one_line(CompileError, "the step cannot be compiled: {}"), warnings.catch_warnings():
             # Whether they are wanted is a setting of ours.

@@ -207,7 +207,12 @@ class Fastgat(Side):
         )
         run, compiled = spec.config.run, spec.config.run.compile is not False
         self.stepper = Stepper(
-            self.state, self.method, compiled=compiled, cuda_graph=run.cuda_graph, convolutions=run.convolutions
+            self.state,
+            self.method,
+            compiled=compiled,
+            cuda_graph=run.cuda_graph,
+            convolutions=run.convolutions,
+            winograd=run.winograd,
         )
         self.stepper.prepare(batches, draws)
         self.inputs = itertools.chain([(batches, draws)], self.inputs)

@@ -149,7 +149,14 @@ class Trainer:
         compiled, why_not = self._all_ranks_compile(device, ranks)
         run, own = config.run, self.classifier is not None
         loop = Loop(
-            Stepper(state, self.method, compiled=compiled, cuda_graph=run.cuda_graph, convolutions=run.convolutions),
+            Stepper(
+                state,
+                self.method,
+                compiled=compiled,
+                cuda_graph=run.cuda_graph,
+                convolutions=run.convolutions,
+                winograd=run.winograd,
+            ),
             config,
             feed.train,
             feed.validation,

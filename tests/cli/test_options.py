@@ -91,6 +91,7 @@ FROZEN = {
     "--compile": None,
     "--cuda-graph": True,
     "--convolutions": "cudnn",
+    "--winograd": True,
     "--deterministic": False,
     "--log-interval": 50,
     "--checkpoint-interval": 1000,

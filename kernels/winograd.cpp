@@ -1,0 +1,308 @@
+// Convolutions of 3 x 3, stride 1, by Winograd's F(4 x 4, 3 x 3) in float32. The formulas are in winograd.py.
+//
+// Tensors are channels last. C is the number of input channels, K of filters; both are multiples of `lanes`. A tile is 4 x 4
+// pixels of the output, or the 6 x 6 of the input that they depend on. Each thread takes blocks of tiles through all three
+// stages, so that transformed tiles stay in its second-level cache:
+//
+//     inputs[tile][point][C]  * weights[point][C][K]  ->  products[tile][point][K]         for each of 36 points
+
+#include <algorithm>
+#include <cstdint>
+#include <cstdlib>
+#include <memory>
+#include <omp.h>
+
+#ifndef LANES
+#if defined(__AVX512F__)
+#define LANES 16
+#elif defined(__AVX__)
+#define LANES 8
+#else
+#define LANES 4
+#endif
+#endif
+
+namespace {
+
+constexpr int lanes = LANES;                  // floats in a vector register
+constexpr int points = 36;                    // entries of a transformed tile
+constexpr int rows = lanes == 8 ? 6 : 12;     // rows x columns accumulators fill the vector registers: 16 with AVX2, else 32
+constexpr int columns = 2;                    // vectors
+
+typedef float Vector __attribute__((vector_size(4 * lanes), aligned(4), may_alias));
+
+inline Vector load(const float* from) { return *reinterpret_cast<const Vector*>(from); }
+inline void store(float* to, Vector value) { *reinterpret_cast<Vector*>(to) = value; }
+
+struct Free {
+    void operator()(float* memory) const { std::free(memory); }
+};
+using Buffer = std::unique_ptr<float[], Free>;
+Buffer buffer(int64_t size) { return Buffer(static_cast<float*>(std::aligned_alloc(64, (4 * size + 63) / 64 * 64))); }
+
+// The transforms by one dimension: y = M x, of vectors that lie STRIDE apart in x.
+
+struct BT {  // 6 -> 6, of the input
+    static constexpr int from = 6, to = 6;
+    template <int STRIDE> static void apply(const Vector* x, Vector* y) {
+        const Vector x0 = x[0], x1 = x[STRIDE], x2 = x[2 * STRIDE], x3 = x[3 * STRIDE], x4 = x[4 * STRIDE];
+        const Vector a = x4 - 4.f * x2, b = x3 - 4.f * x1, c = x4 - x2, d = 2.f * (x3 - x1);
+        y[0] = 4.f * x0 - 5.f * x2 + x4;
+        y[1] = a + b;
+        y[2] = a - b;
+        y[3] = c + d;
+        y[4] = c - d;
+        y[5] = 4.f * x1 - 5.f * x3 + x[5 * STRIDE];
+    }
+};
+
+struct AT {  // 6 -> 4, to the output
+    static constexpr int from = 6, to = 4;
+    template <int STRIDE> static void apply(const Vector* x, Vector* y) {
+        const Vector x1 = x[STRIDE], x2 = x[2 * STRIDE], x3 = x[3 * STRIDE], x4 = x[4 * STRIDE];
+        const Vector a = x1 + x2, b = x1 - x2, c = x3 + x4, d = x3 - x4;
+        y[0] = x[0] + a + c;
+        y[1] = b + 2.f * d;
+        y[2] = a + 4.f * c;
+        y[3] = b + 8.f * d + x[5 * STRIDE];
+    }
+};
+
+struct A {  // 4 -> 6, of the output's gradient
+    static constexpr int from = 4, to = 6;
+    template <int STRIDE> static void apply(const Vector* x, Vector* y) {
+        const Vector x0 = x[0], x1 = x[STRIDE], x2 = x[2 * STRIDE], x3 = x[3 * STRIDE];
+        const Vector a = x0 + x2, b = x1 + x3, c = x0 + 4.f * x2, d = 2.f * x1 + 8.f * x3;
+        y[0] = x0;
+        y[1] = a + b;
+        y[2] = a - b;
+        y[3] = c + d;
+        y[4] = c - d;
+        y[5] = x3;
+    }
+};
+
+struct G {  // 3 -> 6, of the weights
+    static constexpr int from = 3, to = 6;
+    template <int STRIDE> static void apply(const Vector* x, Vector* y) {
+        const Vector x0 = x[0], x1 = x[STRIDE], x2 = x[2 * STRIDE], a = x0 + x2, b = x0 + 4.f * x2;
+        y[0] = x0 * (1.f / 4);
+        y[1] = (a + x1) * (-1.f / 6);
+        y[2] = (a - x1) * (-1.f / 6);
+        y[3] = (b + 2.f * x1) * (1.f / 24);
+        y[4] = (b - 2.f * x1) * (1.f / 24);
+        y[5] = x2;
+    }
+};
+
+struct GT {  // 6 -> 3, to the weights' gradient
+    static constexpr int from = 6, to = 3;
+    template <int STRIDE> static void apply(const Vector* x, Vector* y) {
+        const Vector x1 = x[STRIDE], x2 = x[2 * STRIDE], x3 = x[3 * STRIDE], x4 = x[4 * STRIDE];
+        const Vector a = x1 + x2, b = x3 + x4;
+        y[0] = x[0] * (1.f / 4) - a * (1.f / 6) + b * (1.f / 24);
+        y[1] = (x2 - x1) * (1.f / 6) + (x3 - x4) * (1.f / 12);
+        y[2] = (b - a) * (1.f / 6) + x[5 * STRIDE];
+    }
+};
+
+// M X M^T, both row by row.
+template <class M> inline void transform(const Vector* x, Vector* y) {
+    Vector half[M::from * M::to];  // its transpose is M X
+    for (int j = 0; j < M::from; ++j) M::template apply<M::from>(x + j, half + j * M::to);
+    for (int i = 0; i < M::to; ++i) M::template apply<M::to>(half + i, y + i * M::to);
+}
+
+// Where the pixels of tiles of images (N, height, width, channels) lie; those outside are at `outside`.
+template <class T> struct Tiles {
+    T* images;
+    T* outside;
+    int64_t height, width, channels, down, across;  // `down` x `across` tiles an image
+
+    template <int SIZE> void pixels(int64_t tile, int64_t padding, T** at) const {
+        const int64_t image = tile / (down * across), top = tile / across % down * 4 - padding;
+        const int64_t left = tile % across * 4 - padding;
+        for (int i = 0; i < SIZE; ++i)
+            for (int j = 0; j < SIZE; ++j) {
+                const int64_t y = top + i, x = left + j;
+                const bool inside = y >= 0 && y < height && x >= 0 && x < width;
+                at[i * SIZE + j] = inside ? images + ((image * height + y) * width + x) * channels : outside;
+            }
+    }
+};
+
+// Read a tile, transform it by M, and write its points.
+template <class M> void read_tile(const Tiles<const float>& tiles, int64_t tile, int64_t padding, float* to) {
+    const float* at[M::from * M::from];
+    tiles.template pixels<M::from>(tile, padding, at);
+    for (int64_t c = 0; c < tiles.channels; c += lanes) {
+        Vector x[M::from * M::from], y[points];
+        for (int i = 0; i < M::from * M::from; ++i) x[i] = load(at[i] + c);
+        transform<M>(x, y);
+        for (int i = 0; i < points; ++i) store(to + i * tiles.channels + c, y[i]);
+    }
+}
+
+// Transform products back, add the bias, and write those pixels that exist.
+void write_tile(const Tiles<float>& tiles, int64_t tile, const float* products, const float* bias) {
+    float* at[16];
+    tiles.pixels<4>(tile, 0, at);
+    for (int64_t k = 0; k < tiles.channels; k += lanes) {
+        Vector x[points], y[16];
+        for (int i = 0; i < points; ++i) x[i] = load(products + i * tiles.channels + k);
+        transform<AT>(x, y);
+        const Vector b = bias ? load(bias + k) : Vector{};
+        for (int i = 0; i < 16; ++i) store(at[i] + k, y[i] + b);
+    }
+}
+
+// The products of matrices of one point. Rows of `a` and `b` (or `out`) of two tiles lie points * C and points * K apart.
+
+// out (tiles x K) = a (tiles x C) weights (C x K), for R tiles and N vectors of filters
+template <int R, int N> void product(const float* a, const float* weights, float* out, int64_t C, int64_t K) {
+    Vector sums[R][N] = {};
+    for (int64_t c = 0; c < C; ++c) {
+        Vector w[N];
+        for (int n = 0; n < N; ++n) w[n] = load(weights + c * K + n * lanes);
+        for (int r = 0; r < R; ++r)
+            for (int n = 0; n < N; ++n) sums[r][n] += a[r * points * C + c] * w[n];
+    }
+    for (int r = 0; r < R; ++r)
+        for (int n = 0; n < N; ++n) store(out + r * points * K + n * lanes, sums[r][n]);
+}
+
+template <int N> void product_of_all(const float* a, const float* w, float* out, int64_t tiles, int64_t C, int64_t K) {
+    int64_t t = 0;
+    for (; t + rows <= tiles; t += rows) product<rows, N>(a + t * points * C, w, out + t * points * K, C, K);
+    for (; t < tiles; ++t) product<1, N>(a + t * points * C, w, out + t * points * K, C, K);
+}
+
+// sums (C x K) += a^T (C x tiles) b (tiles x K), for R channels and N vectors of filters
+template <int R, int N> void outer(const float* a, const float* b, float* out, int64_t tiles, int64_t C, int64_t K) {
+    Vector sums[R][N];
+    for (int r = 0; r < R; ++r)
+        for (int n = 0; n < N; ++n) sums[r][n] = load(out + r * K + n * lanes);
+    for (int64_t t = 0; t < tiles; ++t) {
+        Vector v[N];
+        for (int n = 0; n < N; ++n) v[n] = load(b + t * points * K + n * lanes);
+        for (int r = 0; r < R; ++r)
+            for (int n = 0; n < N; ++n) sums[r][n] += a[t * points * C + r] * v[n];
+    }
+    for (int r = 0; r < R; ++r)
+        for (int n = 0; n < N; ++n) store(out + r * K + n * lanes, sums[r][n]);
+}
+
+template <int N> void outer_of_all(const float* a, const float* b, float* out, int64_t tiles, int64_t C, int64_t K) {
+    int64_t c = 0;
+    for (; c + rows <= C; c += rows) outer<rows, N>(a + c, b, out + c * K, tiles, C, K);
+    for (; c < C; c += 2) outer<2, N>(a + c, b, out + c * K, tiles, C, K);
+}
+
+// G w G^T of all weights (K, C, 3, 3), which lie `strides` apart, to (points, C, K)
+void transform_weights(const float* weight, const int64_t* strides, float* to, int64_t C, int64_t K) {
+#pragma omp for collapse(2) schedule(static)
+    for (int64_t line = 0; line < K; line += 16)  // 16 floats are a line of the cache
+        for (int64_t c = 0; c < C; ++c)
+            for (int64_t k = line; k < std::min(line + 16, K); k += lanes) {
+                Vector w[9], y[points];
+                for (int i = 0; i < 9; ++i) {
+                    const float* tap = weight + k * strides[0] + c * strides[1] + i / 3 * strides[2] + i % 3 * strides[3];
+                    for (int lane = 0; lane < lanes; ++lane) w[i][lane] = tap[lane * strides[0]];
+                }
+                transform<G>(w, y);
+                for (int i = 0; i < points; ++i) store(to + (i * C + c) * K + k, y[i]);
+            }
+}
+
+// Tiles that one block takes: as many as fit into half a megabyte, but enough to make use of the weights once loaded.
+int64_t block_size(int64_t C, int64_t K) {
+    return std::clamp<int64_t>((1 << 19) / (4 * points * (C + K)) / rows * rows, 24, 48);
+}
+
+}  // namespace
+
+extern "C" int fastgat_lanes() { return lanes; }
+
+// y (N, out_h, out_w, K) = conv(x (N, height, width, C), weight) + bias; weight by strides, bias may be null.
+extern "C" void fastgat_convolution(const float* x, const float* weight, const int64_t* strides, const float* bias, float* y,
+                                    int64_t N, int64_t height, int64_t width, int64_t C, int64_t out_h, int64_t out_w,
+                                    int64_t K, int64_t padding, int64_t threads) {
+    const int64_t down = (out_h + 3) / 4, across = (out_w + 3) / 4, tiles = N * down * across, block = block_size(C, K);
+    const Buffer weights = buffer(points * C * K);
+#pragma omp parallel num_threads(threads)
+    {
+        const Buffer inputs = buffer(block * points * C), products = buffer(block * points * K);
+        const Buffer zeros = buffer(C), ignored = buffer(K);
+        std::fill_n(zeros.get(), C, 0.f);
+        const Tiles<const float> from{x, zeros.get(), height, width, C, down, across};
+        const Tiles<float> to{y, ignored.get(), out_h, out_w, K, down, across};
+        transform_weights(weight, strides, weights.get(), C, K);
+#pragma omp for schedule(static)
+        for (int64_t first = 0; first < tiles; first += block) {
+            const int64_t count = std::min(block, tiles - first);
+            for (int64_t t = 0; t < count; ++t) read_tile<BT>(from, first + t, padding, &inputs[t * points * C]);
+            for (int64_t i = 0; i < points; ++i) {
+                int64_t k = 0;
+                const float *a = &inputs[i * C], *w = &weights[i * C * K];
+                float* out = &products[i * K];
+                for (; k + columns * lanes <= K; k += columns * lanes) product_of_all<columns>(a, w + k, out + k, count, C, K);
+                for (; k < K; k += lanes) product_of_all<1>(a, w + k, out + k, count, C, K);
+            }
+            for (int64_t t = 0; t < count; ++t) write_tile(to, first + t, &products[t * points * K], bias);
+        }
+    }
+}
+
+// The gradients of the convolution by its weight (K, C, 3, 3), by strides, and by its bias (K,), from that of its output.
+extern "C" void fastgat_parameter_gradients(const float* grad_output, const float* x, float* d_weight, const int64_t* strides,
+                                            float* d_bias, int64_t N, int64_t height, int64_t width, int64_t C,
+                                            int64_t out_h, int64_t out_w, int64_t K, int64_t padding, int64_t threads) {
+    const int64_t down = (out_h + 3) / 4, across = (out_w + 3) / 4, tiles = N * down * across, block = block_size(C, K);
+    const int64_t size = points * C * K + K;  // sums by weights and by biases, of each thread
+    const Buffer sums = buffer(size * threads);
+    std::fill_n(sums.get(), size * threads, 0.f);
+#pragma omp parallel num_threads(threads)
+    {
+        const Buffer inputs = buffer(block * points * C), outputs = buffer(block * points * K);
+        const Buffer zeros = buffer(std::max(C, K));
+        std::fill_n(zeros.get(), std::max(C, K), 0.f);
+        const Tiles<const float> from{x, zeros.get(), height, width, C, down, across};
+        const Tiles<const float> to{grad_output, zeros.get(), out_h, out_w, K, down, across};
+        float* own = &sums[size * omp_get_thread_num()];
+#pragma omp for schedule(static)
+        for (int64_t first = 0; first < tiles; first += block) {
+            const int64_t count = std::min(block, tiles - first);
+            for (int64_t t = 0; t < count; ++t) {
+                read_tile<BT>(from, first + t, padding, &inputs[t * points * C]);
+                read_tile<A>(to, first + t, 0, &outputs[t * points * K]);
+                const float* total = &outputs[(t * points + 7) * K];  // A has a row of ones: point (1, 1) is a tile's sum
+                for (int64_t k = 0; k < K; k += lanes) store(own + k, load(own + k) + load(total + k));
+            }
+            for (int64_t i = 0; i < points; ++i) {
+                int64_t k = 0;
+                const float *a = &inputs[i * C], *b = &outputs[i * K];
+                float* out = own + K + i * C * K;
+                for (; k + columns * lanes <= K; k += columns * lanes) outer_of_all<columns>(a, b + k, out + k, count, C, K);
+                for (; k < K; k += lanes) outer_of_all<1>(a, b + k, out + k, count, C, K);
+            }
+        }
+#pragma omp single nowait
+        for (int64_t k = 0; k < K; ++k) {
+            d_bias[k] = 0;
+            for (int64_t thread = 0; thread < threads; ++thread) d_bias[k] += sums[size * thread + k];
+        }
+#pragma omp for collapse(2) schedule(static)
+        for (int64_t line = 0; line < K; line += 16)
+            for (int64_t c = 0; c < C; ++c)
+                for (int64_t k = line; k < std::min(line + 16, K); k += lanes) {
+                    Vector total[points] = {}, w[9];
+                    for (int64_t thread = 0; thread < threads; ++thread)
+                        for (int i = 0; i < points; ++i) total[i] += load(&sums[size * thread + K + (i * C + c) * K + k]);
+                    transform<GT>(total, w);
+                    for (int i = 0; i < 9; ++i) {
+                        float* tap = d_weight + k * strides[0] + c * strides[1] + i / 3 * strides[2] + i % 3 * strides[3];
+                        for (int lane = 0; lane < lanes; ++lane) tap[lane * strides[0]] = w[i][lane];
+                    }
+                }
+    }
+}
