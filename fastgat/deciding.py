@@ -5,6 +5,7 @@ from dataclasses import fields
 from typing import Any
 
 from fastgat.config import RunConfig, TrainConfig
+from fastgat.data.registry import CUSTOM
 from fastgat.methods import Method
 
 
@@ -57,6 +58,22 @@ def idle(config: TrainConfig) -> dict[str, str]:
         of_files = ("data.max_pixels", "data.on_bad_sample", "data.changed_data")
         reasons |= dict.fromkeys(of_files, "it is for images in files: folder:PATH or webdataset:PATTERN")
     return reasons
+
+
+def idle_beside_own(config: TrainConfig, *, classifier: bool, generator: bool, loaders: bool) -> dict[str, str]:
+    """The settings that were given and have no effect beside networks or loaders of the user's own, as `idle`."""
+    given, default = (dict(flatten(each.to_dict())) for each in (config, TrainConfig()))
+    reasons = {}
+    if classifier:
+        reasons["model.classifier"] = "the run has a classifier of your own"
+    if generator:
+        reasons["model.generator_width"] = "the run has a generator of your own"
+    if loaders:
+        of_data_sets = [key for key in given if key.partition(".")[0] in ("data", "augmentation")]
+        reasons |= dict.fromkeys(of_data_sets, "the run has loaders of your own, whose batches are taken as they are")
+        if config.data.dataset == CUSTOM:  # as the settings of such a run say
+            del reasons["data.dataset"]
+    return {key: reason for key, reason in reasons.items() if key in given and given[key] != default.get(key)}
 
 
 def flatten(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

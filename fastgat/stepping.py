@@ -76,6 +76,13 @@ class TrainingStep:
             raise CompileError(f"compiling needs {missing}; none is installed (compile=False does without)")
         self._statistics = ModelConfig(batch_norm=batch_norm).batch_norm
         self._optimizer, self._precision = optimizer or OptimizerConfig(), precision or PrecisionConfig()
+        for given, kind in (
+            (self.method, Method),
+            (self._optimizer, OptimizerConfig),
+            (self._precision, PrecisionConfig),
+        ):
+            if not isinstance(given, kind):
+                raise ConfigError(f"a step takes an object of {kind.__name__}, got {given!r}")
         if self._optimizer.lr_schedule != "constant" or self._optimizer.warmup_epochs:
             raise ConfigError("a step has no learning-rate schedule: call scale_learning_rates from the loop")
         if self._optimizer.ema is not None:

@@ -274,6 +274,8 @@ def spoilt(how: Callable[[torch.Tensor], Any]) -> nn.Module:
         ({"method": "baseline", "generator": Generator()}, "has no generator"),
         ({"method": "pgd", "batch_norm": "clean"}, "batch_norm is a choice of passes, and method 'pgd' has one"),
         ({"optimizer": OptimizerConfig(lr_schedule="cosine")}, "no learning-rate schedule"),
+        ({"optimizer": "sgd"}, "a step takes an object of OptimizerConfig, got 'sgd'"),
+        ({"method": GAT}, "a step takes an object of Method, got <class"),
         ({"batch_norm": "none"}, "unknown value 'none'"),
         ({"optimizer": OptimizerConfig(ema=0.9)}, "no moving average"),
         ({"generator": Pair()}, "must return perturbations of the images' shape, got tuple"),

@@ -1,6 +1,8 @@
 """fastgat evaluate."""
 
 import contextlib
+import os
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +35,9 @@ AUTOATTACK_OPTIONS = CLEAN_OPTIONS - {"clean"} | {
 }
 """Those that mean something with --only-autoattack."""
 
+GENERATOR = ("generator_images", "generator_epochs")
+"""Settings of a fresh generator."""
+
 
 @click.command()
 @click.argument("run", type=Path, required=False)
@@ -63,7 +68,7 @@ AUTOATTACK_OPTIONS = CLEAN_OPTIONS - {"clean"} | {
 )
 @click.option("--no-generator", is_flag=True, help="train no generator: it takes the longest")
 @click.option(
-    "--output", type=Path, metavar="PATH", help="folder for what is found  [default: the run's, or runs/evaluate-FILE]"
+    "--output", type=Path, metavar="PATH", help="folder for what is found  [default: the run's, or one in runs/]"
 )
 @click.option("--fresh", is_flag=True, help="compute everything anew, whatever an earlier evaluation has left")
 def evaluate(
@@ -98,7 +103,7 @@ def evaluate(
         () if no_generator or attacks.only_autoattack else tuple(convert("cg", value, float) for value in cgs or ("1",))
     )
     if output is None:
-        output = Path("runs") / f"evaluate-{Path(weights).stem}" if run is None else run if run.is_dir() else run.parent
+        output = run if run and run.is_dir() else run.parent if run else _folder_for(Path(weights))
     keep_freed_memory()
     console = Console(highlight=False)
     with contextlib.closing(TransferBar(console, transient=True)) as bar:
@@ -128,6 +133,11 @@ def evaluate(
         click.get_current_context().exit(CARD_FAILED)
 
 
+def _folder_for(weights: Path) -> Path:
+    """The folder for what is found of a file of weights; files of the same name elsewhere have others."""
+    return Path("runs") / f"evaluate-{weights.stem}-{zlib.crc32(os.fsencode(weights.resolve())):08x}"
+
+
 def _check_combination(quick: bool, clean: bool, full: bool, only_autoattack: bool | None) -> None:
     """Raises UsageError where the parameters that were given contradict each other."""
     context = click.get_current_context()
@@ -143,7 +153,7 @@ def _check_combination(quick: bool, clean: bool, full: bool, only_autoattack: bo
         (only_autoattack, "--only-autoattack runs nothing else", AUTOATTACK_OPTIONS),
         (full, "--full attacks every image", given.keys() - {"quick", "samples"}),
         (quick, f"--quick attacks {QUICK} images", given.keys() - {"samples"}),
-        ("no_generator" in given, "--no-generator trains no generator", given.keys() - {"cgs"}),
+        ("no_generator" in given, "--no-generator trains no generator", given.keys() - {"cgs", *GENERATOR}),
     ):
         if asked and (others := [flag for name, flag in given.items() if name not in allowed]):
             raise click.UsageError(f"{says}: leave out {', '.join(others)}")

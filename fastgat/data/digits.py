@@ -10,9 +10,10 @@ import numpy as np
 import torch
 from torch.nn import functional
 
-from fastgat.data.download import Progress
+from fastgat.data.download import Progress, verify
 from fastgat.data.sets import DataSet, ImageSet, split
 
+MD5 = "9b335364a7bfd63947c7480a5bd51f2d"
 TEST, VALIDATION = 360, 180
 TEST_SEED = 0
 
@@ -25,11 +26,13 @@ class Digits:
         return Path(__file__).with_suffix(".csv.gz")
 
     def fetch(self, data_dir: Path | None, progress: Progress, *, again: bool = False) -> Path:
+        """The file, verified; raises DataError if it is not the published one."""
+        verify(self.find(data_dir), MD5, again=again)
         return self.find(data_dir)
 
     def load(self, data_dir: Path | None, split_seed: int, progress: Progress) -> DataSet[ImageSet]:
         """1,257 / 180 / 360 images; the test images are the same for every `split_seed`."""
-        table = np.loadtxt(self.find(data_dir), delimiter=",")
+        table = np.loadtxt(self.fetch(data_dir, progress), delimiter=",")
         small, labels = table[:, :-1], table[:, -1]
         square = torch.from_numpy(small).reshape(-1, 1, 8, 8) / 16
         large = functional.interpolate(square, (32, 32), mode="bilinear", align_corners=False)

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from fastgat.engine.checkpoint import classifier_tensors, load_checkpoint
+from fastgat.engine.device import pick_device
 from fastgat.engine.run_checkpoints import BEST, LAST
 from fastgat.engine.selection import candidates
 from fastgat.errors import CheckpointError, ConfigError
@@ -26,10 +27,12 @@ SIZES = 1 << 17
 def checkpoint_path(run: Path | str, checkpoint: str = "best") -> Path:
     """The path of a run's checkpoint file, by its name in CHECKPOINTS; `run` may also be a checkpoint file.
 
-    Raises CheckpointError if there is none, ConfigError for a name where `run` is a file.
+    Raises CheckpointError if there is none, ConfigError for another name, and for any where `run` is a file.
     """
     path = Path(run)
     try:
+        if checkpoint not in CHECKPOINTS:
+            raise ConfigError(f"checkpoint must be {', '.join(CHECKPOINTS)}, got {checkpoint!r}")
         if path.is_dir():
             path /= CHECKPOINTS[checkpoint]
         elif path.is_file() and checkpoint != "best":
@@ -58,10 +61,12 @@ def load_classifier(
         classifier: a module to load into, or "package.module:factory". Needed where the run was not trained with a
             built-in name: code that a checkpoint names is imported only where the caller names it too.
 
-    Raises CheckpointError if the file is missing, damaged, or of another model, ConfigError for a `checkpoint` where
-    `run` is a file.
+    Raises CheckpointError if the file is missing, damaged, or of another model, ConfigError for a `checkpoint` that
+    there is not, or where `run` is a file, DeviceError for a device that this machine lacks.
     """
     path = checkpoint_path(run, checkpoint)
+    if not torch.cuda.is_available():
+        pick_device(str(device))  # which says what this machine lacks
     return trained_classifier(path, *load_checkpoint(path), classifier=classifier).to(device)
 
 
@@ -98,7 +103,11 @@ def untrained_classifier(
         raise CheckpointError(f"{path}: no classifier has {sizes[0]} classes, {sizes[1]} channels and such a dropout")
     if isinstance(classifier, nn.Module):
         return classifier
+    if isinstance(classifier, type):
+        raise ConfigError(f"classifier must be a module or a name, got the class {classifier.__name__}")
     name, named = model["classifier"], [classifier] if isinstance(classifier, str) else list(classifier or ())
+    if name is not None and isinstance(classifier, str) and classifier != name:
+        raise ConfigError(f"{path}: its classifier is {name!r}, not {classifier!r}")
     if name is None:
         if len(named) != 1:
             raise CheckpointError(

@@ -238,8 +238,8 @@ class Loop:
 
     def _step(self, generator_batches: Iterator[Batch]) -> None:
         """One training step."""
-        at, state = self.position, self.state
-        config = self.config
+        at, state, config = self.position, self.state, self.config
+        state.check_trainable(may_freeze=True)  # a callback may have changed them
         state.set_learning_rates(learning_rate_factor(config.optimizer, at.step, config.passes, self.steps_per_epoch))
         kind = self.method.kind(at.step)
         began = time.perf_counter()

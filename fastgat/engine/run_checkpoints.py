@@ -5,6 +5,7 @@ other rules choose.
 """
 
 import itertools
+import re
 import unicodedata
 from collections.abc import Sequence
 from pathlib import Path
@@ -81,6 +82,8 @@ def find_checkpoint(resume: str | None, output: Path | None, known: Checkpoint |
     if known is not None and stamp[0] is not None and (known.path, known.stamp) == (path, stamp):
         return known
     tensors, header = load_checkpoint(path)
+    if "random" not in header:
+        raise CheckpointError(f"{path}: holds a classifier alone: it can be evaluated, but not continued; {LAST} can")
     if header["format"] != FORMAT:
         raise CheckpointError(
             f"{path}: made by an earlier fastgat (format {header['format']}): it can be evaluated, but not continued"
@@ -119,14 +122,31 @@ def settings_of(checkpoint: Checkpoint) -> TrainConfig:
 
 
 def check_same_run(checkpoint: Checkpoint, config: TrainConfig) -> None:
-    """Raises CheckpointError, naming the first difference, if `config` would compute something else."""
-    before, now = identity(settings_of(checkpoint)), identity(config)
+    """Raises CheckpointError, naming the first difference, if `config` would compute something else.
+
+    Where the user's own images lie does not count: `Identity.check` compares which they are.
+    """
+    before, now = (_placeless(identity(each)) for each in (settings_of(checkpoint), config))
     for key in sorted(before.keys() | now.keys()):
         if before.get(key) != now.get(key):
             was, wanted = (shown(value) if value is not None else "unset" for value in (before.get(key), now.get(key)))
             raise CheckpointError(
                 f"{checkpoint.path}: made with {key} = {was}, but now {wanted} is asked for; a run keeps its settings"
             )
+
+
+def _placeless(settings: dict[str, Any]) -> dict[str, Any]:
+    """Settings without the places of the user's own images."""
+    settings = {**settings, "data.dataset": re.sub(r"(?<=:).*", "", settings["data.dataset"], flags=re.DOTALL)}
+    return settings | ({"data.extra_data": "a file"} if "data.extra_data" in settings else {})
+
+
+def check_not_past(checkpoint: Checkpoint, config: TrainConfig) -> None:
+    """Raises ConfigError where the run has done more epochs than `config` asks for."""
+    position = checkpoint.header["position"]
+    done = len(position.get("epochs", ()))
+    if done > config.passes:
+        raise ConfigError(f"{checkpoint.path}: the run has done {done} epochs already, more than {config.passes}")
 
 
 def adopt_best(checkpoint: Checkpoint, output: Path) -> None:
@@ -230,8 +250,11 @@ class RunCheckpoints:
     def initialise_folder(self, at: Position) -> None:
         """Make the folder hold a checkpoint of this moment, and the best one only if it is this run's."""
         if self.state.ranks.first:
-            for part in self.folder.glob(".*.safetensors.*"):  # left behind by a kill within a write
-                part.unlink(missing_ok=True)
+            left = [*self.folder.glob(".*.safetensors.*")]  # by a kill within a write
+            if not at.step:
+                left += self.folder.glob("best*.safetensors")  # by a run whose last checkpoint is gone
+            for file in left:
+                file.unlink(missing_ok=True)
         # A file may be of another epoch where the run was killed between the writing of a better one and of the last:
         # that epoch will be done again. Or the run goes on from another folder that had lost it.
         holds = self.state.ranks.from_first(lambda: {name: self._holds(name, at) for name in (BEST, *at.kept)})

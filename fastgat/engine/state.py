@@ -94,12 +94,14 @@ class TrainState(nn.Module):
         generator = self._network("generator") if self.generator is not None else None
         return Players(self._network("classifier"), generator, self.memory)
 
-    def check_trainable(self) -> None:
-        """Raises ConfigError where other parameters of a network are trainable than when this state was made."""
+    def check_trainable(self, *, may_freeze: bool = False) -> None:
+        """Raises ConfigError where a parameter was made trainable since this state was made, or frozen."""
         for player, name, parameter, before in self._trainable:
-            if parameter.requires_grad != before:
+            if parameter.requires_grad != before and not (may_freeze and before):
                 change = "frozen" if before else "made trainable"
-                raise ConfigError(f"{name} of the {player} was {change} after the first step: make a new step for that")
+                raise ConfigError(
+                    f"{name} of the {player} was {change} after the first step: begin a new run, or make a new step"
+                )
 
     def snapshot(self) -> list[Tensor]:
         """Copies that a skipped float16 step restores; none where no step is skipped."""

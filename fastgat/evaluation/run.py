@@ -109,6 +109,7 @@ class RunData:
         self.images: DataSet[Images] = load_dataset(
             self.name, folder, data.split_seed, image_size=data.image_size, max_pixels=data.max_pixels, rule=rule
         )
+        self.name = self.images.name if self.name == "auto" else self.name
         self.part = {"test": self.images.test, "validation": self.images.validation}[settings.split]
         if not len(self.part):
             raise DataError(f"{self.images.name} has no {settings.split} images; --split validation has some")
@@ -144,6 +145,10 @@ def load_foreign(
     if not classifiers or settings.dataset is None:
         raise ConfigError("--weights does not say what network it is of, or for which images: --classifier, --dataset")
     data = DataConfig(dataset=settings.dataset, image_size=settings.image_size)
+    if settings.changed_data:
+        raise ConfigError("changed_data is for a run, whose images are known: --weights has none")
+    if path.is_dir() or settings.checkpoint != "best":
+        path = checkpoint_path(path, settings.checkpoint)
     header = {"model": {}, "data": {"split": split_rule(None)}}
     images = RunData(LoadedRun(path, nn.Identity(), header, data), settings, batch_size, device)
     normalise = normalization(settings.mean, settings.std, images.images.name)
@@ -225,6 +230,7 @@ def evaluate_run(
     }
     for other in others.values():
         check_same_classes(other.path, other.header, data.images.classes)
+    _check_named(classifiers, [loaded, *others.values()])
     clean = evaluate_clean(loaded, others, data, progress)
     if clean_only:
         return Evaluation(clean)
@@ -245,6 +251,13 @@ def evaluate_run(
         progress=progress,
     )
     return Evaluation(clean, attacked.robustness, attacked.examples)
+
+
+def _check_named(classifiers: Collection[str], runs: Sequence[LoadedRun]) -> None:
+    """Raises ConfigError where a classifier is named that none of the runs has, unless one has a classifier unnamed."""
+    used = [run.header["model"].get("classifier") for run in runs]
+    if None not in used and (others := [name for name in classifiers if name not in used]):
+        raise ConfigError(f"--classifier {others[0]}: no run has it; theirs: {', '.join(dict.fromkeys(used))}")
 
 
 def _names(run: Path, sources: Sequence[Path], networks: Sequence[Path]) -> list[str]:

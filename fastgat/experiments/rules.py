@@ -4,7 +4,7 @@ from collections import defaultdict
 from collections.abc import Mapping
 from typing import Any
 
-from fastgat.engine.selection import RULES, mean_of_last, suffix
+from fastgat.engine.selection import LAST_EPOCHS, RULES, mean_of_last, suffix
 from fastgat.experiments.cell import Cell
 from fastgat.experiments.store import RunStore
 
@@ -37,5 +37,7 @@ def _columns(store: RunStore, cell: Cell, averaged: bool) -> dict[str, float | N
     if tests is None:  # older versions tested the best epoch only, and no other weights than these
         of_best = summary if averaged else run.get("unaveraged")
         tests = {"accuracy": of_best["test_accuracy"]} if of_best else {}
-    mean = summary.get("last_validation_accuracy" + suffix(averaged)) or mean_of_last(store.epochs(cell), averaged)
+    epochs = store.epochs(cell)
+    mean = summary.get("last_validation_accuracy" + suffix(averaged)) or mean_of_last(epochs, averaged)
+    mean = mean if len(epochs) >= LAST_EPOCHS else None
     return {**{rule: tests.get(rule) for rule in RULES}, "last_ten": mean}

@@ -1,6 +1,7 @@
 """A run folder is one process's alone while it trains there."""
 
-from contextlib import ExitStack
+from collections.abc import Iterable
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Self
 
@@ -11,17 +12,38 @@ from fastgat.files import locked, make_folder
 
 
 class HeldFolder:
-    """A context that keeps other processes out of the run folder which is locked or opened in it."""
+    """A context that keeps other processes out of the run folder which is claimed, locked or opened in it."""
 
     def __init__(self) -> None:
         self._locks = ExitStack()
         self._locked: Path | None = None
+        self._claimed: Path | None = None
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *error: object) -> None:
         self._locks.close()
+        if self._claimed is not None:
+            with suppress(OSError):  # unless something was written there
+                self._claimed.rmdir()
+
+    def claim(self, folders: Iterable[Path]) -> Path:
+        """Make the first of `folders` that no other process has made; it goes if nothing is written there.
+
+        Raises OutputError.
+        """
+        for folder in folders:
+            try:
+                make_folder(folder.parent)
+                folder.mkdir()
+            except FileExistsError:
+                continue
+            except OSError as error:
+                raise OutputError(f"{folder}: {error.strerror}") from None
+            self._claimed = folder
+            return folder
+        raise OutputError("no name is left for a run folder: choose an --output")
 
     def lock(self, folder: Path | None) -> None:
         """Lock a folder, if it is there; raises OutputError where another process has it."""

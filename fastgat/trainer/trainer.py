@@ -1,7 +1,7 @@
 """Trainer: from a configuration to a finished run folder."""
 
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
 from importlib.metadata import version
@@ -16,7 +16,7 @@ from fastgat.config import TrainConfig
 from fastgat.data.download import Progress
 from fastgat.data.identity import Identity, split_rule
 from fastgat.data.registry import silent
-from fastgat.deciding import flatten, identity
+from fastgat.deciding import flatten, identity, idle_beside_own
 from fastgat.engine.assemble import assemble
 from fastgat.engine.device import pick_device, tf32
 from fastgat.engine.events import Callback
@@ -25,6 +25,7 @@ from fastgat.engine.ranks import Ranks, check_restarts, connected
 from fastgat.engine.run_checkpoints import (
     Checkpoint,
     after_restart,
+    check_not_past,
     check_same_classes,
     check_same_run,
     find_checkpoint,
@@ -97,6 +98,12 @@ class Trainer:
         self.config = config or TrainConfig()
         assert isinstance(self.config.method, Method)
         self.method: Method = self.config.method
+        if generator is not None and not self.method.needs_generator:
+            raise ConfigError(f"method {self.method.name!r} has no generator")
+        own = {"classifier": classifier is not None, "generator": generator is not None}
+        if overruled := idle_beside_own(self.config, **own, loaders=train_loader is not None):
+            name, reason = next(iter(overruled.items()))
+            raise ConfigError(f"{name} has no effect: {reason}")
         self.classifier, self.generator = classifier, generator
         self.train_loader, self.validation_loader = train_loader, validation_loader
         self.callbacks, self.progress = tuple(callbacks), progress
@@ -119,7 +126,7 @@ class Trainer:
             HeldFolder() as held,
         ):
             ranks.from_first(lambda: held.lock(config.output))  # before its checkpoint is read
-            loop, images = self._prepare(device, ranks)
+            loop, images = self._prepare(device, ranks, held.claim)
             ranks.from_first(lambda: held.open(loop.folder, self._checkpoint, images))
             summary = loop.run()
             loop.stepper.release()
@@ -132,10 +139,12 @@ class Trainer:
         """
         device = pick_device(self.config.run.device, local_rank())
         with connected(device) as ranks:
-            return self._prepare(device, ranks)[0]
+            return self._prepare(device, ranks, lambda folders: next(f for f in folders if not f.exists()))[0]
 
-    def _prepare(self, device: torch.device, ranks: Ranks) -> tuple[Loop, Identity | None]:
-        """The loop, and by what a run that goes on tells its images."""
+    def _prepare(
+        self, device: torch.device, ranks: Ranks, choose_folder: Callable[[Iterable[Path]], Path]
+    ) -> tuple[Loop, Identity | None]:
+        """The loop, and by what a run that goes on tells its images; `choose_folder` among names for a new run."""
         self._check_same_settings(device, ranks)
         self._checkpoint = checkpoint = self._find_checkpoint(ranks)
         feed = self._agreed_feed(device, ranks)
@@ -144,7 +153,7 @@ class Trainer:
         ranks.check_same({"the shape of their batches": tuple(sample.images.shape)})
         networks = ranks.agree(lambda: self._networks(feed, device, ranks))
         state = self._state(networks, feed, sample, ranks)
-        config = self._resolved_config(feed, ranks)
+        config = self._resolved_config(feed, ranks, choose_folder)
         assert config.output is not None
         compiled, why_not = self._all_ranks_compile(device, ranks)
         run, own = config.run, self.classifier is not None
@@ -224,21 +233,24 @@ class Trainer:
             ranks=ranks,
         )
 
-    def _resolved_config(self, feed: Feed, ranks: Ranks) -> TrainConfig:
+    def _resolved_config(
+        self, feed: Feed, ranks: Ranks, choose_folder: Callable[[Iterable[Path]], Path]
+    ) -> TrainConfig:
         """The settings with what they left open: data set, folder, and the rule that picks an epoch."""
         given, checkpoint = self.config, self._checkpoint
         return replace(
             given,
             data=replace(given.data, dataset=feed.name, changed_data=False),
-            output=ranks.from_first(lambda: self._folder(feed)),
+            output=ranks.from_first(lambda: self._folder(feed, choose_folder)),
             select=given.select or (settings_of(checkpoint).select if checkpoint else given.rule),
             resume=None,
         )
 
-    def _folder(self, feed: Feed) -> Path:
+    def _folder(self, feed: Feed, choose_folder: Callable[[Iterable[Path]], Path]) -> Path:
         """The one asked for, or that of the run which goes on, or a new one."""
         resumed = self._checkpoint.path.parent if self._checkpoint is not None else None
-        return self.config.output or resumed or new_folder(feed.name, self.method.name, self.config.seed)
+        names = new_folders(feed.name, self.method.name, self.config.seed)
+        return self.config.output or resumed or choose_folder(names)
 
     def _all_ranks_compile(self, device: torch.device, ranks: Ranks) -> tuple[bool, str | None]:
         """Whether all ranks compile the step; where they do not, and nobody asked for that, why."""
@@ -249,6 +261,7 @@ class Trainer:
 
     def _restore(self, loop: Loop, checkpoint: Checkpoint, config: TrainConfig, feed: Feed) -> None:
         check_same_run(checkpoint, config)
+        check_not_past(checkpoint, config)
         check_same_classes(checkpoint.path, checkpoint.header, feed.classes)
         if feed.identity is not None:
             feed.identity.check(checkpoint.path, checkpoint.header, changed=self.config.data.changed_data)
@@ -260,8 +273,6 @@ class Trainer:
         config = self.config
         if self.train_loader is not None and self.validation_loader is not None:
             assert self.classifier is not None
-            if config.data.extra_data is not None:
-                raise ConfigError("extra_data goes with a data set, not with loaders of your own")
             channels_last = config.precision.channels_last
             return own_feed(self.classifier, self.train_loader, self.validation_loader, device, channels_last)
         rule = split_rule(None if self._checkpoint is None else self._checkpoint.header)
@@ -274,12 +285,11 @@ class Trainer:
             yield TensorBoard(output)
 
 
-def new_folder(dataset: str, method: str, seed: int) -> Path:
-    """A folder in runs/ that does not exist yet, named by the time and what the run is."""
+def new_folders(dataset: str, method: str, seed: int) -> Iterator[Path]:
+    """Folders in runs/ for a new run, named by the time and what it is; one of them is free."""
     short = re.sub(r"[^\w.-]+", "-", Path(dataset.partition(":")[2]).name or dataset)
     name = f"{datetime.now():%Y%m%d-%H%M%S}-{short}-{method}-seed{seed}"
-    folders = (Path("runs") / (name + suffix) for suffix in ("", *(f"-{n}" for n in range(2, 1000))))
-    return next(folder for folder in folders if not folder.exists())
+    return (Path("runs") / (name + suffix) for suffix in ("", *(f"-{n}" for n in range(2, 1000))))
 
 
 def whether_to_compile(wanted: bool | None, device: torch.device) -> tuple[bool, str | None]:

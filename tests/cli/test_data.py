@@ -36,6 +36,9 @@ def test_train_and_evaluate_on_a_folder(run: Run, tmp_path: Path) -> None:
     Path("images").rename("moved")
     assert "images: no such folder" in run("evaluate", "out", "--clean").err
     assert "6 images of folder:moved" in run("evaluate", "out", "--clean", "--data-dir", "moved").out
+    again = run("train", "--resume", "auto", "--output", "out", "--epochs", 3, "--dataset", "folder:moved")
+    assert again.code == 0, again.err
+    assert f"folder:{tmp_path}/moved" in Path("out/config.toml").read_text()
     refused = run("train", "--dataset", "folder:moved", "--data-dir", "elsewhere", *SMALL, "--output", "again")
     assert (refused.code, "says itself where the images are: leave out --data-dir" in refused.err) == (2, True)
 

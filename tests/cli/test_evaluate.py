@@ -29,10 +29,9 @@ TRAIN = (
     8,
     "--no-compile",
 )
-FAST = (
-    *("--samples", 12, "--steps", 4, "--restarts", 2, "--apgd-steps", 4, "--queries", 20),
-    *("--generator-images", 64, "--generator-epochs", 1),
-)
+FEW = ("--samples", 12, "--steps", 4, "--restarts", 2, "--apgd-steps", 4, "--queries", 20)
+FAST = (*FEW, "--generator-images", 64, "--generator-epochs", 1)
+WITHOUT_GENERATOR = (*FEW, "--no-generator")
 
 
 @pytest.fixture(scope="module")
@@ -86,7 +85,7 @@ def test_a_report(run: Run, runs: Path) -> None:
     assert {path.name for path in (one / "evaluation-cache").iterdir()} == kept
     assert {"run", "other_runs", "run_settings", "curve_samples"} <= figures.keys()
     assert figures["equal_power"][0]["training"]["epochs"] == 1
-    fewer = run("evaluate", one, *FAST, "--samples", 2, "--no-generator", "--fresh")
+    fewer = run("evaluate", one, *WITHOUT_GENERATOR, "--samples", 2, "--fresh")
     assert fewer.code in (0, 3)
     assert not (one / "evaluation-power.png").exists()
 
@@ -94,7 +93,7 @@ def test_a_report(run: Run, runs: Path) -> None:
 def test_names_are_names(run: Run, runs: Path) -> None:
     """Not what rich and matplotlib take for markup; checkpoints are called by their folders."""
     odd, source = (runs / "seed0").rename(runs / "f[v2] a$_$b"), (runs / "seed1").rename(runs / "g[v2]$_$")
-    arguments = (*FAST, "--no-generator", "--source", source / "best.safetensors", "--output", runs / "out")
+    arguments = (*WITHOUT_GENERATOR, "--source", source / "best.safetensors", "--output", runs / "out")
     result = run("evaluate", odd / "best.safetensors", *arguments)
     assert result.code in (0, 3), result.err
     figures = json.loads((runs / "out" / "evaluation.json").read_text())
@@ -110,7 +109,7 @@ def test_a_failing_card_has_its_exit_code(run: Run, runs: Path) -> None:
         if name.startswith("classifier.conv7"):
             tensors[name] = tensors[name] * 1e6
     save_checkpoint(path, tensors, header)
-    result = run("evaluate", runs / "seed0", *FAST, "--no-generator", "--output", runs / "out")
+    result = run("evaluate", runs / "seed0", *WITHOUT_GENERATOR, "--output", runs / "out")
     assert result.code == 3
     assert "FAIL" in result.out
     assert json.loads((runs / "out" / "evaluation.json").read_text())["verdict"] == "FAIL"
@@ -148,7 +147,12 @@ def test_logits_that_are_nan(run: Run, runs: Path, arguments: tuple[object, ...]
         (("--quick", "--samples", 9), "--quick attacks 100 images: leave out --samples", 2),
         (("--clean", "--samples", 9, "--full"), "--clean runs no attack: leave out --full, --samples", 2),
         (("--clean", "--source", "SELF"), ", --source", 2),
-        (("--no-generator", "--cg", 1), "--no-generator trains no generator: leave out --cg", 2),
+        (
+            ("--no-generator", "--cg", 1),
+            "trains no generator: leave out --generator-images, --generator-epochs, --cg",
+            2,
+        ),
+        (("--classifier", "wrn-10-1"), "--classifier wrn-10-1: no run has it; theirs: table1", 2),
         (("--cg", "x"), "cg must be a number", 2),
         (("--cg", -1), "cg must be at least 0", 2),
         (("--restarts", 1), "restarts must be at least 2, got 1", 2),
@@ -204,7 +208,7 @@ def test_weights_from_elsewhere(run: Run, runs: Path, foreign: Path) -> None:
     assert theirs.code in (0, 3), theirs.err
     assert "theirs.pth.tar: taken from 'state_dict'" in theirs.out
     assert "theirs.pth.tar: module.* -> *  (14 tensors)" in theirs.out
-    kept = Path("runs") / "evaluate-theirs.pth"
+    (kept,) = Path("runs").glob("evaluate-theirs.pth-*")
     assert (kept / "report.html").exists()
     assert run("evaluate", runs / "seed0", "--clean").code == 0
     assert (
@@ -250,6 +254,16 @@ def test_weights_from_elsewhere(run: Run, runs: Path, foreign: Path) -> None:
         ),
         (("--weights", "FILE", *("--classifier", "table1", "--dataset", "digits")), "has shape (3,", 1),
         (
+            ("--weights", "FILE", *("--classifier", "table1", "--dataset", "IMAGES", "--checkpoint", "last")),
+            "theirs.pth.tar is a checkpoint: --checkpoint last is for a run folder",
+            2,
+        ),
+        (
+            ("--weights", "FILE", *("--classifier", "table1", "--dataset", "IMAGES", "--changed-data")),
+            "changed_data is for a run",
+            2,
+        ),
+        (
             ("--weights", "FILE", *("--classifier", "table1", "--dataset", "IMAGES", "--mean", "dataset")),
             "no mean and std are usual for",
             2,
@@ -264,7 +278,20 @@ def test_weights_that_do_not_fit(
     assert message in result.err
     assert result.err.count("\n") == 1
     assert result.code == code
-    assert not Path("runs").joinpath("evaluate-theirs.pth").exists()
+    assert not list(Path("runs").glob("evaluate-theirs*"))
+
+
+def test_the_weights_of_a_run_by_another_rule(run: Run, runs: Path) -> None:
+    """Of a run folder, `--checkpoint` says which."""
+    network = ("--weights", runs / "seed0", "--classifier", "table1", "--dataset", f"folder:{runs / 'images'}")
+    tensors, header = load_checkpoint(runs / "seed0" / "last.safetensors")
+    tensors |= {name: torch.zeros_like(t) for name, t in tensors.items() if name.startswith("classifier.")}
+    save_checkpoint(runs / "seed0" / "last.safetensors", tensors, header)
+    last = run("evaluate", *network, "--clean", "--checkpoint", "last")
+    assert last.out.startswith("last.safetensors: test accuracy"), last.err
+    assert last.out != run("evaluate", *network, "--clean").out
+    missing = run("evaluate", *network, "--clean", "--checkpoint", "robust")
+    assert (missing.code, "best-robust.safetensors: no such checkpoint" in missing.err) == (1, True)
 
 
 def test_only_autoattack(run: Run, runs: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -18,6 +18,7 @@ import pytest
 
 from fastgat.data import cifar, download, registry
 from fastgat.data.cifar import CIFAR10, CIFAR100, Cifar
+from fastgat.data.digits import DIGITS
 from fastgat.data.registry import load_dataset, silent
 from fastgat.errors import DataError
 from fastgat.files import read_file
@@ -293,3 +294,12 @@ def test_cifar100_uses_the_fine_labels() -> None:
     data = np.zeros((2, 3072), np.uint8)
     content = {"data": data, "fine_labels": [99, 0], "coarse_labels": [3, 4]}
     assert CIFAR100.parse(published(content), "file").labels.tolist() == [99, 0]
+
+
+def test_damaged_digits_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    damaged = tmp_path / "digits.csv.gz"
+    damaged.write_bytes(b"damaged")
+    monkeypatch.setattr(type(DIGITS), "find", lambda self, data_dir: damaged)
+    for read in (lambda: DIGITS.fetch(None, silent, again=True), lambda: DIGITS.load(None, 0, silent)):
+        with pytest.raises(DataError, match="damaged or altered"):
+            read()

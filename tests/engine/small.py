@@ -15,7 +15,7 @@ from fastgat import TrainConfig, Trainer
 from fastgat.config import OptimizerConfig, RunConfig
 from fastgat.engine.checkpoint import load_checkpoint
 from fastgat.engine.events import Callback, Interval
-from fastgat.methods import GAT
+from fastgat.methods import GAT, Method
 from fastgat.models import Generator
 
 STEPS = 6
@@ -78,10 +78,11 @@ def trainer(
     generator: Callable[[], nn.Module] = lambda: Generator(4),
 ) -> Trainer:
     torch.manual_seed(7)
+    assert isinstance(settings.method, Method)
     return Trainer(
         settings,
         classifier=classifier(),
-        generator=generator(),
+        generator=generator() if settings.method.needs_generator else None,
         train_loader=loader(0),
         validation_loader=loader(1),
         callbacks=callbacks,

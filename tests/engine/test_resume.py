@@ -365,3 +365,40 @@ def test_parts_of_a_killed_write_are_cleared_away(tmp_path: Path) -> None:
     (tmp_path / "run" / ".last.safetensors.12345").write_bytes(b"half")
     trainer(config(tmp_path / "run", epochs=1)).fit()
     assert not list((tmp_path / "run").glob(".*.safetensors.*"))
+
+
+def test_fewer_epochs_than_are_done(tmp_path: Path) -> None:
+    trainer(config(tmp_path / "run", epochs=2)).fit()
+    before = (tmp_path / "run" / "config.toml").read_text()
+    with pytest.raises(ConfigError, match="the run has done 2 epochs already, more than 1"):
+        trainer(config(tmp_path / "run", epochs=1, resume="auto")).fit()
+    assert (tmp_path / "run" / "config.toml").read_text() == before
+
+
+def test_a_classifier_alone_is_not_continued(tmp_path: Path) -> None:
+    trainer(config(tmp_path / "run", epochs=1)).fit()
+    with pytest.raises(CheckpointError, match=r"best-loss.safetensors: holds a classifier alone"):
+        trainer(config(tmp_path / "other", resume=str(tmp_path / "run" / "best-loss.safetensors"))).fit()
+
+
+def test_the_best_of_a_run_whose_last_is_gone_goes_when_another_begins(tmp_path: Path) -> None:
+    trainer(config(tmp_path / "run", epochs=1)).fit()
+    for name in ("last.safetensors", "summary.json"):
+        (tmp_path / "run" / name).unlink()
+    stop = At(2, lambda: os.kill(os.getpid(), signal.SIGTERM))
+    assert trainer(config(tmp_path / "run", seed=9), callbacks=(stop,)).fit().summary is None
+    assert {path.name for path in (tmp_path / "run").glob("*.safetensors")} == {"last.safetensors"}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"checkpoint": "bset"}, "checkpoint must be best, last, .*, got 'bset'"),
+        ({"classifier": Small}, "classifier must be a module or a name, got the class Small"),
+        ({"device": "tpu"}, "unknown device 'tpu'"),
+    ],
+)
+def test_what_cannot_be_loaded_is_said(tmp_path: Path, arguments: dict[str, Any], message: str) -> None:
+    trainer(config(tmp_path / "run", epochs=1)).fit()
+    with pytest.raises(ConfigError, match=message):
+        load_classifier(tmp_path / "run", **arguments)

@@ -6,19 +6,22 @@ import json
 import tomllib
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from torch import nn
 
-from fastgat import load_classifier
+from fastgat import TrainConfig, Trainer, load_classifier
 from fastgat.batch import Batch
-from fastgat.config import OptimizerConfig, PrecisionConfig, RunConfig
+from fastgat.config import Augmentation, DataConfig, ModelConfig, OptimizerConfig, PrecisionConfig, RunConfig, load_toml
 from fastgat.engine.accuracy import score
 from fastgat.engine.checkpoint import load_checkpoint
 from fastgat.engine.events import Callback, EpochEnd, Start
+from fastgat.errors import ConfigError
 from fastgat.methods import GAT, Baseline
 from fastgat.randomness import seeded
+from fastgat.trainer.held_folder import HeldFolder
 from tests.engine.small import STEPS, Small, Tied, assert_same_weights, config, loader, rows, trainer
 from tests.support import BatchNormNet, compiled_by
 
@@ -260,3 +263,80 @@ def test_a_network_in_eval_mode_is_trained(tmp_path: Path) -> None:
     trainer(config(tmp_path, method=Baseline()), lambda: classifier).fit()
     assert classifier.norm.training
     assert int(classifier.norm.num_batches_tracked or 0) == 18
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        (
+            {"augmentation": Augmentation(cutout=4)},
+            "augmentation.cutout has no effect: the run has loaders",
+        ),
+        ({"data": DataConfig(train_images=3)}, "data.train_images has no effect: the run has loaders of your own"),
+        ({"data": DataConfig(dataset="digits")}, "data.dataset has no effect: the run has loaders of your own"),
+        ({"model": ModelConfig(classifier="wrn-10-1")}, "model.classifier has no effect: the run has a classifier"),
+        ({"model": ModelConfig(generator_width=8)}, "model.generator_width has no effect: the run has a generator"),
+    ],
+)
+def test_settings_beside_networks_and_loaders_of_one_s_own(
+    tmp_path: Path, settings: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(ConfigError, match=message):
+        trainer(config(tmp_path / "run", **settings))
+
+
+def test_a_generator_for_a_method_without_one(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="method 'baseline' has no generator"):
+        Trainer(config(tmp_path / "run", method="baseline"), generator=nn.Identity())
+
+
+def test_the_settings_of_a_run_with_loaders_of_one_s_own_train_another(tmp_path: Path) -> None:
+    history = trainer(config(tmp_path / "run", epochs=1)).fit()
+    settings = TrainConfig.from_dict(load_toml(history.output / "config.toml"))
+    trainer(replace(settings, output=tmp_path / "other")).fit()
+    assert_same_weights(tmp_path / "run", tmp_path / "other")
+
+
+class Changes(Callback):
+    """Freezes a layer, or the opposite, after the first epoch."""
+
+    def __init__(self, layer: nn.Module, trainable: bool) -> None:
+        self.layer, self.trainable = layer, trainable
+
+    def on_epoch(self, event: EpochEnd) -> None:
+        self.layer.requires_grad_(self.trainable)
+
+
+def test_a_layer_that_a_callback_freezes_stays_as_it_is(tmp_path: Path) -> None:
+    run = trainer(config(tmp_path / "run", epochs=2))
+    assert run.classifier is not None
+    head = run.classifier.head
+    kept: list[torch.Tensor] = []
+
+    class Keep(Changes):
+        def on_epoch(self, event: EpochEnd) -> None:
+            super().on_epoch(event)
+            kept.append(head.weight.detach().clone())
+
+    run.callbacks = (Keep(head, False),)
+    run.fit()
+    assert kept[0].equal(kept[1])
+
+
+def test_a_layer_that_is_made_trainable_is_named(tmp_path: Path) -> None:
+    run = trainer(config(tmp_path / "run"))
+    assert run.classifier is not None
+    head = run.classifier.head.requires_grad_(False)
+    run.callbacks = (Changes(head, True),)
+    with pytest.raises(ConfigError, match=r"head.weight of the classifier was made trainable after the first step"):
+        run.fit()
+
+
+def test_two_runs_of_the_same_second_have_folders_of_their_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    with HeldFolder() as one, HeldFolder() as other:
+        folders = [held.claim(Path("runs", name) for name in "ab") for held in (one, other)]
+        (folders[0] / "config.toml").touch()
+    assert folders == [Path("runs/a"), Path("runs/b")]
+    assert folders[0].exists()
+    assert not folders[1].exists(), "nothing was written there"
