@@ -73,6 +73,12 @@ def takes(x: Tensor, weight: Tensor, padding: int) -> bool:
     return pixels > 0 and all(channels % vector_length() == 0 for channels in weight.shape[:2])
 
 
+def bytes_of_sums(weight: Tensor) -> int:
+    """What `parameter_gradients` needs for the sums of its threads: a transformed weight for each."""
+    filters, channels = weight.shape[:2]
+    return torch.get_num_threads() * (36 * channels + 1) * filters * weight.itemsize
+
+
 def convolution(x: Tensor, weight: Tensor, bias: Tensor | None = None, padding: int = 1) -> Tensor:
     """A 3 x 3 convolution of stride 1, (B, K, H', W'), channels last. Not differentiable.
 

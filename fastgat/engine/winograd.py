@@ -13,6 +13,11 @@ from fastgat.engine.graph import CONVOLUTION, CONVOLUTION_BACKWARD, add_node, fa
 from fastgat.kernels import winograd
 from fastgat.kernels.images import is_channels_last
 
+TILES = 48
+"""The least number of tiles for each thread: two blocks of the kernel's."""
+SUMS = 2**28
+"""Bytes, at most, of the sums by weights that all threads keep."""
+
 
 @torch.library.custom_op("fastgat::winograd", mutates_args=())
 def convolution(x: Tensor, weight: Tensor, bias: Tensor | None, padding: int) -> Tensor:
@@ -68,15 +73,15 @@ def _replace_backward(graph: Graph, node: Node) -> None:
         if 0 in readers:
             new = add_node(graph, input_gradient._opoverload, grad_output, weight, _padding(window))
             readers[0].replace_all_uses_with(new)
-        if 1 in readers:  # and the bias's with it
+        if 1 in readers and winograd.bytes_of_sums(fake_tensor(weight)) <= SUMS:  # and the bias's with it
             both = add_node(graph, parameter_gradients._opoverload, grad_output, x, weight, _padding(window))
             for i in readers.keys() & {1, 2}:
                 readers[i].replace_all_uses_with(add_node(graph, operator.getitem, both, i - 1))
-    for reader in readers.values():
-        if not reader.users:
-            graph.erase_node(reader)
-    if node.users:
-        node.args = (*node.args[:-1], [False, False, True])
+    left = {i for i, reader in readers.items() if reader.users}
+    for i in readers.keys() - left:
+        graph.erase_node(readers[i])
+    if left:
+        node.args = (*node.args[:-1], [i in left for i in range(3)])
     else:
         graph.erase_node(node)
 
@@ -89,13 +94,13 @@ def _padding(window: Any) -> int:
 def _pays(x: Any, weight: Any, window: Any) -> bool:
     """Whether the kernel takes a convolution, and is faster.
 
-    It is slower than oneDNN's where there are so many channels and so few tiles of 4 x 4 pixels that transforming the
-    weights takes most of the time, and where images must change their layout first.
+    oneDNN's is faster where transforming the weights takes most of the time, since there are many channels and few
+    tiles of 4 x 4 pixels, where there are too few tiles for all threads, and where images must change their layout.
     """
     stride, padding, dilation, transposed, _, groups = window
     images, filters = fake_tensor(x), fake_tensor(weight)
     if transposed or groups != 1 or {*stride, *dilation} != {1} or len({*padding}) != 1 or not is_channels_last(images):
         return False
     down, across = (-(-(size + 2 * padding[0] - 2) // 4) for size in images.shape[2:])
-    enough = 2 * len(images) * down * across >= max(filters.shape[:2])
-    return enough and winograd.takes(images, filters, padding[0])
+    enough = max(max(filters.shape[:2]) / 2, TILES * torch.get_num_threads())
+    return len(images) * down * across >= enough and winograd.takes(images, filters, padding[0])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -29,6 +29,15 @@ OPERATIONS = {
     CONVOLUTION_BACKWARD: "library backward",
 }
 ALL = "x", "weight", "bias"
+
+
+@pytest.fixture(autouse=True)
+def _on_one_thread() -> Iterator[None]:
+    """More of them need more tiles."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
 
 
 def counted(traced: GraphModule) -> dict[str, int]:
@@ -58,6 +67,9 @@ def last(*shape: int) -> Tensor:
     return torch.randn(shape).contiguous(memory_format=torch.channels_last)
 
 
+IMAGES, WEIGHT = last(12, 16, 9, 8), last(32, 16, 3, 3)
+
+
 @pytest.mark.parametrize(
     ("wanted", "found"),
     [
@@ -69,16 +81,18 @@ def last(*shape: int) -> Tensor:
 )
 @pytest.mark.parametrize("padding", [0, 1, 2])
 def test_gradients_that_are_read(wanted: tuple[str, ...], found: dict[str, int], padding: int) -> None:
-    traced, ours, expected = traced_and_expected(last(4, 16, 9, 8), last(32, 16, 3, 3), wanted, padding=padding)
+    traced, ours, expected = traced_and_expected(IMAGES, WEIGHT, wanted, padding=padding)
     assert counted(traced) == found
     for one, other in zip(ours, expected, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-3)
         assert one.stride() == other.stride()
 
 
-@pytest.mark.parametrize("other", ["layout", "float64", "strided", "dilated", "grouped", "uneven", "few tiles", "off"])
+@pytest.mark.parametrize(
+    "other", ["layout", "float64", "strided", "dilated", "grouped", "uneven", "few tiles", "threads", "off"]
+)
 def test_the_library_keeps_the_rest(other: str) -> None:
-    x, weight = last(4, 16, 9, 8), last(32, 16, 3, 3)
+    x, weight = IMAGES, WEIGHT
     how: dict[str, Any] = {"padding": 1}
     if other == "layout":
         x, weight = x.contiguous(), weight.contiguous()
@@ -93,9 +107,19 @@ def test_the_library_keeps_the_rest(other: str) -> None:
     elif other == "uneven":
         how["padding"] = (1, 2)
     elif other == "few tiles":
-        x, weight = last(1, 64, 4, 4), last(64, 64, 3, 3)
+        x, weight = last(8, 256, 8, 8), last(16, 256, 3, 3)
+    elif other == "threads":
+        torch.set_num_threads(3)
     traced, *_ = traced_and_expected(x, weight, winograd=other != "off", **how)
     assert counted(traced) == {"library": 1, "library backward": 1}
+
+
+def test_sums_that_take_too_much_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("fastgat.engine.winograd.SUMS", 1000)
+    traced, ours, expected = traced_and_expected(IMAGES, WEIGHT, padding=1)
+    assert counted(traced) == {"forward": 1, "input": 1, "library backward": 1}
+    for one, other in zip(ours, expected, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-3)
 
 
 @pytest.mark.slow
