@@ -23,6 +23,8 @@ from torch import Tensor
 from torch import channels_last as last
 from torch.nn import functional
 
+from fastgat.errors import CompileError, first_line
+
 SOURCE = Path(__file__).with_suffix(".cpp")
 POINTER, SIZE = ctypes.c_void_p, ctypes.c_int64
 
@@ -48,11 +50,15 @@ def parameter_gradients_reference(
 def library() -> ctypes.CDLL:
     """`winograd.cpp`, compiled for this CPU as Inductor compiles its own kernels, and cached where it caches them.
 
-    Raises what Inductor raises where there is no C++ compiler, or it fails.
+    Raises CompileError where there is no C++ compiler, or it fails.
     """
     from torch._inductor.codecache import CppCodeCache  # takes seconds
 
-    compiled = CppCodeCache.load(SOURCE.read_text(), "cpu")
+    try:
+        compiled = CppCodeCache.load(SOURCE.read_text(), "cpu")
+    except (RuntimeError, OSError) as error:
+        message = f"{SOURCE.name} cannot be compiled or loaded (--no-winograd does without): {first_line(error)}"
+        raise CompileError(message) from error
     compiled.fastgat_convolution.argtypes = [POINTER] * 5 + [SIZE] * 9
     compiled.fastgat_parameter_gradients.argtypes = [POINTER] * 5 + [SIZE] * 9
     compiled.fastgat_convolution.restype = compiled.fastgat_parameter_gradients.restype = None

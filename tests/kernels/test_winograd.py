@@ -10,6 +10,7 @@ import torch
 from fastgat.kernels import winograd
 from torch import Tensor
 
+from fastgat.errors import CompileError
 from tests.kernels.oracle import laid_out, layouts
 
 PROBLEMS = [
@@ -132,3 +133,14 @@ def test_the_reference_takes_what_the_kernel_does_not(other: str) -> None:
     else:
         expected = winograd.convolution_reference(x, weight, None, padding)
         assert winograd.convolution(x, weight, None, padding).equal(expected)
+
+
+def test_a_compiler_that_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source = tmp_path / "winograd.cpp"
+    source.write_text("no C++")
+    monkeypatch.setattr(winograd, "SOURCE", source)
+    winograd.library.cache_clear()
+    with pytest.raises(
+        CompileError, match=r"winograd.cpp cannot be compiled or loaded \(--no-winograd does without\): "
+    ):
+        winograd.library()
