@@ -182,12 +182,16 @@ def _loss(name: str, labels: Tensor, targets: Tensor) -> Loss:
         return lambda logits: functional.cross_entropy(logits, labels, reduction="none")
 
     def difference_of_logits_ratio(logits: Tensor) -> Tensor:
-        """-(z_y - z_t) / (z_(1) - (z_(3) + z_(4)) / 2), z_(i) the i-th largest: the same for a z + b."""
+        """-(z_y - z_t) / (z_(1) - (z_(3) + z_(4)) / 2), z_(i) the i-th largest: the same for a z + b.
+
+        A class that is ruled out, with a logit of -inf, is none of the z_(i). Of three classes z_(3) stands for z_(4).
+        Of two, z_(1) - z_(2) is |z_y - z_t|, so that the ratio would be constant: it is the numerator alone.
+        """
         margin = (logits.gather(1, labels[:, None]) - logits.gather(1, targets[:, None])).flatten()
-        if logits.shape[1] == 2:  # z_(1) - z_(2) is |z_y - z_t|: the ratio would be constant
-            return -margin
-        ordered = logits.sort(1, descending=True).values
-        third, fourth = (ordered[:, min(i, logits.shape[1] - 1)] for i in (2, 3))
-        return -margin / (ordered[:, 0] - (third + fourth) / 2 + 1e-12)
+        ordered, possible = logits.sort(1, descending=True).values, (logits > -torch.inf).sum(1)
+        last = (possible - 1).clamp(min=0)
+        third, fourth = (ordered.gather(1, last.clamp(max=i)[:, None]).flatten() for i in (2, 3))
+        ratio_of = ordered[:, 0] - (third + fourth) / 2 + 1e-12
+        return -margin / ratio_of.where(possible > 2, 1)
 
     return difference_of_logits_ratio

@@ -173,13 +173,13 @@ def shortened(perturbation: Tensor, norm: float) -> Tensor:
 
 
 def correct(logits: Tensor, labels: Tensor) -> Tensor:
-    """Which answers are right, (B,); none is where a logit is NaN or +inf."""
+    """Which answers are right, (B,); none is where a logit is NaN or +inf, or all are -inf."""
     return (logits.argmax(1) == labels) & meaningful(logits)
 
 
 def meaningful(logits: Tensor) -> Tensor:
-    """Which rows of logits have neither NaN nor +inf, (B,); a logit of -inf is a class that the network rules out."""
-    return (logits < torch.inf).all(1)
+    """Which rows of logits have neither NaN nor +inf, (B,), and a class that the network does not rule out by -inf."""
+    return (logits.amax(1) > -torch.inf) & (logits < torch.inf).all(1)
 
 
 @contextlib.contextmanager

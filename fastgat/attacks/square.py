@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fastgat.attacks.base import Attack, l2_norm
+from fastgat.attacks.base import Attack, correct, l2_norm
 from fastgat.options import option
 
 HALVED_AT = (10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000)
@@ -21,8 +21,8 @@ WINDOWS = 2**32
 class Square(Attack):
     """Algorithm 1 of Andriushchenko et al., with the proposals of Algorithm 2 (linf) and 3 (l2).
 
-    A proposal is kept where it lowers the margin z_y - max z_k; a sample whose margin is not positive is left alone.
-    Each query has one window and one choice of signs for all samples.
+    A proposal is kept where it lowers the margin z_y - max z_k, or where the model errs there; a sample that the model
+    gets wrong is left alone. Each query has one window and one choice of signs for all samples.
     """
 
     queries: int = option(5000, "forward passes of each start", at_least=1)
@@ -31,43 +31,44 @@ class Square(Attack):
 
     @torch.no_grad()
     def perturb(self, images: Tensor, labels: Tensor, numbers: np.ndarray) -> Tensor:
-        result, standing = images.clone(), self._margin(images, labels) > 0
+        result, (_, standing) = images.clone(), self._judge(images, labels)
         for restart in range(self.restarts):
             left = standing.nonzero().flatten()
             if not len(left):
                 break
-            best, margin = self._search(images[left], labels[left], numbers[left.cpu().numpy()], restart)
-            result[left], standing[left] = best, margin > 0
+            result[left], standing[left] = self._search(
+                images[left], labels[left], numbers[left.cpu().numpy()], restart
+            )
         return result
 
     def _search(self, images: Tensor, labels: Tensor, numbers: np.ndarray, restart: int) -> tuple[Tensor, Tensor]:
-        """The best point of each sample, and its margin."""
+        """The best point of each sample, and whether the model still gets it right there."""
         source = np.random.default_rng((self.seed, restart, WINDOWS))
         propose = self._propose_linf if self.norm == "linf" else self._propose_l2
         best = self.projection(images)(images + self._start(images, numbers, restart))
-        margin = self._margin(best, labels)
-        rows, x, y = torch.arange(len(images), device=images.device), images, labels
-        point, lowest = best.clone(), margin.clone()
+        lowest, right = self._judge(best, labels)
+        rows, x, y, point = torch.arange(len(images), device=images.device), images, labels, best.clone()
+        standing = right.clone()
         for query in range(self.queries):
             seed = int(source.integers(2**63))
-            left = (lowest > 0).nonzero().flatten()
+            left = right.nonzero().flatten()
             if len(left) < len(rows):
-                best[rows], margin[rows] = point, lowest
-                rows, x, y, point, lowest = (each[left] for each in (rows, x, y, point, lowest))
+                best[rows], standing[rows] = point, right
+                rows, x, y, point, lowest, right = (each[left] for each in (rows, x, y, point, lowest, right))
             if not len(rows):
                 break
             proposal = propose(x, point, self._share(query), np.random.default_rng(seed))
-            new = self._margin(proposal, y)
-            better = (new < lowest).nonzero().flatten()
-            point[better], lowest[better] = proposal[better], new[better]
-        best[rows], margin[rows] = point, lowest
-        return best, margin
+            margin, still = self._judge(proposal, y)
+            better = ((margin < lowest) | ~still).nonzero().flatten()
+            point[better], lowest[better], right[better] = proposal[better], margin[better], still[better]
+        best[rows], standing[rows] = point, right
+        return best, standing
 
-    def _margin(self, x: Tensor, labels: Tensor) -> Tensor:
-        """z_y - max z_k, k != y: positive where the answer is y and no other."""
+    def _judge(self, x: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        """The margin z_y - max z_k, k != y, and whether the answer is right; where it is 0, that is up to `argmax`."""
         logits = self.model(x)
         true = logits.gather(1, labels[:, None]).flatten()
-        return true - logits.scatter(1, labels[:, None], -torch.inf).amax(1)
+        return true - logits.scatter(1, labels[:, None], -torch.inf).amax(1), correct(logits, labels)
 
     def _share(self, query: int) -> float:
         """The share of the image that a window of this query covers."""

@@ -1,6 +1,8 @@
-"""Checks of a network: whether its compiled and mixed-precision forms answer alike, whether it has input gradients."""
+"""Checks of a network: whether it answers alike, and so do its faster forms, and whether it has input gradients."""
 
 from __future__ import annotations
+
+from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor
@@ -15,8 +17,17 @@ from fastgat.functional import mixed_precision
 
 ROUNDING = 1e-4
 """By how much of the largest logit rounding may change a logit from one pass to the next, on a GPU."""
-REPETITIONS = 4
-"""Of a first pass, as in AutoAttack's check: a network that tosses one coin a pass rarely answers alike."""
+REGROUPED = 1e-2
+"""And where other images share the pass, which may then be computed otherwise, in a network's own bfloat16 too."""
+DIGITS = 16
+"""How many of a format's last places rounding may change, where that is more."""
+REPETITIONS = 2
+"""Of a first pass as it was. With two in other groups they are as many as in AutoAttack's check: a network that tosses
+one coin a pass rarely answers alike."""
+SAMPLES = 256
+"""How many images the checks of answers use, whatever the size of batches."""
+PASS, FEW = 64, 8
+"""About how many images share a pass, and where few do."""
 
 
 def agreement(subject: Subject, batch: Batch) -> tuple[dict[str, float], dict[str, str], int]:
@@ -29,15 +40,17 @@ def agreement(subject: Subject, batch: Batch) -> tuple[dict[str, float], dict[st
     changed: dict[str, float] = {}
     missing: dict[str, str] = {}
     with frozen(subject), torch.no_grad():
-        expected = subject(images)
+        expected = _in_passes(subject, images, PASS)
         with mixed_precision(device, dtype):
-            changed[str(dtype).removeprefix("torch.")] = _share_changed(subject(images), expected)
+            found = _in_passes(subject, images, PASS)
+        changed[str(dtype).removeprefix("torch.")] = _share(found.argmax(1) != expected.argmax(1))
         if compiler := missing_compiler(device):
             missing["compiled"] = f"needs {compiler}"
         else:
             try:
                 with compile_errors_in_one_line(CompileError, "{}"):
-                    changed["compiled"] = _share_changed(torch.compile(subject)(images), expected)
+                    found = _in_passes(torch.compile(subject), images, PASS)
+                    changed["compiled"] = _share(found.argmax(1) != expected.argmax(1))
             except CompileError as error:
                 missing["compiled"] = f"cannot be compiled: {error}"
     return changed, missing, len(images)
@@ -46,17 +59,36 @@ def agreement(subject: Subject, batch: Batch) -> tuple[dict[str, float], dict[st
 def repetition(subject: Subject, batch: Batch) -> tuple[float, bool, int]:
     """The largest share of answers that a repetition changes, and whether logits change by more than rounding.
 
-    The last number is that of the samples.
+    The first repetitions are the pass as it was. Then the images come in the reverse order, and a few at a time. An
+    answer whose logits differ by rounding alone is not changed. The last number is that of the samples.
     """
-    first = subject.logits(batch.images)
+    first = _in_passes(subject.logits, batch.images, PASS)
     finite = first.nan_to_num(posinf=0, neginf=0)
+    largest, least = finite.abs().amax(), DIGITS * torch.finfo(_coarser(subject.dtype, first.dtype)).eps
     changed, apart = 0.0, False
-    for _ in range(REPETITIONS):
-        again = subject.logits(batch.images)
-        changed = max(changed, _share_changed(again, first))
-        difference = (again.nan_to_num(posinf=0, neginf=0) - finite).abs().amax()
-        apart |= bool(difference > ROUNDING * finite.abs().amax())
+    for again, rounding in _repetitions(subject, batch.images):
+        difference = (again.nan_to_num(posinf=0, neginf=0) - finite).abs().amax(1)
+        differs = difference > max(rounding, least) * largest
+        changed = max(changed, _share(differs & (again.argmax(1) != first.argmax(1))))
+        apart |= bool(differs.any())
     return changed, apart, len(first)
+
+
+def _repetitions(subject: Subject, images: Tensor) -> Iterator[tuple[Tensor, float]]:
+    """The logits (N, K) of passes over the same images, and what counts as rounding."""
+    for _ in range(REPETITIONS):
+        yield _in_passes(subject.logits, images, PASS), ROUNDING
+    for size in (PASS, min(FEW, max(len(images) // 2, 2))):
+        yield _in_passes(subject.logits, images.flip(0), size).flip(0), REGROUPED
+
+
+def _in_passes(network: Callable[[Tensor], Tensor], images: Tensor, size: int) -> Tensor:
+    """The logits (N, K), from passes over `size` images or a few more, of almost equal numbers."""
+    return torch.cat([network(part) for part in images.tensor_split(max(len(images) // size, 1))])
+
+
+def _coarser(own: torch.dtype | None, logits: torch.dtype) -> torch.dtype:
+    return max(own or logits, logits, key=lambda dtype: torch.finfo(dtype).eps)
 
 
 def gradient_shares(subject: Subject, batches: Batches) -> tuple[float, float, float, int]:
@@ -75,5 +107,5 @@ def gradient_shares(subject: Subject, batches: Batches) -> tuple[float, float, f
     return zero / samples, non_finite / samples, entries / samples, samples
 
 
-def _share_changed(logits: Tensor, expected: Tensor) -> float:
-    return float((logits.argmax(1) != expected.argmax(1)).float().mean())
+def _share(answers: Tensor) -> float:
+    return float(answers.float().mean())

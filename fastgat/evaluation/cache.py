@@ -13,7 +13,7 @@ from torch import nn
 
 from fastgat.store import Key, Store, key_digest, key_text
 
-FORMAT = 6
+FORMAT = 7
 """Part of every key: bump it to invalidate stored results, when what is stored or how it is computed changes."""
 
 

@@ -124,7 +124,8 @@ def repeats(changed: float, apart: bool, samples: int) -> Check:
         "WARN" if apart and verdict == "PASS" else verdict,
         {"answers changed": changed, "logits changed": "yes" if apart else "no"},
         f"answers that differ between passes: {CLOSE}; WARN for logits that differ by more than rounding",
-        "the network is random: one pass says little, and attacks would have to average over many",
+        "the network is random, or depends on the images beside it: one pass says little, and attacks would have to "
+        "average over many",
     )
 
 

@@ -4,12 +4,9 @@ from __future__ import annotations
 
 import ast
 import contextlib
-import functools
 import hashlib
 import importlib.machinery
 import importlib.util
-import os
-import pickle
 import sys
 import sysconfig
 import types
@@ -24,9 +21,6 @@ from torch import Tensor, nn
 from fastgat.batch import Batch
 
 PLAIN = (bool, int, float, complex, str, bytes, type(None), torch.dtype, torch.device, torch.Size)
-FUNCTIONS = (types.FunctionType, types.MethodType, staticmethod, classmethod, property, functools.cached_property)
-COUNTED = (*FUNCTIONS, *PLAIN, functools.partial, functools._lru_cache_wrapper, types.ModuleType, Tensor, nn.Module)
-"""What counts among a function's globals, beside data."""
 LIBRARIES = frozenset({"abc", "builtins", "collections", "enum", "functools", "math", "numpy", "torch", "typing"})
 """Packages whose code is known by its name: torch's version is part of every digest."""
 INSTALLED = tuple({sysconfig.get_path(kind) for kind in ("stdlib", "platstdlib", "purelib", "platlib")})
@@ -34,21 +28,19 @@ INSTALLED = tuple({sysconfig.get_path(kind) for kind in ("stdlib", "platstdlib",
 PACKAGES = frozenset({"site-packages", "dist-packages"})
 """Folders of packages, wherever they are."""
 OF_EVERY_MODULE = frozenset(vars(nn.Module()))
-"""What torch keeps in every module: tensors and children, which are counted by themselves, and hooks."""
+"""What torch keeps in every module: tensors, children and hooks."""
 
 
 def model_fingerprint(model: nn.Module) -> str:
-    """A digest of a module: its structure, tensors, attributes, hooks and kind of device, and the code of its classes.
+    """A digest of what a module is made of: its structure, tensors and plain attributes, and files of code.
 
-    The code is that of the classes and hooks, with the functions and values that it finds among its globals, and the
-    whole files that the classes are from, and those that these import from, up to installed packages. Train or eval
-    mode does not count. A module with an attribute that cannot be described gets a digest that no other call returns.
+    The files are those that its modules' classes are from, and those that these import from, up to installed packages.
+    What else decides its answers, such as hooks and values that its code finds elsewhere, `Subject.digest` sees in the
+    answers. Train or eval mode does not count.
     """
     digest = _Digest()
     digest.add(torch.__version__)
-    for kind in ("forward_pre", "forward", "backward_pre", "backward"):  # hooks on every module
-        digest.add(list(getattr(nn.modules.module, f"_global_{kind}_hooks").values()))
-    digest.add(model)
+    digest.add_network(model)
     return digest.text()
 
 
@@ -62,99 +54,71 @@ def code_fingerprint(module: str) -> str:
 def batch_fingerprint(batch: Batch) -> str:
     """A digest of the images and labels of a batch."""
     digest = _Digest()
-    for tensor in batch:
-        digest.add(tensor)
+    digest.add(tuple(batch))
     return digest.text()
 
 
 class _Digest:
-    """Takes in values of any kind, each once."""
-
     def __init__(self) -> None:
         self._hash = hashlib.sha256()
         self._modules: set[str] = set()
-        self._seen: dict[int, tuple[int, Any]] = {}  # by address: a number, and the object, so that it stays there
 
     def text(self) -> str:
         return self._hash.hexdigest()[:32]
 
     def add(self, value: Any) -> None:
-        """Take in a value: of a container its items, of a function its code, of an object its attributes."""
-        self._hash.update(f"<{type(value).__module__}.{type(value).__qualname__}>".encode())
+        """Take in a plain value, a tensor, an array, or a container of them."""
+        self._write(type(value).__name__.encode())
         if isinstance(value, Tensor):
             self._add_tensor(value)
-        elif isinstance(value, PLAIN):
-            self._hash.update(repr(value).encode())
-        elif id(value) in self._seen:
-            self._hash.update(str(self._seen[id(value)][0]).encode())
-        else:
-            self._seen[id(value)] = len(self._seen), value
-            self._add_object(value)
-
-    def _add_tensor(self, tensor: Tensor) -> None:
-        self._hash.update(f"{tuple(tensor.shape)} {tensor.dtype}".encode())
-        self._hash.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
-
-    def _add_object(self, value: Any) -> None:
-        if isinstance(value, nn.Module):
-            self._add_network(value)
-        elif isinstance(value, np.ndarray) and value.dtype != object:
+        elif isinstance(value, np.ndarray):
             self.add((value.shape, str(value.dtype), value.tobytes()))
         elif isinstance(value, Mapping):
-            self.add([part for item in value.items() for part in item])
+            self.add(list(value.items()))
         elif isinstance(value, set | frozenset):
             self.add(sorted(map(repr, value)))
         elif isinstance(value, list | tuple):
+            self._write(len(value).to_bytes(8, "little"))
             for item in value:
                 self.add(item)
-        elif isinstance(value, types.CodeType):
-            self.add((value.co_name, value.co_code, value.co_names, value.co_consts))
-        elif isinstance(value, functools.partial):
-            self.add((value.func, value.args, value.keywords))
-        elif isinstance(value, functools._lru_cache_wrapper):
-            self.add(value.__wrapped__)
-        elif isinstance(value, type):
-            self._add_class(value)
-        elif isinstance(value, FUNCTIONS):
-            self._add_function(value)
-        elif isinstance(value, types.ModuleType):
-            self.add_file(value.__name__)
-        elif isinstance(value, types.BuiltinFunctionType | np.ufunc):
-            self.add(f"{getattr(value, '__module__', '')} {value.__name__}")
         else:
-            self._add_instance(value)
+            self._write(repr(value).encode())
 
-    def _add_network(self, network: nn.Module) -> None:
-        """Its modules' classes, attributes and hooks, and its tensors."""
+    def _write(self, content: bytes) -> None:
+        self._hash.update(len(content).to_bytes(8, "little"))
+        self._hash.update(content)
+
+    def _add_tensor(self, tensor: Tensor) -> None:
+        tensor = tensor.detach()
+        self.add((tuple(tensor.shape), str(tensor.dtype), str(tensor.layout)))
+        if tensor.is_quantized:
+            tensor = tensor.dequantize()
+        if tensor.layout != torch.strided:
+            tensor = tensor.to_dense()
+        flat = tensor.resolve_conj().resolve_neg().cpu().contiguous().flatten()
+        self._hash.update(flat.view(torch.uint8).numpy().data)
+
+    def add_network(self, network: nn.Module) -> None:
+        """Its modules' classes and plain attributes, their files, and its tensors."""
         firsts: dict[Any, str] = {}  # the first name of a module or tensor that stands in several places
         for name, module in network.named_modules(remove_duplicate=False):
             if (first := firsts.setdefault(module, name)) != name:
                 self.add((name, "is", first))
                 continue
-            self.add((name, type(module)))
+            self.add((name, f"{type(module).__module__}.{type(module).__qualname__}"))
             if isinstance(module, torch.jit.ScriptModule):
-                self._hash.update(module.save_to_buffer())  # its code holds constants, once frozen all weights
+                self._write(module.save_to_buffer())  # its code holds constants, once frozen all weights
                 continue
-            for attribute, value in sorted(vars(module).items()):
-                if attribute not in OF_EVERY_MODULE:
-                    self.add((attribute, value))
-                elif "_hooks" in attribute and value:
-                    self.add(list(value.values()))  # their keys are numbers that a process gives them
+            for kind in type(module).__mro__:
+                self.add_file(kind.__module__)
+            attributes = {
+                key: value for key, value in vars(module).items() if key not in OF_EVERY_MODULE and _is_plain(value)
+            }
+            self.add(dict(sorted(attributes.items())))
         named = network.named_parameters, network.named_buffers
         for name, tensor in (pair for each in named for pair in each(remove_duplicate=False)):
             first = firsts.setdefault(tensor, name)
             self.add((name, tensor.device.type, tensor) if first == name else (name, "is", first))
-
-    def _add_class(self, kind: type) -> None:
-        """A class with those that it inherits from, up to torch's, and the files that they are from."""
-        for each in kind.__mro__:
-            self.add(f"{each.__module__}.{each.__qualname__}")
-            if _is_library(each.__module__):
-                continue
-            self.add_file(each.__module__)
-            for name, member in sorted(vars(each).items()):
-                if (isinstance(member, FUNCTIONS) or _is_data(member)) and name not in ("__module__", "__doc__"):
-                    self.add((name, member))
 
     def add_file(self, module: str) -> None:
         """The file of a module, where it has one, and those of what it imports, up to installed packages."""
@@ -168,41 +132,6 @@ class _Digest:
         for name in sorted(_imports(module, file) | _origins(module)):
             if (other := _file(name)) is not None and not _is_installed(name, other):
                 self.add_file(name)
-
-    def _add_function(self, function: Any) -> None:
-        """A function's code, defaults, globals and what it closes over; of a method also its object."""
-        if isinstance(function, property):
-            self.add([each for each in (function.fget, function.fset) if each is not None])
-        elif isinstance(function, functools.cached_property):
-            self.add(function.func)
-        elif isinstance(function, types.MethodType):
-            self.add((function.__func__, function.__self__))
-        elif isinstance(function, staticmethod | classmethod):
-            self.add(function.__func__)
-        elif _is_library(function.__module__ or ""):
-            self.add(f"{function.__module__}.{function.__qualname__}")
-        else:
-            self.add((function.__code__, function.__defaults__, function.__kwdefaults__))
-            for cell in function.__closure__ or ():
-                with contextlib.suppress(ValueError):  # an empty one
-                    self.add(cell.cell_contents)
-            for name in _names(function.__code__):
-                known = function.__globals__.get(name)
-                if isinstance(known, COUNTED) or _is_data(known):
-                    self.add((name, known))
-
-    def _add_instance(self, value: Any) -> None:
-        """An object of any other class."""
-        self.add(type(value))
-        attributes: Any = None
-        if hasattr(value, "__dict__"):
-            attributes = vars(value)
-        else:
-            try:
-                attributes = pickle.dumps(value)
-            except (TypeError, AttributeError, RuntimeError, pickle.PicklingError):
-                attributes = os.urandom(16)
-        self.add(attributes)
 
 
 def _imports(module: str, file: Path) -> set[str]:
@@ -253,22 +182,16 @@ def _is_installed(module: str, file: Path) -> bool:
     return known or not PACKAGES.isdisjoint(file.parts) or any(map(file.is_relative_to, INSTALLED))
 
 
-def _is_data(value: Any) -> bool:
-    """Whether a value is a container of plain values, tensors and such containers: any process describes it alike."""
+def _is_plain(value: Any) -> bool:
+    """Whether a value is plain, a tensor, an array, or a container of such: any process describes it alike."""
     if isinstance(value, np.ndarray):
-        return value.dtype != object
+        return not value.dtype.hasobject
     if isinstance(value, dict):
-        return all(isinstance(key, PLAIN) and _is_data(item) for key, item in value.items())
+        return all(isinstance(key, PLAIN) and _is_plain(item) for key, item in value.items())
     if isinstance(value, set | frozenset):
         return all(isinstance(item, PLAIN) for item in value)
-    return isinstance(value, (*PLAIN, Tensor)) or (isinstance(value, list | tuple) and all(map(_is_data, value)))
+    return isinstance(value, (*PLAIN, Tensor)) or (isinstance(value, list | tuple) and all(map(_is_plain, value)))
 
 
 def _is_library(module: str) -> bool:
     return module.partition(".")[0] in LIBRARIES
-
-
-def _names(code: types.CodeType) -> list[str]:
-    """The names that code looks up, its functions within included."""
-    inner = [name for part in code.co_consts if isinstance(part, types.CodeType) for name in _names(part)]
-    return sorted({*code.co_names, *inner})

@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import cached_property
 from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from fastgat.attacks.base import Isolated, check_network, frozen
+from fastgat.attacks.base import Isolated, check_network, frozen, loss_gradient
 from fastgat.batch import Batch
 from fastgat.contract import checked_batch
 from fastgat.data.sets import Images
 from fastgat.errors import ConfigError, FastgatError
 from fastgat.evaluation.fingerprint import batch_fingerprint, model_fingerprint
+
+PROBES = 16
+"""How many images a network's digest has its answers on: fewer than are attacked, so that it stays when more are."""
 
 
 class NumberedBatch(NamedTuple):
@@ -70,6 +74,18 @@ class Batches:
         for images, labels in self._read():
             yield checked_batch(images, labels)
 
+    def sample(self, most: int) -> Batch:
+        """The first images, of the first one's shape, and their labels: `most` or all, whatever the batches' size."""
+        alike, count = [], 0
+        for batch in self:
+            if batch.images.shape[1:] == self.first.images.shape[1:]:
+                alike.append(batch)
+                count += len(batch.labels)
+            if count >= most:
+                break
+        images, labels = (torch.cat(parts)[:most] for parts in zip(*alike, strict=True))
+        return Batch(images, labels)
+
     def numbered(self) -> Iterator[NumberedBatch]:
         """One pass. Raises ConfigError where a batch is not what it was in the first pass."""
         first = passed = 0
@@ -93,11 +109,27 @@ def random_subset(images: Images, count: int | None, seed: int) -> Images:
 
 
 class Subject(Isolated):
-    """A network that is attacked, or that perturbations are made on, with its name and its digest."""
+    """A network that is attacked, or that perturbations are made on, with its name.
 
-    def __init__(self, name: str, network: nn.Module) -> None:
+    Args:
+        probe: images and labels, on whose first ones its answers count in its digest.
+    """
+
+    def __init__(self, name: str, network: nn.Module, probe: Batch | None = None) -> None:
         super().__init__(network)
-        self.name, self.digest = name, model_fingerprint(network)
+        self.name, self.probe = name, probe
+
+    @cached_property
+    def digest(self) -> str:
+        """What a result of this network is kept under: what it is made of, and its logits and input gradients on
+        PROBES images, in which all shows that decides its answers."""
+        made_of = model_fingerprint(self.network)
+        if self.probe is None:
+            return made_of
+        images, labels = (tensor[:PROBES] for tensor in self.probe)
+        with frozen(self), torch.backends.cudnn.flags(benchmark=False, deterministic=True):
+            answers = Batch(*loss_gradient(self, images, labels))
+        return f"{made_of}{batch_fingerprint(answers)}"
 
     def logits(self, images: Tensor) -> Tensor:
         """The network's logits (B, K) in eval mode."""
@@ -106,9 +138,9 @@ class Subject(Isolated):
         return logits
 
 
-def as_subjects(networks: Mapping[str, nn.Module] | None) -> list[Subject]:
+def as_subjects(networks: Mapping[str, nn.Module] | None, probe: Batch) -> list[Subject]:
     """The networks as subjects; those that are subjects already stay what they are."""
-    return [net if isinstance(net, Subject) else Subject(name, net) for name, net in (networks or {}).items()]
+    return [net if isinstance(net, Subject) else Subject(name, net, probe) for name, net in (networks or {}).items()]
 
 
 def check_classes(subjects: Sequence[Subject], batches: Batches) -> None:

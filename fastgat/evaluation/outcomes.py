@@ -47,6 +47,8 @@ def outcomes(
     Args:
         made_on: the network that the attack works on (transfer); by default the subject itself.
         progress: told the number of samples of each batch that is done.
+
+    Raises NonFiniteError where the network returns NaN or +inf.
     """
     networks = {f.name: getattr(attack, f.name) for f in dataclasses.fields(attack) if f.name != "model"}
     common = {
@@ -85,8 +87,13 @@ def _attacked(subject: Subject, attack: Attack, batch: NumberedBatch, wanted: Ou
     if len(rows):
         on_device = torch.from_numpy(rows).to(batch.labels.device)
         labels = batch.labels[on_device]
-        perturbed = attack(batch.images[on_device], labels, batch.first + rows)
-        right[rows] = correct(subject.logits(perturbed), labels).cpu().numpy()
+        logits = subject.logits(attack(batch.images[on_device], labels, batch.first + rows))
+        if not meaningful(logits).all():
+            raise NonFiniteError(
+                f"{subject.name} returns logits that are NaN or infinite under {type(attack).__name__}, "
+                f"epsilon {attack.epsilon:g}"
+            )
+        right[rows] = correct(logits, labels).cpu().numpy()
     values: list[int] = right.tolist()
     return values
 

@@ -20,7 +20,7 @@ from fastgat.data.registry import silent
 from fastgat.engine.device import tf32
 from fastgat.errors import ConfigError
 from fastgat.evaluation import card
-from fastgat.evaluation.agreement import agreement, gradient_shares, repetition
+from fastgat.evaluation.agreement import SAMPLES, agreement, gradient_shares, repetition
 from fastgat.evaluation.cache import Cache
 from fastgat.evaluation.fingerprint import batch_fingerprint
 from fastgat.evaluation.inputs import Batches, Subject, as_subjects, check_classes
@@ -76,7 +76,8 @@ def evaluate(
 
     With `settings.only_autoattack` there are no curves and no other attacks, so no `networks`, `sources`, `generators`.
 
-    Raises ConfigError for networks, images or settings that do not fit, NonFiniteError for logits that are NaN.
+    Raises ConfigError for networks, images or settings that do not fit; NonFiniteError for logits that are NaN or
+    infinite, also under an attack.
     """
     settings, cache, generators = settings or EvaluationSettings(), cache or Cache(), list(generators)
     if settings.only_autoattack and (networks or sources or generators):
@@ -84,9 +85,12 @@ def evaluate(
     names = [name, *(networks or {}), *(sources or {})]
     if shared := {other for other in names if names.count(other) > 1}:
         raise ConfigError(f"{min(shared)!r} stands for several networks: give each a name of its own")
+    prices = [f"{each.cg:g}" for each in generators]
+    if shared := {price for price in prices if prices.count(price) > 1}:
+        raise ConfigError(f"several generators have c_g {min(shared)}: give each another, in its first six digits")
     images = Batches.of(batches)
     curve_images = Batches.of(curve_batches) if curve_batches else images
-    (subject,), others, origins = as_subjects({name: model}), as_subjects(networks), as_subjects(sources)
+    (subject,), others, origins = (as_subjects(each, images.first) for each in ({name: model}, networks, sources))
     check_classes([subject, *others, *origins], images)
 
     evaluator = _Evaluator(subject, images, settings, cache, progress)
@@ -332,9 +336,10 @@ class _Evaluator:
 
     def checks(self) -> Iterator[card.Check]:
         """The lines of the report card about the network by itself."""
+        some = self.batches.sample(SAMPLES)
         yield card.gradients(*gradient_shares(self.subject, self.batches))
-        yield card.repeats(*repetition(self.subject, self.batches.first))
+        yield card.repeats(*repetition(self.subject, some))
         if "AutoAttack" in self.runs:
             classes = self.subject.logits(self.batches.first.images[:1]).shape[1]
             yield card.targets(classes, self.runs["AutoAttack"].attack.settings()["targets"])
-        yield card.precisions(*agreement(self.subject, self.batches.first))
+        yield card.precisions(*agreement(self.subject, some))

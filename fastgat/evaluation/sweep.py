@@ -13,9 +13,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from fastgat.attacks.base import Attack, ascent, correct, frozen, loss_gradient
+from fastgat.attacks.base import Attack, ascent, correct, frozen, loss_gradient, meaningful
 from fastgat.batch import Batch
-from fastgat.errors import ConfigError
+from fastgat.errors import ConfigError, NonFiniteError
 from fastgat.evaluation.cache import Cache
 from fastgat.evaluation.inputs import Batches, NumberedBatch, Subject, as_subjects, check_classes
 from fastgat.evaluation.outcomes import outcomes
@@ -48,7 +48,8 @@ def fast_gradient_sweep(
         sources: by name; by default each network is its own, and its only, source.
         progress: told the number of samples of each batch that is done.
 
-    Raises ConfigError for a negative epsilon, and for networks or images that do not fit.
+    Raises ConfigError for a negative epsilon, and for networks or images that do not fit; NonFiniteError for logits
+    that are NaN or infinite.
     """
     images, pairs = _checked(networks, sources, batches, epsilons)
     counts = [np.zeros(len(epsilons), np.int64) for _ in pairs]
@@ -95,7 +96,8 @@ def _checked(
     """The images, and every network with every source, or with itself alone."""
     if not epsilons or min(epsilons) < 0:
         raise ConfigError(f"epsilons must be at least 0, and some, got {list(epsilons)}")
-    images, attacked, origins = Batches.of(batches), as_subjects(networks), as_subjects(sources)
+    images = Batches.of(batches)
+    attacked, origins = (as_subjects(each, images.first) for each in (networks, sources))
     check_classes([*attacked, *origins], images)
     if sources is None:
         return images, [(network, network) for network in attacked]
@@ -111,11 +113,17 @@ def _direction(batch: NumberedBatch, norm: str, source: Subject) -> Tensor:
 def _count_correct(
     network: Subject, batch: NumberedBatch, epsilons: Sequence[float], direction: Callable[[], Tensor]
 ) -> list[int]:
-    """How many answers are right at each epsilon."""
+    """How many answers are right at each epsilon. Raises NonFiniteError for logits that are NaN, or infinite."""
     perturbation, counts = direction(), []
     with frozen(network), torch.no_grad():
         for epsilon in epsilons:
             logits = network(torch.add(batch.images, perturbation, alpha=epsilon))
-            counts.append(correct(logits, batch.labels).sum())
-    numbers: list[int] = torch.stack(counts).tolist()
-    return numbers
+            counts.append(torch.stack([correct(logits, batch.labels).sum(), (~meaningful(logits)).sum()]))
+    numbers: list[tuple[int, int]] = torch.stack(counts).tolist()
+    for epsilon, (_, meaningless) in zip(epsilons, numbers, strict=True):
+        if meaningless:
+            raise NonFiniteError(
+                f"{network.name} returns logits that are NaN or infinite under fast gradient, epsilon {epsilon:g} "
+                "(its pixels are not clamped to [0, 1])"
+            )
+    return [right for right, _ in numbers]

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from fastgat.attacks import APGD, FAB, PGD, Attack, AutoAttack, FastGradient, GeneratorAttack, Noise, Square
-from fastgat.attacks.apgd import _checkpoints
+from fastgat.attacks.apgd import _checkpoints, _loss
+from fastgat.attacks.base import correct
 from fastgat.errors import ConfigError, NonFiniteError
 from fastgat.models import Generator
 from tests.attacks.victim import Victim, accuracy
@@ -381,6 +382,64 @@ def test_a_class_that_is_ruled_out_changes_nothing(victim: Victim, make: Make, n
     x, y = victim.images[:20], victim.labels[:20]
     attack, other = (make(model, norm=norm, epsilon=EPSILON[norm]) for model in (Masked(victim.model), victim.model))
     assert ((attack(x, y) - other(x, y)).abs() > 1e-5).float().mean() < 1e-3  # a sign may turn where a gradient is 0
+
+
+class Kept(nn.Module):
+    """The first `count` of a network's classes: alone, or beside the others, which it rules out."""
+
+    def __init__(self, model: nn.Module, count: int, alone: bool) -> None:
+        super().__init__()
+        self.model, self.count, self.alone = model, count, alone
+
+    def forward(self, images: Tensor) -> Tensor:
+        logits: Tensor = self.model(images)
+        if self.alone:
+            return logits[:, : self.count]
+        return logits.masked_fill(torch.arange(10) >= self.count, -torch.inf)
+
+
+@norms
+@pytest.mark.parametrize("count", [2, 3, 4, 6])
+def test_only_classes_that_are_possible_count_in_the_ratio(victim: Victim, norm: str, count: int) -> None:
+    rows = (victim.labels < count).nonzero().flatten()[:20]
+    x, y = victim.images[rows], victim.labels[rows]
+    alone, ruled_out = (
+        APGD(Kept(victim.model, count, alone), loss="dlr-t", steps=8, targets=count - 1, norm=norm, epsilon=0.5)(x, y)
+        for alone in (True, False)
+    )
+    assert ((alone - x).flatten(1).abs().amax(1) > 0).float().mean() > 0.8  # the others are wrong as they are
+    assert ((alone - ruled_out).abs() > 1e-5).float().mean() < 1e-3
+
+
+def test_the_ratio_is_the_published_one() -> None:
+    generator = torch.Generator().manual_seed(0)
+    logits = torch.randn(50, 7, generator=generator, dtype=torch.float64)
+    labels, targets = torch.zeros(50, dtype=torch.int64), torch.ones(50, dtype=torch.int64)
+    ordered = logits.sort(1).values
+    published = (logits[:, 1] - logits[:, 0]) / (ordered[:, -1] - 0.5 * (ordered[:, -3] + ordered[:, -4]) + 1e-12)
+    assert _loss("dlr-t", labels, targets)(logits).equal(published)
+    ruled_out = torch.cat([logits, torch.full((50, 3), -torch.inf)], 1)
+    assert _loss("dlr-t", labels, targets)(ruled_out).equal(published)
+
+
+class Tied(nn.Module):
+    """Two classes that are alike until an image is bright enough for the second."""
+
+    def forward(self, images: Tensor) -> Tensor:
+        second = (images.mean((1, 2, 3)) - 0.51).clamp(min=0)
+        return torch.stack([torch.zeros_like(second), second], 1)
+
+
+def test_square_goes_on_where_two_classes_are_alike() -> None:
+    """The answer is the first of them, and it is right."""
+    labels = torch.zeros(4, dtype=torch.int64)
+    moved = Square(Tied(), epsilon=0.1, queries=200)(GREY, labels)
+    assert not correct(Tied()(moved), labels).any()
+
+
+def test_a_row_that_rules_out_every_class_is_not_right() -> None:
+    logits = torch.tensor([[-torch.inf, -torch.inf], [-torch.inf, 0.0], [torch.nan, 0.0], [torch.inf, 0.0]])
+    assert correct(logits, torch.tensor([0, 1, 0, 0])).tolist() == [False, True, False, False]
 
 
 class Probabilities(nn.Module):

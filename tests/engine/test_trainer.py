@@ -308,9 +308,8 @@ class Changes(Callback):
 
 
 def test_a_layer_that_a_callback_freezes_stays_as_it_is(tmp_path: Path) -> None:
-    run = trainer(config(tmp_path / "run", epochs=2))
-    assert run.classifier is not None
-    head = run.classifier.head
+    network = Small()
+    head = network.head
     kept: list[torch.Tensor] = []
 
     class Keep(Changes):
@@ -318,16 +317,14 @@ def test_a_layer_that_a_callback_freezes_stays_as_it_is(tmp_path: Path) -> None:
             super().on_epoch(event)
             kept.append(head.weight.detach().clone())
 
-    run.callbacks = (Keep(head, False),)
-    run.fit()
+    trainer(config(tmp_path / "run", epochs=2), lambda: network, callbacks=(Keep(head, False),)).fit()
     assert kept[0].equal(kept[1])
 
 
 def test_a_layer_that_is_made_trainable_is_named(tmp_path: Path) -> None:
-    run = trainer(config(tmp_path / "run"))
-    assert run.classifier is not None
-    head = run.classifier.head.requires_grad_(False)
-    run.callbacks = (Changes(head, True),)
+    network = Small()
+    network.head.requires_grad_(False)
+    run = trainer(config(tmp_path / "run"), lambda: network, callbacks=(Changes(network.head, True),))
     with pytest.raises(ConfigError, match=r"head.weight of the classifier was made trainable after the first step"):
         run.fit()
 

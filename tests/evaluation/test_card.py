@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -9,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from fastgat.attacks import GeneratorTraining
+from fastgat.attacks import AutoAttack, GeneratorTraining
 from fastgat.batch import Batch
 from fastgat.data import IterableLoader
 from fastgat.evaluation import EvaluationSettings, card, evaluate
@@ -128,6 +130,64 @@ def test_a_random_network_is_said_to_be_one(victim: Victim, kind: type[Noisy], s
         batch = Batch(victim.images[:100], victim.labels[:100])
         check = card.repeats(*repetition(Subject("f", kind(victim.model, size)), batch))
     assert check.verdict == verdict
+
+
+def test_batches_of_any_size_judge_by_as_many_samples(victim: Victim, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A line that a single batch of three could only warn of."""
+    monkeypatch.setattr("fastgat.evaluation.protocol.AutoAttack", partial(AutoAttack, steps=1, targets=1, queries=1))
+    monkeypatch.setattr("fastgat.evaluation.agreement.missing_compiler", lambda device: "a compiler")
+
+    class Precise(nn.Module):
+        """It answers otherwise in mixed precision."""
+
+        def forward(self, images: Tensor) -> Tensor:
+            logits: Tensor = victim.model(images)
+            return -logits if torch.is_autocast_enabled("cpu") else logits
+
+    settings = EvaluationSettings(epsilon=0.06, only_autoattack=True)
+    for model, name in ((Noisy(victim.model, 1.0), "answers alike"), (Precise(), "mixed-precision")):
+        for size in (1, 3, 40):
+            parts = zip(victim.images[:40].split(size), victim.labels[:40].split(size), strict=True)
+            with torch.random.fork_rng():
+                torch.manual_seed(0)
+                figures = evaluate(model, [Batch(*part) for part in parts], settings).figures
+            (line,) = (line for line in figures["card"] if name in line["name"])
+            assert line["verdict"] == "FAIL", (name, size, line["figures"])
+
+
+class ByPosition(Noisy):
+    """A network whose noise is that of an image's place in the pass."""
+
+    def forward(self, images: Tensor) -> Tensor:
+        noise = torch.randn(images.shape, generator=torch.Generator().manual_seed(0))
+        logits: Tensor = self.model(images + self.size * noise)
+        return logits
+
+
+class ByMean(Noisy):
+    """A network that centres its images by the mean of the pass, as batch statistics do."""
+
+    def forward(self, images: Tensor) -> Tensor:
+        logits: Tensor = self.model(images - 2 * self.size * images.mean((0, 2, 3), keepdim=True))
+        return logits
+
+
+@pytest.mark.parametrize("count", [4, 9, 100, 150])
+@pytest.mark.parametrize("kind", [ByPosition, ByMean])
+def test_answers_that_depend_on_the_images_beside_them(victim: Victim, kind: type[Noisy], count: int) -> None:
+    batch = Batch(victim.images[:count], victim.labels[:count])
+    check = card.repeats(*repetition(Subject("f", kind(victim.model, 0.5)), batch))
+    assert check.verdict != "PASS"
+    assert check.figures["logits changed"] == "yes"
+    assert "images beside it" in check.meaning
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("count", [1, 3, 17, 150])
+def test_rounding_is_no_dependence(victim: Victim, dtype: torch.dtype, count: int) -> None:
+    batch = Batch(victim.images[:count].to(dtype), victim.labels[:count])
+    model = copy.deepcopy(victim.model).to(dtype)
+    assert card.repeats(*repetition(Subject("f", model), batch)).verdict == "PASS"
 
 
 @pytest.mark.parametrize(("classes", "verdict"), [(3, "WARN"), (9, "WARN"), (10, "PASS")])

@@ -355,9 +355,57 @@ def test_what_is_wrong_is_said(victim: Victim) -> None:
             "'network' stands for several",
             lambda: evaluate(victim.model, given, sources={"network": victim.model}),
         ),
+        (
+            ConfigError,
+            "several generators have c_g 0.3",
+            lambda: evaluate(victim.model, given, generators=[GeneratorTraining(cg=cg) for cg in (0.3, 1, 0.3)]),
+        ),
+        (
+            ConfigError,
+            "several generators have c_g 1:",
+            lambda: evaluate(victim.model, given, generators=[GeneratorTraining(cg=cg) for cg in (1, 1.0000001)]),
+        ),
     ):
         with pytest.raises(error, match=message):
             call()
+
+
+def test_logits_that_are_nan_under_an_attack_are_an_error(victim: Victim) -> None:
+    class Fragile(nn.Module):
+        """NaN for images that are not among its own."""
+
+        def forward(self, images: Tensor) -> Tensor:
+            logits: Tensor = victim.model(images)
+            apart = (images.detach().flatten(1)[:, None] - victim.images[:10].flatten(1)).abs().amax(2).amin(1)
+            return logits.where((apart < 1e-3)[:, None], torch.nan)
+
+    given, subject = Batches.of(batches(victim, 10)), Subject("f", Fragile())
+    assert clean_outcomes(subject, given, Cache()).any()
+    with pytest.raises(NonFiniteError, match=r"f returns logits that are NaN or infinite under PGD, epsilon 0\.05"):
+        outcomes(subject, PGD(subject, epsilon=0.05, steps=2), given, Cache())
+
+
+def test_kept_results_of_a_network_that_has_changed_unseen_are_not_used(
+    victim: Victim, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("fastgat.evaluation.protocol.AutoAttack", partial(AutoAttack, steps=2, targets=1, queries=2))
+    monkeypatch.setattr("fastgat.evaluation.agreement.missing_compiler", lambda device: "a compiler")
+    scale = tmp_path / "scale"
+
+    class Scaled(nn.Module):
+        """It reads what its images are multiplied by from a file."""
+
+        def forward(self, images: Tensor) -> Tensor:
+            logits: Tensor = victim.model(images * float(scale.read_text()))
+            return logits
+
+    settings = replace(SETTINGS, only_autoattack=True)
+    scale.write_text("1")
+    first = evaluate(Scaled(), batches(victim), settings, cache=Cache(tmp_path / "kept")).figures
+    scale.write_text("0.1")
+    found = evaluate(Scaled(), batches(victim), settings, cache=Cache(tmp_path / "kept")).figures
+    assert without_environment(found) == without_environment(evaluate(Scaled(), batches(victim), settings).figures)
+    assert found["worst_case_accuracy"] != first["worst_case_accuracy"]
 
 
 def test_clean_outcomes_are_the_clean_answers(victim: Victim) -> None:

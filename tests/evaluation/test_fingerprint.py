@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import functools
 import importlib
 import subprocess
 import sys
 import threading
+import types
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -18,13 +18,8 @@ from torch import Tensor, nn
 
 from fastgat.batch import Batch
 from fastgat.evaluation.fingerprint import batch_fingerprint, code_fingerprint, model_fingerprint
+from fastgat.evaluation.inputs import Subject
 from fastgat.models import Classifier
-
-FACTOR = 1.0
-
-
-def doubled(x: Tensor) -> Tensor:
-    return 2 * x
 
 
 class With(nn.Module):
@@ -35,7 +30,7 @@ class With(nn.Module):
         self.own, self.shift = own, torch.zeros(1)
 
     def forward(self, images: Tensor) -> Tensor:
-        return doubled(images) * FACTOR
+        return images
 
 
 def test_tensors_and_structure() -> None:
@@ -70,13 +65,35 @@ def test_where_a_shared_layer_stands() -> None:
     assert len(digests) == 2
 
 
-@pytest.mark.parametrize("value", [(1.0, 2.0), [1.0, 2.0], {"a": 2.0}])
-def test_values_of_a_class(value: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    network = With(1)
-    monkeypatch.setattr(With, "scale", (1.0, 1.0), raising=False)
-    before = model_fingerprint(network)
-    monkeypatch.setattr(With, "scale", value)
-    assert model_fingerprint(network) != before
+@pytest.mark.parametrize(
+    ("own", "other"),
+    [
+        (1.0, 2.0),
+        (1, 1.0),
+        ([1, torch.zeros(2)], [1, torch.ones(2)]),
+        ([[1], 2], [[1, 2]]),
+        ({"a": [1], "b": 2}, {"a": [1, "b", 2]}),
+        ({1, 2}, {1, 3}),
+        (np.zeros(3), np.ones(3)),
+        (torch.eye(2).to_sparse(), (2 * torch.eye(2)).to_sparse()),
+        (torch.ones(2, dtype=torch.cfloat).conj(), 1j * torch.ones(2)),
+    ],
+)
+def test_plain_attributes(own: Any, other: Any) -> None:
+    assert model_fingerprint(With(own)) == model_fingerprint(With(own))
+    assert model_fingerprint(With(own)) != model_fingerprint(With(other))
+
+
+@pytest.mark.filterwarnings("ignore:torch.quantize_per_tensor:UserWarning")
+def test_quantised_tensors() -> None:
+    halves, wholes = (torch.quantize_per_tensor(torch.ones(2) * scale, scale, 0, torch.qint8) for scale in (0.5, 1.0))
+    assert halves.int_repr().equal(wholes.int_repr())
+    assert model_fingerprint(With(halves)) != model_fingerprint(With(wholes))
+
+
+def test_an_attribute_that_is_not_plain_is_left_to_the_answers() -> None:
+    network = With(threading.Lock())
+    assert model_fingerprint(network) == model_fingerprint(With(threading.Lock())) != model_fingerprint(With(1))
 
 
 @pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")
@@ -84,60 +101,6 @@ def test_frozen_programs() -> None:
     frozen = [torch.jit.freeze(torch.jit.script(nn.Linear(4, 2).eval())) for _ in range(2)]  # no parameters are left
     assert model_fingerprint(frozen[0]) == model_fingerprint(frozen[0])
     assert model_fingerprint(frozen[0]) != model_fingerprint(frozen[1])
-
-
-def closing_over(value: float) -> Callable[[Tensor], Tensor]:
-    return lambda x: x * value
-
-
-@pytest.mark.parametrize(
-    ("own", "other"),
-    [
-        (1.0, 2.0),
-        ([1, torch.zeros(2)], [1, torch.ones(2)]),
-        ({"a": 1}, {"a": 2}),
-        ({1, 2}, {1, 3}),
-        (np.zeros(3), np.ones(3)),
-        (torch.sigmoid, torch.zeros_like),
-        (nn.functional.relu, nn.functional.gelu),
-        (lambda x: x, lambda x: x + 1),
-        (lambda x, by=1: x * by, lambda x, by=2: x * by),
-        (closing_over(1.0), closing_over(2.0)),
-        (functools.partial(torch.mul, other=1), functools.partial(torch.mul, other=2)),
-        ([nn.Linear(2, 2)], [nn.Linear(2, 2)]),
-        (Batch(torch.zeros(1), torch.zeros(1)), Batch(torch.ones(1), torch.zeros(1))),
-    ],
-    ids=[
-        *("number", "list", "dictionary", "set", "array", "torch's function", "torch's other function", "function"),
-        *("default", "closure", "partial", "unregistered layer", "named tuple"),
-    ],
-)
-def test_attributes(own: Any, other: Any) -> None:
-    assert model_fingerprint(With(own)) == model_fingerprint(With(own))
-    assert model_fingerprint(With(own)) != model_fingerprint(With(other))
-
-
-def test_an_attribute_that_cannot_be_described_is_never_the_same() -> None:
-    network = With(threading.Lock())
-    assert model_fingerprint(network) != model_fingerprint(network)
-
-
-def test_hooks_and_globals(monkeypatch: pytest.MonkeyPatch) -> None:
-    network = With(None)
-    network.own = [network]  # a circle
-    before = model_fingerprint(network)
-    hook = network.register_forward_hook(lambda module, inputs, output: output * 2)
-    assert model_fingerprint(network) != before
-    hook.remove()
-    assert model_fingerprint(network) == before
-    hook = nn.modules.module.register_module_forward_hook(lambda module, inputs, output: output * 2)
-    assert model_fingerprint(network) != before
-    hook.remove()
-    monkeypatch.setattr(sys.modules[__name__], "FACTOR", 2.0)
-    assert model_fingerprint(network) != before
-    monkeypatch.undo()
-    monkeypatch.setattr(sys.modules[__name__], "doubled", lambda x: 3 * x)
-    assert model_fingerprint(network) != before
 
 
 def test_the_code_of_a_class(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -256,17 +219,70 @@ def test_a_package_whose_parts_are_imported_later(tmp_path: Path, monkeypatch: p
         sys.modules.pop(name)
 
 
+def closing_over(factor: float) -> Callable[[Tensor], Tensor]:
+    return lambda x: x * factor
+
+
+FACTOR = 1.0
 SCALES = [1.0]
+SETTINGS = types.SimpleNamespace(factor=1.0)
 
 
-class Scaled(nn.Module):
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return x * SCALES[0]
+class Times(torch.autograd.Function):
+    """x, and any multiple of its gradient."""
+
+    factor = 1.0
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx: Any, *grad_outputs: Tensor) -> Tensor:
+        return grad_outputs[0] * Times.factor
 
 
-def test_a_global_list() -> None:
-    before = model_fingerprint(Scaled())
-    SCALES[0] = 2.0
-    assert model_fingerprint(Scaled()) != before
-    SCALES[0] = 1.0
-    assert model_fingerprint(Scaled()) == before
+class Depends(nn.Module):
+    """A linear network whose answers, or their gradient, depend on values from all over."""
+
+    factor = 1.0
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(12, 4)
+        self.own: Callable[[Tensor], Tensor] = closing_over(1.0)
+        self.layers: list[nn.Module] = [nn.Identity()]
+
+    def forward(self, images: Tensor) -> Tensor:
+        x = Times.apply(images.flatten(1) * FACTOR * SCALES[0] * SETTINGS.factor * self.factor)  # type: ignore[no-untyped-call]
+        return self.linear(self.layers[0](self.own(x)))
+
+
+def doubles_what_comes_out(patch: pytest.MonkeyPatch, network: Depends) -> None:
+    network.linear.register_forward_hook(lambda module, inputs, output: output * 2)
+
+
+CHANGES: dict[str, Callable[[pytest.MonkeyPatch, Depends], object]] = {
+    "a global number": lambda patch, network: patch.setattr(sys.modules[__name__], "FACTOR", 2.0),
+    "a global list": lambda patch, network: patch.setattr(sys.modules[__name__], "SCALES", [2.0]),
+    "a global object": lambda patch, network: patch.setattr(SETTINGS, "factor", 2.0),
+    "a class": lambda patch, network: patch.setattr(Depends, "factor", 2.0),
+    "a closure": lambda patch, network: setattr(network, "own", closing_over(2.0)),
+    "a layer in a list": lambda patch, network: network.layers.__setitem__(0, nn.Tanh()),
+    "a hook": doubles_what_comes_out,
+    "a gradient": lambda patch, network: patch.setattr(Times, "factor", -1.0),
+}
+
+
+@pytest.mark.parametrize("change", CHANGES.values(), ids=CHANGES)
+def test_whatever_decides_the_answers(
+    change: Callable[[pytest.MonkeyPatch, Depends], object], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    network, probe = Depends(), Batch(torch.rand(40, 3, 2, 2), torch.arange(40) % 4)
+    before = Subject("f", network, probe).digest
+    assert Subject("f", network.train(), probe).digest == before
+    assert Subject("f", network, Batch(probe.images[:20], probe.labels[:20])).digest == before, (
+        "more images are no other"
+    )
+    change(monkeypatch, network)
+    assert Subject("f", network, probe).digest != before

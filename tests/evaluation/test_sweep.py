@@ -10,7 +10,7 @@ from torch import nn
 
 from fastgat.attacks import FastGradient
 from fastgat.batch import Batch
-from fastgat.errors import ConfigError
+from fastgat.errors import ConfigError, NonFiniteError
 from fastgat.evaluation.sweep import fast_gradient_sweep
 from tests.attacks.victim import Victim, accuracy
 
@@ -66,7 +66,8 @@ def test_the_gradient_is_taken_once_a_batch(victim: Victim) -> None:
             return logits
 
     fast_gradient_sweep({"f": Counted()}, batches(victim, 100), EPSILONS)
-    assert calls == {"forward": 2 * (1 + len(EPSILONS)) + 1, "backward": 2}  # and one forward to judge the network
+    # And one forward pass to judge the network, and one of each for its digest.
+    assert calls == {"forward": 2 * (1 + len(EPSILONS)) + 2, "backward": 2 + 1}
 
 
 def test_the_batch_size_does_not_matter(victim: Victim) -> None:
@@ -79,3 +80,15 @@ def test_the_batch_size_does_not_matter(victim: Victim) -> None:
 def test_bad_epsilons(victim: Victim, wrong: list[float]) -> None:
     with pytest.raises(ConfigError, match="epsilons must be at least 0"):
         fast_gradient_sweep({"f": victim.model}, batches(victim), wrong)
+
+
+def test_logits_that_are_nan_end_a_sweep(victim: Victim) -> None:
+    class Rooted(nn.Module):
+        """NaN for a pixel below 0."""
+
+        def forward(self, images: torch.Tensor) -> torch.Tensor:
+            logits: torch.Tensor = victim.model(images)
+            return logits.where((images >= 0).flatten(1).all(1)[:, None], torch.nan)
+
+    with pytest.raises(NonFiniteError, match=r"f returns logits that are NaN .* under fast gradient, epsilon 0\.3"):
+        fast_gradient_sweep({"f": Rooted()}, batches(victim), [0, 0.3])
