@@ -254,7 +254,7 @@ class Depends(nn.Module):
         self.layers: list[nn.Module] = [nn.Identity()]
 
     def forward(self, images: Tensor) -> Tensor:
-        x = Times.apply(images.flatten(1) * FACTOR * SCALES[0] * SETTINGS.factor * self.factor)  # type: ignore[no-untyped-call]
+        x = Times.apply(images.flatten(1) * FACTOR * SCALES[0] * SETTINGS.factor * self.factor)
         return self.linear(self.layers[0](self.own(x)))
 
 
