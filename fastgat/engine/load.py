@@ -106,7 +106,7 @@ def untrained_classifier(
     if isinstance(classifier, type):
         raise ConfigError(f"classifier must be a module or a name, got the class {classifier.__name__}")
     name, named = model["classifier"], [classifier] if isinstance(classifier, str) else list(classifier or ())
-    if name is not None and isinstance(classifier, str) and classifier != name:
+    if isinstance(name, str) and not is_factory(name) and isinstance(classifier, str) and classifier != name:
         raise ConfigError(f"{path}: its classifier is {name!r}, not {classifier!r}")
     if name is None:
         if len(named) != 1:

@@ -39,5 +39,5 @@ def _columns(store: RunStore, cell: Cell, averaged: bool) -> dict[str, float | N
         tests = {"accuracy": of_best["test_accuracy"]} if of_best else {}
     epochs = store.epochs(cell)
     mean = summary.get("last_validation_accuracy" + suffix(averaged)) or mean_of_last(epochs, averaged)
-    mean = mean if len(epochs) >= LAST_EPOCHS else None
+    mean = mean if len(epochs) >= LAST_EPOCHS else None  # of fewer it would be another rule
     return {**{rule: tests.get(rule) for rule in RULES}, "last_ten": mean}

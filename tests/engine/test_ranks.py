@@ -177,7 +177,9 @@ def misfit(ranks: Ranks, folder: Path) -> None:
     batches = [minibatch(2 + ranks.rank, dtype=torch.float32)]
     sizes = r"^ranks differ in the shape of their batches: 0 has \(2, 3, 8, 8\), 1 has \(3, 3, 8, 8\)$"
     with pytest.raises(RankError, match=sizes):
-        Trainer(settings(), classifier=Centred(), train_loader=batches, validation_loader=batches).fit()
+        Trainer(
+            settings(data=DataConfig()), classifier=Centred(), train_loader=batches, validation_loader=batches
+        ).fit()
     step = fastgat.compile_step(Centred(), "baseline", compile=False)
     with pytest.raises(RankError, match=sizes):
         step(*batches[0])

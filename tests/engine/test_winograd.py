@@ -123,6 +123,7 @@ def test_sums_that_take_too_much_memory(monkeypatch: pytest.MonkeyPatch) -> None
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_a_step_stays_the_same() -> None:
     """GAT on the paper's networks, node by node; and no activation has to be copied for the kernel first."""
     graphs: list[GraphModule] = []

@@ -53,6 +53,8 @@ def test_figures_repeat_and_agree_with_attacks(victim: Victim) -> None:
     assert {curve["attack"] for curve in one["curves"]} == {"fast gradient", "PGD-4", "PGD-20"} - {"PGD-4"}
 
 
+@pytest.mark.slow
+@pytest.mark.long
 def test_the_batch_size_does_not_matter(victim: Victim) -> None:
     one, many = (evaluate(victim.model, batches(victim, 40, size), SETTINGS).figures for size in (40, 13))
     for a, b in zip(one["attacks"], many["attacks"], strict=True):
@@ -153,7 +155,9 @@ def test_autoattack_is_kept_part_by_part(victim: Victim, tmp_path: Path, monkeyp
     assert (line["verdict"], line["figures"]) == ("WARN", {"wrong classes": 9, "aimed at": 12})
 
 
-@pytest.mark.parametrize(("mask", "verdict"), [(nn.Sequential, "PASS"), (Stairs, "FAIL")])
+@pytest.mark.parametrize(
+    ("mask", "verdict"), [(nn.Sequential, "PASS"), pytest.param(Stairs, "FAIL", marks=pytest.mark.long)]
+)
 def test_autoattack_and_nothing_else(
     victim: Victim, mask: Any, verdict: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -423,6 +427,8 @@ def test_multiples_of_epsilon_end_where_images_do(victim: Victim) -> None:
     assert large["figures"] == {"PGD, epsilon 0.5": ladder["accuracies"][4]}
 
 
+@pytest.mark.slow
+@pytest.mark.long
 def test_it_is_float32_whatever_is_around_it(victim: Victim) -> None:
     plain = evaluate(victim.model, batches(victim), SETTINGS).figures
     with torch.autocast("cpu", torch.bfloat16):

@@ -22,6 +22,8 @@ def train(method: Method, output: Path) -> Path:
     return output
 
 
+@pytest.mark.slow
+@pytest.mark.long
 def test_it_says_what_a_run_rounds_off(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr("bench.precision.BATCH", 32)
     run, report = train(GAT(), tmp_path / "run"), tmp_path / "report.json"
