@@ -88,6 +88,8 @@ def test_what_was_done_is_not_done_again(victim: Victim, tmp_path: Path) -> None
     assert len(calls) > 2 * some
 
 
+@pytest.mark.slow
+@pytest.mark.long
 def test_a_killed_evaluation_goes_on(victim: Victim, tmp_path: Path) -> None:
     expected = evaluate(victim.model, batches(victim), SETTINGS).figures
 
@@ -129,6 +131,8 @@ def test_a_second_evaluation_attacks_nothing(victim: Victim, tmp_path: Path, mon
     assert without_environment(again) == without_environment(first)
 
 
+@pytest.mark.slow
+@pytest.mark.long
 def test_autoattack_is_kept_part_by_part(victim: Victim, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     short = partial(AutoAttack, steps=4, targets=12, queries=20)  # APGD-CE and Square are those of SETTINGS
     monkeypatch.setattr("fastgat.evaluation.protocol.AutoAttack", short)

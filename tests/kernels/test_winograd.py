@@ -25,7 +25,7 @@ PROBLEMS = [
 problems = pytest.mark.parametrize("problem", PROBLEMS, ids=lambda problem: "x".join(map(str, problem)))
 
 
-@pytest.fixture(params=[None, 4, 8, 16])
+@pytest.fixture(params=[None, pytest.param(4, marks=pytest.mark.long), 8, 16])
 def registers(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """This CPU's vector registers, and those of others, which its compiler imitates."""
     if request.param:
