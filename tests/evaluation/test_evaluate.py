@@ -291,6 +291,8 @@ def test_the_model_comes_back_as_it_was(victim: Victim) -> None:
     assert torch.get_rng_state().equal(state)
 
 
+@pytest.mark.slow
+@pytest.mark.long
 def test_a_network_in_place_and_short_labels_change_nothing(victim: Victim) -> None:
     class InPlace(nn.Module):
         def __init__(self) -> None:
