@@ -17,6 +17,7 @@ import pytest
 import torch
 from filelock import FileLock
 from torch import nn
+from torch.fx import Graph, GraphModule
 
 from fastgat.batch import Batch
 from fastgat.config import OptimizerConfig
@@ -136,6 +137,19 @@ def compiled_by(backend: Any) -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(torch, "compile", made_by)
         yield
+
+
+def run_after(passes: Callable[[Graph], None], graphs: list[GraphModule]) -> Callable[..., Any]:
+    """A compiler for `aot_autograd`: it runs a graph node by node after the passes, and keeps it in `graphs`."""
+
+    def compiler(traced: GraphModule, inputs: list[torch.Tensor]) -> Callable[..., Any]:
+        passes(traced.graph)
+        traced.graph.lint()
+        traced.recompile()
+        graphs.append(traced)
+        return traced.forward
+
+    return compiler
 
 
 def made_once(factory: pytest.TempPathFactory, name: str, make: Callable[[Path], None]) -> Path:

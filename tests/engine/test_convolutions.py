@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable
-from typing import Any
 
 import pytest
 import torch
@@ -20,7 +18,7 @@ from fastgat.engine.convolutions import convolution_relu_op, relu_gradient_op, w
 from fastgat.engine.graph import CONVOLUTION, CONVOLUTION_BACKWARD
 from fastgat.engine.graph_passes import GraphPasses
 from fastgat.methods import GAT, Method
-from tests.support import Engine, compiled_by, largest_difference, minibatch, players
+from tests.support import Engine, compiled_by, largest_difference, minibatch, players, run_after
 
 OPERATIONS = {
     convolution_relu_op._opoverload: "forward",
@@ -41,14 +39,6 @@ def _as_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
 def stepped(convolutions: str | None, method: Method, amp: bool = False) -> tuple[Engine, list[GraphModule]]:
     """A step of the method, run node by node as Inductor would be given it after the passes, or as it is written."""
     graphs: list[GraphModule] = []
-
-    def made(traced: GraphModule, inputs: list[Tensor]) -> Callable[..., Any]:
-        GraphPasses(convolutions or "cudnn")(traced.graph)
-        traced.graph.lint()
-        traced.recompile()
-        graphs.append(traced)
-        return traced.forward
-
     torch.manual_seed(0)
     torch._dynamo.reset()
     dtype, last = torch.float32 if amp else torch.float64, torch.channels_last
@@ -65,7 +55,8 @@ def stepped(convolutions: str | None, method: Method, amp: bool = False) -> tupl
         compiled=convolutions is not None,
         autocast=torch.bfloat16 if amp else None,
     )
-    backend = aot_autograd(fw_compiler=made, decompositions=decomposition.select_decomp_table())
+    compiler = run_after(GraphPasses(convolutions or "cudnn"), graphs)
+    backend = aot_autograd(fw_compiler=compiler, decompositions=decomposition.select_decomp_table())
     with compiled_by(backend):
         engine.step(batches)
     return engine, graphs

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -19,7 +19,7 @@ from fastgat.engine.graph import CONVOLUTION, CONVOLUTION_BACKWARD, fake_tensor
 from fastgat.engine.graph_passes import GraphPasses
 from fastgat.engine.winograd import convolution, input_gradient, parameter_gradients
 from fastgat.methods import GAT
-from tests.support import Engine, compiled_by, minibatch, players
+from tests.support import Engine, compiled_by, minibatch, players, run_after
 
 OPERATIONS = {
     convolution._opoverload: "forward",
@@ -127,14 +127,6 @@ def test_sums_that_take_too_much_memory(monkeypatch: pytest.MonkeyPatch) -> None
 def test_a_step_stays_the_same() -> None:
     """GAT on the paper's networks, node by node; and no activation has to be copied for the kernel first."""
     graphs: list[GraphModule] = []
-
-    def made(traced: GraphModule, inputs: list[Tensor]) -> Callable[..., Any]:
-        GraphPasses()(traced.graph)
-        traced.graph.lint()
-        traced.recompile()
-        graphs.append(traced)
-        return traced.forward
-
     torch.manual_seed(0)
     torch._dynamo.reset()
     networks = [
@@ -144,7 +136,7 @@ def test_a_step_stays_the_same() -> None:
     batch = minibatch(16, 16, dtype=torch.float32)
     batch = batch._replace(images=batch.images.contiguous(memory_format=torch.channels_last))
     compiled, written = (Engine(GAT(), *networks, compiled=compiled) for compiled in (True, False))
-    with compiled_by(aot_autograd(fw_compiler=made)):
+    with compiled_by(aot_autograd(fw_compiler=run_after(GraphPasses(), graphs))):
         compiled.step([batch])
     written.step([batch])
     found = counted(graphs[0])

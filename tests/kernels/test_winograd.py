@@ -94,7 +94,7 @@ def test_layouts(layout: str) -> None:
 
 
 def test_one_sample_does_not_touch_another() -> None:
-    """Not even its rounding; and on more threads the same sums are made."""
+    """Not even its rounding; and the same threads make the same sums again."""
     (x, weight, bias, dy), _ = drawn((9, 32, 32, 6, 6, 1))
     together, threads = winograd.convolution(x, weight, bias), torch.get_num_threads()
     torch.set_num_threads(3)
