@@ -190,7 +190,7 @@ class RunConfig(Options):
     cuda_graph: bool = option(True, "on a GPU, replay the compiled step as one CUDA graph")
     convolutions: str = option(
         "cudnn",
-        "on a GPU, what a compiled step has beyond cuDNN's convolutions, none of it measured yet: forward (bias and "
+        "on a GPU, what replaces parts of cuDNN's work in a compiled step, not measured yet: forward (bias and "
         "ReLU in the convolution's kernel), backward (a ReLU's mask and the bias's gradient in one kernel), stream "
         "(gradients by weights on a second stream), or several as in backward+stream",
         choices=CONVOLUTIONS,

@@ -8,8 +8,6 @@
 
 #include <algorithm>
 #include <cstdint>
-#include <cstdlib>
-#include <memory>
 #include <omp.h>
 
 #ifndef LANES
@@ -33,12 +31,6 @@ typedef float Vector __attribute__((vector_size(4 * lanes), aligned(4), may_alia
 
 inline Vector load(const float* from) { return *reinterpret_cast<const Vector*>(from); }
 inline void store(float* to, Vector value) { *reinterpret_cast<Vector*>(to) = value; }
-
-struct Free {
-    void operator()(float* memory) const { std::free(memory); }
-};
-using Buffer = std::unique_ptr<float[], Free>;
-Buffer buffer(int64_t size) { return Buffer(static_cast<float*>(std::aligned_alloc(64, (4 * size + 63) / 64 * 64))); }
 
 // The transforms by one dimension: y = M x, of vectors that lie STRIDE apart in x.
 
@@ -219,24 +211,36 @@ int64_t block_size(int64_t C, int64_t K) {
     return std::clamp<int64_t>((1 << 19) / (4 * points * (C + K)) / rows * rows, 24, 48);
 }
 
+// Floats of scratch memory of one thread: a block of tiles of C and of K channels, transformed, and one pixel of each.
+int64_t own_scratch(int64_t C, int64_t K) { return (block_size(C, K) * points + 1) * (C + K); }
+
 }  // namespace
 
 extern "C" int fastgat_lanes() { return lanes; }
 
+// Floats of scratch memory that the two functions below need.
+extern "C" int64_t fastgat_convolution_scratch(int64_t C, int64_t K, int64_t threads) {
+    return points * C * K + threads * own_scratch(C, K);
+}
+extern "C" int64_t fastgat_parameter_gradients_scratch(int64_t C, int64_t K, int64_t threads) {
+    return threads * (points * C * K + K + own_scratch(C, K));
+}
+
 // y (N, out_h, out_w, K) = conv(x (N, height, width, C), weight) + bias; weight by strides, bias may be null.
 extern "C" void fastgat_convolution(const float* x, const float* weight, const int64_t* strides, const float* bias, float* y,
-                                    int64_t N, int64_t height, int64_t width, int64_t C, int64_t out_h, int64_t out_w,
+                                    float* scratch, int64_t N, int64_t height, int64_t width, int64_t C, int64_t out_h, int64_t out_w,
                                     int64_t K, int64_t padding, int64_t threads) {
     const int64_t down = (out_h + 3) / 4, across = (out_w + 3) / 4, tiles = N * down * across, block = block_size(C, K);
-    const Buffer weights = buffer(points * C * K);
+    float* const weights = scratch;
 #pragma omp parallel num_threads(threads)
     {
-        const Buffer inputs = buffer(block * points * C), products = buffer(block * points * K);
-        const Buffer zeros = buffer(C), ignored = buffer(K);
-        std::fill_n(zeros.get(), C, 0.f);
-        const Tiles<const float> from{x, zeros.get(), height, width, C, down, across};
-        const Tiles<float> to{y, ignored.get(), out_h, out_w, K, down, across};
-        transform_weights(weight, strides, weights.get(), C, K);
+        float* const inputs = weights + points * C * K + omp_get_thread_num() * own_scratch(C, K);
+        float *const products = inputs + block * points * C, *const zeros = products + block * points * K;
+        float* const ignored = zeros + C;
+        std::fill_n(zeros, C, 0.f);
+        const Tiles<const float> from{x, zeros, height, width, C, down, across};
+        const Tiles<float> to{y, ignored, out_h, out_w, K, down, across};
+        transform_weights(weight, strides, weights, C, K);
 #pragma omp for schedule(static)
         for (int64_t first = 0; first < tiles; first += block) {
             const int64_t count = std::min(block, tiles - first);
@@ -255,20 +259,20 @@ extern "C" void fastgat_convolution(const float* x, const float* weight, const i
 
 // The gradients of the convolution by its weight (K, C, 3, 3), by strides, and by its bias (K,), from that of its output.
 extern "C" void fastgat_parameter_gradients(const float* grad_output, const float* x, float* d_weight, const int64_t* strides,
-                                            float* d_bias, int64_t N, int64_t height, int64_t width, int64_t C,
+                                            float* d_bias, float* scratch, int64_t N, int64_t height, int64_t width, int64_t C,
                                             int64_t out_h, int64_t out_w, int64_t K, int64_t padding, int64_t threads) {
     const int64_t down = (out_h + 3) / 4, across = (out_w + 3) / 4, tiles = N * down * across, block = block_size(C, K);
-    const int64_t size = points * C * K + K;  // sums by weights and by biases, of each thread
-    const Buffer sums = buffer(size * threads);
-    std::fill_n(sums.get(), size * threads, 0.f);
+    const int64_t size = K + points * C * K;  // sums by biases and by weights, of each thread
+    float* const sums = scratch;
+    std::fill_n(sums, size * threads, 0.f);
 #pragma omp parallel num_threads(threads)
     {
-        const Buffer inputs = buffer(block * points * C), outputs = buffer(block * points * K);
-        const Buffer zeros = buffer(std::max(C, K));
-        std::fill_n(zeros.get(), std::max(C, K), 0.f);
-        const Tiles<const float> from{x, zeros.get(), height, width, C, down, across};
-        const Tiles<const float> to{grad_output, zeros.get(), out_h, out_w, K, down, across};
-        float* own = &sums[size * omp_get_thread_num()];
+        float* const inputs = sums + size * threads + omp_get_thread_num() * own_scratch(C, K);
+        float *const outputs = inputs + block * points * C, *const zeros = outputs + block * points * K;
+        std::fill_n(zeros, std::max(C, K), 0.f);
+        const Tiles<const float> from{x, zeros, height, width, C, down, across};
+        const Tiles<const float> to{grad_output, zeros, out_h, out_w, K, down, across};
+        float* const own = sums + size * omp_get_thread_num();
 #pragma omp for schedule(static)
         for (int64_t first = 0; first < tiles; first += block) {
             const int64_t count = std::min(block, tiles - first);

@@ -59,9 +59,10 @@ def library() -> ctypes.CDLL:
     except (RuntimeError, OSError) as error:
         message = f"{SOURCE.name} cannot be compiled or loaded (--no-winograd does without): {first_line(error)}"
         raise CompileError(message) from error
-    compiled.fastgat_convolution.argtypes = [POINTER] * 5 + [SIZE] * 9
-    compiled.fastgat_parameter_gradients.argtypes = [POINTER] * 5 + [SIZE] * 9
-    compiled.fastgat_convolution.restype = compiled.fastgat_parameter_gradients.restype = None
+    for function in (compiled.fastgat_convolution, compiled.fastgat_parameter_gradients):
+        function.argtypes, function.restype = [POINTER] * 6 + [SIZE] * 9, None
+    for function in (compiled.fastgat_convolution_scratch, compiled.fastgat_parameter_gradients_scratch):
+        function.argtypes, function.restype = [SIZE] * 3, SIZE
     return compiled
 
 
@@ -79,10 +80,10 @@ def takes(x: Tensor, weight: Tensor, padding: int) -> bool:
     return pixels > 0 and all(channels % vector_length() == 0 for channels in weight.shape[:2])
 
 
-def bytes_of_sums(weight: Tensor) -> int:
-    """What `parameter_gradients` needs for the sums of its threads: a transformed weight for each."""
+def gradients_scratch(weight: Tensor) -> int:
+    """How many floats `parameter_gradients` needs beside its results: mostly a transformed weight for each thread."""
     filters, channels = weight.shape[:2]
-    return torch.get_num_threads() * (36 * channels + 1) * filters * weight.itemsize
+    return int(library().fastgat_parameter_gradients_scratch(channels, filters, torch.get_num_threads()))
 
 
 def convolution(x: Tensor, weight: Tensor, bias: Tensor | None = None, padding: int = 1) -> Tensor:
@@ -118,9 +119,11 @@ def _convolution(
     out_h, out_w = height + 2 * padding - 2, width + 2 * padding - 2
     y = x.new_empty((batch, out_h, out_w, filters)).permute(0, 3, 1, 2)
     bias = bias if bias is None else bias.contiguous()
-    sizes = batch, height, width, channels, out_h, out_w, filters, padding, torch.get_num_threads()
+    threads = torch.get_num_threads()
+    scratch = x.new_empty(library().fastgat_convolution_scratch(channels, filters, threads))
     addresses = x.data_ptr(), weight, _array(strides), bias if bias is None else bias.data_ptr(), y.data_ptr()
-    library().fastgat_convolution(*addresses, *sizes)
+    sizes = batch, height, width, channels, out_h, out_w, filters, padding, threads
+    library().fastgat_convolution(*addresses, scratch.data_ptr(), *sizes)
     return y
 
 
@@ -132,9 +135,10 @@ def parameter_gradients(grad_output: Tensor, x: Tensor, weight: Tensor, padding:
     batch, channels, height, width = x.shape
     filters, out_h, out_w = grad_output.shape[1:]
     d_weight, d_bias = torch.empty_like(weight), weight.new_empty(filters)
-    sizes = batch, height, width, channels, out_h, out_w, filters, padding, torch.get_num_threads()
+    scratch = x.new_empty(gradients_scratch(weight))
     addresses = grad_output.data_ptr(), x.data_ptr(), d_weight.data_ptr(), _array(d_weight.stride()), d_bias.data_ptr()
-    library().fastgat_parameter_gradients(*addresses, *sizes)
+    sizes = batch, height, width, channels, out_h, out_w, filters, padding, torch.get_num_threads()
+    library().fastgat_parameter_gradients(*addresses, scratch.data_ptr(), *sizes)
     return d_weight, d_bias
 
 

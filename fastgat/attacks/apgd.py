@@ -31,7 +31,7 @@ class _Point(NamedTuple):
         images, labels, aims: x, y, and the class that a targeted loss aims at.
         x, previous: the point, and the one before it.
         size: how far the next step goes.
-        value, gradient: the loss at the point before it was moved, until it is evaluated; then at this one.
+        value, gradient: the loss at x and its gradient; after `stepped` still those of `previous`, until `_evaluate`.
         best, best_value, best_gradient: the best point so far, with its loss and gradient.
         raised: the steps since the last checkpoint that have raised the loss.
         last_size, last_value: `size` and `best_value` at the last checkpoint.

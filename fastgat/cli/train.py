@@ -26,7 +26,11 @@ from fastgat.trainer import Trainer
 @click.command(cls=SectionedCommand)
 @run_options()
 @click.option("--config", "file", metavar="FILE", type=Path, help="settings in TOML; options given here override them")
-@click.option("--recipe", metavar="NAME", help="settings below those of --config; `fastgat recipes` lists them")
+@click.option(
+    "--recipe",
+    metavar="NAME",
+    help="a published recipe, which --config and options override; `fastgat recipes` lists them",
+)
 @click.option("--print-config", is_flag=True, help="print the settings as TOML and stop")
 @click.option("--dry-run", is_flag=True, help="find data, device and networks, say what would run, and stop")
 def train(file: Path | None, recipe: str | None, print_config: bool, dry_run: bool, **given: Any) -> None:

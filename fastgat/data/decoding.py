@@ -35,7 +35,7 @@ class BadSampleError(Exception):
 
 
 class Header(NamedTuple):
-    """What is read of an image once, and what every decoder goes by.
+    """An image's header, read once by Pillow; every decoder goes by it.
 
     Attributes:
         size: height and width of the upright image.

@@ -142,7 +142,7 @@ def _scan(folder: Path | str) -> list[os.DirEntry[str]]:
 
 
 def _no_class(name: str, lenient: bool) -> str | None:
-    """Of which other kind a folder is; None where it is a class, or part of one. Earlier versions were `lenient`."""
+    """Why a folder is not a class, nor part of one; None if it is. Earlier versions were `lenient`."""
     if name.startswith("."):
         return "hidden"
     return "made by a system or viewer" if name.lower() in NO_CLASSES and not lenient else None

@@ -70,7 +70,7 @@ class Sampler:
         return drawn[self.rank * self.batch_size : (self.rank + 1) * self.batch_size]
 
     def in_order(self) -> Iterator[Rows]:
-        """Every sample of this rank once; all ranks together have all of them, each as many as another, or one less."""
+        """This rank's samples, each once, in order. Ranks have equally many, or differ by one."""
         mine = np.arange(self.rank, self.count, self.ranks)
         for first in range(0, len(mine), self.batch_size):
             yield mine[first : first + self.batch_size]

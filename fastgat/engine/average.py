@@ -19,7 +19,7 @@ from fastgat.methods.base import Method
 from fastgat.methods.players import Draws, Tensors
 
 IMAGES, SHARE = 1000, 0.25
-"""How many images decide, at the end of an epoch, in at most this share of its steps."""
+"""The statistics are those of so many images at the end of an epoch, but of at most this share of its steps."""
 
 
 class AverageStatistics:
@@ -31,9 +31,9 @@ class AverageStatistics:
         self.steps = enough if state.ema is not None and state.ema.statistic_names else 0
 
     def after(self, step: int, minibatches: Sequence[Batch], draws: Sequence[Draws], kind: str) -> None:
-        """Take what step number `step`, just taken, leaves into the mean, if it is one of the epoch's last `steps`.
+        """If `step`, the number of the step just taken, is among its epoch's last `steps`: average its statistics in.
 
-        Nothing is kept between two steps but the statistics so far, so that a run can stop and go on at any of them.
+        Only the statistics so far are kept between two steps, so a run can stop and go on at any step.
         """
         before = self.steps - (self.steps_per_epoch - step % self.steps_per_epoch)
         if before < 0:
@@ -47,7 +47,7 @@ class AverageStatistics:
 
     @torch.no_grad()
     def _left(self, minibatches: Sequence[Batch], draws: Sequence[Draws], kind: str) -> Tensors:
-        """The average's running statistics after a step without update, in which each pass that counts weighs alike."""
+        """The running statistics after a step on the averaged weights, without an update: the mean over its passes."""
         assert self.state.ema is not None
         averages, players = self.state.ema.averages(), self.state.players()
         own = players.classifier

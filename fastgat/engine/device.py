@@ -41,7 +41,7 @@ def pick_device(name: str, local_rank: int | None = None) -> torch.device:
         build = "this build of torch is for CPUs only" if torch.version.cuda is None else "torch sees no GPU"
         raise DeviceError(f"device {name!r} asked for, but {build}; use --device cpu or auto")
     if device.index is not None and local_rank is not None:
-        raise ConfigError(f"device {name!r} would be that of every rank: --device cuda gives each its own")
+        raise ConfigError(f"every rank would use device {name!r}; --device cuda gives each rank its own")
     index = device.index or local_rank or 0
     if index >= torch.cuda.device_count():
         raise DeviceError(f"device {name!r} asked for, but there are {torch.cuda.device_count()} GPUs")

@@ -105,9 +105,9 @@ class Ranks:
         return mine if self.local_rank == 0 else rest  # type: ignore[return-value]
 
     def vote(self, number: int) -> int:
-        """The largest number that a rank has voted for, one vote late; a rank alone hears its own at once.
+        """The maximum over the ranks of what they voted in the previous call; with one rank, `number` itself.
 
-        No rank waits for another: votes are exchanged while the step between two of them runs.
+        No rank waits for another: votes are exchanged while the step between two calls runs.
         """
         if self.alone:
             return number
@@ -116,7 +116,7 @@ class Ranks:
         return self._count_votes(1)
 
     def end_votes(self) -> None:
-        """Receive the votes that are still on their way; none may be left when a run ends."""
+        """Receive the votes that are still under way, before a run ends."""
         self._count_votes(0)
 
     def check_same(self, what: Mapping[str, Any]) -> None:

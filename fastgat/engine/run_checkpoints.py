@@ -250,13 +250,13 @@ class RunCheckpoints:
     def initialise_folder(self, at: Position) -> None:
         """Make the folder hold a checkpoint of this moment, and the best one only if it is this run's."""
         if self.state.ranks.first:
-            left = [*self.folder.glob(".*.safetensors.*")]  # by a kill within a write
+            stale = [*self.folder.glob(".*.safetensors.*")]  # a kill within a write left them
             if not at.step:
-                left += self.folder.glob("best*.safetensors")  # by a run whose last checkpoint is gone
-            for file in left:
+                stale += self.folder.glob("best*.safetensors")  # of a run whose last checkpoint is gone
+            for file in stale:
                 file.unlink(missing_ok=True)
-        # A file may be of another epoch where the run was killed between the writing of a better one and of the last:
-        # that epoch will be done again. Or the run goes on from another folder that had lost it.
+        # A run killed between writing a best file and last.safetensors repeats that epoch, so its best file is too new.
+        # A run that goes on from another folder may find none.
         holds = self.state.ranks.from_first(lambda: {name: self._holds(name, at) for name in (BEST, *at.kept)})
         if not holds[BEST]:
             at.best_epoch, at.best_accuracy = None, -1.0

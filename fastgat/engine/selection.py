@@ -17,7 +17,7 @@ COLLAPSED, ERRORS = 0.5, 3
 class Candidate(NamedTuple):
     """The classifier of the epoch that a rule has chosen so far: its moving average, or the classifier itself.
 
-    The parameters of a run without a moving average count as averaged: they are what the run is judged by.
+    Without a moving average `averaged` is True and means the plain weights, by which such a run is judged.
     """
 
     rule: str

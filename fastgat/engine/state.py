@@ -32,8 +32,8 @@ class TrainState(nn.Module):
         autocast: the dtype of mixed precision; float16 brings a loss scale along.
         interacts: whether the classifier's samples influence each other; by default, whether it has batch norm.
         statistics: which forward passes change the classifier's buffers: "clean", "perturbed" or "both".
-        memory: what the method hands on from step to step, at first, for this rank's part of a batch; it is changed in
-            place.
+        memory: a tensor that the method carries from step to step, for this rank's part of a batch; its first value,
+            which steps change in place.
         ranks: those that train together, each on its part of every batch.
 
     Attributes:

@@ -211,7 +211,7 @@ class Captured:
 
 
 def end_failed_capture(stream: torch.cuda.Stream) -> None:
-    """Reset the CUDA generator, which a capture that failed leaves in capture mode: ending a second capture does it."""
+    """A failed capture leaves the CUDA generator in capture mode; an empty second capture resets it."""
     with suppress(RuntimeError), torch.cuda.graph(torch.cuda.CUDAGraph(), stream=stream):
         torch.rand(1, device=stream.device)
 

@@ -15,8 +15,8 @@ from fastgat.kernels.images import is_channels_last
 
 TILES = 48
 """The least number of tiles for each thread: two blocks of the kernel's."""
-SUMS = 2**28
-"""Bytes, at most, of the sums by weights that all threads keep."""
+SCRATCH = 2**26
+"""Floats of scratch memory, at most, that gradients by weights may need."""
 
 
 @torch.library.custom_op("fastgat::winograd", mutates_args=())
@@ -73,7 +73,7 @@ def _replace_backward(graph: Graph, node: Node) -> None:
         if 0 in readers:
             new = add_node(graph, input_gradient._opoverload, grad_output, weight, _padding(window))
             readers[0].replace_all_uses_with(new)
-        if 1 in readers and winograd.bytes_of_sums(fake_tensor(weight)) <= SUMS:  # and the bias's with it
+        if 1 in readers and winograd.gradients_scratch(fake_tensor(weight)) <= SCRATCH:  # and the bias's with it
             both = add_node(graph, parameter_gradients._opoverload, grad_output, x, weight, _padding(window))
             for i in readers.keys() & {1, 2}:
                 readers[i].replace_all_uses_with(add_node(graph, operator.getitem, both, i - 1))

@@ -22,8 +22,8 @@ REGROUPED = 1e-2
 DIGITS = 16
 """How many of a format's last places rounding may change, where that is more."""
 REPETITIONS = 2
-"""Of a first pass as it was. With two in other groups they are as many as in AutoAttack's check: a network that tosses
-one coin a pass rarely answers alike."""
+"""How often the first pass is repeated as it was. Two more passes group the images otherwise, so there are five in all,
+as in AutoAttack's check: a network that tosses a coin in each pass rarely gives the same answers five times."""
 SAMPLES = 256
 """How many images the checks of answers use, whatever the size of batches."""
 PASS, FEW = 64, 8

@@ -41,8 +41,8 @@ def outcomes(
 ) -> Outcomes:
     """Which samples the network gets right both as they are and under the attack.
 
-    Only samples that it gets right as they are get attacked, and of those only the ones in `among`: the others count
-    as lost. So the mean is the accuracy that is left, and the worst case over attacks is the logical and.
+    Only samples that are classified correctly, and are in `among`, are attacked; all others count as wrong. So the mean
+    is the accuracy under attack, and the logical and over several attacks is their worst case.
 
     Args:
         made_on: the network that the attack works on (transfer); by default the subject itself.

@@ -143,7 +143,7 @@ def load_foreign(
     path = settings.weights
     assert path is not None
     if not classifiers or settings.dataset is None:
-        raise ConfigError("--weights does not say what network it is of, or for which images: --classifier, --dataset")
+        raise ConfigError("--weights needs --classifier (which network) and --dataset (which images)")
     data = DataConfig(dataset=settings.dataset, image_size=settings.image_size)
     if settings.changed_data:
         raise ConfigError("changed_data is for a run, whose images are known: --weights has none")

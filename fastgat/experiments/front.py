@@ -61,8 +61,10 @@ def pareto(points: Iterable[tuple[float, float]]) -> list[tuple[float, float]]:
 
 
 def places(variants: Sequence[Variant], device: str, measure: str) -> dict[tuple[float, float], Variant]:
-    """The variants that have both, by their cost on `device` and their mean accuracy over the same seeds: those of the
-    one that has most. Others are left out until they have them too."""
+    """The variants by (cost on `device`, mean of `measure`), over the seeds of the variant that has most of them.
+
+    Variants without a cost, or without all of these seeds, are left out.
+    """
     placed = [each for each in variants if device in each["costs"] and each["accuracies"][measure]]
     seeds: set[str] = max((set(each["accuracies"][measure]) for each in placed), key=len, default=set())
     placed = [each for each in placed if each["accuracies"][measure].keys() >= seeds]

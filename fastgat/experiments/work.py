@@ -39,9 +39,9 @@ def work(
     alone: bool = True,
     sleep: Callable[[float], None] = time.sleep,
 ) -> bool:
-    """Do all that `experiments` ask for, leaving to other processes what they are at; False where a signal came first.
+    """Do the jobs of `experiments` that no other process is doing, until all are done; False if a signal came first.
 
-    Returns when everything is done, by whomever. Without `alone`, jobs that want the machine for themselves are left.
+    Without `alone`, jobs that need the machine for themselves are not done.
     """
     announced: set[str] = set()
     with Interrupts() as interrupts:

@@ -134,7 +134,7 @@ def clamp_option() -> Any:
 def label_smoothing_option() -> Any:
     return option(
         0.0,
-        "share of the label that is spread evenly over all classes in the loss that is learnt, not in the attack's",
+        "label smoothing of the training loss; the attack uses the plain labels",
         at_least=0,
         below=1,
     )

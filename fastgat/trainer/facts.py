@@ -26,7 +26,8 @@ def run_facts(
 ) -> dict[str, str]:
     """What a run says of itself at its start, a line each by topic.
 
-    `own`: the classifier is the user's; `weights`: what it began as; `uncompiled`: why the step is.
+    `own`: the classifier is the user's. `weights`: where its first weights came from. `uncompiled`: why the step is not
+    compiled, or None.
     """
     facts = {
         "data set": feed.description,

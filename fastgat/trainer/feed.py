@@ -28,11 +28,11 @@ class Feed(NamedTuple):
         name: of the data set, as `--dataset` takes it; CUSTOM for loaders of one's own.
         description, reason: what it is, and why this one, for people.
         loader: what feeds the step, and why.
-        passed_over: what was not taken for an image, for people.
+        passed_over: which files were not taken for images, for people.
         fingerprint: the same on ranks that have the same data.
-        identity: by which a run that goes on tells whether its images have changed.
-        extra: the same of its extra images, a checksum.
-        sample: one training batch of the user's loader, which has been looked at.
+        identity: digests by which a resumed run notices changed images.
+        extra: a checksum of the extra images, for the same purpose.
+        sample: the batch that has been taken from the user's loader to look at.
     """
 
     name: str
@@ -82,7 +82,8 @@ def dataset_feed(
         if not isinstance(images.train, ImageSet):
             raise ConfigError(f"extra_data goes with images in memory, as those of cifar10 are, not with {images.name}")
         if not int(config.batch_size * (data.extra_fraction or 0)):
-            raise ConfigError(f"extra_fraction {data.extra_fraction:g} of a batch of {config.batch_size} is no image")
+            share = f"extra_fraction {data.extra_fraction:g} of a batch of {config.batch_size}"
+            raise ConfigError(f"{share} rounds down to no image: raise one of them")
         both, extra = extended(images.train, data.extra_data, len(images.classes), progress)
         images = images._replace(train=both)
         description += f"; {data.extra_fraction:g} of each batch from {len(both) - own:,} in {data.extra_data}"

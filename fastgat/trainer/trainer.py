@@ -144,7 +144,10 @@ class Trainer:
     def _prepare(
         self, device: torch.device, ranks: Ranks, choose_folder: Callable[[Iterable[Path]], Path]
     ) -> tuple[Loop, Identity | None]:
-        """The loop, and by what a run that goes on tells its images; `choose_folder` among names for a new run."""
+        """The loop, and the identity of its images (None for CIFAR and loaders of one's own).
+
+        `choose_folder` picks the folder of a new run among possible names.
+        """
         self._check_same_settings(device, ranks)
         self._checkpoint = checkpoint = self._find_checkpoint(ranks)
         feed = self._agreed_feed(device, ranks)

@@ -240,8 +240,8 @@ def test_weights_from_elsewhere(run: Run, runs: Path, foreign: Path) -> None:
             "image_size 16: digits has images of 32 x 32 pixels, and no others",
             2,
         ),
-        (("--weights", "FILE", "--dataset", "IMAGES"), "does not say what network it is of", 2),
-        (("--weights", "FILE", "--classifier", "table1"), "does not say what network it is of", 2),
+        (("--weights", "FILE", "--dataset", "IMAGES"), "needs --classifier (which network)", 2),
+        (("--weights", "FILE", "--classifier", "table1"), "and --dataset (which images)", 2),
         (
             ("--weights", "nowhere.pt", *("--classifier", "table1", "--dataset", "IMAGES")),
             "nowhere.pt: No such file",

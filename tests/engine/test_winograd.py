@@ -115,7 +115,7 @@ def test_the_library_keeps_the_rest(other: str) -> None:
 
 
 def test_sums_that_take_too_much_memory(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("fastgat.engine.winograd.SUMS", 1000)
+    monkeypatch.setattr("fastgat.engine.winograd.SCRATCH", 1000)
     traced, ours, expected = traced_and_expected(IMAGES, WEIGHT, padding=1)
     assert counted(traced) == {"forward": 1, "input": 1, "library backward": 1}
     for one, other in zip(ours, expected, strict=True):
