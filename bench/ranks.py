@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from torch.multiprocessing.spawn import spawn
 
 from fastgat.batch import Batch
-from fastgat.config import OptimizerConfig, PrecisionConfig
+from fastgat.config import PrecisionConfig, TrainConfig
 from fastgat.engine import reduction
 from fastgat.engine.assemble import assemble
 from fastgat.engine.device import device_name, keep_freed_memory, pick_device
@@ -110,8 +110,8 @@ def stepper(job: Job, ranks: Ranks, device: torch.device) -> tuple[Stepper, list
     batch = Batch(torch.rand(size, 3, 32, 32, device=device), torch.randint(10, (size,), device=device))
     batch = Batch(batch.images.contiguous(memory_format=torch.channels_last), batch.labels)
     generator = Generator().to(device) if method.needs_generator else None
-    settings: dict[str, Any] = {"optimizer": OptimizerConfig(), "precision": PrecisionConfig(channels_last=True)}
-    state = assemble(method, classifier, generator, batch, **settings, ranks=ranks)
+    config = TrainConfig(method=method, precision=PrecisionConfig(channels_last=True))
+    state = assemble(config, classifier, generator, batch, ranks=ranks)
     return Stepper(state, method, compiled=job.compiled), [batch], method
 
 

@@ -247,7 +247,7 @@ class TrainConfig(Options):
             object.__setattr__(self, "method", create_method(self.method))
         for name, kind in {"method": Method, **TABLES}.items():
             if not isinstance(getattr(self, name), kind):
-                raise ConfigError(f"{name} must be a {kind.__name__}, got {shown(getattr(self, name))}")
+                raise ConfigError(f"{name} must be an object of {kind.__name__}, got {shown(getattr(self, name))}")
         if self.select == "last" and self.run.early_stopping is not None:
             raise ConfigError("early_stopping waits for a better epoch: select must be another rule than last")
         if self.rule == "robust":
@@ -260,35 +260,40 @@ class TrainConfig(Options):
             raise ConfigError("resume 'auto' continues the run in --output: name that folder")
 
     @property
+    def chosen_method(self) -> Method:
+        """The method as an object, also where its name was given."""
+        assert isinstance(self.method, Method)
+        return self.method
+
+    @property
     def passes(self) -> int:
         """Passes over the data: the epochs, unless the method divides them."""
-        assert isinstance(self.method, Method)
-        return self.method.passes(self.epochs)
+        return self.chosen_method.passes(self.epochs)
 
     @property
     def rule(self) -> str:
         """The rule that picks the epoch: `select`, or the method's own."""
-        assert isinstance(self.method, Method)
-        return self.select or self.method.select
+        return self.select or self.chosen_method.select
 
     @property
     def threat(self) -> tuple[str, float]:
         """Norm and epsilon of the perturbations that select robust judges by; raises ConfigError where none is said."""
-        assert isinstance(self.method, Method)
-        norm = self.select_norm or self.method.norm
-        of_method = getattr(self.method, "epsilon", None) if norm == self.method.norm else None
+        method = self.chosen_method
+        norm = self.select_norm or method.norm
+        of_method = getattr(method, "epsilon", None) if norm == method.norm else None
         epsilon = of_method if self.select_epsilon is None else self.select_epsilon
         if epsilon is None:
-            name = self.method.name
-            raise ConfigError(f"select robust: {name} has no epsilon in {norm}; give select_epsilon, such as 8/255")
+            raise ConfigError(
+                f"select robust: {method.name} has no epsilon in {norm}; give select_epsilon, such as 8/255"
+            )
         check_unit("select_epsilon", epsilon, norm)
         return norm, epsilon
 
     def to_dict(self) -> dict[str, Any]:
         """Nested plain values as TOML has them: settings that are None are left out, paths are text."""
-        assert isinstance(self.method, Method)
+        method = {"name": self.chosen_method.name, **_plain(self.method)}
         tables = {name: _plain(getattr(self, name)) for name in TABLES}
-        return {**_plain(self), "method": {"name": self.method.name, **_plain(self.method)}, **tables}
+        return {**_plain(self), "method": method, **tables}
 
     def to_toml(self) -> str:
         return tomli_w.dumps(self.to_dict())

@@ -6,7 +6,6 @@ from typing import Any
 
 from fastgat.config import RunConfig, TrainConfig
 from fastgat.data.registry import CUSTOM
-from fastgat.methods import Method
 
 
 def identity(config: TrainConfig) -> dict[str, Any]:
@@ -20,9 +19,8 @@ def identity(config: TrainConfig) -> dict[str, Any]:
     if ":" not in config.data.dataset:  # it has a size of its own
         free.add("data.image_size")
     free |= idle(config).keys()
-    assert isinstance(config.method, Method)
     settings = {key: value for key, value in flatten(config.to_dict() | {"select": config.rule}) if key not in free}
-    if config.rule == "robust" and config.threat[0] == config.method.norm:  # the method's own, said or not
+    if config.rule == "robust" and config.threat[0] == config.chosen_method.norm:  # the method's own, said or not
         settings.pop("select_norm", None)
         if config.select_epsilon == getattr(config.method, "epsilon", None):
             settings.pop("select_epsilon", None)
@@ -33,8 +31,7 @@ def identity(config: TrainConfig) -> dict[str, Any]:
 
 def idle(config: TrainConfig) -> dict[str, str]:
     """The settings that have no effect beside the others, as "table.key", each with what it is for."""
-    reasons = {}
-    assert isinstance(config.method, Method)
+    reasons, method = {}, config.chosen_method
     if not config.precision.amp:
         reasons["precision.amp_dtype"] = "it is for --amp"
     if config.optimizer.lr_schedule != "multistep":
@@ -43,11 +40,11 @@ def idle(config: TrainConfig) -> dict[str, str]:
         reasons |= dict.fromkeys(("optimizer.momentum", "optimizer.nesterov"), "it is for --optimizer sgd")
     if not config.optimizer.decay:
         reasons["optimizer.decay_norm"] = "there is no weight decay"
-    if not config.method.needs_generator:
-        none = f"method {config.method.name!r} has no generator"
+    if not method.needs_generator:
+        none = f"method {method.name!r} has no generator"
         reasons |= dict.fromkeys(("optimizer.generator_lr", "model.generator_width"), none)
-    if not config.method.clean_and_perturbed:
-        reasons["model.batch_norm"] = f"method {config.method.name!r} trains on one kind of forward pass"
+    if not method.clean_and_perturbed:
+        reasons["model.batch_norm"] = f"method {method.name!r} trains on one kind of forward pass"
     if config.run.compile is False:
         reasons |= dict.fromkeys(("run.convolutions", "run.winograd"), "it is for the compiled step")
     if config.data.loader == "resident":

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from fastgat.batch import Batch
-from fastgat.config import ModelConfig, OptimizerConfig, PrecisionConfig
+from fastgat.config import ModelConfig, OptimizerConfig, PrecisionConfig, RunConfig, TrainConfig
 from fastgat.contract import check_labels, checked_batch
 from fastgat.engine.assemble import assemble
 from fastgat.engine.device import tf32
@@ -19,7 +19,7 @@ from fastgat.engine.reduction import synchronised_batch_norm
 from fastgat.engine.step import Stepper, missing_compiler
 from fastgat.errors import CheckpointError, CompileError, ConfigError
 from fastgat.functional import Modes, mixed_precision, modes, modes_kept, parametrizations_uncached, set_modes
-from fastgat.methods import Method, create_method
+from fastgat.methods import Method
 from fastgat.methods.players import Draws
 from fastgat.models import Generator
 from fastgat.randomness import seed_torch
@@ -69,23 +69,23 @@ class TrainingStep:
         cuda_graph: bool = True,
         seed: int = 0,
     ) -> None:
-        self.method = create_method(method) if isinstance(method, str) else method
         device = next((parameter.device for parameter in classifier.parameters()), torch.device("cpu"))
         missing = missing_compiler(device) if compile else None
         if missing is not None:
             raise CompileError(f"compiling needs {missing}; none is installed (compile=False does without)")
-        self._statistics = ModelConfig(batch_norm=batch_norm).batch_norm
-        self._optimizer, self._precision = optimizer or OptimizerConfig(), precision or PrecisionConfig()
-        for given, kind in (
-            (self.method, Method),
-            (self._optimizer, OptimizerConfig),
-            (self._precision, PrecisionConfig),
-        ):
-            if not isinstance(given, kind):
-                raise ConfigError(f"a step takes an object of {kind.__name__}, got {given!r}")
-        if self._optimizer.lr_schedule != "constant" or self._optimizer.warmup_epochs:
+        self._config = config = TrainConfig(
+            method=method,
+            seed=seed,
+            select="last",
+            model=ModelConfig(batch_norm=batch_norm),
+            optimizer=optimizer or OptimizerConfig(),
+            precision=precision or PrecisionConfig(),
+            run=RunConfig(compile=compile, cuda_graph=cuda_graph),
+        )
+        self.method = config.chosen_method
+        if config.optimizer.lr_schedule != "constant" or config.optimizer.warmup_epochs:
             raise ConfigError("a step has no learning-rate schedule: call scale_learning_rates from the loop")
-        if self._optimizer.ema is not None:
+        if config.optimizer.ema is not None:
             raise ConfigError("a step keeps no moving average: keep one in the loop, with torch.optim.swa_utils")
         if generator is not None and not self.method.needs_generator:
             raise ConfigError(f"method {self.method.name!r} has no generator")
@@ -93,7 +93,6 @@ class TrainingStep:
             raise ConfigError(f"batch_norm is a choice of passes, and method {self.method.name!r} has one")
         self.classifier, self.generator = classifier, generator
         self.steps = 0
-        self._compiled, self._cuda_graph, self._seed = compile, cuda_graph, seed
         self._lr_scale = 1.0
         self._num_classes: int | None = None
         self._check_values = True
@@ -201,7 +200,7 @@ class TrainingStep:
             )
         if images.dtype != dtype:
             raise ConfigError(f"the step is made for images of {dtype}, got {images.dtype}")
-        layout = torch.channels_last if self._precision.channels_last else torch.contiguous_format
+        layout = torch.channels_last if self._config.precision.channels_last else torch.contiguous_format
         return Batch(images.contiguous(memory_format=layout), labels)
 
     @torch.no_grad()
@@ -211,21 +210,13 @@ class TrainingStep:
         ranks.check_same({"the shape of their batches": tuple(batch.images.shape)})
         if self.method.needs_generator and self.generator is None:
             channels = batch.images.shape[1]
-            seed_torch(self._seed, device)
+            seed_torch(self._config.seed, device)
             generator = Generator(channels=channels, in_channels=self.method.generator_channels(channels))
             self.generator = generator.to(device, batch.images.dtype)
-        state = assemble(
-            self.method,
-            self.classifier,
-            self.generator,
-            batch,
-            optimizer=self._optimizer,
-            precision=self._precision,
-            statistics=self._statistics,
-            ranks=ranks,
-        )
-        if self._statistics != "both" and not state.has_statistics:
-            raise ConfigError(f"batch_norm {self._statistics!r}: the classifier has no running statistics to update")
+        state = assemble(self._config, self.classifier, self.generator, batch, ranks=ranks)
+        statistics = self._config.model.batch_norm
+        if statistics != "both" and not state.has_statistics:
+            raise ConfigError(f"batch_norm {statistics!r}: the classifier has no running statistics to update")
         self._num_classes = state.num_classes
         for minibatch in taken[:-1]:
             check_labels(minibatch.labels, self._num_classes)
@@ -233,7 +224,7 @@ class TrainingStep:
         if self._restored is not None:
             state.load_state_dict(self._restored)
         state.set_learning_rates(self._lr_scale)
-        stepper = Stepper(state, self.method, compiled=self._compiled, cuda_graph=self._cuda_graph)
+        stepper = Stepper(state, self.method, self._config.run, compiled=bool(self._config.run.compile))
         batches = [batch] * self.method.minibatches()
         with self._across_ranks():
             stepper.prepare(batches, self._draws(batches))
@@ -245,7 +236,7 @@ class TrainingStep:
         return synchronised_batch_norm(current(), self.classifier, self.generator)
 
     def _draws(self, batches: Sequence[Batch]) -> list[Draws]:
-        return step_draws(self.method, self.classifier, batches, self._seed, self.steps, current())
+        return step_draws(self.method, self.classifier, batches, self._config.seed, self.steps, current())
 
     @contextmanager
     def _surroundings(self, device: torch.device) -> Iterator[None]:
@@ -253,7 +244,7 @@ class TrainingStep:
         on_gpu = device.type == "cuda"
         with (
             torch.random.fork_rng([device] if on_gpu else []),
-            tf32(self._precision.tf32),
+            tf32(self._config.precision.tf32),
             mixed_precision(device, None),  # the loop's; the step has its own
             parametrizations_uncached(),
             torch.cuda.device(device) if on_gpu else nullcontext(),

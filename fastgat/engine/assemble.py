@@ -4,39 +4,35 @@ import torch
 from torch import Tensor, nn
 
 from fastgat.batch import Batch
-from fastgat.config import OptimizerConfig, PrecisionConfig
+from fastgat.config import TrainConfig
 from fastgat.contract import check_labels
 from fastgat.engine.checks import check_memory, check_networks, is_expanded
 from fastgat.engine.device import autocast_dtype
 from fastgat.engine.ranks import ALONE, Ranks
 from fastgat.engine.state import TrainState
 from fastgat.engine.trial import samples_interact, try_step
-from fastgat.methods.base import Method
 
 
 def assemble(
-    method: Method,
+    config: TrainConfig,
     classifier: nn.Module,
     generator: nn.Module | None,
     batch: Batch,
     *,
-    optimizer: OptimizerConfig,
-    precision: PrecisionConfig,
-    statistics: str = "both",
     num_classes: int | None = None,
     ranks: Ranks = ALONE,
 ) -> TrainState:
-    """The state that trains these networks by `method`, on each of the ranks alike, with rank 0's weights.
+    """The state that trains these networks as `config` says, on each of the ranks alike, with rank 0's weights.
 
     Args:
         classifier, generator: on the device of `batch`; they stay the same objects.
         batch: one of those to come.
-        statistics: which forward passes change the classifier's buffers: "clean", "perturbed" or "both".
         num_classes: of the data, where it is known.
 
     Raises ConfigError, naming the cause, where the networks do not fit the images, or cannot be trained on them, and
     RankError where ranks have different networks.
     """
+    method, precision = config.chosen_method, config.precision
     players = [module for module in (classifier, generator) if module is not None]
 
     def probe() -> tuple[int, bool]:
@@ -54,11 +50,11 @@ def assemble(
         state = TrainState(
             classifier,
             generator,
-            optimizer,
+            config.optimizer,
             method.metrics,
             autocast_dtype(precision.amp_dtype, batch.images.device) if precision.amp else None,
             interacts=interacts,
-            statistics=statistics,
+            statistics=config.model.batch_norm,
             memory=torch.zeros_like(batch.images) if method.remembers else None,
             ranks=ranks,
         )

@@ -190,7 +190,7 @@ class Loop:
             try:
                 self.stepper.prepare(batches, self.draws(batches))
                 if self.validator.robust is not None:
-                    self.validator.robust.prepare(captured=self.stepper.captured)
+                    self.validator.robust.prepare(self.stepper.run, captured=self.stepper.captured)
             except CompileError as error:
                 if self.config.run.compile or isinstance(error, CaptureError) or not self.ranks.alone:
                     raise  # with other ranks too: they may be in the compiled step by now

@@ -20,10 +20,11 @@ from torch import Tensor
 from torch._prims_common import suggest_memory_format
 
 from fastgat.batch import Batch
+from fastgat.config import RunConfig
 from fastgat.engine.optimizer import trainable_parameters
 from fastgat.engine.ranks import Ranks
 from fastgat.engine.state import TrainState
-from fastgat.engine.step import Step, compile_and_capture
+from fastgat.engine.step import DEFAULT, Step, compile_and_capture
 from fastgat.functional import in_eval_mode, places
 from fastgat.kernels.dual_loss import sample_loss
 from fastgat.kernels.images import per_sample
@@ -86,13 +87,16 @@ class RobustAccuracy:
             self.correct = torch.zeros(size, dtype=torch.bool, device=state.device)
         self._step: Step = functools.partial(ascend, self)
 
-    def prepare(self, *, captured: bool) -> None:
-        """Compile the attack's step, and capture it; raises CompileError or CaptureError where that is impossible."""
+    def prepare(self, run: RunConfig = DEFAULT, *, captured: bool) -> None:
+        """Compile the attack's step as `run` has it, and capture it.
+
+        Raises CompileError or CaptureError where that is impossible.
+        """
         if self._parts:
             device = self.state.device
             stream = torch.cuda.Stream(device) if captured else None
             with torch.no_grad(), in_eval_mode(self.state.classifier):
-                self._step = compile_and_capture(self._step, ([self._parts[0][0]], []), device, stream=stream)
+                self._step = compile_and_capture(self._step, ([self._parts[0][0]], []), device, run, stream=stream)
 
     @torch.no_grad()
     def __call__(self, parameters: Tensors) -> float:

@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.utils._pytree import tree_leaves, tree_map_only
 
 from fastgat.batch import Batch
+from fastgat.config import RunConfig
 from fastgat.engine.device import fastest_convolutions
 from fastgat.engine.ranks import ALONE, Ranks, is_of_connection
 from fastgat.engine.state import TrainState, unchanged
@@ -35,6 +36,7 @@ BACKEND = re.compile(r"\s*backend='.*' raised:$")
 """The line that torch puts before the cause."""
 WARM_UPS = 3
 """Runs before a capture, for what allocates or tunes itself at first use."""
+DEFAULT = RunConfig()
 
 
 def train_step(state: TrainState, method: Method, kind: str, batches: Sequence[Batch], draws: Sequence[Draws]) -> None:
@@ -52,25 +54,14 @@ class Stepper:
     """Takes the steps of a method on a state.
 
     Args:
+        run: how a compiled step computes convolutions, and whether a GPU replays it as one CUDA graph.
         compiled: compile the step; `prepare` does it.
-        cuda_graph: on a GPU, also capture the compiled step as one CUDA graph and replay that.
-        convolutions, winograd: what a compiled step computes otherwise than cuDNN and oneDNN, as `RunConfig` has it.
     """
 
-    def __init__(
-        self,
-        state: TrainState,
-        method: Method,
-        *,
-        compiled: bool = False,
-        cuda_graph: bool = True,
-        convolutions: str = "cudnn",
-        winograd: bool = True,
-    ) -> None:
-        self.state, self.method = state, method
-        self.convolutions, self.winograd = convolutions, winograd
+    def __init__(self, state: TrainState, method: Method, run: RunConfig = DEFAULT, *, compiled: bool = False) -> None:
+        self.state, self.method, self.run = state, method, run
         self.compiled = compiled
-        self.captured = compiled and cuda_graph and state.device.type == "cuda"
+        self.captured = compiled and run.cuda_graph and state.device.type == "cuda"
         self._steps: dict[str, Step] = {kind: self._uncompiled(kind) for kind in method.kinds}
 
     @torch.no_grad()
@@ -102,8 +93,8 @@ class Stepper:
             for kind in self.method.kinds:
                 count = self.method.minibatches(kind)
                 taken = batches[-count:], draws[-count:]
-                how = self.state.device, self.state.ranks, stream, pool, self.convolutions, self.winograd
-                step = compile_and_capture(self._uncompiled(kind), taken, *how)
+                device, ranks = self.state.device, self.state.ranks
+                step = compile_and_capture(self._uncompiled(kind), taken, device, self.run, ranks, stream, pool)
                 pool = step.graph.pool() if isinstance(step, Captured) else None
                 self._steps[kind] = step
 
@@ -123,9 +114,7 @@ class Stepper:
         return functools.partial(train_step, self.state, self.method, kind)
 
 
-def as_one_graph(
-    step: Step, device: torch.device, ranks: Ranks = ALONE, convolutions: str = "cudnn", winograd: bool = True
-) -> Step:
+def as_one_graph(step: Step, device: torch.device, run: RunConfig = DEFAULT, ranks: Ranks = ALONE) -> Step:
     """`step` as one graph, compiled for `device` at its first call; a break in the graph is an error."""
     from fastgat.engine.graph_passes import GraphPasses  # imports Inductor, which takes seconds
 
@@ -133,7 +122,7 @@ def as_one_graph(
     # A copy: torch.compile keeps what it compiles by code object, up to a limit.
     function = types.FunctionType(step.func.__code__.replace(), step.func.__globals__, step.func.__name__)
     options = {
-        "post_grad_custom_pre_pass": GraphPasses(convolutions if device.type == "cuda" else "cudnn", winograd),
+        "post_grad_custom_pre_pass": GraphPasses(run.convolutions if device.type == "cuda" else "cudnn", run.winograd),
         **(GPU_OPTIONS if device.type == "cuda" else {}),
         **({} if ranks.alone else OVERLAP),
     }
@@ -144,18 +133,17 @@ def compile_and_capture(
     step: Step,
     inputs: Inputs,
     device: torch.device,
+    run: RunConfig = DEFAULT,
     ranks: Ranks = ALONE,
     stream: torch.cuda.Stream | None = None,
     pool: Any = None,
-    convolutions: str = "cudnn",
-    winograd: bool = True,
 ) -> Step:
     """Compile `step` by taking it on inputs like those to come; where a stream is given, also capture it there.
 
     Raises CompileError or CaptureError, naming the cause, where that is impossible.
     """
     inputs = tree_map_only(Tensor, torch.clone, inputs)  # clone: captured inputs must not alias
-    compiled = as_one_graph(step, device, ranks, convolutions, winograd)
+    compiled = as_one_graph(step, device, run, ranks)
     with fastest_convolutions():
         with compile_errors_in_one_line(CompileError, "the step cannot be compiled: {}"), warnings.catch_warnings():
             # Whether they are wanted is a setting of ours.

@@ -45,8 +45,7 @@ class Spec:
 
     @property
     def method(self) -> methods.Method:
-        assert isinstance(self.config.method, methods.Method)
-        return self.config.method
+        return self.config.chosen_method
 
     def in_plain_precision(self) -> Self:
         """This side in float32, channels first: PyTorch as it comes."""
@@ -195,25 +194,9 @@ class Fastgat(Side):
     def __init__(self, spec: Spec) -> None:
         super().__init__(spec)
         batches, draws = self.next_inputs()
-        self.state = assemble(
-            self.method,
-            self.classifier,
-            self.generator,
-            batches[-1],
-            optimizer=spec.config.optimizer,
-            precision=spec.config.precision,
-            statistics=spec.config.model.batch_norm,
-            num_classes=spec.num_classes,
-        )
-        run, compiled = spec.config.run, spec.config.run.compile is not False
-        self.stepper = Stepper(
-            self.state,
-            self.method,
-            compiled=compiled,
-            cuda_graph=run.cuda_graph,
-            convolutions=run.convolutions,
-            winograd=run.winograd,
-        )
+        self.state = assemble(spec.config, self.classifier, self.generator, batches[-1], num_classes=spec.num_classes)
+        run = spec.config.run
+        self.stepper = Stepper(self.state, self.method, run, compiled=run.compile is not False)
         self.stepper.prepare(batches, draws)
         self.inputs = itertools.chain([(batches, draws)], self.inputs)
         self.number = 0

@@ -36,7 +36,6 @@ from fastgat.engine.state import TrainState
 from fastgat.engine.step import Stepper, missing_compiler
 from fastgat.errors import CompileError, ConfigError, DataError, DeviceError
 from fastgat.functional import mixed_precision, parametrizations_uncached
-from fastgat.methods import Method
 from fastgat.processes import local_rank, restarted
 from fastgat.randomness import seeded
 from fastgat.reporting.early_stopping import EarlyStopping
@@ -96,8 +95,7 @@ class Trainer:
         if train_loader is not None and classifier is None:
             raise ConfigError("loaders of your own need a classifier of your own")
         self.config = config or TrainConfig()
-        assert isinstance(self.config.method, Method)
-        self.method: Method = self.config.method
+        self.method = self.config.chosen_method
         if generator is not None and not self.method.needs_generator:
             raise ConfigError(f"method {self.method.name!r} has no generator")
         own = {"classifier": classifier is not None, "generator": generator is not None}
@@ -159,16 +157,9 @@ class Trainer:
         config = self._resolved_config(feed, ranks, choose_folder)
         assert config.output is not None
         compiled, why_not = self._all_ranks_compile(device, ranks)
-        run, own = config.run, self.classifier is not None
+        own = self.classifier is not None
         loop = Loop(
-            Stepper(
-                state,
-                self.method,
-                compiled=compiled,
-                cuda_graph=run.cuda_graph,
-                convolutions=run.convolutions,
-                winograd=run.winograd,
-            ),
+            Stepper(state, self.method, config.run, compiled=compiled),
             config,
             feed.train,
             feed.validation,
@@ -223,18 +214,8 @@ class Trainer:
 
     def _state(self, networks: Networks, feed: Feed, sample: Batch, ranks: Ranks) -> TrainState:
         """The networks with all that a step changes, tried on a training batch."""
-        config = self.config
-        return assemble(
-            self.method,
-            networks.classifier,
-            networks.generator,
-            sample,
-            optimizer=config.optimizer,
-            precision=config.precision,
-            statistics=config.model.batch_norm,
-            num_classes=feed.num_classes,
-            ranks=ranks,
-        )
+        players = networks.classifier, networks.generator
+        return assemble(self.config, *players, sample, num_classes=feed.num_classes, ranks=ranks)
 
     def _resolved_config(
         self, feed: Feed, ranks: Ranks, choose_folder: Callable[[Iterable[Path]], Path]

@@ -215,7 +215,7 @@ def test_a_run_with_them(run: Run) -> None:  # noqa: F811  # the fixture
     ("arguments", "message"),
     [
         (("--extra-fraction", 0.5), "extra_fraction is a share of extra_data: name that file, --extra-data FILE.npz"),
-        (("--extra-data", "e.npz", "--extra-fraction", 0.1), "extra_fraction 0.1 of a batch of 8 rounds down to no image"),
+        (("--extra-data", "e.npz", "--extra-fraction", 0.1), "a batch of 8 rounds down to no image"),
         (("--extra-data", "e.npz", "--extra-fraction", 1.1), "extra_fraction must be at most 1, got 1.1"),
         (("--extra-data", "none.npz"), "none.npz: no such file"),
     ],

@@ -148,7 +148,7 @@ def test_inductor_is_given_its_passes(monkeypatch: pytest.MonkeyPatch) -> None:
     together: Any = SimpleNamespace(alone=False)
     for device in ("cpu", "cuda"):
         for ranks in (ALONE, together):
-            as_one_graph(step, torch.device(device), ranks)
+            as_one_graph(step, torch.device(device), ranks=ranks)
     for how in asked:
         assert how["fullgraph"] is True
         assert isinstance(how["options"].pop("post_grad_custom_pre_pass"), GraphPasses)

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.fx import Graph
 
 from fastgat.batch import Batch
-from fastgat.config import OptimizerConfig
+from fastgat.config import OptimizerConfig, RunConfig
 from fastgat.data.loaders import create_loader
 from fastgat.data.sets import ImageSet
 from fastgat.engine.device import tf32
@@ -138,7 +138,7 @@ def test_replayed_it_is_the_compiled_step(method: Method) -> None:
     torch.cuda.graph.default_capture_stream = None
     for cuda_graph in (True, False):
         state = state_for(method, classifier_for(method), SmallGenerator(3))
-        stepper = prepared(Stepper(state, method, compiled=True, cuda_graph=cuda_graph), sources)
+        stepper = prepared(Stepper(state, method, RunConfig(cuda_graph=cuda_graph), compiled=True), sources)
         assert stepper.captured is cuda_graph
         run(stepper, 4, sources)
         states.append(state)
@@ -157,7 +157,7 @@ def test_batch_norm_and_sgd_are_replayed() -> None:
         for layer in layers:
             getattr(layer, "reset_parameters", lambda: None)()
         state = state_for(method, nn.Sequential(*layers), optimizer=settings)
-        run(prepared(Stepper(state, method, compiled=True, cuda_graph=cuda_graph), sources), 4, sources)
+        run(prepared(Stepper(state, method, RunConfig(cuda_graph=cuda_graph), compiled=True), sources), 4, sources)
         tensors.append(dict(state.classifier.state_dict()))
     for name, replayed in tensors[0].items():
         torch.testing.assert_close(replayed, tensors[1][name], rtol=2e-2, atol=2e-3)

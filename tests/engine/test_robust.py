@@ -18,7 +18,7 @@ from fastgat import Trainer, load_classifier
 from fastgat.attacks import PGD
 from fastgat.batch import Batch
 from fastgat.config import DataConfig, OptimizerConfig, RunConfig, TrainConfig
-from fastgat.engine import robust
+from fastgat.engine import graph_passes, robust
 from fastgat.engine.ranks import ALONE, Ranks
 from fastgat.engine.robust import RobustAccuracy, sample_images
 from fastgat.engine.selection import Candidate, collapse
@@ -141,6 +141,21 @@ def test_the_epoch_of_best_robust_accuracy_is_kept(tmp_path: Path) -> None:
             assert torch.equal(one, other)
     unaveraged = load_classifier(tmp_path / "whole" / Candidate("robust", averaged=False).file, classifier=Small())
     assert not torch.equal(next(unaveraged.parameters()), next(networks[0].parameters()))
+
+
+def test_the_attack_is_compiled_as_the_run_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where the step has no convolution by Winograd, the attack has none either."""
+    made, original = list[tuple[str, bool]](), graph_passes.GraphPasses
+
+    def passes(convolutions: str, winograd: bool) -> graph_passes.GraphPasses:
+        made.append((convolutions, winograd))
+        return original(convolutions, winograd)
+
+    monkeypatch.setattr(graph_passes, "GraphPasses", passes)
+    run = RunConfig(device="cpu", compile=True, winograd=False)
+    with compiled_by("aot_eager"):
+        trainer(config(tmp_path / "run", **{**HARD, "epochs": 1, "run": run})).fit()
+    assert made == [("cudnn", False)] * 2, "for the step, and for the attack"
 
 
 def test_which_methods_go_by_it() -> None:

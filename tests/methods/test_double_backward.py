@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from fastgat import textbook
-from fastgat.config import OptimizerConfig, PrecisionConfig
+from fastgat.config import OptimizerConfig, TrainConfig
 from fastgat.engine.assemble import assemble
 from fastgat.engine.state import TrainState
 from fastgat.errors import ConfigError
@@ -115,16 +115,8 @@ def test_compiled_it_is_the_same(name: str) -> None:
 
 
 def test_a_layer_without_second_derivatives_is_refused() -> None:
-    optimizer, precision = OptimizerConfig(), PrecisionConfig()
     with pytest.raises(ConfigError, match="hardsigmoid_backward"):
-        assemble(
-            GradientPenalty(),
-            network_with(nn.Hardsigmoid()),
-            None,
-            minibatch(),
-            optimizer=optimizer,
-            precision=precision,
-        )
+        assemble(TrainConfig(method=GradientPenalty()), network_with(nn.Hardsigmoid()), None, minibatch())
 
 
 def test_gat_loss_goes_through_attention() -> None:
