@@ -1,7 +1,5 @@
 """The events that the engine tells its listeners; it prints nothing itself."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Checks of a network: whether it answers alike, and so do its faster forms, and whether it has input gradients."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator
 
 import torch

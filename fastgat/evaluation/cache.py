@@ -1,7 +1,5 @@
 """Results kept on disk: an evaluation that was killed goes on where it was."""
 
-from __future__ import annotations
-
 import contextlib
 import json
 from collections.abc import Callable, Sequence

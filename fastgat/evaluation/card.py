@@ -4,8 +4,6 @@ A network can look robust because its gradients are of no use to an attack. Each
 network gets the wrong way round, and is PASS, WARN or FAIL.
 """
 
-from __future__ import annotations
-
 import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """Digests of networks and batches: what a kept result belongs to."""
 
-from __future__ import annotations
-
 import ast
 import contextlib
 import hashlib

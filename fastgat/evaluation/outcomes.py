@@ -1,7 +1,5 @@
 """Outcomes: which samples a network gets right, as they are and under an attack, and some of them to look at."""
 
-from __future__ import annotations
-
 import dataclasses
 from collections.abc import Callable, Mapping
 from functools import partial

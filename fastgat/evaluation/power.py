@@ -1,7 +1,5 @@
 """A generator against fast gradient at equal power: the paper's Figure 2."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Iterable, Mapping
 from functools import partial

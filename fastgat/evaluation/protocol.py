@@ -1,7 +1,5 @@
 """The whole evaluation of a network: curves, attacks at one epsilon, a fresh generator, the report card."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, replace

@@ -1,7 +1,5 @@
 """Evaluations on disk: evaluation.json, plots, pictures and report.html, in a run's folder."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 

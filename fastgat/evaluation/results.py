@@ -1,7 +1,5 @@
 """The settings of an evaluation, and its results, with their form in evaluation.json."""
 
-from __future__ import annotations
-
 from dataclasses import asdict, dataclass, field
 from typing import Any
 

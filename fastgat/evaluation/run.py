@@ -1,7 +1,5 @@
 """Evaluate the classifier of a run folder on the data set that it was trained on."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Collection, Sequence
 from dataclasses import asdict, dataclass

@@ -3,8 +3,6 @@
 Direct (white-box) where a network is its own source, indirect where the perturbation was made on another.
 """
 
-from __future__ import annotations
-
 import functools
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
