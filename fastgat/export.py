@@ -25,14 +25,10 @@ from fastgat.files import write_atomically, writing
 from fastgat.functional import same_bits
 from fastgat.options import suggestion
 
-SUFFIXES = {"safetensors": ".safetensors", "torch-export": ".pt2", "onnx": ".onnx"}
-"""Formats, and how their files end."""
-ALLOWED = 1e-4
-"""The largest difference of a logit, relative to the largest logit."""
-SIDE, LARGEST = 32, 8192
-"""Pixels a side where a run does not say, and at most."""
-BATCHES = (1, 3)
-"""Batch sizes that an exported classifier is tried at."""
+SUFFIXES = {"safetensors": ".safetensors", "torch-export": ".pt2", "onnx": ".onnx"}  # formats, and how their files end
+ALLOWED = 1e-4  # the largest difference of a logit, relative to the largest logit
+SIDE, LARGEST = 32, 8192  # pixels a side where a run does not say, and at most
+BATCHES = (1, 3)  # batch sizes that an exported classifier is tried at
 RUN_FILES = (
     *("best*.safetensors", "last.safetensors", "config.toml", "environment.json", "metrics.jsonl", "summary.json"),
     *("curves.png", "images.json.gz", "evaluation*.json", "report.html", ".lock"),

@@ -22,8 +22,7 @@ from typing import Any
 from fastgat.errors import ConfigError
 from fastgat.typed import INT_LIMIT, shown, type_hints
 
-FLOAT32 = 2.0**-149, (2 - 2.0**-23) * 2.0**127
-"""The least and the greatest number that float32 has above 0."""
+FLOAT32 = 2.0**-149, (2 - 2.0**-23) * 2.0**127  # the least and the greatest number that float32 has above 0
 
 
 @dataclass(frozen=True)

@@ -10,8 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-STATE_LENGTH = 624
-"""Words of the state of numpy's Mersenne Twister."""
+STATE_LENGTH = 624  # words of the state of numpy's Mersenne Twister
 
 
 def seed_torch(seed: int, device: torch.device) -> None:

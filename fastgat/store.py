@@ -11,8 +11,7 @@ from fastgat.errors import DataError, OutputError
 from fastgat.files import make_folder, read_file, write_atomically
 from fastgat.typed import MAX_TEXT_BYTES, check_type, parse_json
 
-Key = Mapping[str, Any]
-"""Settings that decide a value, as JSON has them."""
+Key = Mapping[str, Any]  # settings that decide a value, as JSON has them
 
 
 class Store:

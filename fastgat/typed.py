@@ -9,10 +9,8 @@ from typing import Any
 
 from fastgat.files import read_file
 
-MAX_TEXT_BYTES = 1 << 26
-"""Bytes of a text file, or of the header of another."""
-INT_LIMIT = 1 << 63
-"""Whole numbers are smaller, of either sign."""
+MAX_TEXT_BYTES = 1 << 26  # bytes of a text file, or of the header of another
+INT_LIMIT = 1 << 63  # whole numbers are smaller, of either sign
 NAMES = {int: "a whole number", float: "a number", str: "text", bool: "true or false", list: "a list", dict: "a table"}
 
 

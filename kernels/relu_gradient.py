@@ -13,10 +13,8 @@ from fastgat.kernels.backend import accumulation_dtype, launching_on, runs_kerne
 from fastgat.kernels.images import empty_like
 from torch import Tensor
 
-MOST_PARTS = 512
-"""About four programs for each multiprocessor of a large GPU."""
-ELEMENTS = 4096
-"""Of a tile: two loads of 16 bytes for each thread in bfloat16, at eight warps."""
+MOST_PARTS = 512  # about four programs for each multiprocessor of a large GPU
+ELEMENTS = 4096  # of a tile: two loads of 16 bytes for each thread in bfloat16, at eight warps
 
 
 class ReluGradient(NamedTuple):

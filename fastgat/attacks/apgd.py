@@ -16,11 +16,9 @@ from fastgat.kernels.images import per_sample
 from fastgat.options import option
 
 MOMENTUM = 0.75
-RISING = 0.75
-"""The share of steps between two checkpoints that must raise the loss, or the step size is halved."""
+RISING = 0.75  # the share of steps between two checkpoints that must raise the loss, or the step size is halved
 
-Loss = Callable[[Tensor], Tensor]
-"""Logits (B, K) -> the quantity to maximise, (B,)."""
+Loss = Callable[[Tensor], Tensor]  # logits (B, K) -> the quantity to maximise, (B,)
 
 
 class _Point(NamedTuple):

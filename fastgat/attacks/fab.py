@@ -10,12 +10,9 @@ from fastgat.attacks.base import Attack, correct, gradient_of
 from fastgat.kernels.images import per_sample
 from fastgat.options import option
 
-BIAS = 0.1
-"""alpha_max: at most so much of a step starts from x instead of x_i."""
-OVERSHOOT = 1.05
-"""eta: how far a step goes beyond the hyperplane, which only approximates the boundary."""
-BACKWARD = 0.9
-"""beta: how much of its distance from x a point keeps once the model errs there."""
+BIAS = 0.1  # alpha_max: at most so much of a step starts from x instead of x_i
+OVERSHOOT = 1.05  # eta: how far a step goes beyond the hyperplane, which only approximates the boundary
+BACKWARD = 0.9  # beta: how much of its distance from x a point keeps once the model errs there
 
 
 @dataclass(frozen=True)

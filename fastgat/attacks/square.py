@@ -11,8 +11,7 @@ from fastgat.options import option
 
 HALVED_AT = (10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000)
 """After how many of 10,000 queries the share of the image that a window covers is halved."""
-WINDOWS = 2**32
-"""In the place of a sample's number in a seed: no sample has it."""
+WINDOWS = 2**32  # in the place of a sample's number in a seed: no sample has it
 
 
 @dataclass(frozen=True)

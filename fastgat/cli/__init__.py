@@ -29,8 +29,7 @@ COMMANDS = {
     "info": "Say what fastgat finds on this machine.",
 }
 
-LONGEST = 2000
-"""Characters of an error message."""
+LONGEST = 2000  # characters of an error message
 
 
 class LazyGroup(click.Group):

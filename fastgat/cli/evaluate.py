@@ -35,8 +35,7 @@ AUTOATTACK_OPTIONS = CLEAN_OPTIONS - {"clean"} | {
 }
 """Those that mean something with --only-autoattack."""
 
-GENERATOR = ("generator_images", "generator_epochs")
-"""Settings of a fresh generator."""
+GENERATOR = ("generator_images", "generator_epochs")  # settings of a fresh generator
 
 
 @click.command()

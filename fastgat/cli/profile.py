@@ -18,8 +18,7 @@ SHOWN = {
     *("loader", "workers", "flip", "padded_crop", "random_resized_crop", "cutout"),
 }
 """The settings of a run that decide what a step costs."""
-KERNELS = 15
-"""How many kernels of a step are named."""
+KERNELS = 15  # how many kernels of a step are named
 
 
 @click.command(cls=SectionedCommand)

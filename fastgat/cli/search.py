@@ -19,8 +19,7 @@ from fastgat.experiments.search import GRIDS, PARAMETERS, Search
 from fastgat.options import convert, suggestion, value_type
 from fastgat.processes import launched
 
-UNSEARCHED = ("output", "resume", "seed", "device")
-"""Settings that are no subject of a search."""
+UNSEARCHED = ("output", "resume", "seed", "device")  # settings that are no subject of a search
 
 
 @click.command(cls=SectionedCommand)

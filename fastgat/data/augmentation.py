@@ -21,11 +21,9 @@ augmentation does not change the draws of another."""
 SHIFT, MIRROR, HOLE, FIRST_TRY = slice(2, 4), 4, slice(5, 7), 7
 TRIES = 10
 
-STREAM, CROP_STREAM = 1, 2
-"""Tell these draws from others of the same seed."""
+STREAM, CROP_STREAM = 1, 2  # tell these draws from others of the same seed
 
-LOG_RATIO = math.log(4 / 3)
-"""Random parts are between 3:4 and 4:3 of the output's shape, as is the custom."""
+LOG_RATIO = math.log(4 / 3)  # random parts are between 3:4 and 4:3 of the output's shape, as is the custom
 
 
 class Placement(NamedTuple):

@@ -5,8 +5,7 @@ from numpy.typing import NDArray
 
 from fastgat.errors import DataError
 
-Rows = NDArray[np.int64]
-"""Samples, by their numbers in a set."""
+Rows = NDArray[np.int64]  # samples, by their numbers in a set
 POLICIES = ("error", "skip")
 
 

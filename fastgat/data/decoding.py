@@ -14,12 +14,9 @@ from fastgat.data.augmentation import Augmentation, Uniforms
 
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp")
 FORMATS = ("JPEG", "PNG", "WEBP")
-MAX_PIXELS = 64_000_000
-"""Pixels of the largest image that is decoded, where nothing else is asked for."""
-MAX_BYTES = 2**30
-"""Bytes of the largest file of an image that is read."""
-ORIENTATION = 0x0112
-"""The EXIF tag that says which way a camera was held."""
+MAX_PIXELS = 64_000_000  # pixels of the largest image that is decoded, where nothing else is asked for
+MAX_BYTES = 2**30  # bytes of the largest file of an image that is read
+ORIENTATION = 0x0112  # the EXIF tag that says which way a camera was held
 LATE = (b"eXIf", b"XML:com.adobe.xmp", b"Raw profile type exif")
 """Chunks of a PNG that may tell the orientation, and may follow the pixels."""
 FLIPS = np.array([(0, 0), (0, 0), (0, 1), (1, 1), (1, 0), (0, 0), (0, 1), (1, 1), (1, 0)], bool)

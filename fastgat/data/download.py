@@ -17,8 +17,7 @@ Progress = Callable[[str, int, int], None]
 """Called with what is being done, how much of it is done, and how much there is: bytes of a download, else a count."""
 
 CONNECT_SECONDS = 10
-MEMBER_BYTES = 2**28
-"""More than any file of a published archive has."""
+MEMBER_BYTES = 2**28  # more than any file of a published archive has
 
 
 def cache_folder() -> Path:

@@ -19,8 +19,7 @@ from fastgat.data.loaders import check_fits
 from fastgat.data.sets import ImageSet, check_classes
 from fastgat.errors import DataError
 
-CHUNK = 2**24
-"""Bytes that are read at a time."""
+CHUNK = 2**24  # bytes that are read at a time
 HEADERS = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
 """numpy's readers of an array's header, by the version of its format."""
 

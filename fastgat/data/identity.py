@@ -18,10 +18,8 @@ from fastgat.data.sets import DataSet, EncodedSet, Images
 from fastgat.errors import CheckpointError, DataError
 from fastgat.files import read_file, write_atomically
 
-NAMES = "images.json.gz"
-"""The file of a run folder that lists its images."""
-MAX_BYTES = 2**27
-"""Bytes of that list, unpacked, at most."""
+NAMES = "images.json.gz"  # the file of a run folder that lists its images
+MAX_BYTES = 2**27  # bytes of that list, unpacked, at most
 
 
 def split_rule(header: Mapping[str, Any] | None) -> str:

@@ -14,10 +14,8 @@ from fastgat.data.sampler import Sampler
 from fastgat.data.sets import Images
 from fastgat.errors import DataError
 
-Request = tuple[Rows, Uniforms | None]
-"""The samples of a batch and, in training, what augmentation draws for them."""
-Requests = Callable[[int], Request]
-"""The request of each batch, by its number."""
+Request = tuple[Rows, Uniforms | None]  # the samples of a batch and, in training, what augmentation draws for them
+Requests = Callable[[int], Request]  # the request of each batch, by its number
 Places = Callable[[Rows], Rows]
 """Which of a batch's samples to use, by their places, once it is known which of them cannot be read."""
 

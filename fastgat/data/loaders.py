@@ -26,8 +26,7 @@ from fastgat.processes import cores, local_world_size
 
 LOADERS = ("auto", "dali", "resident", "torch")
 PLAIN = Augmentation()
-WINDOW = 256
-"""Images that are decoded between two reports."""
+WINDOW = 256  # images that are decoded between two reports
 
 
 class Choice(NamedTuple):

@@ -47,10 +47,8 @@ _OPERATIONS = re.compile(
     "PROTO|MARK|STOP|GLOBAL|REDUCE|BUILD|NEWOBJ|NONE|NEWTRUE|NEWFALSE|BININT[12]?|LONG1|BINFLOAT|(SHORT_)?BINSTRING|"
     "(SHORT_)?BINBYTES|BINUNICODE|EMPTY_TUPLE|TUPLE[123]?|EMPTY_LIST|APPENDS?|EMPTY_DICT|SETITEMS?|(LONG_)?BIN(GET|PUT)"
 )
-_MEMO = 10**6
-"""Entries of a pickle's memo, at most; the published files have 100,000."""
-_CONTAINERS = 100
-"""Tuples, lists and dictionaries in one file, at most; the published ones have about ten."""
+_MEMO = 10**6  # entries of a pickle's memo, at most; the published files have 100,000
+_CONTAINERS = 100  # tuples, lists and dictionaries in one file, at most; the published ones have about ten
 
 
 def _check_operations(raw: bytes) -> None:

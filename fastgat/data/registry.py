@@ -19,8 +19,7 @@ from fastgat.options import suggestion
 DATASETS: dict[str, Cifar | Digits] = {source.name: source for source in (CIFAR10, CIFAR100, DIGITS)}
 USERS = {"folder": "folder:PATH", "webdataset": "webdataset:PATTERN"}
 """The kinds of a user's own images, and how they are named."""
-CUSTOM = "custom"
-"""What a run calls loaders of one's own."""
+CUSTOM = "custom"  # what a run calls loaders of one's own
 IMAGE_SIZE = 32
 """What images in files are scaled to, if nothing is said: the size that the paper's networks are made for."""
 

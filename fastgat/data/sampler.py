@@ -10,8 +10,7 @@ from fastgat.data.augmentation import Augmentation, Uniforms
 from fastgat.data.bad_samples import Rows
 from fastgat.errors import DataError
 
-EXTRA_STREAM = 3
-"""Tells these draws from augmentation's of the same seed."""
+EXTRA_STREAM = 3  # tells these draws from augmentation's of the same seed
 
 
 @dataclass

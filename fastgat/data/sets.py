@@ -12,10 +12,8 @@ from numpy.typing import NDArray
 from fastgat.data.decoding import BadSampleError, decode
 from fastgat.errors import DataError
 
-HELD_OUT = 0.1
-"""The share of the images that validates where a data set does not say which."""
-SHOWN = 8
-"""Classes, or kinds of files, that are named."""
+HELD_OUT = 0.1  # the share of the images that validates where a data set does not say which
+SHOWN = 8  # classes, or kinds of files, that are named
 PARTS = {"train": ("train", "training"), "val": ("val", "valid", "validation"), "test": ("test", "testing")}
 """What the splits of a data set are called, in any case."""
 

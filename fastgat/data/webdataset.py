@@ -20,17 +20,14 @@ from fastgat.errors import DataError
 from fastgat.files import read_file
 
 BLOCK = 512
-LABELS = 10**6
-"""More classes than any classifier has."""
+LABELS = 10**6  # more classes than any classifier has
 LABEL, LABEL_BYTES = ".cls", 64
-SHARDS = 100_000
-"""More shards than any data set has."""
+SHARDS = 100_000  # more shards than any data set has
 HEADER_BYTES = 2**20
 """The longest header, such as one with a long name, that is read of a shard; and the longest padding at its end."""
 
 
-Sample = tuple[str, int, int, int]
-"""The name of an image in a shard, its offset and length in bytes, and its label."""
+Sample = tuple[str, int, int, int]  # the name of an image in a shard, its offset and length in bytes, and its label
 
 
 class ShardIndex(NamedTuple):

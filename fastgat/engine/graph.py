@@ -16,8 +16,7 @@ CONVOLUTION = torch.ops.aten.convolution.default
 CONVOLUTION_BACKWARD = torch.ops.aten.convolution_backward.default
 CAST = torch.ops.prims.convert_element_type.default
 COPY_ALL = torch.ops.aten._foreach_copy.default
-ALIGNED = 8
-"""Channels of 16 bits: the 16 bytes to which a kernel for tensor cores wants each pixel aligned."""
+ALIGNED = 8  # channels of 16 bits: the 16 bytes to which a kernel for tensor cores wants each pixel aligned
 PAD = torch.ops.aten.constant_pad_nd.default
 
 

@@ -20,8 +20,7 @@ from fastgat.models import create_classifier, is_factory
 CHECKPOINTS = {"best": BEST, "last": LAST, **{each.rule: each.file for each in candidates(False, robust=True)}}
 """The files of a run folder by what they are called: as `--select` chose, or by the rule that chose them."""
 
-SIZES = 1 << 17
-"""The most classes or channels that a checkpoint may ask a classifier for."""
+SIZES = 1 << 17  # the most classes or channels that a checkpoint may ask a classifier for
 
 
 def checkpoint_path(run: Path | str, checkpoint: str = "best") -> Path:

@@ -34,8 +34,7 @@ from fastgat.methods.base import Method
 from fastgat.methods.players import Draws
 from fastgat.phases import phase
 
-GRACE_SECONDS = 5.0
-"""How long to wait for torch to report a dead worker, once its connection was seen to close."""
+GRACE_SECONDS = 5.0  # how long to wait for torch to report a dead worker, once its connection was seen to close
 
 
 @dataclass

@@ -11,8 +11,7 @@ from fastgat.errors import NonFiniteError
 PLAYER_OF_LOSS = {"loss": "classifier", "generator_loss": "generator"}
 START, GROWTH_INTERVAL = 2.0**10, 2000
 """The seeds of a step are one for each sample, not 1 / B, so it starts below the 2^16 of other trainers."""
-SMALLEST = 2.0**-14
-"""Below it, gradients overflow for a reason that no scale can mend."""
+SMALLEST = 2.0**-14  # below it, gradients overflow for a reason that no scale can mend
 
 
 class RunningMetrics(nn.Module):

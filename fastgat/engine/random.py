@@ -14,8 +14,7 @@ from fastgat.methods.base import Method
 from fastgat.methods.players import Draws
 from fastgat.randomness import seed_torch
 
-DRAWS = 2
-"""Keeps the draws' seeds apart from those of the loaders' permutations (players 0 and 1)."""
+DRAWS = 2  # keeps the draws' seeds apart from those of the loaders' permutations (players 0 and 1)
 
 
 def step_draws(

@@ -23,8 +23,7 @@ from fastgat.errors import ConfigError, FastgatError, RankError, first_line
 from fastgat.processes import launched, number
 
 Result = TypeVar("Result")
-NCCL_ERROR_MARKER = "Last error:"
-"""The line that torch puts before NCCL's own words."""
+NCCL_ERROR_MARKER = "Last error:"  # the line that torch puts before NCCL's own words
 _joins = itertools.count()
 _store: Store | None = None
 

@@ -32,8 +32,7 @@ from fastgat.randomness import from_text, random_state, restore_generators, rest
 from fastgat.typed import shown
 
 LAST, BEST = "last.safetensors", "best.safetensors"
-SUMMARY = "summary.json"
-"""The file that a run which has ended leaves beside them."""
+SUMMARY = "summary.json"  # the file that a run which has ended leaves beside them
 SLIM = f"holds a finished run, of which only the classifier was kept ({BEST})"
 
 

@@ -6,8 +6,7 @@ from typing import Any, NamedTuple
 
 RULES = ("accuracy", "loss", "last", "robust")
 """Best validation accuracy, lowest validation loss, last epoch, and best robust accuracy, which not every run has."""
-LAST_EPOCHS = 10
-"""How many epochs the mean of the last epochs' validation accuracy is over."""
+LAST_EPOCHS = 10  # how many epochs the mean of the last epochs' validation accuracy is over
 COLLAPSED, ERRORS = 0.5, 3
 """A robust accuracy below this share of the best so far has collapsed, if by more than so many standard errors."""
 

@@ -32,10 +32,8 @@ OVERLAP: dict[str, Any] = {
 """Inductor's options for several ranks: begin to communicate as early, and wait for it as late, as can be."""
 GPU_OPTIONS: dict[str, Any] = {} if torch.__version__ >= "2.13" else {"loop_ordering_after_fusion": False}
 """Inductor's options on a GPU. Before torch 2.13 its reordering of loops fails on an update of many tensors at once."""
-BACKEND = re.compile(r"\s*backend='.*' raised:$")
-"""The line that torch puts before the cause."""
-WARM_UPS = 3
-"""Runs before a capture, for what allocates or tunes itself at first use."""
+BACKEND = re.compile(r"\s*backend='.*' raised:$")  # the line that torch puts before the cause
+WARM_UPS = 3  # runs before a capture, for what allocates or tunes itself at first use
 DEFAULT = RunConfig()
 
 

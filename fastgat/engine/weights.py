@@ -25,20 +25,15 @@ from fastgat.errors import CheckpointError
 from fastgat.files import read_file
 from fastgat.typed import parse_json
 
-LARGEST = 2**33
-"""Bytes of a file of weights, at most."""
+LARGEST = 2**33  # bytes of a file of weights, at most
 NESTED = ("state_dict", "model_state_dict", "model", "net", "network", "ema", "ema_state_dict", "state_dict_ema")
 """Keys under which training scripts keep a network's tensors, the first that is there being taken."""
-DEPTH = 4
-"""How deep those keys may be nested."""
-WRAPPERS = ("module.", "_orig_mod.")
-"""What DataParallel, AveragedModel and torch.compile put before names."""
+DEPTH = 4  # how deep those keys may be nested
+WRAPPERS = ("module.", "_orig_mod.")  # what DataParallel, AveragedModel and torch.compile put before names
 COUNTERS = ("num_batches_tracked", "n_averaged")
 """Tensors that decide nothing in eval mode: they may be missing, or be there for nothing."""
-UNUSED = "sub_block1."
-"""Layers that the TRADES code's WideResNet has, and never uses."""
-CODE = re.compile(r"GLOBAL ([\w.]+)")
-"""Where torch's error says which class or function a file needs."""
+UNUSED = "sub_block1."  # layers that the TRADES code's WideResNet has, and never uses
+CODE = re.compile(r"GLOBAL ([\w.]+)")  # where torch's error says which class or function a file needs
 STATISTICS = {"mean": "mean", "mu": "mean", "std": "std", "sigma": "std"}
 """How codes that normalise inside the network call its buffers, and what they are."""
 

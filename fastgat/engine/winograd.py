@@ -11,10 +11,8 @@ from fastgat.engine.graph import CONVOLUTION, CONVOLUTION_BACKWARD, add_node, fa
 from fastgat.kernels import winograd
 from fastgat.kernels.images import is_channels_last
 
-TILES = 48
-"""The least number of tiles for each thread: two blocks of the kernel's."""
-SCRATCH = 2**26
-"""Floats of scratch memory, at most, that gradients by weights may need."""
+TILES = 48  # the least number of tiles for each thread: two blocks of the kernel's
+SCRATCH = 2**26  # floats of scratch memory, at most, that gradients by weights may need
 
 
 @torch.library.custom_op("fastgat::winograd", mutates_args=())

@@ -13,19 +13,15 @@ from fastgat.errors import CompileError
 from fastgat.evaluation.inputs import Batches, Subject
 from fastgat.functional import mixed_precision
 
-ROUNDING = 1e-4
-"""By how much of the largest logit rounding may change a logit from one pass to the next, on a GPU."""
+ROUNDING = 1e-4  # by how much of the largest logit rounding may change a logit from one pass to the next, on a GPU
 REGROUPED = 1e-2
 """And where other images share the pass, which may then be computed otherwise, in a network's own bfloat16 too."""
-DIGITS = 16
-"""How many of a format's last places rounding may change, where that is more."""
+DIGITS = 16  # how many of a format's last places rounding may change, where that is more
 REPETITIONS = 2
 """How often the first pass is repeated as it was. Two more passes group the images otherwise, so there are five in all,
 as in AutoAttack's check: a network that tosses a coin in each pass rarely gives the same answers five times."""
-SAMPLES = 256
-"""How many images the checks of answers use, whatever the size of batches."""
-PASS, FEW = 64, 8
-"""About how many images share a pass, and where few do."""
+SAMPLES = 256  # how many images the checks of answers use, whatever the size of batches
+PASS, FEW = 64, 8  # about how many images share a pass, and where few do
 
 
 def agreement(subject: Subject, batch: Batch) -> tuple[dict[str, float], dict[str, str], int]:

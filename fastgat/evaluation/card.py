@@ -14,8 +14,7 @@ import numpy as np
 from fastgat.evaluation.outcomes import Outcomes
 
 VERDICTS = ("PASS", "WARN", "FAIL")
-LEAST = 20
-"""Fewer samples than this show nothing."""
+LEAST = 20  # fewer samples than this show nothing
 
 
 @dataclass(frozen=True)

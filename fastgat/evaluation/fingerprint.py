@@ -23,10 +23,8 @@ LIBRARIES = frozenset({"abc", "builtins", "collections", "enum", "functools", "m
 """Packages whose code is known by its name: torch's version is part of every digest."""
 INSTALLED = tuple({sysconfig.get_path(kind) for kind in ("stdlib", "platstdlib", "purelib", "platlib")})
 """Where Python and packages are."""
-PACKAGES = frozenset({"site-packages", "dist-packages"})
-"""Folders of packages, wherever they are."""
-OF_EVERY_MODULE = frozenset(vars(nn.Module()))
-"""What torch keeps in every module: tensors, children and hooks."""
+PACKAGES = frozenset({"site-packages", "dist-packages"})  # folders of packages, wherever they are
+OF_EVERY_MODULE = frozenset(vars(nn.Module()))  # what torch keeps in every module: tensors, children and hooks
 
 
 def model_fingerprint(model: nn.Module) -> str:

@@ -17,8 +17,7 @@ from fastgat.evaluation.cache import Cache
 from fastgat.evaluation.fingerprint import model_fingerprint
 from fastgat.evaluation.inputs import Batches, NumberedBatch, Subject
 
-Outcomes = NDArray[np.bool_]
-"""For each sample, whether the network gets it right."""
+Outcomes = NDArray[np.bool_]  # for each sample, whether the network gets it right
 EXAMPLES = 6
 
 

@@ -28,8 +28,7 @@ from fastgat.evaluation.results import CURVES, AttackResult, Curve, Evaluation, 
 from fastgat.evaluation.sweep import attack_sweep, fast_gradient_sweep
 from fastgat.models import Generator
 
-LADDER = (0.25, 0.5, 1.0, 2.0, 4.0)
-"""Multiples of epsilon at which PGD must leave less and less."""
+LADDER = (0.25, 0.5, 1.0, 2.0, 4.0)  # multiples of epsilon at which PGD must leave less and less
 LADDER_STEPS = 20
 SQUARE = "a search without gradients (Square)"
 RIVALS = {

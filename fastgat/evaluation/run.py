@@ -31,14 +31,10 @@ from fastgat.models import create_classifier, normalization
 from fastgat.options import Options, option
 from fastgat.reporting.environment import environment
 
-QUICK = 100
-"""Samples to attack where all of them would take too long."""
-BLOCK = 256
-"""Samples that are read, and whose results are kept, together."""
-CURVES = 1000
-"""The least number of samples for curves, which cost little."""
-VALIDATION = 256
-"""Samples that decide when a generator's training stops."""
+QUICK = 100  # samples to attack where all of them would take too long
+BLOCK = 256  # samples that are read, and whose results are kept, together
+CURVES = 1000  # the least number of samples for curves, which cost little
+VALIDATION = 256  # samples that decide when a generator's training stops
 
 
 @dataclass(frozen=True)

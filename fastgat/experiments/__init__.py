@@ -13,7 +13,6 @@ EXPERIMENTS: dict[str, Experiment] = {
     each.name: each
     for each in (Table2(), Figure2(), Figure3(), Figure4(), Time(), Readings(), Capacity(), Inputs(), Larger())
 }
-PAPER = ("table2", "figure2", "figure3", "figure4", "time")
-"""What the paper itself reports: `all` of it."""
+PAPER = ("table2", "figure2", "figure3", "figure4", "time")  # what the paper itself reports: `all` of it
 
 __all__ = ["EXPERIMENTS", "PAPER", "Experiment", "Plan", "RunStore"]

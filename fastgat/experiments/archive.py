@@ -14,8 +14,7 @@ from fastgat.files import write_atomically
 from fastgat.store import read_object
 
 RESULTS = "results.json"
-Row = dict[str, Any]
-"""An epoch's row of metrics.jsonl."""
+Row = dict[str, Any]  # an epoch's row of metrics.jsonl
 
 
 class Environment(TypedDict, total=False):

@@ -17,10 +17,8 @@ from fastgat.experiments.plan import Plan
 from fastgat.experiments.store import RunStore
 
 THREAT: dict[str, Any] = {"norm": "l2", "epsilon": 0.5}
-WORST_CASE_IMAGES = 200
-"""Test images of the worst case, at most."""
-STEPS, QUERIES = 50, 1000
-"""Of PGD and APGD; of Square."""
+WORST_CASE_IMAGES = 200  # test images of the worst case, at most
+STEPS, QUERIES = 50, 1000  # of PGD and APGD; of Square
 
 
 class Left(TypedDict):

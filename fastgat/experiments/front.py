@@ -13,10 +13,8 @@ MEASURES = {
     "worst_case": "worst-case accuracy at L2 norm 0.5",
 }
 """Accuracies of a variant, and what they are called."""
-CHEAP = 1.5
-"""The cost, over fast gradient L2, that a generator is wanted to keep to."""
-MARGIN = 0.01
-"""A loss of accuracy that has to be ruled out before two variants count as the same."""
+CHEAP = 1.5  # the cost, over fast gradient L2, that a generator is wanted to keep to
+MARGIN = 0.01  # a loss of accuracy that has to be ruled out before two variants count as the same
 
 
 class Cost(TypedDict):

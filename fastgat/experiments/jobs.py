@@ -17,12 +17,9 @@ from fastgat.store import key_digest
 from fastgat.trainer import Trainer
 from fastgat.typed import check_type
 
-Stopped = Callable[[], object]
-"""Whether a signal has come."""
-Advance = Callable[[float], None]
-"""Called with the share that is done."""
-FORMAT = 1
-"""Bump to invalidate stored measurements."""
+Stopped = Callable[[], object]  # whether a signal has come
+Advance = Callable[[float], None]  # called with the share that is done
+FORMAT = 1  # bump to invalidate stored measurements
 
 
 class Job(ABC):

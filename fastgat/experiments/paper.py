@@ -36,5 +36,4 @@ TABLE2: dict[str, dict[str, Accuracy]] = {
 }
 INITIALISATIONS = 50
 TRAIN_IMAGES = 45_000
-OVERHEAD = "3 to 4"
-"""The time of a GAT step over that of a fast-gradient step."""
+OVERHEAD = "3 to 4"  # the time of a GAT step over that of a fast-gradient step

@@ -19,8 +19,7 @@ NETWORKS = ("baseline", "fg-linf", "gat")
 SOURCE = "source"
 NORM = "l2"
 EPSILONS = CURVES[NORM]
-SHOWN = (0.0, 0.1, 0.3, 0.5, 1.0, 2.0)
-"""The epsilons of the table; the plot has all."""
+SHOWN = (0.0, 0.1, 0.3, 0.5, 1.0, 2.0)  # the epsilons of the table; the plot has all
 
 
 class _Curves(TypedDict):

@@ -29,8 +29,7 @@ from fastgat.profiling.sides import Spec
 from fastgat.profiling.worker import Worker, prepare, steps
 from fastgat.reporting.environment import version
 
-SIZE = 32
-"""Pixels a side of the data sets' images."""
+SIZE = 32  # pixels a side of the data sets' images
 
 
 class _Side(TypedDict):

@@ -20,8 +20,7 @@ from fastgat.experiments.store import RunStore
 from fastgat.reporting.jobs import News, Report
 from fastgat.worker import WorkerProcess
 
-PATIENCE = 2.0
-"""Seconds between two looks at what other processes have finished."""
+PATIENCE = 2.0  # seconds between two looks at what other processes have finished
 
 
 def pending(experiments: Sequence[Experiment], plan: Plan, store: RunStore) -> list[Job]:

@@ -24,8 +24,7 @@ from fastgat.methods.base import OnePlayer, epsilon_option, label_smoothing_opti
 from fastgat.methods.players import Draws, Metrics, Network, Tensors, classify, logits, mean, value_and_vjp
 from fastgat.options import option
 
-START = 1e-3
-"""The scale of the noise that the steps start from: at x itself the KL has no slope."""
+START = 1e-3  # the scale of the noise that the steps start from: at x itself the KL has no slope
 
 
 @dataclass(frozen=True)

@@ -26,8 +26,7 @@ _CLASSIFIERS: dict[str, Callable[..., nn.Module]] = {
     "preactresnet18-v2": partial(PreActResNet18, late_shortcut=True),
     "preactresnet18-v2-bn": partial(PreActResNet18, final_norm=True, late_shortcut=True),
 }
-WIDE_RESNET = re.compile(r"wrn-([0-9]{1,3})-([0-9]{1,2})")
-"""The names wrn-DEPTH-WIDTH."""
+WIDE_RESNET = re.compile(r"wrn-([0-9]{1,3})-([0-9]{1,2})")  # the names wrn-DEPTH-WIDTH
 
 
 def classifier_names() -> list[str]:

@@ -10,8 +10,7 @@ from fastgat.config import TrainConfig
 from fastgat.data import ImageSet, choose, create_loader
 from fastgat.phases import phase
 
-BATCHES = 16
-"""In the set of random images that feeds it."""
+BATCHES = 16  # in the set of random images that feeds it
 
 
 class Feeder:

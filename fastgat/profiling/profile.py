@@ -27,14 +27,10 @@ FLOAT64_ERROR, FLOAT32_ERROR, TF32_ERROR, LOW_PRECISION_ERROR = 1e-6, 1e-3, 1e-2
 """The largest relative error of the first gradient by which the sides may differ. Under `simultaneous` the classifier
 meets the generator as it was before its step, in Algorithm 1 as it is after it."""
 
-AT_ONCE_MS = 200.0
-"""About how long a side is timed at once on a GPU, at most."""
-FED = 8
-"""How many blocks of steps with a loader are timed at once, once its buffers are drained."""
-FED_SECONDS = 10.0
-"""About how long that may take: of slow steps fewer are timed."""
-FED_ROUNDS = 3
-"""How often they are timed."""
+AT_ONCE_MS = 200.0  # about how long a side is timed at once on a GPU, at most
+FED = 8  # how many blocks of steps with a loader are timed at once, once its buffers are drained
+FED_SECONDS = 10.0  # about how long that may take: of slow steps fewer are timed
+FED_ROUNDS = 3  # how often they are timed
 
 
 @dataclass(frozen=True)

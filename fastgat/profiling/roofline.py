@@ -18,8 +18,7 @@ from torch.utils.flop_counter import flop_registry
 from fastgat.engine.step import train_step
 from fastgat.profiling.sides import Fastgat, Side, synchronize
 
-REPEATS = 5
-"""How often the best rate is looked for."""
+REPEATS = 5  # how often the best rate is looked for
 
 
 class Counter(TorchDispatchMode):

@@ -26,8 +26,7 @@ from fastgat.models import Generator, create_classifier
 from fastgat.profiling.feeding import Feeder
 
 CHANNELS = 3
-INPUT_SETS = 4
-"""Steps rotate among as many sets of minibatches, so that no cache holds all that is measured."""
+INPUT_SETS = 4  # steps rotate among as many sets of minibatches, so that no cache holds all that is measured
 
 
 @dataclass(frozen=True)

@@ -45,8 +45,7 @@ def steps(side: Side, count: int) -> float:
     return 1e3 * side.seconds(side.step, count)
 
 
-BUFFERED = 8
-"""More batches than any loader keeps ready."""
+BUFFERED = 8  # more batches than any loader keeps ready
 
 
 class Fed(NamedTuple):
