@@ -22,7 +22,7 @@ from fastgat.evaluation.agreement import SAMPLES, agreement, gradient_shares, re
 from fastgat.evaluation.cache import Cache
 from fastgat.evaluation.fingerprint import batch_fingerprint
 from fastgat.evaluation.inputs import Batches, Subject, as_subjects, check_classes
-from fastgat.evaluation.outcomes import Outcomes, clean_outcomes, examples, outcomes
+from fastgat.evaluation.outcomes import Example, Outcomes, clean_outcomes, examples, outcomes
 from fastgat.evaluation.power import equal_power
 from fastgat.evaluation.results import CURVES, AttackResult, Curve, Evaluation, EvaluationSettings, Robustness
 from fastgat.evaluation.sweep import attack_sweep, fast_gradient_sweep
@@ -79,32 +79,23 @@ def evaluate(
     settings, cache, generators = settings or EvaluationSettings(), cache or Cache(), list(generators)
     if settings.only_autoattack and (networks or sources or generators):
         raise ConfigError("only_autoattack runs nothing else: leave out other networks, sources and generators")
-    names = [name, *(networks or {}), *(sources or {})]
-    if shared := {other for other in names if names.count(other) > 1}:
-        raise ConfigError(f"{min(shared)!r} stands for several networks: give each a name of its own")
-    prices = [f"{each.cg:g}" for each in generators]
-    if shared := {price for price in prices if prices.count(price) > 1}:
-        raise ConfigError(f"several generators have c_g {min(shared)}: give each another, in its first six digits")
+    _check_distinct([name, *(networks or {}), *(sources or {})], generators)
     images = Batches.of(batches)
     curve_images = Batches.of(curve_batches) if curve_batches else images
     (subject,), others, origins = (as_subjects(each, images.first) for each in ({name: model}, networks, sources))
     check_classes([subject, *others, *origins], images)
 
     evaluator = _Evaluator(subject, images, settings, cache, progress)
-    training: dict[float, dict[str, Any]] = {}
-    trained: dict[float, nn.Module] = {}
-    curves, shown = [], []
+    fresh = {each.cg: evaluator.generator(each, train, validation) for each in generators}
+    trained = {cg: generator for cg, (generator, _) in fresh.items()}
+    curves = []
     if settings.only_autoattack:
         comparisons = [evaluator.square_finds_little_more(evaluator.autoattack())]
     else:
-        for each in generators:
-            trained[each.cg], training[each.cg] = evaluator.generator(each, train, validation)
         curves = evaluator.curves([subject, *others], origins, curve_images)
         evaluator.attack_all(origins, trained)
         curves.append(evaluator.ladder())
         comparisons = list(evaluator.comparisons(curves[-1]))
-        generator_attacks = [name for name, run in evaluator.runs.items() if run.kind == "generator"]
-        shown = ["fast gradient", f"PGD-{settings.steps}", *generator_attacks][:3]
     clean = clean_outcomes(subject, images, cache)
     checks = [card.enough(clean), *comparisons, *evaluator.checks()]
     robustness = Robustness(
@@ -119,12 +110,20 @@ def evaluate(
         curve_samples=curve_images.samples if curves else 0,
         curves=curves,
         equal_power=equal_power(subject, trained, curve_images, cache),
-        training=training,
+        training={cg: facts for cg, (_, facts) in fresh.items()},
         card=checks,
         verdict=card.overall(checks),
     )
-    pictures = examples(subject, images.first, {key: evaluator.runs[key].attack for key in shown}) if shown else []
-    return Evaluation(robustness=robustness, examples=pictures)
+    return Evaluation(robustness=robustness, examples=evaluator.examples())
+
+
+def _check_distinct(networks: Sequence[str], generators: Sequence[GeneratorTraining]) -> None:
+    """Raises ConfigError where two networks have one name, or two generators one c_g as it is shown."""
+    if shared := {name for name in networks if networks.count(name) > 1}:
+        raise ConfigError(f"{min(shared)!r} stands for several networks: give each a name of its own")
+    prices = [f"{each.cg:g}" for each in generators]
+    if shared := {price for price in prices if prices.count(price) > 1}:
+        raise ConfigError(f"several generators have c_g {min(shared)}: give each another, in its first six digits")
 
 
 class AttackRun(NamedTuple):
@@ -266,6 +265,13 @@ class _Evaluator:
                 right = outcomes(self.subject, part, self.batches, self.cache, among=right, progress=advance)
         self.runs["AutoAttack"] = AttackRun(whole, right)
         return before
+
+    def examples(self) -> list[Example]:
+        """Pictures of what the main attacks make of a few images; none where AutoAttack alone was run."""
+        generators = [name for name, run in self.runs.items() if run.kind == "generator"]
+        shown = ["fast gradient", f"PGD-{self.settings.steps}", *generators][:3]
+        attacks = {name: self.runs[name].attack for name in shown if name in self.runs}
+        return examples(self.subject, self.batches.first, attacks) if attacks else []
 
     @property
     def large_epsilon(self) -> float:

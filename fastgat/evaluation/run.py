@@ -210,13 +210,7 @@ def evaluate_run(
     seed, count = attacks.seed, settings.samples
     generators = [GeneratorTraining(cg=cg, epochs=settings.generator_epochs, seed=seed) for cg in cgs]
     device = pick_device(settings.device)
-    if settings.weights is not None:
-        loaded, data = load_foreign(settings, classifiers, attacks.batch_size or BLOCK, device)
-    elif run is None or {settings.dataset, settings.mean, settings.std, settings.image_size} != {None}:
-        raise ConfigError("name a RUN, or --weights, which --dataset, --image-size, --mean and --std belong to")
-    else:
-        loaded = load_run(run, settings.checkpoint, device, classifiers)
-        data = RunData(loaded, settings, attacks.batch_size or BLOCK, device)
+    loaded, data = _load(run, settings, classifiers, attacks.batch_size or BLOCK, device)
     names = _names(settings.weights or run or loaded.path, sources, networks)
     others = {
         name: load_run(path, settings.checkpoint if path.is_dir() else "best", device, classifiers)
@@ -247,11 +241,23 @@ def evaluate_run(
     return Evaluation(clean, attacked.robustness, attacked.examples)
 
 
+def _load(
+    run: Path | None, settings: RunSettings, classifiers: Collection[str], batch_size: int, device: torch.device
+) -> tuple[LoadedRun, RunData]:
+    """The network of a run, or of `settings.weights`, and the images to evaluate it on."""
+    if settings.weights is not None:
+        return load_foreign(settings, classifiers, batch_size, device)
+    if run is None or {settings.dataset, settings.mean, settings.std, settings.image_size} != {None}:
+        raise ConfigError("name a RUN, or --weights, which --dataset, --image-size, --mean and --std belong to")
+    loaded = load_run(run, settings.checkpoint, device, classifiers)
+    return loaded, RunData(loaded, settings, batch_size, device)
+
+
 def _check_named(classifiers: Collection[str], runs: Sequence[LoadedRun]) -> None:
     """Raises ConfigError where a classifier is named that none of the runs has, unless one has a classifier unnamed."""
     used = [run.header["model"].get("classifier") for run in runs]
     if None not in used and (others := [name for name in classifiers if name not in used]):
-        raise ConfigError(f"--classifier {others[0]}: no run has it; theirs: {', '.join(dict.fromkeys(used))}")
+        raise ConfigError(f"--classifier {others[0]}: no run uses it; they use {', '.join(dict.fromkeys(used))}")
 
 
 def _names(run: Path, sources: Sequence[Path], networks: Sequence[Path]) -> list[str]:

@@ -3,6 +3,7 @@
 import itertools
 import zlib
 from collections.abc import Iterable, Iterator
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
@@ -15,7 +16,7 @@ from fastgat.data.download import Progress
 from fastgat.data.extra import extended
 from fastgat.data.identity import Identity
 from fastgat.data.registry import CUSTOM
-from fastgat.data.sets import ImageSet
+from fastgat.data.sets import DataSet, ImageSet
 from fastgat.engine.checks import check_networks
 from fastgat.engine.ranks import Ranks
 from fastgat.errors import ConfigError
@@ -79,12 +80,7 @@ def dataset_feed(
     images = images._replace(train=images.train.first(data.train_images))
     description, extra, own = f"{images.name}: {images.contents()}; from {images.source}", None, len(images.train)
     if data.extra_data is not None:
-        if not isinstance(images.train, ImageSet):
-            raise ConfigError(f"extra_data goes with images in memory, as those of cifar10 are, not with {images.name}")
-        if not int(config.batch_size * (data.extra_fraction or 0)):
-            share = f"extra_fraction {data.extra_fraction:g} of a batch of {config.batch_size}"
-            raise ConfigError(f"{share} rounds down to no image: raise one of them")
-        both, extra = extended(images.train, data.extra_data, len(images.classes), progress)
+        both, extra = _with_extra(config, images, data.extra_data, progress)
         images = images._replace(train=both)
         description += f"; {data.extra_fraction:g} of each batch from {len(both) - own:,} in {data.extra_data}"
     config.augmentation.check(*images.train.shape[:2])
@@ -125,6 +121,17 @@ def dataset_feed(
         identity=identity,
         extra=extra,
     )
+
+
+def _with_extra(config: TrainConfig, images: DataSet[Images], file: Path, progress: Progress) -> tuple[ImageSet, str]:
+    """The training images with the extra ones of `file` behind them, and the checksum of what is in the file."""
+    if not isinstance(images.train, ImageSet):
+        raise ConfigError(f"extra_data goes with images in memory, as those of cifar10 are, not with {images.name}")
+    fraction = config.data.extra_fraction or 0
+    if not int(config.batch_size * fraction):
+        share = f"extra_fraction {fraction:g} of a batch of {config.batch_size}"
+        raise ConfigError(f"{share} rounds down to no image: raise one of them")
+    return extended(images.train, file, len(images.classes), progress)
 
 
 def _sample(images: Images) -> bytes:

@@ -152,7 +152,7 @@ def test_logits_that_are_nan(run: Run, runs: Path, arguments: tuple[object, ...]
             "trains no generator: leave out --generator-images, --generator-epochs, --cg",
             2,
         ),
-        (("--classifier", "wrn-10-1"), "--classifier wrn-10-1: no run has it; theirs: table1", 2),
+        (("--classifier", "wrn-10-1"), "--classifier wrn-10-1: no run uses it; they use table1", 2),
         (("--cg", "x"), "cg must be a number", 2),
         (("--cg", -1), "cg must be at least 0", 2),
         (("--restarts", 1), "restarts must be at least 2, got 1", 2),
