@@ -28,7 +28,7 @@ from fastgat.data import create_loader, load_dataset
 from fastgat.engine.checkpoint import load_checkpoint
 from fastgat.engine.device import device_name, pick_device, tf32
 from fastgat.engine.load import checkpoint_path
-from fastgat.functional import places
+from fastgat.functional import tensor_paths
 from fastgat.methods import GAT
 from fastgat.methods.players import Draws, Network, Players, Tensors
 from fastgat.models import Classifier, Generator
@@ -114,7 +114,7 @@ def trained(path: Path, device: torch.device) -> tuple[GAT, Players, DataConfig]
         module.load_state_dict(weights)
         module.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch's stub lacks it
         parameters = {key: value.detach() for key, value in module.named_parameters()}
-        players.append(Network(name, module, parameters, dict(module.named_buffers()), places(module)))
+        players.append(Network(name, module, parameters, dict(module.named_buffers()), tensor_paths(module)))
     return config.method, Players(players[0], players[1]), config.data
 
 

@@ -35,7 +35,7 @@ from fastgat.config import PrecisionConfig
 from fastgat.engine.device import device_name, keep_freed_memory, pick_device
 from fastgat.engine.optimizer import Adam
 from fastgat.errors import FastgatError
-from fastgat.functional import places
+from fastgat.functional import tensor_paths
 from fastgat.methods import create_method
 from fastgat.methods.players import Draws, Network, Players, Tensors
 from fastgat.profiling.sides import Fastgat, Spec
@@ -83,7 +83,7 @@ class Vectorised:
         self.method, self.autocast, config = spec.method, sides[0].autocast, spec.config
         self.classifier, self.generator = sides[0].classifier, sides[0].generator
         networks = [self.classifier] if self.generator is None else [self.classifier, self.generator]
-        self.places = [places(network) for network in networks]
+        self.tensor_paths = [tensor_paths(network) for network in networks]
         self.parameters = [stacked([side.classifier for side in sides])]
         rates = [config.optimizer.lr]
         if self.generator is not None:
@@ -114,10 +114,10 @@ class Vectorised:
     def _gradients(self, *stacks: Any) -> tuple[Tensors, ...]:
         """What one seed's step would update its networks by."""
         *parameters, images, labels = stacks
-        classifier = Network("classifier", self.classifier, parameters[0], {}, self.places[0], self.autocast)
+        classifier = Network("classifier", self.classifier, parameters[0], {}, self.tensor_paths[0], self.autocast)
         generator = None
         if self.generator is not None:
-            generator = Network("generator", self.generator, parameters[1], {}, self.places[1], self.autocast)
+            generator = Network("generator", self.generator, parameters[1], {}, self.tensor_paths[1], self.autocast)
         batch, collected = Batch(images, labels), {}
 
         def update(players: Players, **gradients: Tensors | None) -> Players:

@@ -8,7 +8,7 @@ from fastgat.config import RunConfig, TrainConfig
 from fastgat.data.registry import CUSTOM
 
 
-def identity(config: TrainConfig) -> dict[str, Any]:
+def deciding_settings(config: TrainConfig) -> dict[str, Any]:
     """The settings that decide what a run computes, flat; the others may change when it is continued."""
     feeding = {
         f"data.{name}" for name in ("data_dir", "loader", "workers", "on_bad_sample", "max_pixels", "changed_data")

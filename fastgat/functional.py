@@ -13,10 +13,10 @@ from torch.nn.utils import parametrize
 from fastgat.errors import ConfigError
 
 Modes = list[tuple[nn.Module, bool]]
-Places = Mapping[str, tuple[str, ...]]
+TensorPaths = Mapping[str, tuple[str, ...]]
 
 
-def places(module: nn.Module) -> Places:
+def tensor_paths(module: nn.Module) -> TensorPaths:
     """The names of all places of each parameter and buffer, by its name in `named_parameters` or `named_buffers`.
 
     A tensor that several layers share has a place in each; a layer that stands in a module under several names has its
@@ -40,19 +40,19 @@ def places(module: nn.Module) -> Places:
 
 
 def call(
-    module: nn.Module, tensors: Mapping[str, Tensor], inputs: tuple[Any, ...], where: Places | None = None
+    module: nn.Module, tensors: Mapping[str, Tensor], inputs: tuple[Any, ...], where: TensorPaths | None = None
 ) -> tuple[Any, dict[str, Tensor]]:
     """`module` of `inputs` with `tensors` in the places of its own; the module's own are put back afterwards.
 
     Args:
         tensors: parameters and buffers by their names in `named_parameters` and `named_buffers`; where there is none,
             the module's own serves.
-        where: the `places` of the module, for callers that have them already.
+        where: the `tensor_paths` of the module, for callers that have them already.
 
     Returns the output, and `tensors` as the module left them: it may have put another tensor in the place of a buffer.
     Raises ConfigError for a name that is not one of the module's.
     """
-    where = places(module) if where is None else where
+    where = tensor_paths(module) if where is None else where
     for name in tensors:
         if name not in where:
             raise ConfigError(f"{type(module).__name__} has no {name}, or did not have it when its training began")

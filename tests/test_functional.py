@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from fastgat.errors import ConfigError
-from fastgat.functional import buffers_kept, call, places
+from fastgat.functional import buffers_kept, call, tensor_paths
 
 
 class OneLayerTwice(nn.Module):
@@ -49,8 +49,8 @@ class TwoNamesInOneLayer(nn.Module):
 )
 def test_shared_tensors(kind: type[nn.Module], name: str, expected: tuple[str, ...]) -> None:
     module, x = kind(), torch.rand(2, 3)
-    assert places(module)[name] == expected
-    assert places(module).keys() == dict(module.named_parameters()).keys()
+    assert tensor_paths(module)[name] == expected
+    assert tensor_paths(module).keys() == dict(module.named_parameters()).keys()
     own = dict(module.named_parameters(remove_duplicate=False))
     doubled = copy.deepcopy(module)
     with torch.no_grad():
@@ -106,7 +106,7 @@ class SharedBuffer(nn.Module):
 
 def test_shared_and_missing_buffers() -> None:
     module, mean = SharedBuffer(), torch.full((3,), 5.0)
-    found = places(module)
+    found = tensor_paths(module)
     assert found["first.running_mean"] == ("first.running_mean", "second.running_mean")
     assert "second.running_var" not in found
     output, _ = call(module, {"first.running_mean": mean, "scale": torch.full((3,), 2.0)}, (torch.zeros(1, 3),))
@@ -135,7 +135,7 @@ def test_what_is_not_the_module_s_is_refused() -> None:
         call(module, {"second.weight": torch.ones(3, 3)}, (torch.rand(2, 3),))
     module.register_buffer("copy", module.weight)
     with pytest.raises(ConfigError, match="weight is a parameter, and the same tensor is the buffer copy"):
-        places(module)
+        tensor_paths(module)
 
 
 @pytest.mark.parametrize(

@@ -24,7 +24,7 @@ from fastgat.engine.optimizer import Adam, trainable_parameters
 from fastgat.engine.state import unchanged
 from fastgat.engine.step import Step, compile_and_capture
 from fastgat.errors import ConfigError, NonFiniteError
-from fastgat.functional import places
+from fastgat.functional import tensor_paths
 from fastgat.kernels.input_gradient import input_gradient
 from fastgat.methods.gat import GAT
 from fastgat.methods.players import Draws, Network, Players
@@ -84,8 +84,8 @@ def train_generator(
         generator = Generator(training.width, images.shape[1]).to(images)
         classifier = Isolated(model)
         players = Players(
-            Network("classifier", classifier, {}, dict(classifier.named_buffers()), places(classifier)),
-            Network("generator", generator, dict(trainable_parameters(generator)), {}, places(generator)),
+            Network("classifier", classifier, {}, dict(classifier.named_buffers()), tensor_paths(classifier)),
+            Network("generator", generator, dict(trainable_parameters(generator)), {}, tensor_paths(generator)),
         )
         optimizer = Adam(generator, training.lr)
         step: Step = partial(_generator_step, GAT(cg=training.cg), players, optimizer)

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from fastgat.batch import Batch
 from fastgat.data.bad_samples import Rows
 from fastgat.data.decoding import FLIPS, BadSampleError, decode, read_header, stored_boxes
-from fastgat.data.loader import Places, Request, Requests, SampledLoader
+from fastgat.data.loader import Readable, Request, Requests, SampledLoader
 from fastgat.data.prefetch import prefetch
 from fastgat.data.sampler import Sampler
 from fastgat.data.sets import EncodedSet, Images, ImageSet
@@ -57,10 +57,10 @@ class DaliLoader(SampledLoader):
             order = (0, 3, 1, 2) if self.axes == "CHW" else (0, 1, 2, 3)
             self.pixels = np.ascontiguousarray(images.images.transpose(order))
 
-    def _batches(self, request: Requests, numbers: range, places: Places) -> Iterator[Batch]:
+    def _batches(self, request: Requests, numbers: range, readable: Readable) -> Iterator[Batch]:
         """As the base says; after a batch with a sample that DALI cannot decode, DALI is started anew from there."""
         while numbers:
-            with closing(prefetch(lambda number: self._work(request(number), places), numbers)) as prepared:
+            with closing(prefetch(lambda number: self._work(request(number), readable), numbers)) as prepared:
                 under_way: deque[int] = deque()
                 given = _not_empty(zip(numbers, prepared, strict=False), under_way)
                 first = next(given, None)
@@ -74,11 +74,11 @@ class DaliLoader(SampledLoader):
                 except RuntimeError as error:
                     self._find_bad(request(under_way[0] if under_way else numbers.start)[0], error)
 
-    def _work(self, request: Request, places: Places) -> Work:
-        """What DALI is to do for a request; once its samples are read, `places` tells which of them to take."""
+    def _work(self, request: Request, readable: Readable) -> Work:
+        """What DALI is to do for a request; once its samples are read, `readable` tells which of them to take."""
         rows, uniforms = request
         images, facts = self._read(rows)
-        kept, augmentation = places(rows), self.sampler.augmentation
+        kept, augmentation = readable(rows), self.sampler.augmentation
         work = {"images": images, "labels": self.images.labels[rows[kept]]}
         if self.in_files:
             work["images"] = [images[place] for place in kept]

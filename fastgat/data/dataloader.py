@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader, Dataset
 from fastgat.batch import Batch
 from fastgat.data.augmentation import Augmentation
 from fastgat.data.decoding import BadSampleError, arrange
-from fastgat.data.loader import Places, Request, Requests, SampledLoader
+from fastgat.data.loader import Readable, Request, Requests, SampledLoader
 from fastgat.data.sampler import Sampler
 from fastgat.data.sets import EncodedSet, Images
 from fastgat.kernels.image_batch import unit_scaled
@@ -66,7 +66,7 @@ class TorchLoader(SampledLoader):
         super().__init__(images, sampler, **common)
         self.workers = workers
 
-    def _batches(self, request: Requests, numbers: range, places: Places) -> Iterator[Batch]:
+    def _batches(self, request: Requests, numbers: range, readable: Readable) -> Iterator[Batch]:
         loader = DataLoader(
             Arranged(self.images, self.sampler.augmentation),
             batch_size=None,
@@ -81,7 +81,7 @@ class TorchLoader(SampledLoader):
                 self.skipped.report(row, self.images.name(row), flaw)
             images, labels = samples.images, samples.labels
             if samples.flaws:
-                kept = torch.from_numpy(places(samples.rows.numpy()))
+                kept = torch.from_numpy(readable(samples.rows.numpy()))
                 images, labels = images[kept], labels[kept]
             images = images.to(self.device, non_blocking=True).permute(0, 3, 1, 2).contiguous(memory_format=self.layout)
             yield Batch(unit_scaled(images), labels.to(self.device, non_blocking=True))

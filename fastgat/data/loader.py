@@ -16,8 +16,8 @@ from fastgat.errors import DataError
 
 Request = tuple[Rows, Uniforms | None]  # the samples of a batch and, in training, what augmentation draws for them
 Requests = Callable[[int], Request]  # the request of each batch, by its number
-Places = Callable[[Rows], Rows]
-"""Which of a batch's samples to use, by their places, once it is known which of them cannot be read."""
+Readable = Callable[[Rows], Rows]
+"""From the samples of a batch to the positions of those that can be read, as far as is known."""
 
 
 class Loader(Protocol):
@@ -83,5 +83,5 @@ class SampledLoader(ABC):
             raise DataError(f"no sample of the whole set can be read; one of them: {first}")
 
     @abstractmethod
-    def _batches(self, request: Requests, numbers: range, places: Places) -> Iterator[Batch]:
-        """The batch of each number, of the samples whose positions `places` returns alone."""
+    def _batches(self, request: Requests, numbers: range, readable: Readable) -> Iterator[Batch]:
+        """The batch of each number, of the samples whose positions `readable` returns alone."""

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from fastgat.batch import Batch
-from fastgat.data.loader import Places, Requests, SampledLoader
+from fastgat.data.loader import Readable, Requests, SampledLoader
 from fastgat.data.sampler import Sampler
 from fastgat.data.sets import ImageSet
 from fastgat.kernels.image_batch import image_batch
@@ -23,13 +23,13 @@ class ResidentLoader(SampledLoader):
         self.pixels = pixels.to(self.device).contiguous(memory_format=self.layout)
         self.labels = torch.from_numpy(images.labels).to(self.device)
 
-    def _batches(self, request: Requests, numbers: range, places: Places) -> Iterator[Batch]:
+    def _batches(self, request: Requests, numbers: range, readable: Readable) -> Iterator[Batch]:
         augmentation, size = self.sampler.augmentation, self.images.shape[:2]
         resize = augmentation.random_resized_crop is not None
         for rows, uniforms in map(request, numbers):
             table = None
             if len(self.skipped):
-                kept = places(rows)
+                kept = readable(rows)
                 rows, uniforms = rows[kept], None if uniforms is None else uniforms[kept]
             if uniforms is not None:
                 table = self._sent(augmentation.place(uniforms, np.tile(size, (len(rows), 1)), size).table())

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from fastgat.batch import Batch
 from fastgat.engine.ranks import ALONE, Ranks
-from fastgat.functional import call, in_eval_mode, mixed_precision, places
+from fastgat.functional import call, in_eval_mode, mixed_precision, tensor_paths
 from fastgat.kernels.dual_loss import sample_loss
 
 
@@ -41,7 +41,7 @@ def _sums(
     classifier: nn.Module, batches: Iterable[Batch], parameters: dict[str, Tensor] | None, autocast: torch.dtype | None
 ) -> tuple[float, float, int]:
     """Right answers, summed cross entropy, and samples."""
-    where = places(classifier)
+    where = tensor_paths(classifier)
     with in_eval_mode(classifier):
         correct: Tensor | float = 0.0
         total: Tensor | float = 0.0

@@ -14,7 +14,7 @@ from torch.nn.modules.batchnorm import _NormBase
 
 from fastgat.batch import Batch
 from fastgat.engine.state import TrainState
-from fastgat.engine.trial import forget
+from fastgat.engine.trial import no_update
 from fastgat.methods.base import Method
 from fastgat.methods.players import Draws, Tensors
 
@@ -64,7 +64,7 @@ class AverageStatistics:
         try:
             for layer in momenta:
                 layer.momentum = None  # from no batch on, the average of all that come
-            players, _ = self.method.step(players._replace(classifier=network), minibatches, draws, forget, kind)
+            players, _ = self.method.step(players._replace(classifier=network), minibatches, draws, no_update, kind)
         finally:
             for layer, momentum in momenta.items():
                 layer.momentum = momentum

@@ -87,7 +87,7 @@ def overlaps(some: Named, others: Named) -> Iterator[tuple[str, str]]:
     for name, tensor in some:
         storage = _storage(tensor)
         for other_name, other in by_storage.get(storage, ()) if storage else ():
-            if other is not tensor and bool(torch.isin(_places(tensor), _places(other)).any()):
+            if other is not tensor and bool(torch.isin(_addresses(tensor), _addresses(other)).any()):
                 yield name, other_name
 
 
@@ -96,12 +96,12 @@ def _storage(tensor: Tensor) -> int:
     return 0 if is_lazy(tensor) or tensor.layout is not torch.strided else tensor.untyped_storage().data_ptr()
 
 
-def _places(tensor: Tensor) -> Tensor:
+def _addresses(tensor: Tensor) -> Tensor:
     """Where a tensor's entries lie in its storage, in bytes."""
-    places = torch.tensor(tensor.storage_offset())
+    offsets = torch.tensor(tensor.storage_offset())
     for size, stride in zip(tensor.shape, tensor.stride(), strict=True):
-        places = places[..., None] + stride * torch.arange(size)
-    return places.flatten() * tensor.element_size()
+        offsets = offsets[..., None] + stride * torch.arange(size)
+    return offsets.flatten() * tensor.element_size()
 
 
 def is_expanded(tensor: Tensor) -> bool:

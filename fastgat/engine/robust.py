@@ -25,7 +25,7 @@ from fastgat.engine.optimizer import trainable_parameters
 from fastgat.engine.ranks import Ranks
 from fastgat.engine.state import TrainState
 from fastgat.engine.step import DEFAULT, Step, compile_and_capture
-from fastgat.functional import in_eval_mode, places
+from fastgat.functional import in_eval_mode, tensor_paths
 from fastgat.kernels.dual_loss import sample_loss
 from fastgat.kernels.images import per_sample
 from fastgat.kernels.input_gradient import input_gradient
@@ -79,7 +79,7 @@ class RobustAccuracy:
             classifier,
             {name: self._tensors[name] for name in parameters},
             {name: self._tensors[name] for name in buffers},
-            places(classifier),
+            tensor_paths(classifier),
             state.autocast if state.autocast != torch.float16 else None,
         )
         if self._parts:

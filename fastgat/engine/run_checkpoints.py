@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from fastgat.config import TrainConfig
-from fastgat.deciding import identity
+from fastgat.deciding import deciding_settings
 from fastgat.engine.checkpoint import (
     FORMAT,
     classifier_alone,
@@ -125,7 +125,7 @@ def check_same_run(checkpoint: Checkpoint, config: TrainConfig) -> None:
 
     Where the user's own images lie does not count: `Identity.check` compares which they are.
     """
-    before, now = (_placeless(identity(each)) for each in (settings_of(checkpoint), config))
+    before, now = (_placeless(deciding_settings(each)) for each in (settings_of(checkpoint), config))
     for key in sorted(before.keys() | now.keys()):
         if before.get(key) != now.get(key):
             was, wanted = (shown(value) if value is not None else "unset" for value in (before.get(key), now.get(key)))

@@ -17,7 +17,7 @@ from fastgat.engine.optimizer import Adam, Ema, buffer_name, create_optimizer, o
 from fastgat.engine.ranks import ALONE, Ranks
 from fastgat.engine.reduction import GradientMean, true_on_all_ranks
 from fastgat.errors import ConfigError, NonFiniteError
-from fastgat.functional import places
+from fastgat.functional import tensor_paths
 from fastgat.methods.players import Metrics, Network, Players, Tensors
 from fastgat.phases import phase
 
@@ -75,7 +75,7 @@ class TrainState(nn.Module):
         self.statistics = statistics
         self.classifier, self.generator = classifier, generator
         self.transient = _transient(players)
-        self._places = {name: places(player) for name, player in players.items()}
+        self._tensor_paths = {name: tensor_paths(player) for name, player in players.items()}
         self._means = {name: GradientMean(trainable_parameters(player), ranks) for name, player in players.items()}
         self.classifier_optimizer = create_optimizer(classifier, optimizer)
         self.generator_optimizer = Adam(generator, optimizer.generator_lr) if generator is not None else None
@@ -224,7 +224,7 @@ class TrainState(nn.Module):
             module,
             dict(trainable_parameters(module)),
             buffers,
-            self._places[name],
+            self._tensor_paths[name],
             self.autocast,
             self.loss_scale.scale if self.loss_scale is not None else None,
             interacts=is_classifier and self.interacts,

@@ -81,7 +81,7 @@ def try_step(state: TrainState, method: Method, batch: Batch) -> bool:
     with unchanged(state), suppress(torch.OutOfMemoryError):  # the compiled step may need less memory
         draws = step_draws(method, state.classifier, batches, 0, 0)
         with network_errors_in_one_line(batch.images, "train on"):
-            after, _ = method.step(players, batches, draws, forget)
+            after, _ = method.step(players, batches, draws, no_update)
         changes = _changes_buffers(players.classifier, after.classifier)
         if players.generator is not None and after.generator is not None:
             _changes_buffers(players.generator, after.generator)
@@ -99,6 +99,6 @@ def _changes_buffers(before: Network, after: Network) -> bool:
     return bool(changed)
 
 
-def forget(players: Players, **gradients: Any) -> Players:
+def no_update(players: Players, **gradients: Any) -> Players:
     """The update that applies no gradients (`fastgat.methods.players.Update`)."""
     return players

@@ -21,7 +21,7 @@ WORST_CASE_IMAGES = 200  # test images of the worst case, at most
 STEPS, QUERIES = 50, 1000  # of PGD and APGD; of Square
 
 
-class Left(TypedDict):
+class AccuracyUnderAttack(TypedDict):
     """Accuracies: under fast gradient as in Figure 3, and the share of images that withstand every other attack."""
 
     fast_gradient: float
@@ -37,11 +37,11 @@ def remark(plan: Plan) -> str:
     )
 
 
-def attacked(plan: Plan, cell: Cell) -> Measurement:
+def attack_job(plan: Plan, cell: Cell) -> Measurement:
     """The job that attacks a trained cell."""
     images = {"samples": plan.samples, "of seed": plan.base.seed, "worst case of": WORST_CASE_IMAGES}
     key = {"cell": cell.name, **THREAT, "steps": STEPS, "queries": QUERIES, **images}
-    return Measurement("attacked", key, partial(_compute, plan, cell), Left)
+    return Measurement("attacked", key, partial(_compute, plan, cell), AccuracyUnderAttack)
 
 
 @tf32(False)

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from fastgat.config import TrainConfig
-from fastgat.deciding import flatten, identity
+from fastgat.deciding import deciding_settings, flatten
 from fastgat.engine.load import checkpoint_path
 from fastgat.errors import CheckpointError
 from fastgat.evaluation.fingerprint import code_fingerprint
@@ -96,7 +96,7 @@ def deciding(config: TrainConfig) -> dict[str, Any]:
     Files with extra images and first weights are known by what they hold.
     """
     defaults = dict(flatten(TrainConfig(method=type(config.method)(), select="accuracy").to_dict()))
-    settings = identity(config) | {"epochs": config.epochs}
+    settings = deciding_settings(config) | {"epochs": config.epochs}
     size = DATASETS.get(config.data.dataset)
     if size is not None and (settings.get("data.train_images") or 0) >= size.train_images:
         settings["data.train_images"] = None  # all there are

@@ -58,7 +58,7 @@ def pareto(points: Iterable[tuple[float, float]]) -> list[tuple[float, float]]:
     return front
 
 
-def places(variants: Sequence[Variant], device: str, measure: str) -> dict[tuple[float, float], Variant]:
+def points(variants: Sequence[Variant], device: str, measure: str) -> dict[tuple[float, float], Variant]:
     """The variants by (cost on `device`, mean of `measure`), over the seeds of the variant that has most of them.
 
     Variants without a cost, or without all of these seeds, are left out.
@@ -75,7 +75,7 @@ def places(variants: Sequence[Variant], device: str, measure: str) -> dict[tuple
 
 def on_front(variants: Sequence[Variant], device: str, measure: str) -> list[str]:
     """The names of those on the front of mean accuracy over cost, by cost."""
-    at = places(variants, device, measure)
+    at = points(variants, device, measure)
     return [at[point]["name"] for point in pareto(at)]
 
 

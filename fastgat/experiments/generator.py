@@ -6,7 +6,7 @@ from typing import Any, ClassVar
 
 from fastgat.experiments import front, search
 from fastgat.experiments.archive import Measured
-from fastgat.experiments.attacked import attacked, remark
+from fastgat.experiments.attacked import attack_job, remark
 from fastgat.experiments.cell import Cell
 from fastgat.experiments.front import Variant
 from fastgat.experiments.jobs import Job, Measurement
@@ -54,7 +54,7 @@ class GeneratorVariants(search.Searching):
         return [*self.costings(plan), *super().jobs(plan, store)]
 
     def measurements(self, plan: Plan, store: RunStore) -> list[Measurement]:
-        return [attacked(plan, cell) for cell in self.cells(plan, store) if store.summary(cell) is not None]
+        return [attack_job(plan, cell) for cell in self.cells(plan, store) if store.summary(cell) is not None]
 
     def measured(self, plan: Plan, store: RunStore) -> dict[str, Measured]:
         configs = [cell.config for cell in self.of_seed(plan, store, plan.base.seed).values()]
@@ -117,7 +117,7 @@ def _variant(plan: Plan, store: RunStore, name: str, cells: list[Cell]) -> Varia
             continue
         accuracies["validation"][seed] = summary["validation_accuracy"]
         accuracies["test"][seed] = summary["test_accuracy"]
-        for measure, accuracy in (attacked(plan, cell).figures(store) or {}).items():
+        for measure, accuracy in (attack_job(plan, cell).figures(store) or {}).items():
             accuracies[measure][seed] = accuracy
         norm = {row["epoch"]: row.get("perturbation_norm") for row in store.epochs(cell)}.get(summary["best_epoch"])
         if norm is not None:

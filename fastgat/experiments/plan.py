@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from fastgat.config import TrainConfig
-from fastgat.deciding import flatten, identity
+from fastgat.deciding import deciding_settings, flatten
 from fastgat.errors import ConfigError
 from fastgat.experiments import paper
 from fastgat.experiments.cell import DATASETS, Cell
@@ -86,7 +86,7 @@ class Plan(Options):
     def deviating(self) -> dict[str, Any]:
         """The settings of training that the paper has otherwise, and their values here."""
         defaults = dict(flatten(TrainConfig(select="accuracy").to_dict()))
-        settings = identity(self.base) | {"run.early_stopping": self.base.run.early_stopping}
+        settings = deciding_settings(self.base) | {"run.early_stopping": self.base.run.early_stopping}
         return {
             key: value
             for key, value in settings.items()

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from fastgat.experiments import search
-from fastgat.experiments.front import MEASURES, Variant, devices, pareto, places
+from fastgat.experiments.front import MEASURES, Variant, devices, pareto, points
 from fastgat.experiments.spread import Spread, interval
 from fastgat.reporting.plots import TITLES, label_axes, literal, new_figure
 
@@ -63,7 +63,7 @@ def plot_front(variants: Sequence[Variant], labels: str) -> Figure:
         for ticks in (axes.xaxis.set_major_formatter, axes.xaxis.set_minor_formatter):
             ticks("{x:g}")
         for device in devices(variants):
-            at = places(variants, device, measure)
+            at = points(variants, device, measure)
             widths = [100 * (interval(list(each["accuracies"][measure].values())) or 0) for each in at.values()]
             x, y = [cost for cost, _ in at], [100 * accuracy for _, accuracy in at]
             (dots, *_) = axes.errorbar(x, y, widths, fmt="o", capsize=2, alpha=0.8, label=device)

@@ -6,7 +6,7 @@ from typing import Any, TypedDict
 
 from fastgat.config import ModelConfig
 from fastgat.experiments import paper, search
-from fastgat.experiments.attacked import attacked, remark
+from fastgat.experiments.attacked import attack_job, remark
 from fastgat.experiments.cell import Cell
 from fastgat.experiments.jobs import Measurement
 from fastgat.experiments.plan import Plan
@@ -111,7 +111,7 @@ class Readings(Table2):
     def measurements(self, plan: Plan, store: RunStore) -> list[Measurement]:
         """Attacks on them, where the weights were kept or it is known what attacks leave."""
         cells = (cell for name in self.attacked for cell in self._trained(plan, store, name))
-        jobs = ((cell, attacked(plan, cell)) for cell in cells)
+        jobs = ((cell, attack_job(plan, cell)) for cell in cells)
         return [job for cell, job in jobs if job.done(store) or store.has_weights(cell)]
 
     def collect(self, plan: Plan, store: RunStore) -> dict[str, Any] | None:
@@ -143,7 +143,7 @@ class Readings(Table2):
     def _left(self, plan: Plan, store: RunStore, name: str) -> dict[str, BySeed]:
         found: dict[str, BySeed] = {}
         for cell in self._trained(plan, store, name):
-            for measure, accuracy in (attacked(plan, cell).figures(store) or {}).items():
+            for measure, accuracy in (attack_job(plan, cell).figures(store) or {}).items():
                 found.setdefault(measure, {})[str(cell.seed)] = accuracy
         return found
 

@@ -107,7 +107,7 @@ def work_together(
     return complete and not interrupts.received and work(experiments, plan, store, report)
 
 
-class Teller:
+class PipeReporter:
     """Sends news to the command; when that is gone, asks this process to stop, unless it has been asked already."""
 
     def __init__(self, pipe: Connection, interrupts: Interrupts) -> None:
@@ -129,7 +129,7 @@ def _serve(
 ) -> None:
     """One of several processes: sends its news, and at the end whether it has done all."""
     with Interrupts() as interrupts:
-        tell = Teller(pipe, interrupts)
+        tell = PipeReporter(pipe, interrupts)
         tell(work(experiments, _share(plan, number, processes), store, tell, alone=False))
 
 

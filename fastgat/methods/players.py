@@ -16,7 +16,7 @@ from torch.utils._pytree import tree_flatten, tree_leaves, tree_map, tree_unflat
 
 from fastgat.contract import shape_of
 from fastgat.errors import ConfigError
-from fastgat.functional import Places, call, mixed_precision
+from fastgat.functional import TensorPaths, call, mixed_precision
 from fastgat.kernels.backend import accumulation_dtype
 from fastgat.kernels.dual_loss import SampleLoss
 from fastgat.phases import phase
@@ -34,7 +34,7 @@ class Network(NamedTuple):
     Attributes:
         name: "classifier" or "generator".
         module, parameters, buffers: the module, its trainable parameters and its buffers.
-        places: those of its tensors (`fastgat.functional.places`).
+        paths: where its tensors are (`fastgat.functional.tensor_paths`).
         autocast: the dtype of mixed precision (None: as the inputs are).
         scale: the loss scale, 0-d, that keeps float16 gradients from underflowing (None: not needed).
         interacts: whether the samples of a batch influence each other's output, as in train-mode batch norm.
@@ -45,7 +45,7 @@ class Network(NamedTuple):
     module: nn.Module
     parameters: Tensors
     buffers: Tensors
-    places: Places
+    paths: TensorPaths
     autocast: torch.dtype | None = None
     scale: Tensor | None = None
     interacts: bool = False
@@ -55,7 +55,7 @@ class Network(NamedTuple):
         """The module's output and its buffers afterwards."""
         tensors = {**parameters, **{name: buffer.clone() for name, buffer in self.buffers.items()}}
         with phase(f"{self.name} forward"), mixed_precision(inputs.device, self.autocast):
-            output, aux = call(self.module, tensors, (inputs, *more), self.places)
+            output, aux = call(self.module, tensors, (inputs, *more), self.paths)
         for name, buffer in self.buffers.items():
             if (aux[name].shape, aux[name].dtype) != (buffer.shape, buffer.dtype):
                 raise ConfigError(f"the {self.name}'s buffer {name} must keep its shape and dtype in a forward pass")

@@ -16,7 +16,7 @@ from fastgat.config import TrainConfig
 from fastgat.data.download import Progress
 from fastgat.data.identity import Identity, split_rule
 from fastgat.data.registry import silent
-from fastgat.deciding import flatten, identity, idle_beside_own
+from fastgat.deciding import deciding_settings, flatten, idle_beside_own
 from fastgat.engine.assemble import assemble
 from fastgat.engine.device import pick_device, tf32
 from fastgat.engine.events import Callback
@@ -188,7 +188,7 @@ class Trainer:
             if key.partition(".")[0] not in PER_RANK_SETTINGS
         }
         versions = {"torch": torch.__version__, "fastgat": version("fastgat-trainer")}
-        ranks.check_same({**identity(self.config), **asked, **versions, "their kind of device": device.type})
+        ranks.check_same({**deciding_settings(self.config), **asked, **versions, "their kind of device": device.type})
 
     def _find_checkpoint(self, ranks: Ranks) -> Checkpoint | None:
         """The one to go on from, as rank 0 finds it."""

@@ -12,7 +12,7 @@ from torch import nn
 from fastgat.config import PrecisionConfig, RunConfig
 from fastgat.experiments import RunStore
 from fastgat.experiments import images as test_images
-from fastgat.experiments.attacked import THREAT, attacked
+from fastgat.experiments.attacked import THREAT, attack_job
 from fastgat.methods import GAT
 from tests.experiments.made_up import plan
 
@@ -42,7 +42,7 @@ def test_a_linear_network(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
     ((images, labels),) = test_images.test_batches(asked, data, torch.device("cpu"))
     network = Linear(images, labels)
     monkeypatch.setattr(RunStore, "classifier", lambda store, cell, device: network)
-    store, job = RunStore(tmp_path), attacked(asked, asked.cell(GAT(), 0))
+    store, job = RunStore(tmp_path), attack_job(asked, asked.cell(GAT(), 0))
     assert job.run(store, lambda news: None, lambda: False) is not None
     figures = job.figures(store)
     assert figures is not None

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from fastgat.config import DataConfig, ModelConfig, OptimizerConfig, PrecisionConfig, RunConfig, TrainConfig
-from fastgat.deciding import identity
+from fastgat.deciding import deciding_settings
 from fastgat.experiments.cell import Cell
 from fastgat.methods import GAT, Baseline, FastGradientL2, PGDTraining
 
@@ -59,7 +59,7 @@ def test_a_generator_that_is_not_there_decides_nothing() -> None:
     config = replace(CONFIG, method=Baseline())
     other = replace(config, optimizer=OptimizerConfig(generator_lr=1e-5), model=ModelConfig(generator_width=8))
     assert Cell(other).name == Cell(config).name
-    assert identity(other) == identity(config), "or a run could not be gone on with"
+    assert deciding_settings(other) == deciding_settings(config), "or a run could not be gone on with"
 
 
 @pytest.mark.parametrize("said", [{"select_norm": "linf"}, {"select_epsilon": 8 / 255}, {"select": "robust"}])
@@ -67,10 +67,10 @@ def test_the_method_s_own_perturbations_may_be_named(said: dict[str, Any]) -> No
     config = replace(CONFIG, method=PGDTraining())
     other = replace(config, **said)
     assert other.threat == config.threat
-    assert identity(other) == identity(config), "or a run could not be gone on with"
+    assert deciding_settings(other) == deciding_settings(config), "or a run could not be gone on with"
     assert Cell(other).name == Cell(config).name
-    assert identity(replace(config, select_norm="l2", select_epsilon=8 / 255)) != identity(config)
-    assert identity(replace(config, select_epsilon=4 / 255)) != identity(config)
+    assert deciding_settings(replace(config, select_norm="l2", select_epsilon=8 / 255)) != deciding_settings(config)
+    assert deciding_settings(replace(config, select_epsilon=4 / 255)) != deciding_settings(config)
 
 
 def test_people_can_read_it_and_file_systems_take_it() -> None:
@@ -88,9 +88,9 @@ def test_an_option_that_older_runs_lack_changes_nothing_until_it_is_used() -> No
     """`clamp` came later: its default is what they computed."""
     older = CONFIG.to_dict()
     assert older["method"].pop("clamp") is False
-    assert identity(TrainConfig.from_dict(older)) == identity(CONFIG)
+    assert deciding_settings(TrainConfig.from_dict(older)) == deciding_settings(CONFIG)
     clamped = replace(CONFIG, method=GAT(cg=0.3, clamp=True))
-    assert identity(clamped) != identity(CONFIG)
+    assert deciding_settings(clamped) != deciding_settings(CONFIG)
     assert Cell(clamped).name != Cell(CONFIG).name
 
 

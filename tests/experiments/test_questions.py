@@ -12,7 +12,7 @@ import pytest
 from fastgat.config import ModelConfig
 from fastgat.errors import ConfigError
 from fastgat.experiments import EXPERIMENTS, Plan, RunStore
-from fastgat.experiments.attacked import attacked
+from fastgat.experiments.attacked import attack_job
 from fastgat.experiments.cell import Cell
 from fastgat.experiments.generator import Capacity, GeneratorVariants, Inputs
 from fastgat.experiments.jobs import Training
@@ -39,7 +39,7 @@ def keep_costs(store: RunStore, asked: Plan, experiment: GeneratorVariants, rati
 
 
 def keep_attacks(store: RunStore, asked: Plan, cell: Cell, fast_gradient: float) -> None:
-    job = attacked(asked, cell)
+    job = attack_job(asked, cell)
     store.keep(job.name, {"key": job.key, "figures": {"fast_gradient": fast_gradient, "worst_case": 0.125}})
 
 
@@ -144,7 +144,7 @@ def test_of_one_seed_nothing_can_be_told(tmp_path: Path) -> None:
     found = experiment.collect(asked, store)
     assert found is not None
     text = experiment.section(asked, found)
-    assert "Of none that costs less than 48/1 can it be told" in text
+    assert "No generator that costs less than 48/1 can be shown to be as good" in text
     assert "cheapest that" not in text
 
 

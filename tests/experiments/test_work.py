@@ -17,7 +17,7 @@ from fastgat.engine.interrupts import Interrupts
 from fastgat.errors import DataError, FastgatError
 from fastgat.experiments import RunStore
 from fastgat.experiments.search import Search
-from fastgat.experiments.work import Teller, _share, work, work_together
+from fastgat.experiments.work import PipeReporter, _share, work, work_together
 from fastgat.reporting.jobs import News
 from tests.experiments.jobs import Note, Notes, Timing
 from tests.experiments.made_up import plan
@@ -118,7 +118,7 @@ def test_a_worker_whose_command_is_gone_is_told_so_once() -> None:
         with Interrupts() as interrupts:
             if asked_before:
                 signal.raise_signal(signal.SIGTERM)
-            tell = Teller(there, interrupts)
+            tell = PipeReporter(there, interrupts)
             for _ in range(3):
                 tell(News("a job", 0, ""))
             assert interrupts.received == "SIGTERM"

@@ -18,7 +18,7 @@ from fastgat.data.loaders import create_loader
 from fastgat.data.registry import silent
 from fastgat.engine.device import has_fast_bfloat16
 from fastgat.engine.optimizer import Adam
-from fastgat.functional import places
+from fastgat.functional import tensor_paths
 from fastgat.methods import GAT
 from fastgat.methods.players import Draws, Network, Players
 from fastgat.models import Classifier
@@ -59,7 +59,7 @@ def test_an_adversarial_perturbation_moves_bfloat16_logits_as_float32_ones(train
 
     def change(autocast: torch.dtype | None) -> Tensor:
         parameters: dict[str, Tensor] = dict(classifier.named_parameters())
-        network = Network("classifier", classifier, parameters, {}, places(classifier), autocast)
+        network = Network("classifier", classifier, parameters, {}, tensor_paths(classifier), autocast)
         with torch.no_grad():
             before, after = (network(network.parameters, x)[0].float() for x in (images, images + p))
         return (after - before).flatten()
@@ -132,7 +132,7 @@ def test_a_perturbation_of_a_confident_classifier_survives_float16() -> None:
     found = []
     for autocast, scale in ((None, None), (torch.float16, torch.tensor(1024.0))):
         f, g = (
-            Network(name, network, dict(network.named_parameters()), {}, places(network), autocast, scale)
+            Network(name, network, dict(network.named_parameters()), {}, tensor_paths(network), autocast, scale)
             for name, network in (("classifier", classifier), ("generator", module))
         )
         with torch.no_grad():
@@ -173,7 +173,7 @@ def test_float16_differentiates_through_delta_however_small_its_gradient_is() ->
         found = []
         for autocast, scale in ((None, None), (torch.float16, torch.tensor(2.0**16))):
             f, g = (
-                Network(name, network, dict(network.named_parameters()), {}, places(network), autocast, scale)
+                Network(name, network, dict(network.named_parameters()), {}, tensor_paths(network), autocast, scale)
                 for name, network in (("classifier", classifier), ("generator", module))
             )
             with torch.no_grad():

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from fastgat.batch import Batch
-from fastgat.functional import places
+from fastgat.functional import tensor_paths
 from fastgat.methods import METHODS
 from fastgat.methods.players import Draws, Network, Players
 
@@ -87,7 +87,7 @@ def network(name: str, module: nn.Module, seed: int, interacts: bool = False) ->
         for number, parameter in enumerate(module.parameters()):
             parameter.copy_(numbers(seed + number, *parameter.shape) - 0.5)
     parameters = {name: p.detach() for name, p in module.named_parameters()}
-    return Network(name, module, parameters, dict(module.named_buffers()), places(module), interacts=interacts)
+    return Network(name, module, parameters, dict(module.named_buffers()), tensor_paths(module), interacts=interacts)
 
 
 def draws_of(seed: int, noise: bool, dropout: bool) -> Draws:
