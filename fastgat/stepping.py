@@ -46,6 +46,7 @@ class TrainingStep:
         batch_norm: which passes the classifier's running statistics see: "clean", "perturbed" or "both".
         compile: into one graph at the first step; without it the same step runs uncompiled.
         cuda_graph: on a GPU, replay the compiled step as one CUDA graph.
+        winograd: on a CPU, in float32 and channels last, compute 3 x 3 convolutions by Winograd's algorithm.
         seed: of the generator's initial weights and of random draws.
 
     Attributes:
@@ -67,6 +68,7 @@ class TrainingStep:
         batch_norm: str = "both",
         compile: bool = True,
         cuda_graph: bool = True,
+        winograd: bool = True,
         seed: int = 0,
     ) -> None:
         device = next((parameter.device for parameter in classifier.parameters()), torch.device("cpu"))
@@ -80,7 +82,7 @@ class TrainingStep:
             model=ModelConfig(batch_norm=batch_norm),
             optimizer=optimizer or OptimizerConfig(),
             precision=precision or PrecisionConfig(),
-            run=RunConfig(compile=compile, cuda_graph=cuda_graph),
+            run=RunConfig(compile=compile, cuda_graph=cuda_graph, winograd=winograd),
         )
         self.method = config.chosen_method
         if config.optimizer.lr_schedule != "constant" or config.optimizer.warmup_epochs:

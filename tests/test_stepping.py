@@ -14,6 +14,7 @@ from torch import nn
 import fastgat
 from fastgat import textbook
 from fastgat.config import OptimizerConfig, PrecisionConfig
+from fastgat.engine import graph_passes
 from fastgat.errors import CheckpointError, ConfigError, NonFiniteError
 from fastgat.methods import GAT, Free
 from fastgat.models import Classifier, Generator
@@ -68,6 +69,20 @@ def test_three_lines_compiled() -> None:
     assert step.metrics()["accuracy"] > 0
     step(images, labels)
     assert step.metrics()["loss"] < first
+
+
+@pytest.mark.parametrize("winograd", [True, False])
+def test_convolutions_are_as_asked_for(winograd: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    made, passes = list[bool](), graph_passes.GraphPasses
+
+    def recorded(convolutions: str, winograd: bool) -> graph_passes.GraphPasses:
+        made.append(winograd)
+        return passes(convolutions, winograd)
+
+    monkeypatch.setattr(graph_passes, "GraphPasses", recorded)
+    with compiled_by("aot_eager"):
+        fastgat.compile_step(BatchNormNet(), "baseline", winograd=winograd)(*minibatch_of(torch.rand(4, 3, 8, 8)))
+    assert made == [winograd]
 
 
 def test_the_generator_is_table_1_s_unless_one_is_given() -> None:
