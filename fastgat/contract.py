@@ -1,5 +1,6 @@
 """The contract of images, labels and logits, checked alike by loaders, steps, losses, attacks and evaluation."""
 
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -69,6 +70,8 @@ def _within_bounds(images: Tensor, error: type[FastgatError]) -> Tensor:
     if low >= 0 and high <= 1:
         return images
     slack = max(ROUNDING, 4 * torch.finfo(images.dtype).eps)
+    if math.isnan(low):
+        raise error("pixels from nan to nan; they must lie in [0, 1]")
     if not (low >= -slack and high <= 1 + slack):
         raise error(
             f"pixels from {low:.7g} to {high:.7g}; they must lie in [0, 1]: where they are normalised, let the "

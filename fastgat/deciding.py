@@ -18,7 +18,9 @@ def deciding_settings(config: TrainConfig) -> dict[str, Any]:
         free.add("epochs")
     if ":" not in config.data.dataset:  # it has a size of its own
         free.add("data.image_size")
-    free |= idle(config).keys()
+    if config.data.dataset == CUSTOM:  # the loader has its own
+        free.add("batch_size")
+    free |= idle(config).keys() - {"precision.tf32"}  # a run may go on on another device
     settings = {key: value for key, value in flatten(config.to_dict() | {"select": config.rule}) if key not in free}
     if config.rule == "robust" and config.threat[0] == config.chosen_method.norm:  # the method's own, said or not
         settings.pop("select_norm", None)
@@ -45,6 +47,10 @@ def idle(config: TrainConfig) -> dict[str, str]:
         reasons |= dict.fromkeys(("optimizer.generator_lr", "model.generator_width"), none)
     if not method.clean_and_perturbed:
         reasons["model.batch_norm"] = f"method {method.name!r} trains on one kind of forward pass"
+    if config.run.device == "cpu":
+        reasons |= dict.fromkeys(("run.cuda_graph", "run.convolutions", "precision.tf32"), "it is for a GPU")
+    if config.precision.amp or not config.precision.channels_last:
+        reasons["run.winograd"] = "it is for --channels-last in float32"
     if config.run.compile is False:
         reasons |= dict.fromkeys(("run.convolutions", "run.winograd"), "it is for the compiled step")
     if config.data.loader == "resident":

@@ -58,7 +58,8 @@ def export(
         output: the file; by default classifier.SUFFIX in the run folder. Beside it lies FILE.data for an onnx program
             that is too large for one file.
         checkpoint: one of `fastgat.engine.load.CHECKPOINTS`.
-        image_size: pixels a side of the images, or their height and width, for a program; by default as in training.
+        image_size: pixels a side of the images, or their height and width, that a program takes and that logits are
+            compared on; by default as in training.
         classifier: a module to load into, or "package.module:factory", as for `load_classifier`.
 
     Raises ConfigError for an `output` that is a file of a run; FastgatError if the run cannot be read, the classifier

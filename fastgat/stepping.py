@@ -23,6 +23,7 @@ from fastgat.methods import Method
 from fastgat.methods.players import Draws
 from fastgat.models import Generator
 from fastgat.randomness import seed_torch
+from fastgat.typed import shown
 
 
 class TrainingStep:
@@ -71,6 +72,8 @@ class TrainingStep:
         winograd: bool = True,
         seed: int = 0,
     ) -> None:
+        if not isinstance(classifier, nn.Module):
+            raise ConfigError(f"the classifier must be a torch.nn.Module, got {shown(classifier)}")
         device = next((parameter.device for parameter in classifier.parameters()), torch.device("cpu"))
         missing = missing_compiler(device) if compile else None
         if missing is not None:

@@ -85,6 +85,25 @@ def test_convolutions_are_as_asked_for(winograd: bool, monkeypatch: pytest.Monke
     assert made == [winograd]
 
 
+class Volume(nn.Module):
+    """A network with weights of four and of five dimensions."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.flat, self.deep, self.head = nn.Conv2d(3, 4, 3), nn.Conv3d(1, 2, 3), nn.Linear(2, 10)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return self.head(self.deep(self.flat(images)[:, None]).mean((2, 3, 4)))
+
+
+def test_channels_last_beside_other_dimensions() -> None:
+    network, precision = Volume(), PrecisionConfig(channels_last=True)
+    step = fastgat.compile_step(network, "baseline", precision=precision, compile=False)
+    step(*minibatch_of(torch.rand(4, 3, 8, 8)))
+    assert network.flat.weight.is_contiguous(memory_format=torch.channels_last)
+    assert network.deep.weight.is_contiguous()
+
+
 def test_the_generator_is_table_1_s_unless_one_is_given() -> None:
     for generator, expected in ((None, Generator), (SmallGenerator(), SmallGenerator)):
         step = fastgat.compile_step(BatchNormNet(), generator=generator, compile=False)
@@ -278,6 +297,7 @@ def spoilt(how: Callable[[torch.Tensor], Any]) -> nn.Module:
     ("arguments", "message"),
     [
         ({"classifier": Probabilities()}, "returns probabilities"),
+        ({"classifier": torch.flatten}, r"the classifier must be a torch\.nn\.Module, got <built-in"),
         ({"classifier": InPlace()}, "changes its input in place"),
         ({"classifier": nn.Flatten(0)}, r"must return logits \(B, K\)"),
         ({"classifier": nn.Sequential(nn.Flatten(), nn.Softplus())}, "the classifier has no trainable parameters"),

@@ -17,11 +17,14 @@ from fastgat.config import TrainConfig, merge
 from fastgat.engine.device import keep_freed_memory
 from fastgat.errors import ConfigError, FastgatError
 from fastgat.experiments import EXPERIMENTS, PAPER, Experiment, Plan, RunStore
+from fastgat.experiments.cell import DATASETS
 from fastgat.experiments.images import load_images
 from fastgat.experiments.page import check_page, collect, sections, usable_figures, write_page
 from fastgat.experiments.search import check_grids
 from fastgat.experiments.work import work_together
 from fastgat.methods import METHODS
+from fastgat.models import create_classifier
+from fastgat.models.registry import is_factory
 from fastgat.options import convert, suggestion
 from fastgat.processes import launched
 from fastgat.reporting.jobs import JobsDisplay
@@ -114,6 +117,7 @@ def reproduce(
     failure, complete = None, True
     if not collect_only:
         try:
+            check_factory(experiments, plan)
             complete = run_experiments(experiments, plan, store, console, jobs)
         except FastgatError as error:  # what is done is shown all the same
             failure = error
@@ -131,6 +135,14 @@ def reproduce(
         click.echo(f"interrupted; the same command goes on from here ({folder})")
     elif not results["figures"]:
         raise ConfigError(f"{folder} holds no figures of {', '.join(what)} with these settings")
+
+
+def check_factory(experiments: Sequence[Experiment], plan: Plan) -> None:
+    """Raises ConfigError where a factory does not make the networks of every method, before anything is trained."""
+    name, classes = plan.base.model.classifier, DATASETS[plan.dataset].classes
+    if is_factory(name):
+        for method in {METHODS[method] for each in experiments for method in each.chosen if method in METHODS}:
+            create_classifier(name, classes, dropout=method().classifier_dropout)
 
 
 def run_experiments(

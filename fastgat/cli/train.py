@@ -13,7 +13,7 @@ from fastgat.cli.recipes import load_recipe
 from fastgat.config import TrainConfig, load_toml, merge
 from fastgat.data.registry import users_images
 from fastgat.engine.device import keep_freed_memory
-from fastgat.engine.run_checkpoints import Checkpoint, after_restart, find_checkpoint
+from fastgat.engine.run_checkpoints import Checkpoint, after_restart, find_checkpoint, settings_of
 from fastgat.errors import ConfigError
 from fastgat.models import is_factory
 from fastgat.options import convert
@@ -46,9 +46,10 @@ def train(file: Path | None, recipe: str | None, print_config: bool, dry_run: bo
         return
     name = config.model.classifier
     if is_factory(name) and given["classifier"] != name:
+        where = _naming(name, file, checkpoint)
         raise ConfigError(
-            f"{file or config.resume}: asks to import and call {name!r}, which may run any code; if you trust it, say "
-            f"so: --classifier {shlex.quote(name)}"
+            f"{where}: asks to import and call {name!r}, which may run any code; if you trust it, say so: "
+            f"--classifier {shlex.quote(name)}"
         )
     keep_freed_memory()
     console = Console(quiet=not is_first())
@@ -62,6 +63,13 @@ def train(file: Path | None, recipe: str | None, print_config: bool, dry_run: bo
                 click.echo(f"would run   {left:,} steps, {loop.steps_per_epoch:,} an epoch")
         else:
             trainer.fit()
+
+
+def _naming(classifier: str, file: Path | None, checkpoint: Checkpoint | None) -> Path | str:
+    """Where the settings name this classifier: in the run that is continued, or else in a file."""
+    if checkpoint is not None and settings_of(checkpoint).model.classifier == classifier:
+        return checkpoint.path
+    return file or "the recipe"
 
 
 def _config(file: Path | None, recipe: str | None, given: dict[str, Any]) -> tuple[TrainConfig, Checkpoint | None]:

@@ -2,6 +2,7 @@
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 from fastgat.batch import Batch
 from fastgat.config import TrainConfig
@@ -41,7 +42,7 @@ def assemble(
             restore_train_mode(module)
             _unfold_buffers(module)
             if precision.channels_last:
-                module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch's stub lacks it
+                _to_channels_last(module)
         classes = check_networks(classifier, generator, batch.images, method, num_classes)
         check_labels(batch.labels, classes)
         return classes, samples_interact(classifier, batch.images)
@@ -77,6 +78,13 @@ def restore_train_mode(network: nn.Module) -> None:
     """
     if not any(module.training for module in network.modules() if module._parameters):
         network.train()
+
+
+def _to_channels_last(network: nn.Module) -> None:
+    """Turn the tensors of four dimensions; `Module.to` would raise RuntimeError at a weight of Conv3d."""
+    for tensor in (*network.parameters(), *network.buffers()):
+        if not is_lazy(tensor) and tensor.layout is torch.strided and tensor.dim() == 4:
+            tensor.data = tensor.data.to(memory_format=torch.channels_last)
 
 
 def _unfold_buffers(network: nn.Module) -> None:

@@ -3,12 +3,14 @@
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch._inductor.custom_graph_pass import CustomGraphPass, get_hash_for_files
 from torch.fx import Graph
 
 from fastgat.engine.convolutions import PASSES
 from fastgat.engine.graph import cast_inputs_at_once, drop_unused_gradients, pad_channels
 from fastgat.engine.winograd import use_winograd
+from fastgat.kernels import winograd
 
 FILES = "graph_passes.py", "graph.py", "convolutions.py", "winograd.py"
 
@@ -34,5 +36,7 @@ class GraphPasses(CustomGraphPass):
                 PASSES[name](graph)
 
     def uuid(self) -> Any:
-        files = tuple(str(Path(__file__).with_name(name)) for name in FILES)
-        return get_hash_for_files(files, f"{self.convolutions} {self.winograd}")
+        files = (*(str(Path(__file__).with_name(name)) for name in FILES), winograd.__file__)
+        # The passes also depend on the length of vector registers and on the number of threads.
+        machine = f"{torch.backends.cpu.get_cpu_capability()} {torch.get_num_threads()}"
+        return get_hash_for_files(files, f"{self.convolutions} {self.winograd} {machine}")

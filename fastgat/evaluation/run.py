@@ -137,7 +137,8 @@ def load_foreign(
     path = settings.weights
     assert path is not None
     if not classifiers or settings.dataset is None:
-        raise ConfigError("--weights needs --classifier (which network) and --dataset (which images)")
+        missing = "--dataset: which images to evaluate it on" if classifiers else "--classifier: which network it is of"
+        raise ConfigError(f"--weights needs {missing}")
     data = DataConfig(dataset=settings.dataset, image_size=settings.image_size)
     if settings.changed_data:
         raise ConfigError("changed_data is for a run, whose images are known: --weights has none")
@@ -261,16 +262,20 @@ def _check_named(classifiers: Collection[str], runs: Sequence[LoadedRun]) -> Non
 
 
 def _names(run: Path, sources: Sequence[Path], networks: Sequence[Path]) -> list[str]:
-    """A name for each run: its folder's. Raises ConfigError where two are the same."""
-    names = [_name(path) for path in (run, *sources, *networks)]
-    for name in names:
-        if names.count(name) > 1:
-            raise ConfigError(f"two runs are called {name!r}: name their folders differently")
+    """A name for each run: its folder's, with as many folders above it as tell it from the others.
+
+    Raises ConfigError for a run that is given twice.
+    """
+    places, lengths = [], []
+    for path in (run, *sources, *networks):
+        is_file, place = not path.is_dir(), path.resolve()
+        is_best = is_file and place.name == BEST
+        places.append(place.parent if is_best else place.with_suffix("") if is_file else place)
+        lengths.append(2 if is_file and not is_best else 1)
+        if places.count(places[-1]) > 1:
+            raise ConfigError(f"{path} is given twice, as RUN, --source or --network")
+    names = [""]
+    while len(set(names)) < len(places):
+        names = ["/".join(place.parts[-length:]) for place, length in zip(places, lengths, strict=True)]
+        lengths = [length + (names.count(name) > 1) for name, length in zip(names, lengths, strict=True)]
     return names
-
-
-def _name(run: Path) -> str:
-    place = run.resolve()
-    if run.is_dir():
-        return place.name
-    return place.parent.name if place.name == BEST else f"{place.parent.name}/{place.stem}"

@@ -13,7 +13,7 @@ from fastgat.evaluation.inputs import Batches, Subject, random_subset
 from fastgat.evaluation.power import SIDES, equal_power
 from fastgat.experiments.base import Experiment
 from fastgat.experiments.cell import Cell
-from fastgat.experiments.images import load_images, loader, test_batches
+from fastgat.experiments.images import load_images, loader, samples_remark, test_batches
 from fastgat.experiments.jobs import Advance, Measurement
 from fastgat.experiments.plan import Plan
 from fastgat.experiments.store import RunStore
@@ -51,11 +51,12 @@ class Figure2(Experiment):
         return {"rows": rows, "samples": plan.samples} if rows else None
 
     def remarks(self, plan: Plan) -> list[str]:
-        images, training = min(plan.generator_images or plan.train_images, plan.train_images), GeneratorTraining()
+        count, training = min(plan.generator_images or plan.train_images, plan.train_images), GeneratorTraining()
         return [
-            f"Figure 2's generators train on {images:,} images at batch {GENERATOR_BATCH}, learning rate "
+            f"Figure 2's generators train on {count:,} images at batch {GENERATOR_BATCH}, learning rate "
             f"{training.lr:g}, until {training.patience} passes bring no lower validation loss, "
-            f"{plan.generator_epochs} at most; the paper does not say how its were trained."
+            f"{plan.generator_epochs} at most; the paper does not say how its were trained.",
+            *samples_remark(plan),
         ]
 
     def stronger(self, rows: list[dict[str, Any]], side: str) -> int:

@@ -8,6 +8,7 @@ from fastgat.data.registry import silent
 from fastgat.data.sets import DataSet, Images
 from fastgat.evaluation.inputs import Batches, random_subset
 from fastgat.evaluation.run import BLOCK
+from fastgat.experiments.cell import DATASETS
 from fastgat.experiments.plan import Plan
 
 
@@ -20,6 +21,12 @@ def load_images(plan: Plan, progress: Progress = silent) -> DataSet[Images]:
 
 def loader(images: Images, device: torch.device, batch_size: int = BLOCK, seed: int = 0) -> Loader:
     return create_loader("auto", images, batch_size, seed=seed, device=device)
+
+
+def samples_remark(plan: Plan) -> list[str]:
+    """What a page says of `test_batches` where they are not all."""
+    few = plan.samples is not None and plan.samples < DATASETS[plan.dataset].test_images
+    return [f"The figures are on {plan.samples:,} test images, chosen at random."] if few else []
 
 
 def test_batches(plan: Plan, images: DataSet[Images], device: torch.device) -> Batches:

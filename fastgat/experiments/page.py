@@ -12,7 +12,7 @@ from fastgat.errors import ConfigError, DataError, FastgatError
 from fastgat.experiments import paper, search
 from fastgat.experiments.archive import KeptRun, Measured
 from fastgat.experiments.base import Experiment, rendered
-from fastgat.experiments.cell import DATASETS, Cell
+from fastgat.experiments.cell import Cell
 from fastgat.experiments.jobs import Training
 from fastgat.experiments.plan import Plan
 from fastgat.experiments.store import RunStore
@@ -133,7 +133,6 @@ def deviations(plan: Plan, experiments: Sequence[Experiment], ran: Collection[st
         plan=plan,
         paper=paper,
         gat=plan.base.method if isinstance(plan.base.method, GAT) else GAT(),
-        size=DATASETS[plan.dataset],
         tried={name: len(values) for name, values in grids.items() if values is not None},
         remarks=[line for each in experiments for line in each.remarks(plan)],
     )

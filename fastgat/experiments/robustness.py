@@ -8,7 +8,7 @@ from fastgat.evaluation.results import CURVES
 from fastgat.evaluation.sweep import fast_gradient_sweep
 from fastgat.experiments import search
 from fastgat.experiments.cell import Cell
-from fastgat.experiments.images import load_images, test_batches
+from fastgat.experiments.images import load_images, samples_remark, test_batches
 from fastgat.experiments.jobs import Advance, Measurement
 from fastgat.experiments.plan import Plan
 from fastgat.experiments.plots import plot_robustness
@@ -64,7 +64,7 @@ class Robustness(search.Searching):
 
     def remarks(self, plan: Plan) -> list[str]:
         remark = f"Figure 4's perturbations are made on the baseline of seed {self.source(plan).seed}."
-        return [remark] if self.indirect else []
+        return [*([remark] if self.indirect else []), *samples_remark(plan)]
 
     def plots(self, figures: dict[str, Any]) -> dict[str, Any]:
         return {self.name: plot_robustness(figures, self.title)}

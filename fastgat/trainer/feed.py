@@ -156,7 +156,7 @@ def own_feed(
         test=None,
         classes=tuple(map(str, range(num_classes))),
         channels=sample.images.shape[1] if sample else 0,
-        loader=what,
+        loader=what if sample is None else f"{what}, {len(sample.labels)} images a batch",
         fingerprint=0,
         sample=sample,
     )

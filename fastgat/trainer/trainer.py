@@ -222,8 +222,10 @@ class Trainer:
     ) -> TrainConfig:
         """The settings with what they left open: data set, folder, and the rule that picks an epoch."""
         given, checkpoint = self.config, self._checkpoint
+        size = given.batch_size if feed.sample is None else len(feed.sample.labels) * ranks.count
         return replace(
             given,
+            batch_size=size,
             data=replace(given.data, dataset=feed.name, changed_data=False),
             output=ranks.from_first(lambda: self._folder(feed, choose_folder)),
             select=given.select or (settings_of(checkpoint).select if checkpoint else given.rule),

@@ -185,6 +185,7 @@ def test_the_page_of_the_kept_runs_comes_from_what_is_committed() -> None:
         (("reproduce", "table2", "--grid", "gat=1", "--grid", "gat=2"), "given twice"),
         (("reproduce", "table2", "--page", "results"), "names a Markdown file"),
         (("reproduce", "table2", "--seeds", "0"), "seeds must be at least 1"),
+        (("reproduce", "table2", "--quick", "--classifier", "tests.support:SmallClassifier"), "that takes `dropout`"),
         (("reproduce", "table2", "--quick", "--collect-only"), "holds no figures of table2"),
         (("search", "--method", "baseline"), "no hyperparameter of its own"),
         (("search", "--over", "c_g=1"), "no option 'c_g'"),

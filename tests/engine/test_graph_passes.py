@@ -230,3 +230,13 @@ def test_under_batch_norm_the_second_pull_back_is_that_of_the_images_alone() -> 
     assert masks.count("[True, True, True]") == len(masks) - 5, "G's, but for its first layer, whose Delta has none"
     for player in ("classifier", "generator"):
         assert largest_difference(engine.state.get_submodule(player), written.state.get_submodule(player)) < 1e-10
+
+
+def test_a_cache_keeps_graphs_of_other_registers_and_threads_apart(monkeypatch: pytest.MonkeyPatch) -> None:
+    here = GraphPasses().uuid()
+    assert GraphPasses().uuid() == here
+    with monkeypatch.context() as other:
+        other.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "another")
+        assert GraphPasses().uuid() != here
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 1000)
+    assert GraphPasses().uuid() != here

@@ -285,6 +285,13 @@ def test_settings_beside_networks_and_loaders_of_one_s_own(
         trainer(config(tmp_path / "run", **settings))
 
 
+def test_the_batches_of_a_loader_of_one_s_own_have_its_size(tmp_path: Path) -> None:
+    settings = config(tmp_path / "run", epochs=1, batch_size=99)
+    trainer(settings).fit()
+    assert TrainConfig.from_dict(load_toml(tmp_path / "run" / "config.toml")).batch_size == 8
+    trainer(replace(settings, epochs=2, resume="auto")).fit()
+
+
 def test_a_generator_for_a_method_without_one(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="method 'baseline' has no generator"):
         Trainer(config(tmp_path / "run", method="baseline"), generator=nn.Identity())

@@ -144,3 +144,35 @@ def test_a_compiler_that_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
         CompileError, match=r"winograd.cpp cannot be compiled or loaded \(--no-winograd does without\): "
     ):
         winograd.library()
+
+
+def test_what_does_not_fit_is_torch_s_error() -> None:
+    x, weight = torch.randn(4, 16, 8, 8), torch.randn(16, 16, 3, 3)
+    for bias in (torch.randn(3), torch.randn(16).double()):
+        with pytest.raises(RuntimeError):
+            winograd.convolution(x, weight, bias)
+    for dy in (
+        torch.randn(4, 16, 7, 7),
+        torch.randn(4, 8, 8, 8),
+        torch.randn(1, 16, 8, 8),
+        torch.randn_like(x).double(),
+    ):
+        with pytest.raises(RuntimeError):
+            winograd.parameter_gradients(dy, x, weight)
+
+
+def test_no_channels() -> None:
+    for channels, filters in ((0, 0), (0, 16), (16, 0)):
+        assert not winograd.takes(torch.randn(4, channels, 8, 8), torch.randn(filters, channels, 3, 3), 1)
+
+
+def test_the_reference_returns_the_kernel_s_layouts() -> None:
+    """A graph may come from a cache that was filled where the kernel took its convolutions."""
+    x, weight, dy = torch.randn(2, 3, 8, 8), torch.randn(5, 3, 3, 3), torch.randn(2, 5, 8, 8)
+    assert not winograd.takes(x, weight, 1)
+    assert winograd.convolution(x, weight).is_contiguous(memory_format=torch.channels_last)
+    assert winograd.input_gradient(dy, weight).is_contiguous(memory_format=torch.channels_last)
+    for layout in (torch.contiguous_format, torch.channels_last):
+        weight = weight.contiguous(memory_format=layout)
+        d_weight, _ = winograd.parameter_gradients(dy, x, weight)
+        assert d_weight.stride() == weight.stride()

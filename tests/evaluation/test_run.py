@@ -1,0 +1,22 @@
+"""The names of the runs that are evaluated together."""
+
+from pathlib import Path
+
+import pytest
+
+from fastgat.errors import ConfigError
+from fastgat.evaluation.run import _names
+
+
+def test_runs_are_named_by_what_tells_them_apart(tmp_path: Path) -> None:
+    folders = [tmp_path / name for name in ("a/gat", "b/gat", "a/baseline")]
+    for folder in folders:
+        folder.mkdir(parents=True)
+    assert _names(folders[0], [folders[1]], [folders[2]]) == ["a/gat", "b/gat", "baseline"]
+    files = [folders[0] / "best.safetensors", folders[0] / "last.safetensors"]
+    assert _names(files[0], [files[1]], []) == ["gat", "gat/last"]
+
+
+def test_a_run_is_given_once(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="is given twice, as RUN, --source or --network"):
+        _names(tmp_path, [], [tmp_path / "best.safetensors"])
