@@ -5,6 +5,8 @@ tensors decide: on CUDA the kernel takes them, float64 aside, which it does not 
 reference in the same file.
 """
 
+from __future__ import annotations
+
 import contextlib
 import importlib
 from collections.abc import Iterator

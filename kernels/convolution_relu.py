@@ -5,6 +5,8 @@
 An implicit GEMM: tiles of the im2col matrix are loaded from the images tap by tap; it is never stored.
 """
 
+from __future__ import annotations
+
 import torch
 from fastgat.kernels.backend import launching_on, runs_kernel, tl, triton
 from torch import Tensor

@@ -4,6 +4,8 @@ J = log sum_k exp(z_k - max z) - (z_y - max z)     neither overflows nor loses t
 dJ/dz_k = exp(z_k - max z) / sum - [k = y]         the unit seed of each sample: it contains no alpha and no 1/B
 """
 
+from __future__ import annotations
+
 from typing import NamedTuple
 
 import torch

@@ -7,6 +7,8 @@ with bilinear interpolation between the four nearest pixels, none where a part o
 placement is (top, left, height, width, dy, dx, mirrored, hole top, hole left), in pixels.
 """
 
+from __future__ import annotations
+
 import torch
 from fastgat.kernels.backend import runs_kernel, tl, triton
 from fastgat.kernels.images import dense, launch, layout

@@ -4,6 +4,8 @@ Operations on images are elementwise within a sample, so a sample of C x H x W e
 another layout, or a slice, is copied first; in a step there is none.
 """
 
+from __future__ import annotations
+
 from typing import Any
 
 import torch

@@ -8,6 +8,8 @@ The norm is accumulated relative to the largest entry seen, so that neither tiny
 large ones overflow.
 """
 
+from __future__ import annotations
+
 from typing import NamedTuple
 
 import torch

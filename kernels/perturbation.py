@@ -8,6 +8,8 @@ unless it is asked for: the paper has none. The power is that of p before the cl
 low precision that loses most of it.
 """
 
+from __future__ import annotations
+
 from typing import NamedTuple
 
 import torch

@@ -7,6 +7,8 @@ or, where dJ/dx was taken through x' = clamp(x + p, 0, 1), the first line alone,
 outside [0, 1]: there x' does not depend on p.
 """
 
+from __future__ import annotations
+
 from fastgat.kernels.backend import accumulation_dtype, runs_kernel, tl, triton
 from fastgat.kernels.images import dense, empty_like, launch
 from torch import Tensor

@@ -6,6 +6,8 @@ A program sums the pixels of its part. The parts are the same in every run, and 
 them are left to be added up, with what reads them.
 """
 
+from __future__ import annotations
+
 from typing import NamedTuple
 
 import torch

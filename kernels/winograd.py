@@ -10,6 +10,8 @@ The gradient by the input is the convolution of dy with the filters turned aroun
 one for each of the 36 points of a tile. `winograd.cpp` computes all of this; PyTorch's convolution is the reference.
 """
 
+from __future__ import annotations
+
 import ctypes
 import functools
 from collections.abc import Sequence

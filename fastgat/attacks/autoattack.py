@@ -1,5 +1,7 @@
 """AutoAttack (Croce and Hein 2020), the standard version: a robust accuracy to compare with published ones."""
 
+from __future__ import annotations
+
 from dataclasses import dataclass
 from typing import Any
 

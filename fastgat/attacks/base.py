@@ -1,5 +1,7 @@
 """What attacks share: the threat model, its checks, randomness by sample, and a model that comes back as it was."""
 
+from __future__ import annotations
+
 import contextlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence

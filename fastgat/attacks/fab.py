@@ -1,5 +1,7 @@
 """FAB-T (Croce and Hein 2020): the nearest point at which the model errs, by steps to its decision boundaries."""
 
+from __future__ import annotations
+
 from dataclasses import dataclass
 
 import numpy as np

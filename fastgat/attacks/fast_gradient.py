@@ -1,5 +1,7 @@
 """Fast gradient (Goodfellow, Shlens, Szegedy 2015): one step along dJ/dx, equations (1) and (3) of the paper."""
 
+from __future__ import annotations
+
 from dataclasses import dataclass
 
 import numpy as np

@@ -4,6 +4,8 @@ Delta = dF(x)_y / dx                                        below (7)
 (9)     L_G = F(x + G(Delta))_y + c_g ||G(Delta)||_2^2      mean over samples
 """
 
+from __future__ import annotations
+
 import copy
 import math
 from collections.abc import Callable, Iterable, Sequence

@@ -1,5 +1,7 @@
 """Noise: the control experiment, a perturbation of the same size that knows nothing of the model."""
 
+from __future__ import annotations
+
 from dataclasses import dataclass
 
 import numpy as np

@@ -1,5 +1,7 @@
 """Projected gradient descent (Madry et al. 2018): repeated small fast-gradient steps within the ball."""
 
+from __future__ import annotations
+
 from dataclasses import dataclass
 
 import numpy as np

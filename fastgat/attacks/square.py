@@ -1,5 +1,7 @@
 """Square attack (Andriushchenko et al. 2020): random search with square windows, without gradients."""
 
+from __future__ import annotations
+
 from dataclasses import dataclass
 
 import numpy as np

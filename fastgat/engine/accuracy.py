@@ -1,5 +1,7 @@
 """Accuracy and loss of a classifier on every sample of a loader."""
 
+from __future__ import annotations
+
 from collections.abc import Iterable
 from typing import NamedTuple
 

@@ -3,6 +3,8 @@
 Each uses an operation of its own, which Inductor calls as it is; on a CPU it computes the same in plain torch.
 """
 
+from __future__ import annotations
+
 import contextlib
 import functools
 import operator

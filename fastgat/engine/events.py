@@ -1,5 +1,7 @@
 """The events that the engine tells its listeners; it prints nothing itself."""
 
+from __future__ import annotations
+
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path

@@ -1,5 +1,7 @@
 """Passes over the graph of a compiled step; its result stays the same."""
 
+from __future__ import annotations
+
 import operator
 from collections.abc import Sequence
 from typing import Any, cast

@@ -1,5 +1,7 @@
 """All passes over the graph of a compiled step, as Inductor takes them before it makes kernels of the graph."""
 
+from __future__ import annotations
+
 from pathlib import Path
 from typing import Any
 

@@ -1,5 +1,7 @@
 """The training loop: steps, validation, events. It can stop and go on at any step, bit for bit."""
 
+from __future__ import annotations
+
 import signal
 import time
 from collections.abc import Callable, Iterator, Sequence

@@ -1,5 +1,7 @@
 """Running means and float16's loss scale, kept on the device so that no step waits for the host."""
 
+from __future__ import annotations
+
 from collections.abc import Iterable
 
 import torch

@@ -4,6 +4,8 @@ These are functional collectives: torch.compile takes them into the step's graph
 its inputs are there and waits for it as late as it can, so that it runs beside the rest of the backward pass.
 """
 
+from __future__ import annotations
+
 import functools
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager

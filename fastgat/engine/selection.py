@@ -1,5 +1,7 @@
 """Which epoch's classifier counts, and the files that keep the candidates."""
 
+from __future__ import annotations
+
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple

@@ -3,6 +3,8 @@
 Nothing in a file is run: torch's are read by `torch.load(weights_only=True)` alone.
 """
 
+from __future__ import annotations
+
 import contextlib
 import io
 import pickle

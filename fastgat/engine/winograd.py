@@ -1,5 +1,7 @@
 """The pass that gives the 3 x 3 convolutions of a compiled step on a CPU to the kernel by Winograd's algorithm."""
 
+from __future__ import annotations
+
 import operator
 from typing import Any, cast
 

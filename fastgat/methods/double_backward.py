@@ -4,6 +4,8 @@ With Delta = dF(x)_y/dx and a direction u held fixed, d(u . Delta)/dtheta is a v
 pass that gave Delta: a double backward pass. No Hessian is formed.
 """
 
+from __future__ import annotations
+
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from typing import Any

@@ -21,6 +21,8 @@ constant. "through" adds, with u = dL_F/dDelta held fixed,
 by a double backward pass (`fastgat.methods.double_backward`).
 """
 
+from __future__ import annotations
+
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, NamedTuple

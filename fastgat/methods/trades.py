@@ -8,6 +8,8 @@ steps in eval mode, with the running statistics; much of what came after takes t
 the running statistics as they are.
 """
 
+from __future__ import annotations
+
 import contextlib
 from dataclasses import dataclass
 from typing import Any, ClassVar

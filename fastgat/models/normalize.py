@@ -1,5 +1,7 @@
 """Input normalisation as part of a classifier, so that images stay in [0, 1] and epsilon keeps its meaning."""
 
+from __future__ import annotations
+
 import math
 from collections import OrderedDict
 from collections.abc import Sequence

@@ -5,6 +5,8 @@ code of the single-step papers (FGSM-RS, N-FGSM), or after batch norm and ReLU, 
 form load into the other without an error, where they make another network.
 """
 
+from __future__ import annotations
+
 from torch import Tensor, nn
 from torch.nn import functional
 

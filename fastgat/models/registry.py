@@ -1,5 +1,7 @@
 """Classifiers by name: the paper's, those of robust training, timm's where installed, and a user's own factory's."""
 
+from __future__ import annotations
+
 import contextlib
 import importlib
 import inspect

@@ -3,6 +3,8 @@
 Both are Xavier-initialised, without batch norm. Logits come out of F; the softmax (6) belongs to the loss.
 """
 
+from __future__ import annotations
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional

@@ -1,6 +1,8 @@
 """WideResNet for images of 32 x 32 (Zagoruyko and Komodakis 2016), with the names of parameters that the TRADES code,
 and after it most published robust weights, have."""
 
+from __future__ import annotations
+
 import math
 
 import torch

@@ -4,6 +4,8 @@ Images x are (B, C, H, W) in [0, 1]; `noise` is drawn by the caller, like x. Eve
 mode, in place and returns the mean loss.
 """
 
+from __future__ import annotations
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional

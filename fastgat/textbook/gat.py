@@ -4,6 +4,8 @@ Images x are (B, C, H, W) in [0, 1], labels y (B,) int64. `masks` are the dropou
 perturbed forward pass, for classifiers that take them as a second argument; without dropout leave them out.
 """
 
+from __future__ import annotations
+
 from collections.abc import Sequence
 
 import torch

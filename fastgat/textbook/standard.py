@@ -3,6 +3,8 @@
 Images x are (B, C, H, W) in [0, 1], labels y (B,) int64. Every step updates F and returns the mean loss.
 """
 
+from __future__ import annotations
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
