@@ -71,8 +71,7 @@ def test_three_lines_compiled() -> None:
     assert step.metrics()["loss"] < first
 
 
-@pytest.mark.parametrize("winograd", [True, False])
-def test_convolutions_are_as_asked_for(winograd: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_convolutions_are_as_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
     made, passes = list[bool](), graph_passes.GraphPasses
 
     def recorded(convolutions: str, winograd: bool) -> graph_passes.GraphPasses:
@@ -81,8 +80,8 @@ def test_convolutions_are_as_asked_for(winograd: bool, monkeypatch: pytest.Monke
 
     monkeypatch.setattr(graph_passes, "GraphPasses", recorded)
     with compiled_by("aot_eager"):
-        fastgat.compile_step(BatchNormNet(), "baseline", winograd=winograd)(*minibatch_of(torch.rand(4, 3, 8, 8)))
-    assert made == [winograd]
+        fastgat.compile_step(BatchNormNet(), "baseline", winograd=False)(*minibatch_of(torch.rand(4, 3, 8, 8)))
+    assert made == [False]
 
 
 class Volume(nn.Module):

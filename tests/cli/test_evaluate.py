@@ -90,6 +90,7 @@ def test_a_report(run: Run, runs: Path) -> None:
     assert not (one / "evaluation-power.png").exists()
 
 
+@pytest.mark.long
 def test_names_are_names(run: Run, runs: Path) -> None:
     """Not what rich and matplotlib take for markup; checkpoints are called by their folders."""
     odd, source = (runs / "seed0").rename(runs / "f[v2] a$_$b"), (runs / "seed1").rename(runs / "g[v2]$_$")

@@ -137,6 +137,7 @@ def test_before_ranks_are_connected_each_speaks_for_itself(tmp_path: Path) -> No
     assert all(re.match(r"fastgat: error: rank [01]: .*alpha", error) for error in errors)
 
 
+@pytest.mark.long
 def test_torchrun_s_own_signal_leaves_a_checkpoint(tmp_path: Path) -> None:
     """It reaches every process of a rank's group, workers of its loader too."""
     for part in ("train", "val"):

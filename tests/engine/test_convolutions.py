@@ -73,9 +73,8 @@ def gradients(engine: Engine) -> list[Tensor]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    ("schedule", "joins"), [("simultaneous", 1), pytest.param("alternating", 2, marks=pytest.mark.long)]
-)
+@pytest.mark.long
+@pytest.mark.parametrize(("schedule", "joins"), [("simultaneous", 1), ("alternating", 2)])
 def test_a_step_stays_the_same(schedule: str, joins: int) -> None:
     """In float64, in which no convolution takes in its ReLU. `alternating` reads G's new weights in the same step."""
     engine, graphs = stepped("+".join(BEYOND_CUDNN), GAT(schedule=schedule))

@@ -311,6 +311,7 @@ def leave_nothing(ranks: Ranks, folder: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="finds threads in /proc")
 def test_no_thread_of_the_group_outlives_it(tmp_path: Path) -> None:
     """It could end the process by an abort."""

@@ -85,7 +85,12 @@ def test_a_gat_step_under_autocast_sees_the_same_perturbation(trained: Trained) 
 
 
 @pytest.mark.parametrize(
-    ("schedule", "delta"), [("paper", "fixed"), ("alternating", "fixed"), ("alternating", "through")]
+    ("schedule", "delta"),
+    [
+        pytest.param("paper", "fixed", marks=pytest.mark.long),
+        ("alternating", "fixed"),
+        ("alternating", "through"),
+    ],
 )
 def test_bfloat16_gradients_are_as_good_as_pytorchs_own(trained: Trained, schedule: str, delta: str) -> None:
     """Against float64, both players' gradients may be off by twice what the textbook's are under the same autocast."""
