@@ -360,7 +360,6 @@ def test_a_compiled_run_resumed_is_the_run_undisturbed(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.long
 def test_a_compiled_run_resumed_between_two_steps_of_the_generator(tmp_path: Path) -> None:
     with compiled_by("eager"):
         check_resumed(GAT(cg=0.1, generator_interval=3), tmp_path)
