@@ -81,7 +81,7 @@ class TrainingStep:
         self._config = config = TrainConfig(
             method=method,
             seed=seed,
-            select="last",
+            select="last",  # no epoch is picked: another rule may ask for an epsilon
             model=ModelConfig(batch_norm=batch_norm),
             optimizer=optimizer or OptimizerConfig(),
             precision=precision or PrecisionConfig(),

@@ -55,7 +55,7 @@ def library() -> ctypes.CDLL:
     from torch._inductor.codecache import CppCodeCache  # takes seconds
 
     try:
-        # Inductor's kernels have no fused multiply-adds, to agree with eager PyTorch; here they only gain.
+        # Fused multiply-adds, which Inductor forbids its own kernels: they round no worse here.
         compiled = CppCodeCache.load(SOURCE.read_text(), "cpu", extra_flags=("-ffp-contract=fast",))
     except (RuntimeError, OSError) as error:
         message = f"{SOURCE.name} cannot be compiled or loaded (--no-winograd does without): {first_line(error)}"

@@ -42,7 +42,7 @@ def assemble(
             restore_train_mode(module)
             _unfold_buffers(module)
             if precision.channels_last:
-                _to_channels_last(module)
+                to_channels_last(module)
         classes = check_networks(classifier, generator, batch.images, method, num_classes)
         check_labels(batch.labels, classes)
         return classes, samples_interact(classifier, batch.images)
@@ -80,7 +80,7 @@ def restore_train_mode(network: nn.Module) -> None:
         network.train()
 
 
-def _to_channels_last(network: nn.Module) -> None:
+def to_channels_last(network: nn.Module) -> None:
     """Turn the tensors of four dimensions; `Module.to` would raise RuntimeError at a weight of Conv3d."""
     for tensor in (*network.parameters(), *network.buffers()):
         if not is_lazy(tensor) and tensor.layout is torch.strided and tensor.dim() == 4:

@@ -274,8 +274,8 @@ def _names(run: Path, sources: Sequence[Path], networks: Sequence[Path]) -> list
         lengths.append(2 if is_file and not is_best else 1)
         if places.count(places[-1]) > 1:
             raise ConfigError(f"{path} is given twice, as RUN, --source or --network")
-    names = [""]
-    while len(set(names)) < len(places):
+    while True:
         names = ["/".join(place.parts[-length:]) for place, length in zip(places, lengths, strict=True)]
+        if len(set(names)) == len(names):
+            return names
         lengths = [length + (names.count(name) > 1) for name, length in zip(names, lengths, strict=True)]
-    return names

@@ -15,7 +15,7 @@ from torch.utils._pytree import tree_map_only
 from fastgat import methods, textbook
 from fastgat.batch import Batch
 from fastgat.config import PrecisionConfig, RunConfig, TrainConfig
-from fastgat.engine.assemble import assemble
+from fastgat.engine.assemble import assemble, to_channels_last
 from fastgat.engine.checks import check_networks
 from fastgat.engine.device import autocast_dtype, keep_freed_memory, pick_device, tf32
 from fastgat.engine.optimizer import Adam
@@ -106,8 +106,9 @@ class Side:
         return (time.perf_counter() - began) / count
 
     def _placed(self, module: nn.Module) -> nn.Module:
-        moved: nn.Module = module.to(self.device).to(memory_format=self.layout)  # type: ignore[call-overload]
-        return moved.train()
+        if self.layout == torch.channels_last:
+            to_channels_last(module)
+        return module.to(self.device).train()
 
     def _minibatches(self) -> tuple[list[Batch], list[Draws]]:
         """Random minibatches and draws for one step of Algorithm 1; schedules on one minibatch take the last."""

@@ -209,3 +209,4 @@ def test_what_makes_no_sense(run: Run, arguments: tuple[str, ...], message: str,
     assert done.code == 2
     assert message in done.err
     assert len(done.err.strip().splitlines()) == 1
+    assert not [*tmp_path.glob("out/cells/*")], "nothing has been trained"

@@ -13,6 +13,7 @@ def test_runs_are_named_by_what_tells_them_apart(tmp_path: Path) -> None:
     for folder in folders:
         folder.mkdir(parents=True)
     assert _names(folders[0], [folders[1]], [folders[2]]) == ["a/gat", "b/gat", "baseline"]
+    assert _names(folders[0], [], []) == ["gat"]
     files = [folders[0] / "best.safetensors", folders[0] / "last.safetensors"]
     assert _names(files[0], [files[1]], []) == ["gat", "gat/last"]
 
