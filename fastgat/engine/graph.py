@@ -20,6 +20,9 @@ CAST = torch.ops.prims.convert_element_type.default
 COPY_ALL = torch.ops.aten._foreach_copy.default
 ALIGNED = 8  # channels of 16 bits: the 16 bytes to which a kernel for tensor cores wants each pixel aligned
 PAD = torch.ops.aten.constant_pad_nd.default
+PERMUTE = torch.ops.aten.permute.default
+SLICE = torch.ops.aten.slice.Tensor
+TRANSPOSE = torch.ops.aten.transpose.int
 
 
 def drop_unused_gradients(graph: Graph) -> None:
@@ -41,6 +44,62 @@ def drop_unused_gradients(graph: Graph) -> None:
         node.args = (*arguments, [bool(wanted) and i in used for i, wanted in enumerate(mask)])
         if isinstance(values := node.meta.get("val"), tuple | list):
             node.meta["val"] = tuple(value if i in used else None for i, value in enumerate(values))
+
+
+def restore_weight_gradients(graph: Graph) -> None:
+    """Compute the gradients by weights of a double backward pass as such.
+
+    PyTorch writes them as a convolution, with samples in the place of channels and the gradient by the output in that
+    of filters. Those are as large as images, for which libraries have no good kernel, and where the stride is 2 there
+    are a row and a column of results too many. The images of such a convolution also meet the weight itself, in the
+    pass that goes on to the next layer, which tells its shape.
+    """
+    for node in graph.find_nodes(op="call_function", target=CONVOLUTION):
+        images, grad_output, bias, dilation, padding, stride, *rest = node.args
+        if bias is not None or rest != [False, [0, 0], 1] or not (_swaps(images) and _swaps(grad_output)):
+            continue
+        images, grad_output = images.args[0], grad_output.args[0]
+        window = stride, padding, dilation, *rest
+        weight = _convolved_with(images, window, fake_tensor(grad_output).shape)
+        result = None if weight is None else _narrowed(node, fake_tensor(weight).shape)
+        if result is None:
+            continue
+        with graph.inserting_before(node):
+            arguments = grad_output, images, weight, None, *window, [False, True, False]
+            gradients = add_node(graph, CONVOLUTION_BACKWARD, *arguments)
+            result.replace_all_uses_with(add_node(graph, operator.getitem, gradients, 1))
+    graph.eliminate_dead_code()
+
+
+def _convolved_with(images: Node, window: Sequence[Any], shape: torch.Size) -> Node | None:
+    """The weight of a convolution of `images` whose result has this shape."""
+    for reader in images.users:
+        same = reader.target is CONVOLUTION and (reader.args[0], reader.args[3:]) == (images, window)
+        if same and fake_tensor(reader).shape == shape:
+            return cast(Node, reader.args[1])
+    return None
+
+
+def _swaps(node: Any) -> bool:
+    """Whether a node is a tensor of four dimensions with the first two swapped."""
+    if not isinstance(node, Node):
+        return False
+    return (node.target, node.args[1:]) in ((PERMUTE, ([1, 0, 2, 3],)), (TRANSPOSE, (0, 1)))
+
+
+def _narrowed(node: Node, shape: torch.Size) -> Node | None:
+    """What alone becomes of `node`, if that is to swap its first two dimensions and to cut it off to this shape."""
+    result = node
+    while len(result.users) == 1:
+        (result,) = result.users
+        if result is next(iter(node.users)):
+            if not _swaps(result):
+                return None
+        elif result.target is not SLICE or result.args[2] != 0 or result.args[4:]:
+            return None
+        if fake_tensor(result).shape == shape:
+            return result
+    return None
 
 
 def cast_inputs_at_once(graph: Graph) -> None:
@@ -155,7 +214,7 @@ class _Padding:
         value, part = fake_tensor(node), padded
         for dimension, size in enumerate(value.shape):
             if fake_tensor(part).shape[dimension] > size:
-                part = add_node(self.graph, torch.ops.aten.slice.Tensor, part, dimension, 0, size)
+                part = add_node(self.graph, SLICE, part, dimension, 0, size)
         if part is not padded:
             # For kernels of our own, which read memory as it lay; Inductor's see through the copy.
             part = add_node(self.graph, torch.ops.aten.clone.default, part, memory_format=suggest_memory_format(value))

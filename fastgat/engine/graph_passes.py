@@ -10,7 +10,7 @@ from torch._inductor.custom_graph_pass import CustomGraphPass, get_hash_for_file
 from torch.fx import Graph
 
 from fastgat.engine.convolutions import PASSES
-from fastgat.engine.graph import cast_inputs_at_once, drop_unused_gradients, pad_channels
+from fastgat.engine.graph import cast_inputs_at_once, drop_unused_gradients, pad_channels, restore_weight_gradients
 from fastgat.engine.winograd import use_winograd
 from fastgat.kernels import winograd
 
@@ -29,6 +29,7 @@ class GraphPasses(CustomGraphPass):
 
     def __call__(self, graph: Graph) -> None:
         drop_unused_gradients(graph)
+        restore_weight_gradients(graph)
         cast_inputs_at_once(graph)
         pad_channels(graph)
         if self.winograd:

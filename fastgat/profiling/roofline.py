@@ -68,17 +68,18 @@ def work_of_kind(side: Side, kind: str) -> dict[str, int]:
 
 
 def _add_graph(counter: Counter, side: Fastgat, kind: str) -> None:
-    """Add what is in the graph of the step, once it has lost the gradients that nobody uses."""
+    """Add what is in the graph of the step after the passes that change how much it computes."""
     from torch._dynamo.backends.common import aot_autograd  # slow
     from torch._functorch._aot_autograd.utils import make_boxed_func
 
-    from fastgat.engine.graph import drop_unused_gradients
+    from fastgat.engine.graph import drop_unused_gradients, restore_weight_gradients
 
     def value(node: Node) -> Any:
         return node.meta.get("val")
 
     def add(module: GraphModule, inputs: Sequence[Tensor]) -> Any:
         drop_unused_gradients(module.graph)
+        restore_weight_gradients(module.graph)
         module.recompile()
         for node in module.graph.nodes:
             if isinstance(node.target, torch._ops.OpOverload):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from functools import partial
 from typing import Any
 
 import pytest
@@ -213,6 +214,60 @@ def test_what_a_network_fills_up_itself_is_its_own() -> None:
     assert len(traced.graph.find_nodes(op="call_function", target=PAD)) == 4, "two of its own, of images and of weights"
     for ours, theirs in zip(traced(*inputs), network(*inputs), strict=True):
         torch.testing.assert_close(ours, theirs)
+
+
+WINDOWS: dict[str, dict[str, Any]] = {
+    "3 x 3": {"padding": 1},
+    "3 x 3, stride 2": {"stride": 2, "padding": 1},
+    "without padding, stride (2, 3)": {"stride": (2, 3)},
+    "dilated": {"stride": 2, "dilation": 2, "padding": (2, 1)},
+    "grouped": {"padding": 1, "groups": 2},
+}
+
+
+def penalty(x: Tensor, weight: Tensor, seed: Tensor, **window: Any) -> tuple[Tensor, Tensor]:
+    """The gradients, by the weight and by the gradient of the output, of a penalty on the gradient by the images."""
+
+    def norm(weight: Tensor, seed: Tensor) -> Tensor:
+        (gradient,) = vjp(lambda x: functional.conv2d(x, weight, **window), x)[1](seed)
+        return gradient.square().sum()
+
+    return vjp(norm, weight, seed)[1](torch.ones((), dtype=x.dtype))
+
+
+@pytest.mark.parametrize("size", [(8, 8), (9, 7)], ids=str)
+@pytest.mark.parametrize("window", WINDOWS)
+def test_double_backward_computes_gradients_by_weights_as_such(window: str, size: tuple[int, int]) -> None:
+    x, weight = torch.randn(2, 4, *size).double(), torch.randn(6, 4, 3, 3).double()
+    weight = weight[:, :2] if window == "grouped" else weight
+    seed = torch.randn_like(functional.conv2d(x, weight, **WINDOWS[window]))
+    inputs = x, weight, seed
+    traced = make_fx(partial(penalty, **WINDOWS[window]), tracing_mode="fake")(*inputs)
+    GraphPasses()(traced.graph)
+    traced.graph.lint()
+    traced.recompile()
+    convolutions = traced.graph.find_nodes(op="call_function", target=CONVOLUTION)
+    assert (len(convolutions) == 1) == (window != "grouped"), "what is left is the gradient by the seed"
+    for ours, theirs in zip(traced(*inputs), penalty(*inputs, **WINDOWS[window]), strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-12, atol=1e-12)
+
+
+def test_a_convolution_that_only_looks_like_a_gradient_by_weights_stays() -> None:
+    """Nothing says which weight it is of, or somebody reads more of it than the weight has."""
+
+    def network(x: Tensor, grad_output: Tensor, weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        swapped, filters = x.transpose(0, 1), grad_output.transpose(0, 1)
+        unknown = functional.conv2d(swapped, filters, padding=2).transpose(0, 1)
+        whole = functional.conv2d(swapped, filters, padding=1, dilation=2)
+        return unknown, whole.transpose(0, 1)[:, :, :3, :3] + whole.sum(), functional.conv2d(x, weight, None, 2, 1)
+
+    inputs = torch.randn(2, 4, 8, 8).double(), torch.randn(2, 6, 4, 4).double(), torch.randn(6, 4, 3, 3).double()
+    traced = make_fx(network, tracing_mode="fake")(*inputs)
+    GraphPasses()(traced.graph)
+    traced.recompile()
+    assert len(traced.graph.find_nodes(op="call_function", target=CONVOLUTION)) == 3
+    for ours, theirs in zip(traced(*inputs), network(*inputs), strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=0, atol=0)
 
 
 @pytest.mark.slow
