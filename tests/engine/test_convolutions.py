@@ -1,4 +1,4 @@
-"""The passes over convolutions that are off by default: what becomes of a step's graph, and that it stays the same."""
+"""The passes over convolutions, most of them off by default: what becomes of a step, and that it stays the same."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from fastgat.config import BEYOND_CUDNN
 from fastgat.engine.convolutions import convolution_relu_op, relu_gradient_op, wait_for_second_stream, weight_gradient
 from fastgat.engine.graph import CONVOLUTION, CONVOLUTION_BACKWARD
 from fastgat.engine.graph_passes import GraphPasses
-from fastgat.methods import GAT, Method
+from fastgat.methods import GAT, GradientPenalty, Method
 from tests.support import Engine, compiled_by, largest_difference, minibatch, players, run_after
 
 OPERATIONS = {
@@ -90,6 +90,16 @@ def test_a_step_stays_the_same(schedule: str, joins: int) -> None:
         assert (ours - theirs).norm() < 1e-10 * theirs.norm()
     for name in ("classifier", "generator"):
         assert largest_difference(engine.state.get_submodule(name), written.state.get_submodule(name)) < 1e-10
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", [GAT(delta="through"), GradientPenalty()], ids=lambda method: method.name)
+def test_after_a_double_backward_pass_no_filter_is_as_large_as_an_image(method: Method) -> None:
+    engine, graphs = stepped("cudnn", method)
+    nodes = [node for each in graphs for node in each.graph.find_nodes(op="call_function", target=CONVOLUTION)]
+    assert max(max(node.args[1].meta["val"].shape[2:]) for node in nodes) == 3
+    written, _ = stepped(None, method)
+    assert largest_difference(engine.state.classifier, written.state.classifier) < 1e-10
 
 
 @pytest.mark.slow
