@@ -50,6 +50,9 @@ def checked_batch(
         raise error(f"expected {len(images)} integer labels, one class an image, got {_described(labels)}")
     if labels.device != images.device:
         raise error(f"the labels are on {labels.device}, the images on {images.device}: bring them together")
+    if images.is_inference() or labels.is_inference():  # which autograd does not take
+        with torch.inference_mode(False):
+            images, labels = images.clone(), labels.clone()
     labels = labels.to(torch.int64)
     if values and images.numel():
         check_labels(labels, num_classes, error)
@@ -113,7 +116,10 @@ def check_logits(logits: Any, samples: int, num_classes: int | None = None) -> T
 def are_probabilities(outputs: Tensor) -> bool:
     """Whether the outputs (B, K) of a classifier are those of a softmax: each row is 0 or more and sums to 1."""
     sums = outputs.double().sum(1)
-    return bool((outputs >= 0).all()) and torch.allclose(sums, torch.ones_like(sums), atol=1e-3)
+    rounding = max(1e-3, torch.finfo(outputs.dtype).eps * outputs.shape[1])
+    return (
+        len(outputs) > 0 and bool((outputs >= 0).all()) and torch.allclose(sums, torch.ones_like(sums), atol=rounding)
+    )
 
 
 @contextmanager

@@ -1,5 +1,7 @@
 """Errors that a user can cause. Each carries one line for the person and the exit code of the command."""
 
+import re
+
 
 class FastgatError(Exception):
     """Base of every error that fastgat raises on purpose; its text is one line: what, where, what to do."""
@@ -50,8 +52,9 @@ class CaptureError(CompileError):
 
 
 def first_line(error: BaseException) -> str:
-    """The first line of an error's text, or the name of its class where it has none."""
-    lines = [" ".join(line.split()) for line in str(error).splitlines() if line.strip()]
+    """The first line of an error's text, without colours, or the name of its class where it has none."""
+    text = re.sub(r"\x1b\[[0-9;]*m", "", str(error))
+    lines = [" ".join(line.split()) for line in text.splitlines() if line.strip()]
     return lines[0] if lines else type(error).__name__
 
 

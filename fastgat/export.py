@@ -18,12 +18,14 @@ import torch
 from torch import Tensor, nn
 
 from fastgat.config import TrainConfig
+from fastgat.contract import network_errors_in_one_line
 from fastgat.engine.checkpoint import load_checkpoint
 from fastgat.engine.load import CHECKPOINTS, checkpoint_path, trained_classifier, untrained_classifier
 from fastgat.errors import ConfigError, FastgatError, first_line
 from fastgat.files import write_atomically, writing
 from fastgat.functional import same_bits
 from fastgat.options import suggestion
+from fastgat.typed import shown
 
 SUFFIXES = {"safetensors": ".safetensors", "torch-export": ".pt2", "onnx": ".onnx"}  # formats, and how their files end
 ALLOWED = 1e-4  # the largest difference of a logit, relative to the largest logit
@@ -77,11 +79,13 @@ def export(
     size = image_size or header["model"].get("image_size")
     if not size:  # of an older checkpoint
         size = TrainConfig.from_dict(header["config"], str(source)).data.image_size or SIDE
-    sides = [size, size] if isinstance(size, int) else list(size)
-    if len(sides) != 2 or not all(0 < side <= LARGEST for side in sides):  # dimensions
-        raise ConfigError(f"image_size must be one or two numbers of 1 to {LARGEST} pixels, got {size}")
+    sides = list(size) if isinstance(size, tuple | list) else [size, size]
+    if len(sides) != 2 or not all(type(side) is int and 0 < side <= LARGEST for side in sides):
+        raise ConfigError(f"image_size must be one or two numbers of 1 to {LARGEST} pixels, got {shown(size)}")
     seeded = torch.Generator().manual_seed(0)
     batches = [torch.rand(count, header["model"]["in_channels"], *sides, generator=seeded) for count in BATCHES]
+    with torch.no_grad(), network_errors_in_one_line(batches[-1]):
+        module(batches[-1])
     target = Path(output) if output is not None else source.parent / f"classifier{SUFFIXES[format]}"
     if target.is_dir():
         raise ConfigError(f"{target} is a folder: name the file to write")
@@ -179,12 +183,10 @@ def _safetensors(classifier: nn.Module, model: dict[str, Any], images: Tensor, p
 
 
 def _torch_export(classifier: nn.Module, model: dict[str, Any], images: Tensor, path: Path) -> Exported:
-    try:
+    with quiet(), traced_by("torch.export"):
         program = torch.export.export(classifier, (images,), dynamic_shapes=({0: torch.export.Dim("batch", min=1)},))
         content = io.BytesIO()  # torch's own writer aborts the process where the disk is full
         torch.export.save(program, content)
-    except Exception as error:  # noqa: BLE001  # whatever it is that torch cannot trace
-        raise FastgatError(f"torch.export cannot take the classifier: {first_line(error)}") from None
     write_atomically(path, content.getvalue())
     return _read_back("torch-export", path)
 
@@ -192,35 +194,40 @@ def _torch_export(classifier: nn.Module, model: dict[str, Any], images: Tensor, 
 def _onnx(classifier: nn.Module, model: dict[str, Any], images: Tensor, path: Path) -> Exported:
     if missing := [package for package in ("onnx", "onnxscript") if importlib.util.find_spec(package) is None]:
         raise ConfigError(f"the onnx format needs `pip install 'fastgat-trainer[onnx]'` ({missing[0]} is missing)")
-    try:
-        with quiet("torch.onnx"):
-            program = torch.onnx.export(
-                classifier,
-                (images,),
-                dynamo=True,
-                dynamic_shapes=({0: torch.export.Dim("batch", min=1)},),
-                input_names=["images"],
-                output_names=["logits"],
-                verbose=False,
-            )
-            assert program is not None
-    except Exception as error:  # noqa: BLE001  # whatever it is that torch cannot translate
-        raise FastgatError(f"torch.onnx cannot take the classifier: {first_line(error)}") from None
+    with quiet(), traced_by("torch.onnx"):
+        program = torch.onnx.export(
+            classifier,
+            (images,),
+            dynamo=True,
+            dynamic_shapes=({0: torch.export.Dim("batch", min=1)},),
+            input_names=["images"],
+            output_names=["logits"],
+            verbose=False,
+        )
+        assert program is not None
     program.save(path)
     return _read_back("onnx", path)
 
 
 @contextlib.contextmanager
-def quiet(logger: str) -> Iterator[None]:
-    """Hide a library's warnings about itself."""
-    log = logging.getLogger(logger)
-    level = log.level
-    log.setLevel(logging.ERROR)
+def traced_by(library: str) -> Iterator[None]:
+    """Turn whatever keeps a library from taking a classifier into one line, with the cause that it names, if any."""
+    try:
+        yield
+    except Exception as error:  # noqa: BLE001
+        raise FastgatError(f"{library} cannot take the classifier: {first_line(error.__cause__ or error)}") from None
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Hide warnings, and what libraries log about themselves and about what they then raise."""
+    before = logging.root.manager.disable
+    logging.disable(logging.ERROR)
     try:
         with warnings.catch_warnings(action="ignore"):
             yield
     finally:
-        log.setLevel(level)
+        logging.disable(before)
 
 
 EXPORTERS = {"safetensors": _safetensors, "torch-export": _torch_export, "onnx": _onnx}

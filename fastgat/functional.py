@@ -1,7 +1,7 @@
 """Calling a module with other tensors in the places of its own, or in eval mode; it is as it was afterwards."""
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import torch
@@ -90,8 +90,21 @@ def in_eval_mode(*networks: nn.Module | None) -> Iterator[None]:
     with modes_kept(*networks):
         for network in networks:
             if network is not None:
-                network.eval()
+                with suppress(NotImplementedError):  # of a program that torch.export made: it has no other mode
+                    network.eval()
         yield
+
+
+def has_lazy_layers(module: nn.Module) -> bool:
+    """Whether layers of the module take their sizes from its first batch, which it has not seen yet."""
+    return any(map(is_lazy, (*module.parameters(), *module.buffers())))
+
+
+def size_lazy_layers(module: nn.Module, channels: int, image_size: Sequence[int]) -> None:
+    """Give layers that take their sizes from the first batch those of images (B, C, H, W)."""
+    if has_lazy_layers(module):
+        with torch.no_grad(), in_eval_mode(module):
+            module(torch.zeros(1, channels, *image_size))
 
 
 @contextmanager

@@ -22,6 +22,7 @@ from typing import Any
 from fastgat.errors import ConfigError
 from fastgat.typed import INT_LIMIT, shown, type_hints
 
+FARTHEST = 1e6  # in L2, and more than the diagonal of the largest image; its square is far below the largest float32
 FLOAT32 = 2.0**-149, (2 - 2.0**-23) * 2.0**127  # the least and the greatest number that float32 has above 0
 
 
@@ -131,9 +132,12 @@ def convert(name: str, value: Any, plain: type) -> Any:
 
 
 def check_unit(name: str, size: float, norm: str) -> None:
-    """Raises ConfigError for the size of a perturbation that must have been meant in pixels of 0 to 255."""
+    """Raises ConfigError for the size of a perturbation that no image in [0, 1] is away from another, in linf as where
+    pixels of 0 to 255 were meant."""
     if norm == "linf" and size > 1:
         raise ConfigError(f"{name} must be at most 1 in linf, where pixels are in [0, 1] (8/255, say); got {size:g}")
+    if norm == "l2" and size > FARTHEST:
+        raise ConfigError(f"{name} must be at most {FARTHEST:g} in l2, which no two images are apart; got {size:g}")
 
 
 def home_path(name: str, value: str | Path) -> Path:

@@ -57,17 +57,22 @@ class Store:
     def remember(self, key: Key, compute: Callable[[], Any], valid: Callable[[Any], bool] = lambda value: True) -> Any:
         """The value of `compute()`, read from disk where it was computed for the same key before.
 
-        A damaged entry, one of another key, or one whose value is not `valid`, is computed again.
+        A damaged entry, told by a digest of its value, one of another key, or one whose value is not `valid`, is
+        computed again.
         """
         name, text = key_digest(key), key_text(key)
         if self.usable(f"{name}.json"):
             with contextlib.suppress(DataError):
                 entry = self.load(name)
-                if entry is not None and entry.get("key") == text and "value" in entry and valid(entry["value"]):
+                if entry is not None and entry == _entry(text, entry.get("value")) and valid(entry["value"]):
                     return entry["value"]
         value = compute()
-        self.save_file(f"{name}.json", json.dumps({"key": text, "value": value}).encode())
+        self.save_file(f"{name}.json", json.dumps(_entry(text, value)).encode())
         return value
+
+
+def _entry(key: str, value: Any) -> dict[str, Any]:
+    return {"key": key, "value": value, "digest": key_digest({"value": value})}
 
 
 def key_text(key: Key) -> str:

@@ -6,6 +6,7 @@ import json
 import resource
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +17,10 @@ import torch
 from torch import nn
 
 import fastgat.export
-from fastgat import TrainConfig, Trainer, load_classifier
+from fastgat import TrainConfig, Trainer, load_classifier, load_weights
 from fastgat.config import DataConfig, ModelConfig, RunConfig
 from fastgat.errors import ConfigError, FastgatError
+from fastgat.evaluation import RunSettings, evaluate_run
 from fastgat.export import export
 from fastgat.models import Classifier
 from tests.engine.small import Small, config, trainer
@@ -88,6 +90,20 @@ def test_a_factory_whose_layers_take_their_sizes_from_the_images(tmp_path: Path)
     trained = load_classifier(run, classifier=own)
     assert weights.keys() == trained.state_dict().keys()
     assert all(tensor.equal(weights[name]) for name, tensor in trained.state_dict().items())
+    with pytest.raises(ConfigError, match=r"do not take images of shape \(3, 3, 40, 40\): mat1 and mat2"):
+        export(run, classifier=own, image_size=40, output=tmp_path / "other.safetensors")
+    assert not (tmp_path / "other.safetensors").exists()
+    with pytest.raises(ConfigError, match="take their sizes from its first batch"):
+        load_weights(sized_later(10), run)
+    again = replace(settings, model=ModelConfig(classifier=own, init_from=run), output=tmp_path / "again")
+    assert Trainer(again).fit().summary is not None
+    elsewhere = RunSettings(weights=tmp_path / "run" / "classifier.safetensors", dataset="digits", device="cpu")
+    (evaluated, plain) = (
+        evaluate_run(*given, classifiers=own, clean_only=True).clean for given in ((None, elsewhere), (str(run),))
+    )
+    assert evaluated is not None
+    assert plain is not None
+    assert evaluated.accuracy == plain.accuracy
 
 
 @pytest.mark.slow
@@ -218,6 +234,9 @@ def test_a_full_disk(run_folder: Path, tmp_path: Path, format: str) -> None:
         ({"format": "onxx"}, "did you mean 'onnx'"),
         ({"checkpoint": "bset"}, "unknown checkpoint 'bset'"),
         ({"output": "."}, "is a folder"),
+        ({"image_size": "32"}, "one or two numbers of 1 to 8192 pixels, got '32'"),
+        ({"image_size": (32.0, 32)}, "one or two numbers of 1 to 8192 pixels"),
+        ({"image_size": True}, "one or two numbers of 1 to 8192 pixels, got True"),
         ({"output": "RUN/last.safetensors"}, "is a file of the run"),
         ({"output": "RUN/best-accuracy.safetensors"}, "is a file of the run"),
         ({"output": "RUN/metrics.jsonl"}, "is a file of the run"),

@@ -67,9 +67,10 @@ class Attack(Options, ABC):
         NonFiniteError for one that returns NaN.
         """
         images, labels = (tensor.detach() for tensor in checked_batch(images, labels))
-        numbers = np.arange(len(images)) if numbers is None else np.asarray(numbers, np.int64)
-        if len(numbers) != len(images):
-            raise ConfigError(f"expected a number for each of {len(images)} images, got {len(numbers)}")
+        numbers = np.arange(len(images)) if numbers is None else np.asarray(numbers)
+        if numbers.shape != labels.shape or (len(numbers) and numbers.dtype.kind not in "iu"):
+            given = f"{numbers.shape} of {numbers.dtype}"
+            raise ConfigError(f"expected a number, an integer, for each of {len(images)} images, got {given}")
         if len(numbers) and numbers.min() < 0:
             raise ConfigError(f"samples are numbered from 0, got {numbers.min()}")
         size = self.batch_size or BATCH_SIZE["cuda" if images.is_cuda else "cpu"]
@@ -222,11 +223,11 @@ def gradient_of(value: Tensor, x: Tensor) -> Tensor:
 
 @torch.no_grad()
 def check_network(model: nn.Module, images: Tensor, labels: Tensor) -> int:
-    """The number of classes that the model tells apart, found on two images.
+    """The number of classes that the model, in eval mode, tells apart, found on two images.
 
     Raises ConfigError unless it returns logits of classes that hold `labels`, NonFiniteError for NaN or +inf.
     """
-    logits = checked_logits(Isolated(model).eval(), images[:2])
+    logits = checked_logits(Isolated(model), images[:2])
     if not meaningful(logits).all():
         raise NonFiniteError("the classifier returns logits that are NaN or infinite")
     check_labels(labels, logits.shape[1])

@@ -11,7 +11,7 @@ from torch.nn import functional
 
 from fastgat.attacks.base import Attack, ascent, correct, loss_gradient
 from fastgat.kernels.images import per_sample
-from fastgat.options import option
+from fastgat.options import check_unit, option
 
 
 @dataclass(frozen=True)
@@ -27,6 +27,10 @@ class PGD(Attack):
     restarts: int = option(1, "how often to start", at_least=1)
     first_start: int = option(0, "number of the first start, to go on from where another has stopped", at_least=0)
     random_start: bool = option(True, "start at random within the ball, not at x")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_unit("step_size", self.step_size or 0, self.norm)
 
     def perturb(self, images: Tensor, labels: Tensor, numbers: np.ndarray) -> Tensor:
         result = self._ascend(images, labels, numbers, self.first_start)

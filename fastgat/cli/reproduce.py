@@ -111,6 +111,8 @@ def reproduce(
         raise click.UsageError("each run is trained in one process: start this by itself, with --jobs, not by torchrun")
     experiments = [EXPERIMENTS[name] for name in _names(what)]
     plan = plan_from(quick, grids, given)
+    if "readings" in what and plan.gat_options()["delta"] == "through":
+        raise ConfigError("readings compares Delta fixed with through: leave --delta out")
     folder = out or Path("runs") / f"reproduce-{plan.dataset}"
     store, console, page = RunStore(folder), Console(), page or folder / "results.md"
     check_page(page)

@@ -56,9 +56,13 @@ class DaliLoader(SampledLoader):
         if isinstance(images, ImageSet):
             order = (0, 3, 1, 2) if self.axes == "CHW" else (0, 1, 2, 3)
             self.pixels = np.ascontiguousarray(images.images.transpose(order))
+        self.by_pillow: set[int] = set()  # rows of sound images that DALI cannot decode
 
     def _batches(self, request: Requests, numbers: range, readable: Readable) -> Iterator[Batch]:
-        """As the base says; after a batch with a sample that DALI cannot decode, DALI is started anew from there."""
+        """As the base says; after a batch with a sample that DALI cannot decode, DALI is started anew from there.
+
+        Pillow decodes that sample from then on, if it can.
+        """
         while numbers:
             with closing(prefetch(lambda number: self._work(request(number), readable), numbers)) as prepared:
                 under_way: deque[int] = deque()
@@ -115,7 +119,7 @@ class DaliLoader(SampledLoader):
             try:
                 raw = self.images.read(row)
                 size, orientation, plain = read_header(raw, self.images.max_pixels)
-                if not plain:
+                if not plain or row in self.by_pillow:
                     raw, orientation = _portable(decode(raw, self.images.max_pixels)), 1
                 facts[place] = *size, orientation
                 images.append(np.frombuffer(raw, np.uint8))
@@ -126,15 +130,18 @@ class DaliLoader(SampledLoader):
 
     def _find_bad(self, rows: Rows, error: RuntimeError) -> None:
         """Find out which samples of a batch DALI could not decode; raises DataError if that is not what went wrong."""
-        known, suspects = len(self.skipped), ""
+        known, suspects = len(self.skipped) + len(self.by_pillow), ""
         if isinstance(self.images, EncodedSet):
             for row in rows[self.skipped.good_places(rows)]:
                 try:
-                    check_decodable(self.images.read(row), self.images.max_pixels)
+                    raw = self.images.read(row)
+                    decode(raw, self.images.max_pixels)  # Pillow, which knows what is wrong
+                    if not takes(raw):
+                        self.by_pillow.add(int(row))
                 except BadSampleError as flaw:
                     self.skipped.report(row, self.images.name(row), flaw)
             suspects = f", in one of {', '.join(self.images.name(row) for row in rows)}"
-        if len(self.skipped) == known:
+        if len(self.skipped) + len(self.by_pillow) == known:
             raise DataError(f"DALI: {reason(error)}{suspects}") from None
 
     def _run(self, source: Iterator[Work], names: list[str]) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
@@ -245,9 +252,8 @@ def missing() -> str | None:
     return None
 
 
-def check_decodable(raw: bytes, max_pixels: int) -> None:
-    """Raises BadSampleError if Pillow, which knows why, or DALI cannot decode an image."""
-    decode(raw, max_pixels)
+def takes(raw: bytes) -> bool:
+    """Whether DALI decodes an image."""
     dali = load_dali()
 
     @dali.pipeline_def(batch_size=1, num_threads=1, device_id=None)
@@ -260,7 +266,8 @@ def check_decodable(raw: bytes, max_pixels: int) -> None:
     try:
         pipeline.run()
     except RuntimeError:
-        raise BadSampleError("cannot be decoded by DALI") from None
+        return False
+    return True
 
 
 def reason(error: BaseException) -> str:

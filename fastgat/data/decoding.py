@@ -38,7 +38,9 @@ class Header(NamedTuple):
         size: height and width of the upright image.
         orientation: which way it is stored, 1 to 8 as EXIF counts.
         plain: whether every decoder takes its pixels for the same: not in CMYK, which may lack the marker that
-            tells its meaning, nor in a JPEG with other bytes between its segments.
+            tells its meaning, nor in a JPEG with other bytes between its segments, a PNG of 16 bits a colour, which
+            decoders round or cut off, and a WebP with EXIF, of which DALI 2.4 does not skip the byte that fills a chunk
+            up.
     """
 
     size: tuple[int, int]
@@ -68,7 +70,7 @@ def read_header(raw: bytes, max_pixels: int = MAX_PIXELS) -> Header:
         if late:
             image.load()
         (width, height), orientation = image.size, _orientation(image)
-        plain = image.mode != "CMYK" and (image.format != "JPEG" or _is_tight(raw))
+        plain = image.mode != "CMYK" and _is_plain(image, raw)
         if not late:
             image.verify()
     return Header((width, height) if orientation >= 5 else (height, width), orientation, plain)
@@ -105,6 +107,14 @@ def _opened(raw: bytes, max_pixels: int, otherwise: str) -> Iterator[Image.Image
             yield image
     except Exception as error:  # noqa: BLE001  # as above
         raise BadSampleError(f"{otherwise} ({error})") from None
+
+
+def _is_plain(image: Image.Image, raw: bytes) -> bool:
+    """What `Header.plain` says of an image's format."""
+    if image.format == "PNG":
+        bits, kind = raw[24:26]
+        return bits < 16 or not kind  # kind 0 is grey
+    return "exif" not in image.info if image.format == "WEBP" else _is_tight(raw)
 
 
 def _is_tight(raw: bytes) -> bool:

@@ -9,7 +9,7 @@ import io
 import json
 import unicodedata
 import zlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
@@ -34,21 +34,19 @@ def split_rule(header: Mapping[str, Any] | None) -> str:
 
 @dataclass(frozen=True)
 class Identity:
-    """The names and classes of a data set's images, in order, and the rule by which some of them are held out."""
+    """The names and classes of a data set's images, in order, the rule by which some of them are held out, and those
+    that validate."""
 
     rule: str
     names: list[str]
+    validating: frozenset[str] = frozenset()
 
     @classmethod
     def of(cls, data: DataSet[Images], rule: str) -> Self | None:
         """That of images in files; None for a published data set, whose files have sums of their own."""
-        names = [
-            f"{unicodedata.normalize('NFC', key)} (class {data.classes[label]})"
-            for part in (data.train, data.validation, data.test)
-            if isinstance(part, EncodedSet)
-            for key, label in zip(part.keys(), part.labels.tolist(), strict=True)
-        ]
-        return cls(rule, sorted(names)) if names else None
+        parts = [_described(part, data.classes) for part in (data.train, data.validation, data.test)]
+        names = [name for part in parts for name in part]
+        return cls(rule, sorted(names), frozenset(parts[1])) if names else None
 
     def record(self) -> dict[str, Any]:
         """What a checkpoint's header keeps."""
@@ -57,29 +55,55 @@ class Identity:
 
     def save(self, folder: Path) -> None:
         """Write the names into a run folder. Raises OutputError."""
-        write_atomically(folder / NAMES, gzip.compress(json.dumps(self.names).encode(), compresslevel=1, mtime=0))
+        content = json.dumps({"names": self.names, "validating": sorted(self.validating)})
+        write_atomically(folder / NAMES, gzip.compress(content.encode(), compresslevel=1, mtime=0))
 
     def check(self, checkpoint: Path, header: Mapping[str, Any], *, changed: bool) -> None:
-        """Raises DataError if the images are others than those of the run, unless they may have `changed`."""
+        """Raises DataError if the images are others than those of the run, unless they may have `changed`, and if an
+        image that is still there validates where it trained before, or the other way round."""
         before, now = header.get("data"), self.record()
-        if not before or before.get("digest") == now["digest"] or (changed and self.rule != "position"):
+        if not before or before.get("digest") == now["digest"]:
+            return
+        known, validated = _listed(checkpoint.parent / NAMES)
+        if changed and self.rule != "position":
+            same = known & {*self.names}
+            moved = {name for name in same if (name in validated) != (name in self.validating)} if validated else set()
+            if moved:
+                raise DataError(
+                    f"{checkpoint}: {len(moved):,} images that are still there, such as {min(moved)}, would change "
+                    "between training and validation, as those of classes with few images can: it cannot go on"
+                )
             return
         advice = "--changed-data goes on, and leaves every image that is still there in its split"
         if self.rule == "position":
             advice = "this run, begun by an earlier version, cannot go on with others"
         told = f"they were {before.get('images')}, and are {now['images']}"
-        if known := _names(checkpoint.parent / NAMES):
+        if known:
             differences = {"gone": known - {*self.names}, "added": {*self.names} - known}
             listed = [f"{len(names):,} {what}, such as {min(names)}" for what, names in differences.items() if names]
             told = " and ".join(listed) or told
         raise DataError(f"{checkpoint}: its images have changed since it was made: {told}; {advice}")
 
 
-def _names(path: Path) -> set[str]:
-    """What a run folder lists; nothing where it has no such list, or a damaged one."""
+def _described(images: Images, classes: Sequence[str]) -> list[str]:
+    """The names and classes of images in files; none of others."""
+    if not isinstance(images, EncodedSet):
+        return []
+    pairs = zip(images.keys(), images.labels.tolist(), strict=True)
+    return [f"{unicodedata.normalize('NFC', key)} (class {classes[label]})" for key, label in pairs]
+
+
+def _listed(path: Path) -> tuple[set[str], set[str]]:
+    """What a run folder lists, and those that validate, which earlier versions did not say; nothing where it has no
+    such list, or a damaged one."""
     try:
         with gzip.open(io.BytesIO(read_file(path, MAX_BYTES))) as file:
-            names = json.loads(file.read(MAX_BYTES))
+            content = json.loads(file.read(MAX_BYTES))
     except (OSError, EOFError, zlib.error, ValueError, RecursionError):
-        return set()
-    return {name for name in names if isinstance(name, str)} if isinstance(names, list) else set()
+        return set(), set()
+    content = content if isinstance(content, dict) else {"names": content}
+    lists = content.get("names"), content.get("validating")
+    names, validating = (
+        {name for name in each if isinstance(name, str)} if isinstance(each, list) else set() for each in lists
+    )
+    return names, validating

@@ -48,7 +48,6 @@ class IterableLoader:
         self.passes: dict[str, dict[str, Any]] = {}
         self.continued: dict[str, dict[str, Any]] = {}
         self._copies: dict[str, Any] = {}
-        self._pass_length: int | None = None  # of the first whole pass of `once`
         self.skipped = BadSamples()  # none, always: what a custom loader yields is used
 
     @property
@@ -68,11 +67,13 @@ class IterableLoader:
             yield batch
 
     def _pairs(self, player: str, skip: int) -> Iterator[Any]:
-        """The source over and over, without the first `skip` pairs."""
+        """The source over and over, without the first `skip` pairs; passes whose end is known are not read again."""
         source, continued = self._source_for(player), self.continued.pop(player, None)
         generator = getattr(source, "generator", None)
         now = generator_states()
-        for number in itertools.count():
+        first = min(continued["number"], skip // len(source)) if continued is not None else 0
+        skip -= first * len(source)
+        for number in itertools.count(first):
             if continued is not None and number == continued["number"]:
                 restore_generators(continued["states"])
                 if generator is not None and "generator" in continued:
@@ -109,12 +110,10 @@ class IterableLoader:
         for pair in self._source_for("once"):
             count += 1
             yield self._checked(pair)
-        if self._pass_length is None:
-            self._pass_length = count
-        if count < self._pass_length:
+        if count != len(self.source):
             raise DataError(
-                f"a pass over the validation loader gave {count} batches, the first {self._pass_length}; it must be "
-                "iterable again and again"
+                f"a pass over the validation loader gave {count} batches, but its length is {len(self.source)}; it "
+                "must be iterable again and again"
             )
 
     def _checked(self, pair: Any) -> Batch:

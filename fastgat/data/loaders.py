@@ -21,7 +21,7 @@ from fastgat.data.prefetch import prefetch
 from fastgat.data.resident import ResidentLoader
 from fastgat.data.sampler import Sampler
 from fastgat.data.sets import EncodedSet, Images, ImageSet
-from fastgat.errors import DataError
+from fastgat.errors import ConfigError, DataError
 from fastgat.processes import cores, local_world_size
 
 LOADERS = ("auto", "dali", "resident", "torch")
@@ -77,10 +77,16 @@ def create_loader(
         extra, extra_fraction: how many of the images, the last ones, are extra, and their share of training batches.
         progress: told how far a resident loader has come with decoding.
 
-    Raises DataError where the loader cannot be had, or a sample cannot be read.
+    Raises DataError where the loader cannot be had, or a sample cannot be read; ConfigError for numbers that make no
+    sense.
     """
     device = torch.device(device)
     name = choose(name, images, device).name
+    if isinstance(images, ImageSet) and (images.images.dtype, images.labels.dtype) != (np.uint8, np.int64):
+        raise DataError(f"images must be uint8, labels int64, got {images.images.dtype} and {images.labels.dtype}")
+    if batch_size < 1 or not 0 <= rank < ranks or not 0 <= extra <= len(images):
+        given = f"batch_size {batch_size}, rank {rank} of {ranks}, extra {extra} of {len(images)} images"
+        raise ConfigError(f"a loader cannot be of {given}")
     sampler = Sampler(len(images) - extra, batch_size, seed, rank, ranks, augmentation, extra, extra_fraction)
     skipped = BadSamples(on_bad_sample)
     common: dict[str, Any] = {"device": device, "channels_last": channels_last, "skipped": skipped}

@@ -53,7 +53,7 @@ class Sampler:
             raise DataError(f"{self.count} samples are too few for a batch of {self.batch_size * self.ranks}")
         epoch, position = divmod(number, self.batches_per_epoch)
         whole = self.batch_size * self.ranks
-        drawn = int(whole * self.extra_fraction) if self.extra else 0
+        drawn = share_of(whole, self.extra_fraction) if self.extra else 0
         first = position * (whole - drawn)
         rows = permutation(self.seed, player, epoch, self.count)[first : first + whole - drawn]
         if drawn:
@@ -79,3 +79,8 @@ class Sampler:
 def permutation(seed: int, player: int, epoch: int, count: int) -> Rows:
     """The order of a player's `count` samples in an epoch."""
     return np.random.default_rng((seed, player, epoch)).permutation(count)
+
+
+def share_of(count: int, fraction: float) -> int:
+    """So many of `count` samples, rounded down, but for what float64 lacks: 0.58 of 50 are 29."""
+    return int(count * fraction + 1e-9)

@@ -7,14 +7,13 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.parameter import is_lazy
 
 from fastgat.engine.checkpoint import classifier_tensors, load_checkpoint
 from fastgat.engine.device import pick_device
 from fastgat.engine.run_checkpoints import BEST, LAST
 from fastgat.engine.selection import candidates
 from fastgat.errors import CheckpointError, ConfigError
-from fastgat.functional import in_eval_mode
+from fastgat.functional import size_lazy_layers
 from fastgat.models import create_classifier, is_factory
 
 CHECKPOINTS = {"best": BEST, "last": LAST, **{each.rule: each.file for each in candidates(False, robust=True)}}
@@ -123,7 +122,6 @@ def untrained_classifier(
     if normalization is not None and len(normalization) != 2:
         raise CheckpointError(f"{path}: its normalization is not a mean and a std")
     made = create_classifier(name, model["num_classes"], model["in_channels"], model["dropout"], normalization)
-    if any(map(is_lazy, (*made.parameters(), *made.buffers()))) and model.get("image_size"):
-        with torch.no_grad(), in_eval_mode(made):  # its layers take their sizes from the first batch
-            made(torch.zeros(1, model["in_channels"], *model["image_size"]))
+    if model.get("image_size"):
+        size_lazy_layers(made, model["in_channels"], model["image_size"])
     return made

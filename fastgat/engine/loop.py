@@ -26,7 +26,7 @@ from fastgat.engine.random import step_draws
 from fastgat.engine.ranks import Ranks, connection_error
 from fastgat.engine.reduction import synchronised_batch_norm
 from fastgat.engine.run_checkpoints import BEST, LAST, RunCheckpoints
-from fastgat.engine.selection import Candidate, candidates
+from fastgat.engine.selection import Candidate, best_row, candidates
 from fastgat.engine.state import TrainState
 from fastgat.engine.step import Stepper
 from fastgat.engine.validation import Validator
@@ -216,6 +216,7 @@ class Loop:
             if save or at.step == epoch_end or at.step % run.log_interval == 0:
                 self._end_interval(epoch_end // self.steps_per_epoch)
             if save and at.step < epoch_end:
+                self._skipped()  # which the checkpoint keeps
                 self.checkpoints.save(LAST, at)
                 if unreadable:
                     raise self.checkpoints.with_what_is_kept(unreadable, at)
@@ -309,10 +310,13 @@ class Loop:
         return validation, time.perf_counter() - validated if self.validator.robust is not None else None
 
     def _choose(self, epoch: int, validation: dict[str, float]) -> tuple[list[Candidate], bool]:
-        """Record what this epoch is the best of: the candidates it improves on, and whether it is the run's best."""
+        """Record what this epoch is the best of: the candidates it improves on, and whether it is the run's best.
+
+        A candidate whose file is lost, or that an earlier version did not keep, has none until a better epoch comes.
+        """
         at = self.position
         every = candidates(self.state.ema is not None, self.validator.robust is not None)
-        better = [each for each in every if each.better(validation, at.row(at.kept.get(each.file)))]
+        better = [each for each in every if each.better(validation, best_row(each, at.epochs))]
         is_best = Candidate(self.config.rule).better(validation, at.row(at.best_epoch))
         if is_best:
             at.best_epoch, at.best_accuracy = epoch, validation["validation_accuracy"]

@@ -204,7 +204,8 @@ class Ema(nn.Module):
 
     def update(self, parameters: dict[str, Tensor]) -> None:
         """Follow these parameters, which have just been updated."""
-        decay = ((1 + self.updates) / (10 + self.updates)).clamp(max=self.decay)
+        updates = self.updates.double()
+        decay = ((1 + updates) / (10 + updates)).clamp(max=self.decay)
         for name, parameter in parameters.items():
             shadow = self.shadow.get_buffer(buffer_name(name))
             overwrite(shadow, shadow.lerp(parameter, (1 - decay).to(shadow.dtype)))

@@ -87,7 +87,19 @@ def find_checkpoint(resume: str | None, output: Path | None, known: Checkpoint |
         raise CheckpointError(
             f"{path}: made by an earlier fastgat (format {header['format']}): it can be evaluated, but not continued"
         )
+    if path.name != LAST and (output is None or not elsewhere) and _exists(path.parent / LAST):
+        _check_latest(Checkpoint(path, tensors, header), load_checkpoint(path.parent / LAST)[1])
     return Checkpoint(path, tensors, header, stamp)
+
+
+def _check_latest(checkpoint: Checkpoint, last: dict[str, Any]) -> None:
+    """Raises ConfigError where going on from a checkpoint would write over a later one, `last`, of the same folder."""
+    step, later = step_of(checkpoint), last["position"].get("step", 0)
+    if later > step:
+        raise ConfigError(
+            f"{checkpoint.path} is of step {step}, and {LAST} beside it of step {later}, which would be lost: name "
+            "another --output"
+        )
 
 
 def check_unchanged(folder: Path, checkpoint: Checkpoint | None) -> None:
@@ -126,7 +138,7 @@ def check_same_run(checkpoint: Checkpoint, config: TrainConfig) -> None:
     Where the user's own images lie does not count: `Identity.check` compares which they are.
     """
     before, now = (_placeless(deciding_settings(each)) for each in (settings_of(checkpoint), config))
-    for key in sorted(before.keys() | now.keys()):
+    for key in sorted(before.keys() | now.keys(), key=lambda key: (key != "method.name", key)):
         if before.get(key) != now.get(key):
             was, wanted = (shown(value) if value is not None else "unset" for value in (before.get(key), now.get(key)))
             raise CheckpointError(
@@ -141,11 +153,12 @@ def _placeless(settings: dict[str, Any]) -> dict[str, Any]:
 
 
 def check_not_past(checkpoint: Checkpoint, config: TrainConfig) -> None:
-    """Raises ConfigError where the run has done more epochs than `config` asks for."""
+    """Raises ConfigError where the run has gone on for longer than the epochs that `config` asks for."""
     position = checkpoint.header["position"]
-    done = len(position.get("epochs", ()))
-    if done > config.passes:
-        raise ConfigError(f"{checkpoint.path}: the run has done {done} epochs already, more than {config.passes}")
+    done, into = divmod(step_of(checkpoint), position.get("steps_per_epoch") or 1)
+    if done + bool(into) > config.passes:
+        how_far = f"is in epoch {done + 1}" if into else f"has done {done} epochs"
+        raise ConfigError(f"{checkpoint.path}: the run {how_far} already, more than {config.passes}")
 
 
 def adopt_best(checkpoint: Checkpoint, output: Path) -> None:
@@ -260,6 +273,10 @@ class RunCheckpoints:
         if not holds[BEST]:
             at.best_epoch, at.best_accuracy = None, -1.0
         at.kept = {name: epoch for name, epoch in at.kept.items() if holds[name]}
+        if self.state.ranks.first:
+            for file in self.folder.glob("best-*.safetensors"):
+                if file.name not in at.kept:  # of no epoch of this run, as far as it has come
+                    file.unlink()
         self.save(LAST, at)
 
     def _holds(self, name: str, at: Position) -> bool:

@@ -43,6 +43,14 @@ class Candidate(NamedTuple):
         return bool(row[key] < before[key] if self.rule == "loss" else row[key] > before[key])
 
 
+def best_row(candidate: Candidate, rows: Sequence[dict[str, Any]]) -> dict[str, Any] | None:
+    """The row of the epoch that a candidate's rule chooses; of equal ones, the first."""
+    best = None
+    for row in rows:
+        best = row if candidate.better(row, best) else best
+    return best
+
+
 def rules(robust: bool) -> tuple[str, ...]:
     """The rules by which a run is judged, where it measures its `robust` accuracy or does not."""
     return RULES if robust else RULES[:-1]

@@ -11,7 +11,16 @@ from fastgat.engine.accuracy import Score, score
 from fastgat.engine.position import Position
 from fastgat.engine.robust import IMAGES, RobustAccuracy
 from fastgat.engine.run_checkpoints import BEST, RunCheckpoints
-from fastgat.engine.selection import Candidate, Collapse, collapse, mean_of_last, rules, suffix, validation_key
+from fastgat.engine.selection import (
+    Candidate,
+    Collapse,
+    best_row,
+    collapse,
+    mean_of_last,
+    rules,
+    suffix,
+    validation_key,
+)
 from fastgat.engine.state import TrainState
 from fastgat.methods.players import Tensors
 from fastgat.randomness import random_state, restore_random_state
@@ -90,9 +99,7 @@ class Validator:
         accuracies: dict[str, float | None] = {}
         for rule in rules(self.robust is not None):
             candidate = Candidate(rule, averaged)
-            best = None
-            for row in at.epochs:
-                best = row if candidate.better(row, best) else best
+            best = best_row(candidate, at.epochs)
             epoch = best["epoch"] if best is not None else None
             tensors: dict[str, Tensor] | None = None
             if averaged and rule == self.config.rule:  # the run's own choice, whose file may have been lost

@@ -23,8 +23,9 @@ from torch import Tensor, nn
 
 from fastgat.engine.checkpoint import CLASSIFIER, HEADER, classifier_tensors, load_checkpoint
 from fastgat.engine.load import checkpoint_path
-from fastgat.errors import CheckpointError
+from fastgat.errors import CheckpointError, ConfigError
 from fastgat.files import read_file
+from fastgat.functional import has_lazy_layers
 from fastgat.typed import parse_json
 
 LARGEST = 2**33  # bytes of a file of weights, at most
@@ -50,8 +51,10 @@ def load_weights(module: nn.Module, path: Path | str) -> list[str]:
             wrapping module.
 
     Raises CheckpointError, and leaves `module` as it was, if the file cannot be read, needs code to be read, or does
-    not fit.
+    not fit; ConfigError for a module whose lazy layers have no sizes yet.
     """
+    if has_lazy_layers(module):
+        raise ConfigError("layers of the classifier take their sizes from its first batch: give it one before weights")
     path = Path(path)
     if path.is_dir():
         path = checkpoint_path(path)
@@ -210,6 +213,8 @@ def _match(path: Path, tensors: dict[str, Tensor], module: nn.Module, notes: lis
         if tensor.shape != here.shape:
             shapes = f"{tuple(tensor.shape)}, here {tuple(here.shape)}"
             raise CheckpointError(f"{path}: not the weights of this network: {name} has shape {shapes}")
+        if name.endswith(COUNTERS):  # it decides nothing, whatever the rest was cast to with it
+            matched[name] = tensor = tensor.to(here.dtype)
         dense = tensor.layout == torch.strided and tensor.device.type == "cpu" and not tensor.is_quantized
         if not dense or (tensor.is_floating_point(), tensor.is_complex()) != (here.is_floating_point(), False):
             raise CheckpointError(f"{path}: {name} is of {tensor.dtype}, {tensor.layout}, which cannot be copied")

@@ -11,7 +11,7 @@ from torch import nn
 
 from fastgat.store import Key, Store, key_digest, key_text
 
-FORMAT = 7  # part of every key: bump it to invalidate stored results, when what is stored or how it is computed changes
+FORMAT = 8  # part of every key: bump it to invalidate stored results, when what is stored or how it is computed changes
 
 
 class Cache(Store):

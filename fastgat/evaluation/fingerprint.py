@@ -1,14 +1,17 @@
 """Digests of networks and batches: what a kept result belongs to."""
 
+import argparse
 import ast
 import contextlib
+import dataclasses
+import functools
 import hashlib
 import importlib.machinery
 import importlib.util
 import sys
 import sysconfig
 import types
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -28,11 +31,12 @@ OF_EVERY_MODULE = frozenset(vars(nn.Module()))  # what torch keeps in every modu
 
 
 def model_fingerprint(model: nn.Module) -> str:
-    """A digest of what a module is made of: its structure, tensors and plain attributes, and files of code.
+    """A digest of what a module is made of: its structure, tensors and attributes, and files of code.
 
-    The files are those that its modules' classes are from, and those that these import from, up to installed packages.
-    What else decides its answers, such as hooks and values that its code finds elsewhere, `Subject.digest` sees in the
-    answers. Train or eval mode does not count.
+    Of an attribute counts what is plain in it, in containers, functions and objects of the user's too. The files are
+    those that its modules' classes are from, and those that these import from, up to installed packages. What else
+    decides its answers, such as hooks and values that its code finds elsewhere, is left to `Subject.digest`. Train or
+    eval mode does not count.
     """
     digest = _Digest()
     digest.add(torch.__version__)
@@ -58,6 +62,7 @@ class _Digest:
     def __init__(self) -> None:
         self._hash = hashlib.sha256()
         self._modules: set[str] = set()
+        self._holders: set[int] = set()  # what `add_state` is within
 
     def text(self) -> str:
         return self._hash.hexdigest()[:32]
@@ -94,6 +99,21 @@ class _Digest:
         flat = tensor.resolve_conj().resolve_neg().cpu().contiguous().flatten()
         self._hash.update(flat.view(torch.uint8).numpy().data)
 
+    def add_state(self, value: Any) -> None:
+        """Take in what is plain in a value, in what it holds, and what kind of thing the rest is."""
+        if _is_plain(value):
+            self.add(value)
+            return
+        self._write(type(value).__name__.encode())
+        if id(value) in self._holders:  # it holds itself
+            return
+        self._holders.add(id(value))
+        if isinstance(value, nn.Module):
+            self.add_network(value)
+        for part in _parts(value):
+            self.add_state(part)
+        self._holders.remove(id(value))
+
     def add_network(self, network: nn.Module) -> None:
         """Its modules' classes and plain attributes, their files, and its tensors."""
         firsts: dict[Any, str] = {}  # the first name of a module or tensor that stands in several places
@@ -107,10 +127,8 @@ class _Digest:
                 continue
             for kind in type(module).__mro__:
                 self.add_file(kind.__module__)
-            attributes = {
-                key: value for key, value in vars(module).items() if key not in OF_EVERY_MODULE and _is_plain(value)
-            }
-            self.add(dict(sorted(attributes.items())))
+            attributes = {key: value for key, value in vars(module).items() if key not in OF_EVERY_MODULE}
+            self.add_state(dict(sorted(attributes.items())))
         named = network.named_parameters, network.named_buffers
         for name, tensor in (pair for each in named for pair in each(remove_duplicate=False)):
             first = firsts.setdefault(tensor, name)
@@ -128,6 +146,27 @@ class _Digest:
         for name in sorted(_imports(module, file) | _origins(module)):
             if (other := _file(name)) is not None and not _is_installed(name, other):
                 self.add_file(name)
+
+
+def _parts(value: Any) -> Iterable[Any]:
+    """What decides how a value that is not plain behaves, as far as it can be seen."""
+    if isinstance(value, Mapping):
+        return [part for pair in value.items() for part in pair]
+    if isinstance(value, list | tuple):
+        return value
+    if isinstance(value, functools.partial):
+        return value.func, value.args, value.keywords
+    if isinstance(value, types.MethodType):
+        return value.__func__, value.__self__
+    if isinstance(value, types.FunctionType):
+        cells = [cell.cell_contents for cell in value.__closure__ or () if cell != types.CellType()]
+        return f"{value.__module__}.{value.__qualname__}", value.__defaults__, value.__kwdefaults__, cells
+    kind = type(value)
+    is_settings = dataclasses.is_dataclass(kind) or isinstance(value, types.SimpleNamespace | argparse.Namespace)
+    file = _file(kind.__module__)
+    if is_settings or not (_is_library(kind.__module__) or (file and _is_installed(kind.__module__, file))):
+        return kind.__qualname__, dict(sorted(getattr(value, "__dict__", {}).items()))
+    return ()
 
 
 def _imports(module: str, file: Path) -> set[str]:

@@ -19,6 +19,8 @@ from fastgat.evaluation.fingerprint import batch_fingerprint, model_fingerprint
 
 PROBES = 16
 """How many images a network's digest has its answers on: fewer than are attacked, so that it stays when more are."""
+NOISE = 0.25
+"""The largest noise on a pixel of these images, for networks that treat otherwise what looks attacked."""
 
 
 class NumberedBatch(NamedTuple):
@@ -44,9 +46,10 @@ class Batches:
         self._read, self._constant = read, constant
         self.digests: list[str] = []
         labels = [torch.empty(0, dtype=torch.int64)]
+        first: Batch | None = None
         for batch in self:
-            if not self.digests:
-                self.first = batch
+            if first is None or not len(first.labels):
+                self.first = first = batch
             self.digests.append(batch_fingerprint(batch))
             labels.append(batch.labels.cpu())
         self.labels = torch.cat(labels)
@@ -122,14 +125,16 @@ class Subject(Isolated):
     @cached_property
     def digest(self) -> str:
         """What a result of this network is kept under: what it is made of, and its logits and input gradients on
-        PROBES images, in which all shows that decides its answers."""
+        PROBES images, as they are and with noise."""
         made_of = model_fingerprint(self.network)
         if self.probe is None:
             return made_of
         images, labels = (tensor[:PROBES] for tensor in self.probe)
+        noise = torch.rand(images.shape, generator=torch.Generator().manual_seed(0)).to(images)
+        noisy = (images + NOISE * (2 * noise - 1)).clamp(0, 1)
         with frozen(self), torch.backends.cudnn.flags(benchmark=False, deterministic=True):
-            answers = Batch(*loss_gradient(self, images, labels))
-        return f"{made_of}{batch_fingerprint(answers)}"
+            answers = [Batch(*loss_gradient(self, each, labels)) for each in (images, noisy)]
+        return made_of + "".join(map(batch_fingerprint, answers))
 
     def logits(self, images: Tensor) -> Tensor:
         """The network's logits (B, K) in eval mode."""

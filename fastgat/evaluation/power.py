@@ -8,9 +8,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from fastgat.attacks.base import Isolated, ascent, correct, frozen, loss_gradient
+from fastgat.attacks.base import Isolated, ascent, correct, frozen, loss_gradient, meaningful
 from fastgat.attacks.generator import generated
 from fastgat.batch import Batch
+from fastgat.errors import NonFiniteError
 from fastgat.evaluation.cache import Cache
 from fastgat.evaluation.fingerprint import model_fingerprint
 from fastgat.evaluation.inputs import Batches, NumberedBatch, Subject
@@ -67,4 +68,10 @@ def _count_correct(subject: Subject, generator: nn.Module, batch: NumberedBatch,
             p, per_sample(norms) * l2, mean_norm * l2, per_sample(norms) * linf, mean_norm * linf
         ]  # fmt: skip
         with torch.no_grad():
-            return [int(correct(subject(images + p), labels).sum()) for p in perturbations]
+            answers = [subject(images + p) for p in perturbations]
+    if not all(bool(meaningful(logits).all()) for logits in answers):
+        raise NonFiniteError(
+            f"{subject.name} returns logits that are NaN or infinite under perturbations of the generator's power "
+            "(their pixels are not clamped to [0, 1])"
+        )
+    return [int(correct(logits, labels).sum()) for logits in answers]

@@ -115,6 +115,9 @@ class Robustness:
         """Plain values, as evaluation.json has them."""
         figures, s = asdict(self), self.settings
         training = figures.pop("training")
+        if s.only_autoattack:
+            for idle in ("steps", "restarts", "apgd_steps", "queries", "autoattack"):  # it has its own
+                del figures["settings"][idle]
         figures["threat_model"] = {"norm": s.norm, "epsilon": s.bound, "clamped": True, "targeted": False}
         figures["attacks"] = [{**attack.pop("settings"), **attack} for attack in figures["attacks"]]
         figures["equal_power"] = [{**row, **training[row["cg"]]} for row in figures["equal_power"]]

@@ -27,6 +27,7 @@ from fastgat.evaluation.cache import Cache
 from fastgat.evaluation.inputs import Batches, random_subset
 from fastgat.evaluation.protocol import evaluate
 from fastgat.evaluation.results import CleanResult, Evaluation, EvaluationSettings
+from fastgat.functional import size_lazy_layers
 from fastgat.models import create_classifier, normalization
 from fastgat.options import Options, option
 from fastgat.reporting.environment import environment
@@ -147,8 +148,9 @@ def load_foreign(
     header = {"model": {}, "data": {"split": split_rule(None)}}
     images = RunData(LoadedRun(path, nn.Identity(), header, data), settings, batch_size, device)
     normalise = normalization(settings.mean, settings.std, images.images.name)
-    name, channels = next(iter(classifiers)), images.images.train.shape[2]
+    name, (*image_size, channels) = next(iter(classifiers)), images.images.train.shape
     classifier = create_classifier(name, len(images.images.classes), channels, normalization=normalise)
+    size_lazy_layers(classifier, channels, image_size)
     notes = load_weights(classifier, path)
     return LoadedRun(path, classifier.to(device).eval(), header, data, notes), images
 
@@ -183,12 +185,12 @@ def evaluate_clean(loaded: LoadedRun, others: dict[str, LoadedRun], data: RunDat
 
 
 def evaluate_run(
-    run: Path | None,
+    run: Path | str | None,
     settings: RunSettings | None = None,
     attacks: EvaluationSettings | None = None,
     *,
-    sources: Sequence[Path] = (),
-    networks: Sequence[Path] = (),
+    sources: Sequence[Path | str] = (),
+    networks: Sequence[Path | str] = (),
     classifiers: Collection[str] = (),
     cgs: Sequence[float] = (1.0,),
     clean_only: bool = False,
@@ -208,14 +210,17 @@ def evaluate_run(
     Raises FastgatError if checkpoints, data or settings are not as they must be.
     """
     settings, attacks = settings or RunSettings(), attacks or EvaluationSettings()
+    run = None if run is None else Path(run)
+    origins, more = ([Path(path) for path in paths] for paths in (sources, networks))
+    classifiers = [classifiers] if isinstance(classifiers, str) else classifiers
     seed, count = attacks.seed, settings.samples
     generators = [GeneratorTraining(cg=cg, epochs=settings.generator_epochs, seed=seed) for cg in cgs]
     device = pick_device(settings.device)
     loaded, data = _load(run, settings, classifiers, attacks.batch_size or BLOCK, device)
-    names = _names(settings.weights or run or loaded.path, sources, networks)
+    names = _names(settings.weights or run or loaded.path, origins, more)
     others = {
         name: load_run(path, settings.checkpoint if path.is_dir() else "best", device, classifiers)
-        for name, path in zip(names[1:], (*sources, *networks), strict=True)
+        for name, path in zip(names[1:], (*origins, *more), strict=True)
     }
     for other in others.values():
         check_same_classes(other.path, other.header, data.images.classes)
@@ -230,8 +235,8 @@ def evaluate_run(
         data.subset(data.part, count, seed),
         attacks,
         name=names[0],
-        networks=dict(modules[len(sources) :]),
-        sources=dict(modules[: len(sources)]),
+        networks=dict(modules[len(origins) :]),
+        sources=dict(modules[: len(origins)]),
         curve_batches=data.subset(data.part, None if count is None else max(count, CURVES), seed),
         train=data.loader(training, min(64, len(training))),
         validation=data.subset(data.images.validation, VALIDATION, seed),

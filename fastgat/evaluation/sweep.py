@@ -11,12 +11,13 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from fastgat.attacks.base import Attack, ascent, correct, frozen, loss_gradient, meaningful
+from fastgat.attacks.base import NORMS, Attack, ascent, correct, frozen, loss_gradient, meaningful
 from fastgat.batch import Batch
 from fastgat.errors import ConfigError, NonFiniteError
 from fastgat.evaluation.cache import Cache
 from fastgat.evaluation.inputs import Batches, NumberedBatch, Subject, as_subjects, check_classes
 from fastgat.evaluation.outcomes import outcomes
+from fastgat.options import Constraint, check_unit, convert
 
 Curves = dict[tuple[str, str], list[float]]
 """Accuracies, one for each epsilon, by (network attacked, network that the perturbation was made on)."""
@@ -46,14 +47,18 @@ def fast_gradient_sweep(
         sources: by name; by default each network is its own, and its only, source.
         progress: told the number of samples of each batch that is done.
 
-    Raises ConfigError for a negative epsilon, and for networks or images that do not fit; NonFiniteError for logits
-    that are NaN or infinite.
+    Raises ConfigError for another norm, an epsilon that makes no sense in it, and networks or images that do not fit;
+    NonFiniteError for logits that are NaN or infinite.
     """
-    images, pairs = _checked(networks, sources, batches, epsilons)
+    Constraint("", choices=NORMS).check("norm", norm)
+    epsilons = _sizes(epsilons)
+    for epsilon in epsilons:
+        check_unit("epsilon", epsilon, norm)
+    images, pairs = _checked(networks, sources, batches)
     counts = [np.zeros(len(epsilons), np.int64) for _ in pairs]
     for batch in images.numbered():
         direction = functools.cache(partial(_direction, batch, norm))
-        common = {"what": "fast gradient", "norm": norm, "epsilons": list(epsilons), "batch": batch.digest}
+        common = {"what": "fast gradient", "norm": norm, "epsilons": epsilons, "batch": batch.digest}
         for count, (network, source) in zip(counts, pairs, strict=True):
             key = {**common, "network": network.digest, "source": source.digest}
             count += cache.numbers(key, partial(_count_correct, network, batch, epsilons, partial(direction, source)))
@@ -76,7 +81,8 @@ def attack_sweep(
 
     Samples that a network gets wrong as they are count as wrong. The rest is as in `fast_gradient_sweep`.
     """
-    images, pairs = _checked(networks, sources, batches, epsilons)
+    epsilons = _sizes(epsilons)
+    images, pairs = _checked(networks, sources, batches)
 
     def accuracy(network: Subject, source: Subject, epsilon: float) -> float:
         made = attack(source, epsilon)
@@ -85,15 +91,18 @@ def attack_sweep(
     return {(n.name, s.name): [accuracy(n, s, epsilon) for epsilon in epsilons] for n, s in pairs}
 
 
+def _sizes(epsilons: Iterable[float]) -> list[float]:
+    """The epsilons as plain numbers. Raises ConfigError where there are none, or one is negative or no number."""
+    sizes = [convert("epsilon", epsilon, float) for epsilon in epsilons]
+    if not sizes or min(sizes) < 0:
+        raise ConfigError(f"epsilons must be at least 0, and some, got {sizes}")
+    return sizes
+
+
 def _checked(
-    networks: Mapping[str, nn.Module],
-    sources: Mapping[str, nn.Module] | None,
-    batches: Iterable[Batch],
-    epsilons: Sequence[float],
+    networks: Mapping[str, nn.Module], sources: Mapping[str, nn.Module] | None, batches: Iterable[Batch]
 ) -> tuple[Batches, list[tuple[Subject, Subject]]]:
     """The images, and every network with every source, or with itself alone."""
-    if not epsilons or min(epsilons) < 0:
-        raise ConfigError(f"epsilons must be at least 0, and some, got {list(epsilons)}")
     images = Batches.of(batches)
     attacked, origins = (as_subjects(each, images.first) for each in (networks, sources))
     check_classes([*attacked, *origins], images)

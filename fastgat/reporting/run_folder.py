@@ -18,7 +18,7 @@ from fastgat.files import append_line, read_file, write_atomically
 from fastgat.reporting.environment import environment
 from fastgat.reporting.plots import draw_curves
 from fastgat.store import as_json
-from fastgat.typed import MAX_TEXT_BYTES, check_type, parse_json
+from fastgat.typed import check_type, parse_json
 
 
 class Row(TypedDict):
@@ -35,12 +35,14 @@ class RunFolder(Callback):
         self.folder, self.config = folder, config
         self.metrics = folder / "metrics.jsonl"
         self.environment: dict[str, Any] = {}
+        self.epochs: list[dict[str, Any]] = []
 
     def on_start(self, event: Start) -> None:
         self._write("config.toml", self.config.to_toml().encode(errors="surrogateescape"))  # a path that is not UTF-8
         self.environment = {**environment(), **event.facts}
         self._write("environment.json", as_json(self.environment))
         known = [row for row in read_metrics(self.metrics) if row["event"] == "interval" and row["step"] <= event.step]
+        self.epochs = list(event.history)
         rows = sorted([*known, *({"event": "epoch", **row} for row in event.history)], key=lambda row: row["step"])
         self._write(self.metrics.name, "".join(json.dumps(row) + "\n" for row in rows).encode())
         with contextlib.suppress(FileNotFoundError):
@@ -55,12 +57,12 @@ class RunFolder(Callback):
         append_line(self.metrics, json.dumps({**row, **rates}))
 
     def on_epoch(self, event: EpochEnd) -> None:
+        self.epochs.append(event.row())
         append_line(self.metrics, json.dumps({"event": "epoch", **event.row()}))
 
     def on_end(self, event: End) -> None:
-        epochs = [row for row in read_metrics(self.metrics) if row["event"] == "epoch"]
-        if epochs:
-            self._write("curves.png", draw_curves(epochs))
+        if self.epochs:
+            self._write("curves.png", draw_curves(self.epochs))
         if event.summary is not None:
             self._write(SUMMARY, as_json(event.summary))
 
@@ -71,7 +73,7 @@ class RunFolder(Callback):
 def read_metrics(path: Path) -> list[dict[str, Any]]:
     """The complete rows of a metrics.jsonl; what a kill has cut off, or another program written, is left out."""
     try:
-        content = read_file(path, MAX_TEXT_BYTES)
+        content = read_file(path)
     except FileNotFoundError:
         return []
     except OSError as error:

@@ -16,6 +16,7 @@ from fastgat.data.download import Progress
 from fastgat.data.extra import extended
 from fastgat.data.identity import Identity
 from fastgat.data.registry import CUSTOM
+from fastgat.data.sampler import share_of
 from fastgat.data.sets import DataSet, ImageSet
 from fastgat.engine.checks import check_networks
 from fastgat.engine.ranks import Ranks
@@ -128,7 +129,7 @@ def _with_extra(config: TrainConfig, images: DataSet[Images], file: Path, progre
     if not isinstance(images.train, ImageSet):
         raise ConfigError(f"extra_data goes with images in memory, as those of cifar10 are, not with {images.name}")
     fraction = config.data.extra_fraction or 0
-    if not int(config.batch_size * fraction):
+    if not share_of(config.batch_size, fraction):
         share = f"extra_fraction {fraction:g} of a batch of {config.batch_size}"
         raise ConfigError(f"{share} rounds down to no image: raise one of them")
     return extended(images.train, file, len(images.classes), progress)

@@ -12,6 +12,7 @@ from fastgat.engine.checks import check_networks
 from fastgat.engine.ranks import Ranks
 from fastgat.engine.weights import load_weights
 from fastgat.errors import ConfigError
+from fastgat.functional import has_lazy_layers, size_lazy_layers
 from fastgat.methods import Method
 from fastgat.models import Generator, create_classifier, normalization
 from fastgat.trainer.feed import Feed
@@ -55,6 +56,8 @@ def make_networks(
         generator = Generator(model.generator_width, feed.channels, method.generator_channels(feed.channels))
     weights = None
     if model.init_from is not None:
+        if fresh and has_lazy_layers(classifier) and (batch := next(feed.validation.once(), None)) is not None:
+            size_lazy_layers(classifier, feed.channels, batch.images.shape[2:])
         names_changed = load_weights(classifier, model.init_from) if fresh else []
         weights = "; ".join([f"from {model.init_from}", *names_changed])
     classifier.to(device)

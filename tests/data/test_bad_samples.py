@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from fastgat.data import create_loader
 from fastgat.data.dali import DaliLoader, missing
@@ -127,6 +128,31 @@ def test_a_file_that_vanishes_while_a_bad_one_is_looked_for(tmp_path: Path) -> N
     assert list(loader.skipped.reasons) == [rows[0]]
     with pytest.raises(DataError, match=r"DALI: something, in one of .*ants"):
         loader._find_bad(rows[1:], RuntimeError("encountered:\n\nsomething"))
+
+
+@pytest.mark.usefixtures("needs_dali")
+def test_what_dali_alone_cannot_decode_is_decoded_by_pillow(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As a WebP with EXIF, had its header not said so: DALI 2.4 does not skip the byte that fills a chunk up."""
+    exif = Image.Exif()
+    exif[0x010F] = "a camera"
+    rng = np.random.default_rng(0)
+    for number in range(12):
+        (tmp_path / "ab"[number % 2]).mkdir(exist_ok=True)
+        pixels = (rng.random((6, 6, 3)) * 255).astype(np.uint8)
+        picture = Image.fromarray(pixels).resize((20, 18))
+        picture.save(tmp_path / "ab"[number % 2] / f"{number:02}.webp", lossless=True, exif=exif)
+    images = Folder(tmp_path, 16)._read("", silent, PassedOver(), False)[0]
+    by_pillow, by_header = (create_loader("dali", images, 4, workers=0) for _ in range(2))
+    assert isinstance(by_pillow, DaliLoader)
+    expected = take(by_header, 6)
+    with monkeypatch.context() as patch:
+        patch.setattr("fastgat.data.decoding._is_plain", lambda image, raw: True)
+        found = take(by_pillow, 6)
+    assert 0 < len(by_pillow.by_pillow) < 12
+    assert not by_pillow.skipped.reasons
+    for one, other in zip(found, expected, strict=True):
+        assert one.labels.equal(other.labels)
+        assert (one.images - other.images).abs().max() < 12 / 255, "DALI scales a little differently"
 
 
 @names

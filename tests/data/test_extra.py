@@ -18,7 +18,7 @@ from fastgat.data import Augmentation, ImageSet, Loader, create_loader
 from fastgat.data import extra as module
 from fastgat.data.extra import extended
 from fastgat.data.registry import silent
-from fastgat.data.sampler import Sampler
+from fastgat.data.sampler import Sampler, share_of
 from fastgat.engine.checkpoint import load_checkpoint
 from fastgat.errors import DataError
 from tests.cli.conftest import Run, run  # noqa: F401  # a fixture
@@ -54,6 +54,12 @@ def test_a_share_of_each_batch_is_extra(fraction: float, drawn: int) -> None:
     if drawn == 3:
         assert len({tuple(label < 23 for label in batch.labels.tolist()) for batch in batches}) > 5, "they are shuffled"
     assert labels(list(stream.once())) == list(range(23))
+
+
+def test_a_share_is_not_an_image_short() -> None:
+    """0.58 x 50 is 28.999... in float64."""
+    assert [share_of(50, 0.58), share_of(100, 0.29), share_of(100, 0.57), share_of(5, 0.7)] == [29, 29, 57, 3]
+    assert len(Sampler(1000, 50, extra=500, extra_fraction=0.58).rows(0, 0)) == 50
 
 
 @pytest.mark.parametrize("name", NAMES[1:])

@@ -34,6 +34,18 @@ def test_what_has_changed_is_said_by_name(tmp_path: Path) -> None:
         TWO.check(checkpoint, header, changed=False)
 
 
+def test_an_image_that_would_change_its_split_stops_a_run(tmp_path: Path) -> None:
+    before, now = (
+        Identity(THREE.rule, THREE.names + more, frozenset(held))
+        for more, held in (([], THREE.names[:1]), (["c"], ["c"]))
+    )
+    before.save(tmp_path)
+    with pytest.raises(DataError, match=r"1 images that are still there, such as a/0\.png \(class a\), would change"):
+        now.check(tmp_path / "last.safetensors", {"data": before.record()}, changed=True)
+    same = Identity(now.rule, now.names, before.validating | {"c"})
+    same.check(tmp_path / "last.safetensors", {"data": before.record()}, changed=True)
+
+
 BROKEN, HUGE = (gzip.compress(content, mtime=0) for content in (b"[1, 2", b"[" * 100_000))
 
 

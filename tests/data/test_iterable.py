@@ -95,6 +95,24 @@ def test_a_shuffling_loader_goes_on_within_a_pass(own: bool) -> None:
     assert torch.get_rng_state().equal(state), "skipped batches leave the generators as they were"
 
 
+def test_going_on_reads_no_pass_that_is_over() -> None:
+    reads: list[int] = []
+
+    class Counted(TensorDataset):
+        def __getitem__(self, index: int) -> tuple[torch.Tensor, ...]:
+            reads.append(index)
+            return super().__getitem__(index)
+
+    data = Counted(torch.rand(8, 3, 4, 4), torch.arange(8))
+    first, later = (IterableLoader(DataLoader(data, batch_size=2, shuffle=True), num_classes=8) for _ in range(2))
+    before = labels(list(islice(first.stream(0), 14)))  # four batches a pass: into the fourth one
+    later.continued = json.loads(json.dumps(first.passes))
+    reads.clear()
+    rest = labels(list(islice(later.stream(0, 14), 2)))
+    assert sorted(before[24:] + rest) == list(range(8))
+    assert len(reads) == 8
+
+
 def test_persistent_workers_serve_both_players_and_validation() -> None:
     data = TensorDataset(torch.rand(8, 3, 4, 4), torch.arange(8))
     loader = IterableLoader(DataLoader(data, batch_size=2, num_workers=1, persistent_workers=True), num_classes=8)
@@ -123,7 +141,7 @@ def test_a_loader_that_runs_dry_scores_nothing(batches: int, second: int) -> Non
     """Epochs are compared by what each pass has."""
     loader = IterableLoader(RunsDry(batches), num_classes=2)
     assert len(list(loader.once())) == 3
-    with pytest.raises(DataError, match=f"gave {second} batches, the first 3; it must be iterable again"):
+    with pytest.raises(DataError, match=f"gave {second} batches, but its length is 3; it must be iterable again"):
         list(loader.once())
 
 

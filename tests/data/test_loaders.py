@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import io
 import warnings
+import zlib
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,7 @@ from fastgat.data.loaders import choose
 from fastgat.data.registry import silent
 from fastgat.data.sampler import Sampler
 from fastgat.data.webdataset import WebDataset
-from fastgat.errors import DataError
+from fastgat.errors import ConfigError, DataError
 from tests.data.pictures import encoded, make_folder, make_shard, members, picture
 from tests.data.streams import NAMES, assert_same, folder, labels, names, noise, take
 
@@ -196,11 +197,26 @@ def without_adobe(raw: bytes) -> bytes:
     return raw[:at] + raw[at + 2 + int.from_bytes(raw[at + 2 : at + 4], "big") :]
 
 
+def chunk(kind: bytes, content: bytes) -> bytes:
+    return len(content).to_bytes(4, "big") + kind + content + zlib.crc32(kind + content).to_bytes(4, "big")
+
+
+def sixteen_bits() -> bytes:
+    """A PNG of 16 bits a colour, which Pillow does not write."""
+    height, width, _ = PIXELS.shape
+    pixels = (PIXELS.astype(">u2") * 256 + 200).reshape(height, -1)
+    lines = b"".join(b"\0" + line.tobytes() for line in pixels)
+    head = width.to_bytes(4, "big") + height.to_bytes(4, "big") + bytes([16, 2, 0, 0, 0])
+    chunks = chunk(b"IHDR", head), chunk(b"IDAT", zlib.compress(lines)), chunk(b"IEND", b"")
+    return b"\x89PNG\r\n\x1a\n" + b"".join(chunks)
+
+
 ODD = {
     **{f"{kind}, EXIF {i}": saved(kind, i) for kind in ("JPEG", "PNG", "WEBP") for i in (*range(1, 9), 0, 9, 65535)},
     **{f"XMP {i}": saved("JPEG", xmp=i) for i in range(1, 10)},
     "EXIF 6 and XMP 3": saved("JPEG", 6, xmp=3),
     "an orientation of two numbers": saved("JPEG", (6, 6)),
+    "16 bits a colour": sixteen_bits(),
     "CMYK": saved("JPEG", mode="CMYK"),
     "CMYK without Adobe's marker": without_adobe(saved("JPEG", mode="CMYK")),
     "CMYK on its side": without_adobe(saved("JPEG", 6, mode="CMYK")),
@@ -288,6 +304,27 @@ def test_a_gpu_decodes_like_a_cpu(tmp_path: Path, kind: str, mean: float) -> Non
     for cpu, gpu in zip(*(take(create_loader("dali", images, 3, device=d), 5) for d in ("cpu", "cuda")), strict=True):
         assert cpu.labels.equal(gpu.labels.cpu())
         assert (cpu.images - gpu.images.cpu()).abs().mean() <= mean
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"batch_size": 0}, "a loader cannot be of batch_size 0"),
+        ({"rank": 2, "ranks": 2}, "rank 2 of 2"),
+        ({"rank": -1}, "rank -1 of 1"),
+        ({"extra": 24}, "extra 24 of 23 images"),
+    ],
+)
+def test_numbers_that_make_no_sense(changes: dict[str, int], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        create_loader("torch", noise(), **{"batch_size": 4, **changes})  # type: ignore[arg-type]
+
+
+@names
+def test_pixels_that_are_no_bytes(name: str) -> None:
+    images = replace(noise(), images=noise().images / 255)  # type: ignore[arg-type]  # that is what is tested
+    with pytest.raises(DataError, match="images must be uint8, labels int64, got float64 and int64"):
+        create_loader(name, images, 4)
 
 
 @names

@@ -92,14 +92,15 @@ def test_skipped_samples_are_counted(tmp_path: Path) -> None:
     assert [row["skipped_samples"] for row in rows(tmp_path / "run", "epoch")] == [2, 2]
 
 
-def test_skipped_samples_are_remembered_when_a_run_goes_on(tmp_path: Path) -> None:
+@pytest.mark.parametrize("step", [8, 10], ids=["within the first epoch", "after it"])
+def test_skipped_samples_are_remembered_when_a_run_goes_on(tmp_path: Path, step: int) -> None:
     images = images_of(tmp_path)
     for path in (images / "train" / "ants").glob("*"):
         path.write_bytes(b"")
     make_folder(images / "test", each=2, size=(14, 16))
     (images / "test" / "bees" / "001.png").write_bytes(b"")
     whole = in_files(images, tmp_path / "whole", on_bad_sample="skip").fit()
-    stop = At(10, lambda: os.kill(os.getpid(), signal.SIGTERM))
+    stop = At(step, lambda: os.kill(os.getpid(), signal.SIGTERM))
     in_files(images, tmp_path / "parts", on_bad_sample="skip", callbacks=(stop,)).fit()
     parts = in_files(images, tmp_path / "parts", on_bad_sample="skip", resume="auto").fit()
     for history in (whole, parts):

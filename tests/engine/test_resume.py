@@ -373,6 +373,27 @@ def test_fewer_epochs_than_are_done(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="the run has done 2 epochs already, more than 1"):
         trainer(config(tmp_path / "run", epochs=1, resume="auto")).fit()
     assert (tmp_path / "run" / "config.toml").read_text() == before
+    stop = At(14, lambda: os.kill(os.getpid(), signal.SIGTERM))  # within the third epoch
+    trainer(config(tmp_path / "run", epochs=3, resume="auto"), callbacks=(stop,)).fit()
+    with pytest.raises(ConfigError, match="the run is in epoch 3 already, more than 2"):
+        trainer(config(tmp_path / "run", epochs=2, resume="auto")).fit()
+
+
+def test_a_later_checkpoint_is_not_written_over(tmp_path: Path) -> None:
+    run = trainer(config(tmp_path / "run", epochs=1)).fit().output
+    (run / "best.safetensors").rename(tmp_path / "first.safetensors")
+    trainer(config(run, epochs=3, resume="auto")).fit()
+    (tmp_path / "first.safetensors").rename(run / "best.safetensors")
+    with pytest.raises(ConfigError, match=r"best.safetensors is of step 6, and last.safetensors beside it of step 18"):
+        trainer(replace(config(run, epochs=3), output=None, resume=str(run / "best.safetensors"))).fit()
+    elsewhere = config(tmp_path / "other", epochs=2, resume=str(run / "best.safetensors"))
+    assert len(trainer(elsewhere).fit().epochs) == 2
+
+
+def test_another_method_is_named_first(tmp_path: Path) -> None:
+    trainer(config(tmp_path / "run", method="baseline", epochs=1)).fit()
+    with pytest.raises(CheckpointError, match=r"made with method\.name = 'baseline', but now 'gat' is asked for"):
+        trainer(config(tmp_path / "run", method="gat", epochs=2, resume="auto")).fit()
 
 
 def test_a_classifier_alone_is_not_continued(tmp_path: Path) -> None:

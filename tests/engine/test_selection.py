@@ -20,6 +20,7 @@ from fastgat.data.digits import DIGITS
 from fastgat.data.loaders import create_loader
 from fastgat.data.registry import silent
 from fastgat.engine.accuracy import score
+from fastgat.engine.checkpoint import load_checkpoint, save_checkpoint
 from fastgat.engine.load import checkpoint_path
 from fastgat.engine.selection import Candidate, mean_of_last
 from fastgat.errors import CheckpointError, ConfigError
@@ -107,13 +108,29 @@ def test_a_run_that_stops_and_goes_on_keeps_the_same(tmp_path: Path) -> None:
 
 
 def test_a_file_that_is_not_of_the_run_is_written_anew(tmp_path: Path) -> None:
-    """As a kill between two writes leaves it; its rule starts again, and the summary does not claim the lost epoch."""
+    """As a kill between two writes leaves it; the next better epoch is, and the summary does not claim the lost one."""
     run = tmp_path / "run"
     trainer(config(run, **{**STEEP, "epochs": 2})).fit()
     (run / Candidate("loss").file).unlink()
     trainer(config(run, resume="auto", **{**STEEP, "epochs": 3})).fit()
     found = measured(load_classifier(run, checkpoint="loss", classifier=Small()))
     assert found[1] == pytest.approx(rows(run, "epoch")[-1]["validation_loss"], rel=1e-5)
+
+
+def test_without_the_best_epoch_s_file_a_worse_epoch_is_not_the_best(tmp_path: Path) -> None:
+    """Neither in a run of an earlier version, which kept none, nor beside a file of an epoch that was never done."""
+    run = tmp_path / "run"
+    trainer(config(run, **{**STEEP, "epochs": 2})).fit()
+    tensors, header = load_checkpoint(run / "last.safetensors")
+    header["position"]["kept"] = {}
+    for row in header["position"]["epochs"]:
+        row |= {"validation_accuracy": 1.0, "validation_loss": 0.0}
+    save_checkpoint(run / "last.safetensors", tensors, header)
+    assert (run / Candidate("loss").file).exists()
+    summary = trainer(config(run, resume="auto", **{**STEEP, "epochs": 3})).fit().summary
+    assert summary is not None
+    for rule in ("accuracy", "loss"):
+        assert not (run / Candidate(rule).file).exists()
 
 
 def test_bad_settings_are_one_line(tmp_path: Path) -> None:

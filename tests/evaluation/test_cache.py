@@ -30,6 +30,13 @@ def test_what_is_damaged_is_computed_anew(tmp_path: Path, damage: str) -> None:
     assert Cache(tmp_path).numbers({"x": 1}, never) == [2]
 
 
+def test_a_value_that_has_changed_is_computed_anew(tmp_path: Path) -> None:
+    Cache(tmp_path).numbers({"x": 1}, lambda: [1, 0, 1])
+    (file,) = tmp_path.iterdir()
+    file.write_text(file.read_text().replace("[1, 0, 1]", "[1, 0]"))
+    assert Cache(tmp_path).numbers({"x": 1}, lambda: [2]) == [2]
+
+
 def test_a_fresh_cache_keeps_what_is_its_own(tmp_path: Path) -> None:
     Cache(tmp_path).numbers({"x": 1}, lambda: [1])
     fresh = Cache(tmp_path, fresh=True)

@@ -256,6 +256,31 @@ def test_power_is_equal(victim: Victim) -> None:
     assert row.cg == 0.5
 
 
+def test_nan_under_a_generator_s_power_ends_an_evaluation(victim: Victim) -> None:
+    class Bounded(nn.Module):
+        def forward(self, images: Tensor) -> Tensor:
+            logits: Tensor = victim.model(images)
+            return logits.where((images.abs() < 5).flatten(1).all(1)[:, None], torch.nan)
+
+    class Strong(nn.Module):
+        def forward(self, delta: Tensor) -> Tensor:
+            return torch.full_like(delta, 10.0)
+
+    with pytest.raises(NonFiniteError, match="f returns logits that are NaN or infinite under perturbations"):
+        equal_power(Subject("f", Bounded()), {1.0: Strong()}, batches(victim, 20, 20), Cache())
+
+
+def test_images_of_inference_mode_and_an_empty_batch(victim: Victim) -> None:
+    settings = EvaluationSettings(steps=2, restarts=2, apgd_steps=2, queries=5)
+    (batch,) = batches(victim, 20, 20)
+    with torch.inference_mode():
+        made_there = [Batch(*(tensor[part].clone() for tensor in batch)) for part in (slice(0), slice(20))]
+    ours, theirs = (evaluate(victim.model, given, settings).robustness for given in (made_there, [batch]))
+    assert ours is not None
+    assert theirs is not None
+    assert [attack.accuracy for attack in ours.attacks] == [attack.accuracy for attack in theirs.attacks]
+
+
 def test_a_report_is_whole(victim: Victim, tmp_path: Path) -> None:
     train = IterableLoader(list(zip(victim.images[100:].split(20), victim.labels[100:].split(20), strict=True)), 10)
     result = evaluate(

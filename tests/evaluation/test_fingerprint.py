@@ -8,6 +8,7 @@ import sys
 import threading
 import types
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -82,6 +83,50 @@ def test_where_a_shared_layer_stands() -> None:
 def test_plain_attributes(own: Any, other: Any) -> None:
     assert model_fingerprint(With(own)) == model_fingerprint(With(own))
     assert model_fingerprint(With(own)) != model_fingerprint(With(other))
+
+
+class Settings:
+    """An object of the user's, which may hold itself."""
+
+    def __init__(self, threshold: float) -> None:
+        self.threshold, self.itself, self.lock = threshold, self, threading.Lock()
+
+    def above(self, x: float) -> bool:
+        return x > self.threshold
+
+
+@pytest.mark.parametrize(
+    "made",
+    [
+        lambda value: types.SimpleNamespace(threshold=value),
+        lambda value: {"settings": [Settings(value), threading.Lock()]},
+        lambda value: partial(torch.clamp, max=value),
+        lambda value: Settings(value).above,
+        lambda value: [nn.Threshold(value, 0.0)],
+        lambda value: lambda x: x > value,
+    ],
+    ids=["namespace", "object in containers", "partial", "method", "layer in a list", "closure"],
+)
+def test_what_is_plain_in_an_attribute(made: Callable[[float], Any]) -> None:
+    assert model_fingerprint(With(made(0.5))) == model_fingerprint(With(made(0.5)))
+    assert model_fingerprint(With(made(0.5))) != model_fingerprint(With(made(0.25)))
+
+
+def test_what_shows_in_noisy_images_alone() -> None:
+    """As in a network that treats otherwise what looks attacked."""
+
+    class Detector(nn.Module):
+        def forward(self, images: Tensor) -> Tensor:
+            rough = (images.diff(dim=3).abs().mean((1, 2, 3)) > LIMIT[0]).to(images.dtype)
+            return images.mean((2, 3)) * (1 + rough[:, None])
+
+    probe, digests = Batch(torch.full((4, 3, 8, 8), 0.5), torch.zeros(4, dtype=torch.int64)), set()
+    for LIMIT[0] in (0.01, 1.0):
+        digests.add(Subject("f", Detector(), probe).digest)
+    assert len(digests) == 2
+
+
+LIMIT = [1.0]
 
 
 @pytest.mark.filterwarnings("ignore:torch.quantize_per_tensor:UserWarning")

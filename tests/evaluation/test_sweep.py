@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -66,8 +68,8 @@ def test_the_gradient_is_taken_once_a_batch(victim: Victim) -> None:
             return logits
 
     fast_gradient_sweep({"f": Counted()}, batches(victim, 100), EPSILONS)
-    # And one forward pass to judge the network, and one of each for its digest.
-    assert calls == {"forward": 2 * (1 + len(EPSILONS)) + 2, "backward": 2 + 1}
+    # And one forward pass to judge the network, and two of each for its digest.
+    assert calls == {"forward": 2 * (1 + len(EPSILONS)) + 3, "backward": 2 + 2}
 
 
 def test_the_batch_size_does_not_matter(victim: Victim) -> None:
@@ -80,6 +82,26 @@ def test_the_batch_size_does_not_matter(victim: Victim) -> None:
 def test_bad_epsilons(victim: Victim, wrong: list[float]) -> None:
     with pytest.raises(ConfigError, match="epsilons must be at least 0"):
         fast_gradient_sweep({"f": victim.model}, batches(victim), wrong)
+
+
+@pytest.mark.parametrize(
+    ("norm", "epsilons", "message"),
+    [
+        ("Linf", [0.1], "norm: unknown value 'Linf'; did you mean 'linf'"),
+        ("linf", [8], "epsilon must be at most 1 in linf"),
+        ("l2", [0.1, float("nan")], "epsilon must be finite"),
+        ("l2", [1e20], "epsilon must be at most 1e"),
+    ],
+)
+def test_what_no_attack_takes(victim: Victim, norm: str, epsilons: list[float], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        fast_gradient_sweep({"f": victim.model}, batches(victim), epsilons, norm)
+
+
+def test_epsilons_may_be_an_array(victim: Victim) -> None:
+    epsilons: Any = np.array([0, 0.5])
+    (curve,) = fast_gradient_sweep({"f": victim.model}, batches(victim), epsilons).values()
+    assert curve == fast_gradient_sweep({"f": victim.model}, batches(victim), [0, 0.5])["f", "f"]
 
 
 def test_logits_that_are_nan_end_a_sweep(victim: Victim) -> None:

@@ -42,7 +42,7 @@ def multiply_adds(implementation: str, method: Method) -> float:
         ("fastgat", GAT(schedule="simultaneous"), 500),
         ("textbook", FastGradientL2(), 226),
         ("fastgat", FastGradientL2(), 170),
-        ("textbook", GAT(delta="through"), 1012),
+        ("textbook", GAT(delta="through"), 1011),
         ("fastgat", GAT(delta="through"), 814),
         ("compiled", GAT(delta="through"), 694),
         ("compiled", GradientPenalty(), 170),
@@ -54,7 +54,7 @@ def test_multiply_adds_of_a_step(
 ) -> None:
     """ "compiled" is fastgat's step without what its graph leaves out."""
     monkeypatch.setattr("fastgat.profiling.sides.Stepper.prepare", lambda *_: None)
-    assert multiply_adds(implementation, method) == pytest.approx(expected, rel=0.01)
+    assert multiply_adds(implementation, method) == pytest.approx(expected, abs=0.6)
 
 
 def test_a_resting_generator_costs_a_forward_pass() -> None:
