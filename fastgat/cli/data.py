@@ -57,6 +57,8 @@ def verify(names: tuple[str, ...], data_dir: Path | None) -> None:
     bad = 0
     for name in names or DATASETS:
         if images := users_images(name):
+            if data_dir is not None:
+                raise ConfigError(f"--data-dir is for published data sets: {name} says where its images are")
             bad += _decode(name, images)
             continue
         source = _source(name)

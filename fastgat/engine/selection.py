@@ -34,7 +34,7 @@ class Candidate(NamedTuple):
         if self.rule == "last":
             return True
         key = validation_key("robust_accuracy" if self.rule == "robust" else self.rule, self.averaged)
-        if key not in row or math.isnan(row[key]):
+        if key not in row or math.isnan(row[key]) or math.isnan(row.get(validation_key("loss", self.averaged), 0)):
             return False
         if before is None or key not in before:
             return True

@@ -160,6 +160,7 @@ def test_verify_reads_every_image(run: Run, tmp_path: Path) -> None:
         "classes     3: ants, bees, cats",
     ]
     assert result.out.splitlines() == [*listed, "folder:images: 15 of 15 images in 3 classes can be decoded"]
+    assert run("data", "verify", "folder:images", "--data-dir", "elsewhere").code == 2
     (tmp_path / "images" / "bees" / "notes.txt").touch()
     (tmp_path / "images" / "bees" / "001.png").write_bytes(b"no image")
     result = run("data", "verify", "folder:images")

@@ -150,6 +150,9 @@ def test_an_epoch_without_a_loss_is_never_better() -> None:
     assert not candidate.better(nan, None)
     assert not candidate.better(nan, {"validation_loss": 1.0})
     assert candidate.better({"validation_loss": 1.0}, None)
+    plain = Candidate("accuracy", averaged=False)
+    row = {"validation_loss": 1.0, "validation_loss_unaveraged": float("nan"), "validation_accuracy_unaveraged": 0.9}
+    assert not plain.better(row, None), "NaN logits count as class 0"
 
 
 @pytest.mark.parametrize("averaged", [True, False])
