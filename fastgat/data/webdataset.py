@@ -135,9 +135,9 @@ def expand(pattern: str) -> list[Path]:
         count *= max(1, len(choices[-1]))
         if count > SHARDS:
             raise DataError(f"{pattern}: names more than {SHARDS:,} shards")
-    found = {each: _matches(each) for each in map("".join, itertools.product(*choices))}
-    paths = list(itertools.chain.from_iterable(found.values()))
-    if paths and (missing := [each for each, files in found.items() if not files]):
+    found = [(each, _matches(each)) for each in map("".join, itertools.product(*choices))]
+    paths = [path for _, matches in found for path in matches]
+    if paths and (missing := [each for each, matches in found if not matches]):
         raise DataError(f"{missing[0]}: no such shard")
     files = [os.path.realpath(path) for path in paths]  # a link is not another shard
     if len(files) > len(set(files)):
@@ -209,6 +209,7 @@ def _read_samples(path: Path) -> ShardIndex:
     """The images of a shard, whose files follow one another sample by sample."""
     passed_over = PassedOver()
     samples: list[Sample] = []
+    keys: set[str] = set()
     for key, group in itertools.groupby(_files(path, passed_over), lambda file: _key(file[0])):
         files = list(group)
         images = [file for file in files if not file[0].lower().endswith(LABEL)]
@@ -217,7 +218,12 @@ def _read_samples(path: Path) -> ShardIndex:
         labels = [file for file in files if file not in images]
         if not images or not labels:
             raise _incomplete(path, key, (LABEL,) if images else EXTENSIONS)
-        samples.append((*images[0], _label(path, *labels[-1])))
+        if len(labels) > 1:
+            raise DataError(f"{path}: {labels[1][0]} is a second label of its sample")
+        if key in keys:
+            raise DataError(f"{path}: sample {key} stands there twice")
+        keys.add(key)
+        samples.append((*images[0], _label(path, *labels[0])))
     if not samples:
         others = f"; it holds {passed_over}" if passed_over.kinds else ""
         raise DataError(f"{path}: no image in this shard{others}")

@@ -40,6 +40,8 @@ def test_wildcards(tmp_path: Path) -> None:
         expand(f"{tmp_path}/{{a,c}}-*.tar")
     with pytest.raises(DataError, match=r"names .*/a-1\.tar twice"):
         expand(f"{tmp_path}/{{a-1,a-*}}.tar")
+    with pytest.raises(DataError, match=r"names .*/a-1\.tar twice"):
+        expand(f"{tmp_path}/{{a,a}}-1.tar")
     (tmp_path / "c-1.tar").symlink_to("a-1.tar")
     with pytest.raises(DataError, match=r"names .*/a-1\.tar twice"):
         expand(f"{tmp_path}/{{a,c}}-1.tar")
@@ -130,6 +132,11 @@ JPEG = encoded(picture(0, 0, 20, 20), "jpg")
         ([("a.txt", b"")], "no image in this shard"),
         ([("a.jpg", JPEG), ("a.cls", b"9" * 30)], "a.cls is no label"),
         ([("a.jpg", JPEG), ("a.png", JPEG), ("a.cls", b"1")], "a.png is a second image of its sample"),
+        ([("a.jpg", JPEG), ("a.cls", b"1"), ("a.cls", b"2")], "a.cls is a second label of its sample"),
+        (
+            [(f"{name}{end}", JPEG if end == ".jpg" else b"0") for name in "aba" for end in (".jpg", ".cls")],
+            "sample a stands there twice",
+        ),
         ([("a.cls", b"1" + b" " * 9999), ("a.jpg", JPEG)], "a.cls is no label"),
         ([("a.jpg", JPEG), ("b.jpg", JPEG), ("a.cls", b"1")], "image and label of sample a do not stand side by side"),
         ([("a.cls", b"1"), ("b.cls", b"1"), ("a.jpg", JPEG)], "image and label of sample a do not stand side by side"),
