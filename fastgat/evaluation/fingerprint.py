@@ -110,8 +110,9 @@ class _Digest:
         self._holders.add(id(value))
         if isinstance(value, nn.Module):
             self.add_network(value)
-        for part in _parts(value):
-            self.add_state(part)
+        else:
+            for part in _parts(value):
+                self.add_state(part)
         self._holders.remove(id(value))
 
     def add_network(self, network: nn.Module) -> None:

@@ -112,6 +112,11 @@ def test_what_is_plain_in_an_attribute(made: Callable[[float], Any]) -> None:
     assert model_fingerprint(With(made(0.5))) != model_fingerprint(With(made(0.25)))
 
 
+def test_the_mode_of_a_layer_in_a_list_does_not_count() -> None:
+    layers = [With(1).train(), With(1).eval()]
+    assert len({model_fingerprint(With([layer])) for layer in layers}) == 1
+
+
 def test_what_shows_in_noisy_images_alone() -> None:
     """As in a network that treats otherwise what looks attacked."""
 
