@@ -87,14 +87,20 @@ def find_checkpoint(resume: str | None, output: Path | None, known: Checkpoint |
         raise CheckpointError(
             f"{path}: made by an earlier fastgat (format {header['format']}): it can be evaluated, but not continued"
         )
-    if path.name != LAST and (output is None or not elsewhere) and _exists(path.parent / LAST):
-        _check_latest(Checkpoint(path, tensors, header), load_checkpoint(path.parent / LAST)[1])
-    return Checkpoint(path, tensors, header, stamp)
+    checkpoint = Checkpoint(path, tensors, header, stamp)
+    if path.name != LAST and (output is None or not elsewhere):
+        _check_latest(checkpoint)
+    return checkpoint
 
 
-def _check_latest(checkpoint: Checkpoint, last: dict[str, Any]) -> None:
-    """Raises ConfigError where going on from a checkpoint would write over a later one, `last`, of the same folder."""
-    step, later = step_of(checkpoint), last["position"].get("step", 0)
+def _check_latest(checkpoint: Checkpoint) -> None:
+    """Raises ConfigError where going on from a checkpoint would write over a later one, a whole LAST beside it."""
+    last = checkpoint.path.parent / LAST
+    try:
+        later = step_of(Checkpoint(last, *load_checkpoint(last)))
+    except CheckpointError:  # missing or damaged: nothing is lost with it
+        return
+    step = step_of(checkpoint)
     if later > step:
         raise ConfigError(
             f"{checkpoint.path} is of step {step}, and {LAST} beside it of step {later}, which would be lost: name "

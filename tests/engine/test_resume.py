@@ -388,6 +388,8 @@ def test_a_later_checkpoint_is_not_written_over(tmp_path: Path) -> None:
         trainer(replace(config(run, epochs=3), output=None, resume=str(run / "best.safetensors"))).fit()
     elsewhere = config(tmp_path / "other", epochs=2, resume=str(run / "best.safetensors"))
     assert len(trainer(elsewhere).fit().epochs) == 2
+    (run / "last.safetensors").write_bytes(b"damaged")
+    assert len(trainer(replace(config(run, epochs=2), resume=str(run / "best.safetensors"))).fit().epochs) == 2
 
 
 def test_another_method_is_named_first(tmp_path: Path) -> None:
