@@ -197,8 +197,8 @@ class RunConfig(Options):
     )
     winograd: bool = option(
         True,
-        "on a CPU, in float32 and with channels last, compute the compiled step's 3 x 3 convolutions by Winograd's "
-        "algorithm, with a quarter of the multiply-adds and about five times the rounding error",
+        "on a CPU with channels last, compute the compiled step's 3 x 3 convolutions by Winograd's algorithm, with a "
+        "quarter of the multiply-adds and in float32 about five times the rounding error; in bfloat16 not with AMX",
     )
     deterministic: bool = option(False, "only deterministic algorithms: the same run twice gives the same bits")
     log_interval: int = option(50, "steps between two reports", at_least=1)

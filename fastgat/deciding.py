@@ -49,8 +49,10 @@ def idle(config: TrainConfig) -> dict[str, str]:
         reasons["model.batch_norm"] = f"method {method.name!r} trains on one kind of forward pass"
     if config.run.device == "cpu":
         reasons |= dict.fromkeys(("run.cuda_graph", "run.convolutions", "precision.tf32"), "it is for a GPU")
-    if config.precision.amp or not config.precision.channels_last:
-        reasons["run.winograd"] = "it is for --channels-last in float32"
+    if config.run.device.startswith("cuda"):
+        reasons["run.winograd"] = "it is for a CPU"
+    if not config.precision.channels_last:
+        reasons["run.winograd"] = "it is for --channels-last"
     if config.run.compile is False:
         reasons |= dict.fromkeys(("run.convolutions", "run.winograd"), "it is for the compiled step")
     if config.data.loader == "resident":

@@ -47,7 +47,7 @@ class TrainingStep:
         batch_norm: which passes the classifier's running statistics see: "clean", "perturbed" or "both".
         compile: into one graph at the first step; without it the same step runs uncompiled.
         cuda_graph: on a GPU, replay the compiled step as one CUDA graph.
-        winograd: on a CPU, in float32 and channels last, compute 3 x 3 convolutions by Winograd's algorithm.
+        winograd: on a CPU, channels last, compute 3 x 3 convolutions by Winograd's algorithm (bfloat16: without AMX).
         seed: of the generator's initial weights and of random draws.
 
     Attributes:

@@ -1,6 +1,6 @@
-// Convolutions of 3 x 3, stride 1, by Winograd's F(4 x 4, 3 x 3) in float32. The formulas are in winograd.py.
+// Convolutions of 3 x 3, stride 1, by Winograd's F(4 x 4, 3 x 3). The formulas are in winograd.py.
 //
-// Tensors are channels last. C is the number of input channels, K of filters; both are multiples of `lanes`. A tile is 4 x 4
+// Tensors are of float32 or bfloat16, which is T; all is computed in float32. They are channels last. C is the number of input channels, K of filters; both are multiples of `lanes`. A tile is 4 x 4
 // pixels of the output, or the 6 x 6 of the input that they depend on. Each thread takes blocks of tiles through all three
 // stages, so that transformed tiles stay in its second-level cache:
 //
@@ -31,6 +31,21 @@ typedef float Vector __attribute__((vector_size(4 * lanes), aligned(4), may_alia
 
 inline Vector load(const float* from) { return *reinterpret_cast<const Vector*>(from); }
 inline void store(float* to, Vector value) { *reinterpret_cast<Vector*>(to) = value; }
+
+struct bfloat16 {  // the upper half of a float
+    uint16_t bits;
+};
+
+typedef uint32_t Bits __attribute__((vector_size(4 * lanes)));
+typedef uint16_t Halves __attribute__((vector_size(2 * lanes), aligned(2), may_alias));
+
+inline Vector load(const bfloat16* from) {
+    return (Vector)(__builtin_convertvector(*reinterpret_cast<const Halves*>(from), Bits) << 16);
+}
+inline void store(bfloat16* to, Vector value) {  // rounded to the nearest, of two as near to the even one
+    const Bits bits = (Bits)value, rounded = bits + 0x7fff + (bits >> 16 & 1), nan = (Bits{} + 0x7fc0) << 16;
+    *reinterpret_cast<Halves*>(to) = __builtin_convertvector((value == value ? rounded : nan) >> 16, Halves);
+}
 
 // The transforms by one dimension: y = M x, of vectors that lie STRIDE apart in x.
 
@@ -124,8 +139,8 @@ template <class T> struct Tiles {
 };
 
 // Read a tile, transform it by M, and write its points.
-template <class M> void read_tile(const Tiles<const float>& tiles, int64_t tile, int64_t padding, float* to) {
-    const float* at[M::from * M::from];
+template <class M, class T> void read_tile(const Tiles<const T>& tiles, int64_t tile, int64_t padding, float* to) {
+    const T* at[M::from * M::from];
     tiles.template pixels<M::from>(tile, padding, at);
     for (int64_t c = 0; c < tiles.channels; c += lanes) {
         Vector x[M::from * M::from], y[points];
@@ -136,9 +151,9 @@ template <class M> void read_tile(const Tiles<const float>& tiles, int64_t tile,
 }
 
 // Transform products back, add the bias, and write those pixels that exist.
-void write_tile(const Tiles<float>& tiles, int64_t tile, const float* products, const float* bias) {
-    float* at[16];
-    tiles.pixels<4>(tile, 0, at);
+template <class T> void write_tile(const Tiles<T>& tiles, int64_t tile, const float* products, const T* bias) {
+    T* at[16];
+    tiles.template pixels<4>(tile, 0, at);
     for (int64_t k = 0; k < tiles.channels; k += lanes) {
         Vector x[points], y[16];
         for (int i = 0; i < points; ++i) x[i] = load(products + i * tiles.channels + k);
@@ -191,15 +206,17 @@ template <int N> void outer_of_all(const float* a, const float* b, float* out, i
 }
 
 // G w G^T of all weights (K, C, 3, 3), which lie `strides` apart, to (points, C, K)
-void transform_weights(const float* weight, const int64_t* strides, float* to, int64_t C, int64_t K) {
+template <class T> void transform_weights(const T* weight, const int64_t* strides, float* to, int64_t C, int64_t K) {
 #pragma omp for collapse(2) schedule(static)
     for (int64_t line = 0; line < K; line += 16)  // 16 floats are a line of the cache
         for (int64_t c = 0; c < C; ++c)
             for (int64_t k = line; k < std::min(line + 16, K); k += lanes) {
                 Vector w[9], y[points];
                 for (int i = 0; i < 9; ++i) {
-                    const float* tap = weight + k * strides[0] + c * strides[1] + i / 3 * strides[2] + i % 3 * strides[3];
-                    for (int lane = 0; lane < lanes; ++lane) w[i][lane] = tap[lane * strides[0]];
+                    const T* tap = weight + k * strides[0] + c * strides[1] + i / 3 * strides[2] + i % 3 * strides[3];
+                    T taps[lanes];
+                    for (int lane = 0; lane < lanes; ++lane) taps[lane] = tap[lane * strides[0]];
+                    w[i] = load(taps);
                 }
                 transform<G>(w, y);
                 for (int i = 0; i < points; ++i) store(to + (i * C + c) * K + k, y[i]);
@@ -214,32 +231,21 @@ int64_t block_size(int64_t C, int64_t K) {
 // Floats of scratch memory of one thread: a block of tiles of C and of K channels, transformed, and one pixel of each.
 int64_t own_scratch(int64_t C, int64_t K) { return (block_size(C, K) * points + 1) * (C + K); }
 
-}  // namespace
-
-extern "C" int fastgat_lanes() { return lanes; }
-
-// Floats of scratch memory that the two functions below need.
-extern "C" int64_t fastgat_convolution_scratch(int64_t C, int64_t K, int64_t threads) {
-    return points * C * K + threads * own_scratch(C, K);
-}
-extern "C" int64_t fastgat_parameter_gradients_scratch(int64_t C, int64_t K, int64_t threads) {
-    return threads * (points * C * K + K + own_scratch(C, K));
-}
-
 // y (N, out_h, out_w, K) = conv(x (N, height, width, C), weight) + bias; weight by strides, bias may be null.
-extern "C" void fastgat_convolution(const float* x, const float* weight, const int64_t* strides, const float* bias, float* y,
-                                    float* scratch, int64_t N, int64_t height, int64_t width, int64_t C, int64_t out_h, int64_t out_w,
-                                    int64_t K, int64_t padding, int64_t threads) {
+template <class T>
+void convolution(const T* x, const T* weight, const int64_t* strides, const T* bias, T* y, float* scratch, int64_t N,
+                 int64_t height, int64_t width, int64_t C, int64_t out_h, int64_t out_w, int64_t K, int64_t padding,
+                 int64_t threads) {
     const int64_t down = (out_h + 3) / 4, across = (out_w + 3) / 4, tiles = N * down * across, block = block_size(C, K);
     float* const weights = scratch;
 #pragma omp parallel num_threads(threads)
     {
         float* const inputs = weights + points * C * K + omp_get_thread_num() * own_scratch(C, K);
-        float *const products = inputs + block * points * C, *const zeros = products + block * points * K;
-        float* const ignored = zeros + C;
-        std::fill_n(zeros, C, 0.f);
-        const Tiles<const float> from{x, zeros, height, width, C, down, across};
-        const Tiles<float> to{y, ignored, out_h, out_w, K, down, across};
+        float* const products = inputs + block * points * C;
+        T *const zeros = reinterpret_cast<T*>(products + block * points * K), *const ignored = zeros + C;
+        std::fill_n(zeros, C, T{});
+        const Tiles<const T> from{x, zeros, height, width, C, down, across};
+        const Tiles<T> to{y, ignored, out_h, out_w, K, down, across};
         transform_weights(weight, strides, weights, C, K);
 #pragma omp for schedule(static)
         for (int64_t first = 0; first < tiles; first += block) {
@@ -258,9 +264,10 @@ extern "C" void fastgat_convolution(const float* x, const float* weight, const i
 }
 
 // The gradients of the convolution by its weight (K, C, 3, 3), by strides, and by its bias (K,), from that of its output.
-extern "C" void fastgat_parameter_gradients(const float* grad_output, const float* x, float* d_weight, const int64_t* strides,
-                                            float* d_bias, float* scratch, int64_t N, int64_t height, int64_t width, int64_t C,
-                                            int64_t out_h, int64_t out_w, int64_t K, int64_t padding, int64_t threads) {
+template <class T>
+void parameter_gradients(const T* grad_output, const T* x, T* d_weight, const int64_t* strides, T* d_bias, float* scratch,
+                         int64_t N, int64_t height, int64_t width, int64_t C, int64_t out_h, int64_t out_w, int64_t K,
+                         int64_t padding, int64_t threads) {
     const int64_t down = (out_h + 3) / 4, across = (out_w + 3) / 4, tiles = N * down * across, block = block_size(C, K);
     const int64_t size = K + points * C * K;  // sums by biases and by weights, of each thread
     float* const sums = scratch;
@@ -268,10 +275,11 @@ extern "C" void fastgat_parameter_gradients(const float* grad_output, const floa
 #pragma omp parallel num_threads(threads)
     {
         float* const inputs = sums + size * threads + omp_get_thread_num() * own_scratch(C, K);
-        float *const outputs = inputs + block * points * C, *const zeros = outputs + block * points * K;
-        std::fill_n(zeros, std::max(C, K), 0.f);
-        const Tiles<const float> from{x, zeros, height, width, C, down, across};
-        const Tiles<const float> to{grad_output, zeros, out_h, out_w, K, down, across};
+        float* const outputs = inputs + block * points * C;
+        T* const zeros = reinterpret_cast<T*>(outputs + block * points * K);
+        std::fill_n(zeros, std::max(C, K), T{});
+        const Tiles<const T> from{x, zeros, height, width, C, down, across};
+        const Tiles<const T> to{grad_output, zeros, out_h, out_w, K, down, across};
         float* const own = sums + size * omp_get_thread_num();
 #pragma omp for schedule(static)
         for (int64_t first = 0; first < tiles; first += block) {
@@ -291,9 +299,10 @@ extern "C" void fastgat_parameter_gradients(const float* grad_output, const floa
             }
         }
 #pragma omp single nowait
-        for (int64_t k = 0; k < K; ++k) {
-            d_bias[k] = 0;
-            for (int64_t thread = 0; thread < threads; ++thread) d_bias[k] += sums[size * thread + k];
+        for (int64_t k = 0; k < K; k += lanes) {
+            Vector total = {};
+            for (int64_t thread = 0; thread < threads; ++thread) total += load(&sums[size * thread + k]);
+            store(d_bias + k, total);
         }
 #pragma omp for collapse(2) schedule(static)
         for (int64_t line = 0; line < K; line += 16)
@@ -304,9 +313,46 @@ extern "C" void fastgat_parameter_gradients(const float* grad_output, const floa
                         for (int i = 0; i < points; ++i) total[i] += load(&sums[size * thread + K + (i * C + c) * K + k]);
                     transform<GT>(total, w);
                     for (int i = 0; i < 9; ++i) {
-                        float* tap = d_weight + k * strides[0] + c * strides[1] + i / 3 * strides[2] + i % 3 * strides[3];
-                        for (int lane = 0; lane < lanes; ++lane) tap[lane * strides[0]] = w[i][lane];
+                        T* tap = d_weight + k * strides[0] + c * strides[1] + i / 3 * strides[2] + i % 3 * strides[3];
+                        T taps[lanes];
+                        store(taps, w[i]);
+                        for (int lane = 0; lane < lanes; ++lane) tap[lane * strides[0]] = taps[lane];
                     }
                 }
     }
+}
+
+}  // namespace
+
+extern "C" int fastgat_lanes() { return lanes; }
+
+// Floats of scratch memory that the two functions need.
+extern "C" int64_t fastgat_convolution_scratch(int64_t C, int64_t K, int64_t threads) {
+    return points * C * K + threads * own_scratch(C, K);
+}
+extern "C" int64_t fastgat_parameter_gradients_scratch(int64_t C, int64_t K, int64_t threads) {
+    return threads * (points * C * K + K + own_scratch(C, K));
+}
+
+// The two functions above, for tensors of bfloat16 or float32.
+extern "C" void fastgat_convolution(const void* x, const void* weight, const int64_t* strides, const void* bias, void* y,
+                                    float* scratch, int64_t N, int64_t height, int64_t width, int64_t C, int64_t out_h, int64_t out_w,
+                                    int64_t K, int64_t padding, int64_t threads, int64_t is_bfloat16) {
+    const auto compute = [=](auto zero) {
+        using T = decltype(zero);
+        convolution(static_cast<const T*>(x), static_cast<const T*>(weight), strides, static_cast<const T*>(bias),
+                    static_cast<T*>(y), scratch, N, height, width, C, out_h, out_w, K, padding, threads);
+    };
+    is_bfloat16 ? compute(bfloat16{}) : compute(0.f);
+}
+extern "C" void fastgat_parameter_gradients(const void* grad_output, const void* x, void* d_weight, const int64_t* strides,
+                                            void* d_bias, float* scratch, int64_t N, int64_t height, int64_t width, int64_t C,
+                                            int64_t out_h, int64_t out_w, int64_t K, int64_t padding, int64_t threads,
+                                            int64_t is_bfloat16) {
+    const auto compute = [=](auto zero) {
+        using T = decltype(zero);
+        parameter_gradients(static_cast<const T*>(grad_output), static_cast<const T*>(x), static_cast<T*>(d_weight), strides,
+                            static_cast<T*>(d_bias), scratch, N, height, width, C, out_h, out_w, K, padding, threads);
+    };
+    is_bfloat16 ? compute(bfloat16{}) : compute(0.f);
 }

@@ -1,4 +1,4 @@
-"""Winograd: 3 x 3 convolutions of stride 1 in float32 on a CPU, with a quarter of the multiply-adds.
+"""Winograd: 3 x 3 convolutions of stride 1 on a CPU, with a quarter of the multiply-adds.
 
 F(4 x 4, 3 x 3) of Lavin and Gray, Fast Algorithms for Convolutional Neural Networks, 2016. For a tile y of 4 x 4 pixels
 of the output, the tile d of 6 x 6 of the input that it depends on, and a filter g (* is elementwise):
@@ -7,7 +7,8 @@ of the output, the tile d of 6 x 6 of the input that it depends on, and a filter
     dg = G^T [sum over tiles of (B^T d B) * (A dy A^T)] G                its adjoint by g
 
 The gradient by the input is the convolution of dy with the filters turned around. The sums are products of matrices,
-one for each of the 36 points of a tile. `winograd.cpp` computes all of this; PyTorch's convolution is the reference.
+one for each of the 36 points of a tile. `winograd.cpp` computes all of this, in float32 for tensors of bfloat16 too;
+PyTorch's convolution is the reference.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ from fastgat.errors import CompileError, first_line
 
 SOURCE = Path(__file__).with_suffix(".cpp")
 POINTER, SIZE = ctypes.c_void_p, ctypes.c_int64
+DTYPES = torch.float32, torch.bfloat16
 
 
 def convolution_reference(x: Tensor, weight: Tensor, bias: Tensor | None = None, padding: int = 1) -> Tensor:
@@ -61,7 +63,7 @@ def library() -> ctypes.CDLL:
         message = f"{SOURCE.name} cannot be compiled or loaded (--no-winograd does without): {first_line(error)}"
         raise CompileError(message) from error
     for function in (compiled.fastgat_convolution, compiled.fastgat_parameter_gradients):
-        function.argtypes, function.restype = [POINTER] * 6 + [SIZE] * 9, None
+        function.argtypes, function.restype = [POINTER] * 6 + [SIZE] * 10, None
     for function in (compiled.fastgat_convolution_scratch, compiled.fastgat_parameter_gradients_scratch):
         function.argtypes, function.restype = [SIZE] * 3, SIZE
     return compiled
@@ -73,9 +75,12 @@ def vector_length() -> int:
 
 
 def takes(x: Tensor, weight: Tensor, padding: int) -> bool:
-    """Whether the kernel computes this convolution of stride 1: 3 x 3, float32, on a CPU, whole vectors of channels."""
-    is_float = all(t.device.type == "cpu" and t.dtype == torch.float32 and t.dim() == 4 for t in (x, weight))
-    if not (is_float and weight.shape[2:] == (3, 3) and 0 <= padding <= 2 and weight.shape[1] == x.shape[1]):
+    """Whether the kernel computes this convolution of stride 1: 3 x 3, on a CPU, whole vectors of channels; float32 or
+    bfloat16."""
+    on_cpu = all(tensor.device.type == "cpu" and tensor.dim() == 4 for tensor in (x, weight))
+    if not (on_cpu and x.dtype == weight.dtype and x.dtype in DTYPES):
+        return False
+    if not (weight.shape[2:] == (3, 3) and 0 <= padding <= 2 and weight.shape[1] == x.shape[1]):
         return False
     pixels = min(x.shape[2:]) + 2 * padding - 2
     return pixels > 0 and all(channels > 0 and channels % vector_length() == 0 for channels in weight.shape[:2])
@@ -122,10 +127,10 @@ def _convolution(
     y = x.new_empty((batch, out_h, out_w, filters)).permute(0, 3, 1, 2)
     bias = bias if bias is None else bias.contiguous()
     threads = torch.get_num_threads()
-    scratch = x.new_empty(library().fastgat_convolution_scratch(channels, filters, threads))
+    scratch = torch.empty(library().fastgat_convolution_scratch(channels, filters, threads))
     addresses = x.data_ptr(), weight, _array(strides), bias if bias is None else bias.data_ptr(), y.data_ptr()
     sizes = batch, height, width, channels, out_h, out_w, filters, padding, threads
-    library().fastgat_convolution(*addresses, scratch.data_ptr(), *sizes)
+    library().fastgat_convolution(*addresses, scratch.data_ptr(), *sizes, x.dtype == torch.bfloat16)
     return y
 
 
@@ -140,10 +145,10 @@ def parameter_gradients(grad_output: Tensor, x: Tensor, weight: Tensor, padding:
     batch, channels, height, width = x.shape
     filters, out_h, out_w = grad_output.shape[1:]
     d_weight, d_bias = torch.empty_like(weight), weight.new_empty(filters)
-    scratch = x.new_empty(gradients_scratch(weight))
+    scratch = torch.empty(gradients_scratch(weight))
     addresses = grad_output.data_ptr(), x.data_ptr(), d_weight.data_ptr(), _array(d_weight.stride()), d_bias.data_ptr()
     sizes = batch, height, width, channels, out_h, out_w, filters, padding, torch.get_num_threads()
-    library().fastgat_parameter_gradients(*addresses, scratch.data_ptr(), *sizes)
+    library().fastgat_parameter_gradients(*addresses, scratch.data_ptr(), *sizes, x.dtype == torch.bfloat16)
     return d_weight, d_bias
 
 

@@ -128,6 +128,11 @@ def has_fast_bfloat16(device: torch.device) -> bool:
     return "bf16" in _cpuinfo()  # as avx512_bf16, amx_bf16 or ARM's bf16
 
 
+def multiplies_matrices() -> bool:
+    """Whether the CPU has units for products of bfloat16 matrices (AMX)."""
+    return "amx_bf16" in _cpuinfo()
+
+
 def keep_freed_memory() -> bool:
     """Tell glibc to keep freed memory instead of giving it back to the kernel; returns whether that worked.
 

@@ -10,6 +10,7 @@ from torch._inductor.custom_graph_pass import CustomGraphPass, get_hash_for_file
 from torch.fx import Graph
 
 from fastgat.engine.convolutions import PASSES
+from fastgat.engine.device import multiplies_matrices
 from fastgat.engine.graph import cast_inputs_at_once, drop_unused_gradients, pad_channels, restore_weight_gradients
 from fastgat.engine.winograd import use_winograd
 from fastgat.kernels import winograd
@@ -40,6 +41,6 @@ class GraphPasses(CustomGraphPass):
 
     def uuid(self) -> Any:
         files = (*(str(Path(__file__).with_name(name)) for name in FILES), winograd.__file__)
-        # The passes also depend on the length of vector registers and on the number of threads.
-        machine = f"{torch.backends.cpu.get_cpu_capability()} {torch.get_num_threads()}"
-        return get_hash_for_files(files, f"{self.convolutions} {self.winograd} {machine}")
+        # The passes also depend on the CPU's registers and matrix units, and on the number of threads.
+        cpu = torch.backends.cpu.get_cpu_capability(), multiplies_matrices(), torch.get_num_threads()
+        return get_hash_for_files(files, f"{self.convolutions} {self.winograd} {cpu}")

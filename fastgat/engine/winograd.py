@@ -9,11 +9,13 @@ import torch
 from torch import Tensor
 from torch.fx import Graph, Node
 
+from fastgat.engine.device import multiplies_matrices
 from fastgat.engine.graph import CONVOLUTION, CONVOLUTION_BACKWARD, add_node, fake_tensor
 from fastgat.kernels import winograd
 from fastgat.kernels.images import is_channels_last
 
 TILES = 48  # the least number of tiles for each thread: two blocks of the kernel's
+CHANNELS = 48  # the least number of channels and of filters in bfloat16
 SCRATCH = 2**26  # floats of scratch memory, at most, that gradients by weights may need
 
 
@@ -94,11 +96,20 @@ def _pays(x: Any, weight: Any, window: Any) -> bool:
 
     oneDNN's is faster where transforming the weights takes most of the time, since there are many channels and few
     tiles of 4 x 4 pixels, where there are too few tiles for all threads, and where images must change their layout.
+    In bfloat16 it is also faster with few channels, since it multiplies two numbers where the kernel multiplies one,
+    and with AMX, where it multiplies sixteen.
     """
     stride, padding, dilation, transposed, _, groups = window
     images, filters = fake_tensor(x), fake_tensor(weight)
     if transposed or groups != 1 or {*stride, *dilation} != {1} or len({*padding}) != 1 or not is_channels_last(images):
         return False
+    channels = filters.shape[:2]
+    if images.dtype == torch.bfloat16:
+        if multiplies_matrices() or min(channels) < CHANNELS:
+            return False
+        enough = 2.0 * max(channels)
+    else:
+        enough = max(channels) / 2
     down, across = (-(-(size + 2 * padding[0] - 2) // 4) for size in images.shape[2:])
-    enough = max(max(filters.shape[:2]) / 2, TILES * torch.get_num_threads())
-    return len(images) * down * across >= enough and winograd.takes(images, filters, padding[0])
+    tiles = len(images) * down * across
+    return tiles >= max(enough, TILES * torch.get_num_threads()) and winograd.takes(images, filters, padding[0])

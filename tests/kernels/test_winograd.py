@@ -79,6 +79,30 @@ def test_values_and_gradients(problem: tuple[int, ...]) -> None:
         assert_close(one, other, right)
 
 
+@pytest.mark.usefixtures("registers")
+@problems
+def test_bfloat16_rounds_what_float32_gives(problem: tuple[int, ...]) -> None:
+    tensors, padding = drawn(problem)
+    x, weight, bias, dy = (tensor.bfloat16() for tensor in tensors)
+    x[:1, 3, 1, 1] = torch.inf
+    dy[-1:, 2] = torch.nan
+    wide_x, wide_weight, wide_bias, wide_dy = (tensor.float() for tensor in (x, weight, bias, dy))
+    narrow = (
+        winograd.convolution(x, weight, bias, padding),
+        winograd.input_gradient(dy, weight, padding),
+        *winograd.parameter_gradients(dy, x, weight, padding),
+    )
+    wide = (
+        winograd.convolution(wide_x, wide_weight, wide_bias, padding),
+        winograd.input_gradient(wide_dy, wide_weight, padding),
+        *winograd.parameter_gradients(wide_dy, wide_x, wide_weight, padding),
+    )
+    for ours, expected in zip(narrow, wide, strict=True):
+        assert ours.dtype == torch.bfloat16
+        assert ours.stride() == expected.stride()
+        torch.testing.assert_close(ours, expected.bfloat16(), rtol=0, atol=0, equal_nan=True)
+
+
 @layouts
 def test_layouts(layout: str) -> None:
     (x, weight, bias, dy), padding = drawn((3, 16, 48, 6, 5, 1), layout)
@@ -113,11 +137,15 @@ def test_one_sample_does_not_touch_another() -> None:
     assert spoilt[5:].equal(together[5:])
 
 
-@pytest.mark.parametrize("other", ["float64", "channels", "window", "padding", "pixels"])
+@pytest.mark.parametrize("other", ["float64", "half", "mixed", "channels", "window", "padding", "pixels"])
 def test_the_reference_takes_what_the_kernel_does_not(other: str) -> None:
     x, weight, padding = torch.randn(2, 16, 6, 6), torch.randn(32, 16, 3, 3), 1
     if other == "float64":
         x, weight = x.double(), weight.double()
+    elif other == "half":
+        x, weight = x.half(), weight.half()
+    elif other == "mixed":
+        x = x.bfloat16()
     elif other == "channels":
         x, weight = x[:, :3], weight[:, :3]
     elif other == "window":
@@ -127,7 +155,7 @@ def test_the_reference_takes_what_the_kernel_does_not(other: str) -> None:
     else:
         x, padding = x[..., :2, :2], 0
     assert not winograd.takes(x, weight, padding)
-    if other == "pixels":
+    if other in ("mixed", "pixels"):
         with pytest.raises(RuntimeError):
             winograd.convolution(x, weight, None, padding)
     else:
