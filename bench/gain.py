@@ -28,11 +28,11 @@ SHARED = {"seeds": "images-45000"}
 SEARCH = ["search", *COMMON, "--dataset", "cifar10", "--epochs", "100"]
 
 
-def parts(cg: float, cg_through: float, penalty: float) -> dict[str, list[list[str]]]:
+def parts(cg: float, cg_fixed: float, penalty: float) -> dict[str, list[list[str]]]:
     """The commands of each part, by its name. The arguments are what the first part has chosen."""
-    chosen = [f"gat={cg}", f"gat-through={cg_through}", f"gradient-penalty={penalty}"]
+    chosen = [f"gat-fixed={cg_fixed}", f"gat={cg}", f"gradient-penalty={penalty}"]
     one = [*READINGS, *(word for value in chosen for word in ("--grid", value))]
-    tried = ["gat=0.3,1,3", "gat-through=0.3,1,3", "gradient-penalty=0.03,0.1,0.3"]
+    tried = ["gat-fixed=0.3,1,3", "gat=0.3,1,3", "gradient-penalty=0.03,0.1,0.3"]
     searched = [*READINGS, *(word for value in tried for word in ("--grid", value))]
     return {
         "images-10000": [[*searched, "--train-images", "10000", "--epochs", "200", "--seeds", "3"]],
@@ -54,8 +54,8 @@ def parts(cg: float, cg_through: float, penalty: float) -> dict[str, list[list[s
 @click.option("--data-dir", type=Path, help="folder of the data sets")
 @click.option("--jobs", type=int, default=1, show_default=True, help="processes that train side by side")
 @click.option("--minutes", type=float, default=8.0, show_default=True, help="when to stop, at a checkpoint")
-@click.option("--cg", type=float, default=1.0, show_default=True, help="c_g with Delta fixed, where it is not searched")
-@click.option("--cg-through", type=float, default=1.0, show_default=True, help="the same through Delta")
+@click.option("--cg", type=float, default=1.0, show_default=True, help="c_g, where it is not searched")
+@click.option("--cg-fixed", type=float, default=1.0, show_default=True, help="the same with Delta fixed")
 @click.option("--penalty", type=float, default=0.1, show_default=True, help="weight of the gradient penalty, likewise")
 def main(
     names: tuple[str, ...],
@@ -64,11 +64,11 @@ def main(
     jobs: int,
     minutes: float,
     cg: float,
-    cg_through: float,
+    cg_fixed: float,
     penalty: float,
 ) -> None:
     """Run PARTs of the study: images-10000, images-45000, cifar100, seeds, front, other-readings; by default all."""
-    known = parts(cg, cg_through, penalty)
+    known = parts(cg, cg_fixed, penalty)
     if unknown := set(names) - set(known):
         raise click.UsageError(f"no part {', '.join(sorted(unknown))}; known: {', '.join(known)}")
     end = time.monotonic() + 60 * minutes

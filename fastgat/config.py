@@ -299,6 +299,11 @@ class TrainConfig(Options):
         return tomli_w.dumps(self.to_dict())
 
     @classmethod
+    def from_run(cls, values: Mapping[str, Any], where: str | None = None) -> Self:
+        """The settings that a run has saved; where it was an earlier version, with what that left unsaid."""
+        return cls.from_dict(of_run(values), where)
+
+    @classmethod
     def from_dict(cls, values: Mapping[str, Any], where: str | None = None) -> Self:
         """The inverse of `to_dict`; raises ConfigError, naming `where`, for unknown keys and bad values."""
         try:
@@ -324,6 +329,14 @@ def load_toml(path: Path) -> dict[str, Any]:
     if isinstance(values.get("method"), str):
         values["method"] = {"name": values["method"]}
     return values
+
+
+def of_run(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings as `TrainConfig.to_dict` returns them, with what earlier versions left unsaid: GAT held Delta fixed."""
+    method = dict(values.get("method", {}))
+    if method.get("name") in ("gat", "dropout-gat"):
+        method = {"delta": "fixed", **method}
+    return {**values, "method": method} if method else dict(values)
 
 
 def merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:

@@ -39,7 +39,7 @@ def gat_loss(
     labels: Tensor,
     alpha: float = 0.5,
     cg: float = 1.0,
-    delta: str = "fixed",
+    delta: str = "through",
     clamp: bool = False,
 ) -> GATLoss:
     """Both losses of one minibatch, both players at the same point (schedule "simultaneous").
@@ -54,7 +54,7 @@ def gat_loss(
         labels: (B,), of any integer type.
         alpha, cg: as in the equations.
         clamp: keep x + G(Delta) in [0, 1]; the power is that of G(Delta) before it.
-        delta: "fixed" holds Delta constant in (10); "through" differentiates it by the classifier's parameters too.
+        delta: "through" differentiates Delta in (10) by the classifier's parameters too; "fixed" holds it constant.
 
     A network that draws random numbers (dropout) draws the same ones for both losses, and one that changes its buffers
     (batch norm, spectral norm) begins from the same ones.

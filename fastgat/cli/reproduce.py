@@ -63,7 +63,7 @@ QUICK_GRIDS = {
     "fg-l2": (0.5,),
     "gat": (1.0, 4.0),
     "dropout-gat": (1.0,),
-    "gat-through": (1.0,),
+    "gat-fixed": (1.0,),
     "gradient-penalty": (0.1,),
 }
 """What --quick asks for, where nothing else is: enough to see everything work, not to learn anything."""
@@ -111,7 +111,7 @@ def reproduce(
         raise click.UsageError("each run is trained in one process: start this by itself, with --jobs, not by torchrun")
     experiments = [EXPERIMENTS[name] for name in _names(what)]
     plan = plan_from(quick, grids, given)
-    if "readings" in what and plan.gat_options()["delta"] == "through":
+    if "readings" in what and plan.gat_options()["delta"] == "fixed":
         raise ConfigError("readings compares Delta fixed with through: leave --delta out")
     folder = out or Path("runs") / f"reproduce-{plan.dataset}"
     store, console, page = RunStore(folder), Console(), page or folder / "results.md"

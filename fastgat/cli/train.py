@@ -10,7 +10,7 @@ from rich.console import Console
 
 from fastgat.cli.options import SectionedCommand, check_effective, overrides, run_options
 from fastgat.cli.recipes import load_recipe
-from fastgat.config import TrainConfig, load_toml, merge
+from fastgat.config import TrainConfig, load_toml, merge, of_run
 from fastgat.data.registry import users_images
 from fastgat.engine.device import keep_freed_memory
 from fastgat.engine.run_checkpoints import Checkpoint, after_restart, find_checkpoint, settings_of
@@ -102,7 +102,7 @@ def _over_run(asked: dict[str, Any]) -> tuple[TrainConfig, Checkpoint | None]:
     checkpoint = find_checkpoint(str(resume), output)
     if checkpoint is None:
         return TrainConfig.from_dict(asked), None
-    before = {key: value for key, value in checkpoint.header["config"].items() if key != "output"}
+    before = {key: value for key, value in of_run(checkpoint.header["config"]).items() if key != "output"}
     TrainConfig.from_dict(before, str(checkpoint.path))
     if users_images(before.get("data", {}).get("dataset", "")) is not None:  # earlier versions ignored their data_dir
         before["data"] = {key: value for key, value in before["data"].items() if key != "data_dir"}

@@ -135,7 +135,7 @@ def settings_of(checkpoint: Checkpoint) -> TrainConfig:
 
     Raises ConfigError for settings that are not valid.
     """
-    return TrainConfig.from_dict({"select": "accuracy", **checkpoint.header["config"]}, str(checkpoint.path))
+    return TrainConfig.from_run({"select": "accuracy", **checkpoint.header["config"]}, str(checkpoint.path))
 
 
 def check_same_run(checkpoint: Checkpoint, config: TrainConfig) -> None:

@@ -35,14 +35,16 @@ SHOWN = (
     *("schedule", "generator_interval", "generator_steps", "generator_input", "delta"),
 )
 """Options of a method that a cell's name spells out where they are not the default."""
+EARLIER_DEFAULTS = {"method.delta": "fixed"}
+"""Settings whose default has changed since cells are kept, and the value that their names leave out."""
 
 
 @dataclass(frozen=True)
 class Cell:
     """One training run and the name of its folder.
 
-    Two cells have the same name if and only if they compute the same thing: settings at their defaults, and those that
-    decide only how fast a run is, do not enter it.
+    Two cells have the same name if and only if they compute the same thing: settings at their (first) defaults, and those
+    that decide only how fast a run is, do not enter it.
     """
 
     config: TrainConfig
@@ -96,6 +98,7 @@ def deciding(config: TrainConfig) -> dict[str, Any]:
     Files with extra images and first weights are known by what they hold.
     """
     defaults = dict(flatten(TrainConfig(method=type(config.method)(), select="accuracy").to_dict()))
+    defaults = {key: EARLIER_DEFAULTS.get(key, value) for key, value in defaults.items()}
     settings = deciding_settings(config) | {"epochs": config.epochs}
     size = DATASETS.get(config.data.dataset)
     if size is not None and (settings.get("data.train_images") or 0) >= size.train_images:

@@ -26,14 +26,14 @@ SEARCHED: dict[str, tuple[str, tuple[float, ...]]] = {
     "fg-l2": ("epsilon", (0.06, 0.12, 0.25, 0.5, 1.0)),
     "gat": ("cg", (0.3, 0.7, 1.7, 4.0, 10.0)),
     "dropout-gat": ("cg", (0.3, 0.7, 1.7, 4.0, 10.0)),
-    "gat-through": ("cg", (0.3, 0.7, 1.7, 4.0, 10.0)),
+    "gat-fixed": ("cg", (0.3, 0.7, 1.7, 4.0, 10.0)),
     "gradient-penalty": ("penalty", (0.01, 0.03, 0.1, 0.3, 1.0)),
 }
 """By method the option that is searched, and five values, evenly spaced on a logarithmic scale; dropout + GAT takes
 the rate that was chosen for dropout."""
 PARAMETERS = {name: parameter for name, (parameter, _) in SEARCHED.items()}
 GRIDS = {name: values for name, (_, values) in SEARCHED.items()}
-READINGS: dict[str, tuple[str, dict[str, Any]]] = {"gat-through": ("gat", {"delta": "through"})}
+READINGS: dict[str, tuple[str, dict[str, Any]]] = {"gat-fixed": ("gat", {"delta": "fixed"})}
 """What is compared beside the methods: a method under another name, with options of its own."""
 
 

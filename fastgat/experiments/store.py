@@ -92,7 +92,7 @@ class RunStore:
             run["diverged"] = diverged.get("reason", "unknown")
         else:
             try:
-                run["settings"] = deciding(TrainConfig.from_dict(load_toml(path), str(path)))
+                run["settings"] = deciding(TrainConfig.from_run(load_toml(path), str(path)))
             except ConfigError as error:
                 raise DataError(str(error)) from None
         with contextlib.suppress(DataError):
@@ -190,7 +190,7 @@ class RunStore:
         cells, measured, epochs = dict(self.archive.cells), self.all_measured(""), dict(self.archive.epochs)
         for path in sorted((self.folder / "cells").glob("*/config.toml")):
             with contextlib.suppress(ConfigError):  # a damaged cell stops the experiments that need it
-                cell = Cell(TrainConfig.from_dict(load_toml(path), str(path)))
+                cell = Cell(TrainConfig.from_run(load_toml(path), str(path)))
                 if cell.name == path.parent.name and (run := self._kept(cell)) is not None:
                     environment: Any = {k: value for k, value in run.get("environment", {}).items() if k != "command"}
                     cells[cell.name] = run | {"environment": environment}

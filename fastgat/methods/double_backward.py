@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from fastgat.batch import Batch
+from fastgat.errors import ConfigError, first_line
 from fastgat.methods.players import Masks, Network, Tensors, logits, value_and_vjp
 
 
@@ -46,6 +47,7 @@ def loss_and_gradient(
             x = minibatch.images.detach().requires_grad_()
             value, aux = loss(parameters, x)
             (gradient,) = torch.autograd.grad(value, x, cotangent(value), create_graph=True, materialize_grads=True)
+            check_second_derivatives(gradient)
         return (value, gradient / scale), aux
 
     value, vjp, aux = value_and_vjp(classifier, both, classifier.parameters)
@@ -59,6 +61,28 @@ def loss_and_gradient(
         return ({name: gradient + size * others[name] for name, gradient in gradients.items()},)
 
     return value, vjp if classifier.scale is None else vjp_apart, aux
+
+
+def check_second_derivatives(gradient: Tensor) -> None:
+    """Raises ConfigError where a gradient comes from a function that autograd differentiates once only.
+
+    Of one that is marked so autograd would leave the part out without a word, asked for gradients by some tensors.
+    """
+    waiting, seen = [gradient.grad_fn], set()
+    while waiting:
+        node = waiting.pop()
+        if node is None or node in seen:
+            continue
+        if node.name() in ("torch::autograd::Error", "torch::autograd::NotImplemented"):
+            try:
+                node(gradient)
+            except RuntimeError as error:
+                raise ConfigError(
+                    "a layer of the classifier has no second derivative, which this method needs, but gat with delta fixed "
+                    f"does not: {first_line(error)}"
+                ) from None
+        seen.add(node)
+        waiting += (before for before, _ in node.next_functions)
 
 
 def twice_differentiable() -> AbstractContextManager[None]:

@@ -13,12 +13,11 @@ Every pass returns the players with the buffers that it left behind. The schedul
     simultaneous    both players step from the same point: one clean and one perturbed pass serve both
     resting         the classifier alone, between two steps of the generator (`generator_interval`)
 
-Delta depends on F's parameters theta. `delta` says whether (10) is differentiated there too. "fixed" holds Delta
-constant. "through" adds, with u = dL_F/dDelta held fixed,
+Delta depends on F's parameters theta, so the derivative of (10) has, with u = dL_F/dDelta held fixed, the term
 
     sum over samples of d(u . Delta)/dtheta
 
-by a double backward pass (`fastgat.methods.double_backward`).
+It takes a double backward pass (`fastgat.methods.double_backward`). `delta` says "through", with it, or "fixed", without.
 """
 
 from __future__ import annotations
@@ -129,10 +128,10 @@ class GAT(Method):
     )
 
     delta: str = option(
-        "fixed",
-        "how (10) is differentiated by the classifier's parameters: fixed, with Delta held constant; through, also "
-        "through Delta, which depends on them",
-        choices=("fixed", "through"),
+        "through",
+        "how (10) is differentiated by the classifier's parameters: through, also through Delta, which depends on them; "
+        "fixed, with Delta held constant, in 0.7 of the time",
+        choices=("through", "fixed"),
     )
     clamp: bool = clamp_option()
 

@@ -69,12 +69,12 @@ def classifier_step(
     minibatch: Minibatch,
     alpha: float,
     masks: Masks = ((), ()),
-    through_delta: bool = False,
+    through_delta: bool = True,
     clamp: bool = False,
 ) -> Tensor:
     """One step of F on L_F = alpha J(x) + (1 - alpha) J(x + G(Delta)) (10), the mean over samples; returns it.
 
-    Delta depends on F's parameters too. `through_delta` differentiates (10) by them there as well; otherwise Delta
+    Delta depends on F's parameters too. (10) is differentiated by them there as well, or without `through_delta` Delta
     counts as a constant.
     """
     x, y = minibatch
@@ -99,7 +99,7 @@ def algorithm1_step(
     alpha: float = 0.5,
     c_g: float = 1.0,
     masks: Sequence[Masks] | None = None,
-    through_delta: bool = False,
+    through_delta: bool = True,
     clamp: bool = False,
 ) -> tuple[list[Tensor], Tensor]:
     """One round of Algorithm 1: a generator step on each minibatch but the last, a classifier step on the last.

@@ -36,7 +36,7 @@ FROZEN = {
     "--generator-interval": 1,
     "--generator-input": {"gat": "gradient", "dropout-gat": "gradient"},
     "--schedule": "simultaneous",
-    "--delta": {"gat": "fixed", "dropout-gat": "fixed"},
+    "--delta": {"gat": "through", "dropout-gat": "through"},
     "--clamp": dict.fromkeys(("random", "fg-linf", "fg-l2", "gat", "dropout-gat"), False),
     "--penalty": 0.1,
     "--dropout": 0.2,

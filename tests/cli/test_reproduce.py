@@ -131,7 +131,7 @@ OLD = Path(__file__).parents[1] / "experiments" / "fixtures" / "reproduce-0.1.0"
 OLD_COMMAND = (
     *("reproduce", "table2", "figure3", "--quick", "--seeds", 1, "--epochs", 30, "--batch-size", 32),
     *("--grid", "gat=1", "--classifier", TINY, "--generator-width", 4),
-    *("--lr", 0.01, "--deterministic"),
+    *("--delta", "fixed", "--lr", 0.01, "--deterministic"),
 )
 
 
@@ -183,7 +183,7 @@ def test_the_page_of_the_kept_runs_comes_from_what_is_committed() -> None:
     [
         (("reproduce", "table3"), "did you mean 'table2'?"),
         (("reproduce", "table2", "--dataset", "mnist"), "experiments run on cifar10, cifar100, digits"),
-        (("reproduce", "readings", "--delta", "through"), "leave --delta out"),
+        (("reproduce", "readings", "--delta", "fixed"), "leave --delta out"),
         (("reproduce", "table2", "--grid", "gat"), "--grid takes METHOD=X"),
         (("reproduce", "table2", "--grid", "gat=a,b"), "must be a number"),
         (("reproduce", "table2", "--grid", "gta=1"), "no values can be chosen for 'gta'"),

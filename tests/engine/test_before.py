@@ -48,7 +48,7 @@ def _one_thread() -> Iterator[None]:
 def test_a_checkpoint_of_before_ends_with_the_same_weights(tmp_path: Path, run: str) -> None:
     folder = shutil.copytree(BEFORE / run, tmp_path / run)
     before, header = load_checkpoint(folder / "last.safetensors")
-    config = TrainConfig.from_dict({**header["config"], "output": str(folder), "resume": "auto"})
+    config = TrainConfig.from_run({**header["config"], "output": str(folder), "resume": "auto"})
     assert Trainer(config, classifier=Small()).fit().summary is not None
     tensors = load_checkpoint(folder / "last.safetensors")[0]
     expected = json.loads((folder / "expected.json").read_text())

@@ -81,7 +81,18 @@ def test_people_can_read_it_and_file_systems_take_it() -> None:
 
 def test_it_stays_the_same_from_version_to_version() -> None:
     """Runs that were kept are found by it."""
-    assert Cell(CONFIG).name == "cifar10-gat-cg0.3-seed0-7233ea3c"
+    assert Cell(replace(CONFIG, method=GAT(cg=0.3, delta="fixed"))).name == "cifar10-gat-cg0.3-seed0-7233ea3c"
+    through = replace(CONFIG, seed=1, epochs=40, batch_size=32, method=GAT())
+    assert Cell(through).name.startswith("cifar10-gat-deltathrough-seed1-"), "fixed was the default at first"
+
+
+def test_runs_of_versions_without_delta_held_it_fixed() -> None:
+    older = CONFIG.to_dict()
+    assert older["method"].pop("delta") == "through"
+    assert TrainConfig.from_run(older).chosen_method == GAT(cg=0.3, delta="fixed")
+    assert TrainConfig.from_run(CONFIG.to_dict()) == CONFIG
+    other = TrainConfig(method="baseline")
+    assert TrainConfig.from_run(other.to_dict()) == other
 
 
 def test_an_option_that_older_runs_lack_changes_nothing_until_it_is_used() -> None:

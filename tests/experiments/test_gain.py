@@ -23,7 +23,7 @@ def test_its_commands_are_understood(name: str, tmp_path: Path) -> None:
             for other in ("what", "out", "jobs", "page", "collect_only"):
                 given.pop(other)
             plan = plan_from(given.pop("quick"), given.pop("grids"), given)
-            assert {"gat", "gat-through", "gradient-penalty"} <= plan.grids.keys()
+            assert {"gat", "gat-fixed", "gradient-penalty"} <= plan.grids.keys()
 
 
 def test_parts_that_share_a_folder_differ_in_their_seeds_alone() -> None:

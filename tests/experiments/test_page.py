@@ -85,7 +85,7 @@ def test_the_search_of_what_ran_is_told_and_whether_it_was_the_same_for_all() ->
     assert "has not cost the same" not in equal
     assert "Dropout + GAT takes dropout's rate, and so has two choices" in equal
     readings = "\n".join(deviations(plan(), [EXPERIMENTS["readings"]], {"baseline", "gat"}))
-    assert "(gat from 5 values, gat-through from 5 values)" in readings, "a reading of GAT is run as GAT"
+    assert "(gat from 5 values, gat-fixed from 5 values)" in readings, "a reading of GAT is run as GAT"
     given = plan(grids={"dropout": (0.2,), "dropout-gat": (1.0,)})
     assert "Dropout + GAT takes dropout's rate." in "\n".join(deviations(given, [TABLE2], METHODS))
 

@@ -71,7 +71,7 @@ def test_inputs(tmp_path: Path) -> None:
 
 def test_readings(tmp_path: Path) -> None:
     """The two readings are searched and shown apart, on equally many values."""
-    grids = dict.fromkeys(("gat", "gat-through"), (0.3, 1.0))
+    grids = dict.fromkeys(("gat-fixed", "gat"), (0.3, 1.0))
     single = {"dropout": (0.5,), "fg-l2": (0.25,), "gradient-penalty": (0.1,)}
     store, asked, experiment = RunStore(tmp_path), plan(seeds=2, grids={**grids, **single}), EXPERIMENTS["readings"]
     gains = {"fixed": 0.01, "through": 0.03}
@@ -85,8 +85,8 @@ def test_readings(tmp_path: Path) -> None:
     found = experiment.collect(asked, store)
     assert found is not None
     by_name = {row["method"]: row for row in found["rows"]}
-    assert list(by_name) == ["baseline", "dropout", "fg-l2", "gat", "gat-through", "gradient-penalty"]
-    for name, delta in (("gat", "fixed"), ("gat-through", "through")):
+    assert list(by_name) == ["baseline", "dropout", "fg-l2", "gat-fixed", "gat", "gradient-penalty"]
+    for name, delta in (("gat-fixed", "fixed"), ("gat", "through")):
         assert (by_name[name]["settings"]["cg"], by_name[name]["settings"]["delta"]) == (1.0, delta)
         assert list(by_name[name]["accuracy"].values()) == pytest.approx([0.7 + gains[delta]] * 2)
     assert not found["attacked"]
@@ -100,10 +100,10 @@ def test_readings(tmp_path: Path) -> None:
     text = experiment.section(asked, found)
     check_tables(text)
     table = rows(text.split("What attacks leave")[1].split("How they were chosen")[0])
-    assert table["gat"] == ["30.00 ± 0.00", "12.50 ± 0.00", "2 |"]
-    assert table["gat-through over gat"] == ["+6.00 ± 12.71", "+0.00 ± 0.00", "2 |"]
-    assert table["gradient-penalty over gat"] == ["+10.00", "+0.00", "1 |"]
-    assert table["gradient-penalty over gat-through"] == ["+3.00", "+0.00", "1 |"]
+    assert table["gat-fixed"] == ["30.00 ± 0.00", "12.50 ± 0.00", "2 |"]
+    assert table["gat over gat-fixed"] == ["+6.00 ± 12.71", "+0.00 ± 0.00", "2 |"]
+    assert table["gradient-penalty over gat-fixed"] == ["+10.00", "+0.00", "1 |"]
+    assert table["gradient-penalty over gat"] == ["+3.00", "+0.00", "1 |"]
 
 
 def test_capacity(tmp_path: Path) -> None:

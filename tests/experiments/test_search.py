@@ -94,7 +94,7 @@ def test_every_method_has_the_same_budget() -> None:
         == set(search.PARAMETERS)
         == {
             *paper.METHODS,
-            "gat-through",
+            "gat-fixed",
             "gradient-penalty",
         }
         - {"baseline"}
