@@ -73,7 +73,7 @@ def main(
 def train_fastgat(schedule: str, data: DataSet[Images], seed: int, epochs: int, train_images: int) -> float:
     with tempfile.TemporaryDirectory() as folder:
         config = TrainConfig(
-            method=GAT(schedule=schedule),
+            method=GAT(schedule=schedule, delta="fixed"),
             epochs=epochs,
             batch_size=BATCH,
             seed=seed,
@@ -93,7 +93,8 @@ def train_textbook(side: str, data: DataSet[Images], seed: int, epochs: int, tra
     loader = create_loader("resident", data.train.first(train_images), BATCH, seed=seed)
     streams = loader.stream(1), loader.stream(0)
     for _step in range(epochs * loader.batches_per_epoch):
-        textbook.algorithm1_step(classifier, generator, *optimizers, [next(stream) for stream in streams])
+        batches = [next(stream) for stream in streams]
+        textbook.algorithm1_step(classifier, generator, *optimizers, batches, through_delta=False)
     return test_accuracy(classifier, data)
 
 

@@ -25,18 +25,19 @@ from fastgat.profiling.worker import Worker, prepare, steps
 
 ROUNDS, BLOCK = (20, 20) if DEVICE == "cuda" else (5, 1)
 FAST = PrecisionConfig(amp=True, channels_last=True)
-SIMULTANEOUS = GAT(schedule="simultaneous")
+FIXED = GAT(schedule="simultaneous", delta="fixed")
 
 CASES: dict[str, tuple[Method, int, PrecisionConfig, bool]] = {
     "baseline": (Baseline(), 128, FAST, True),
     "fg-l2": (FastGradientL2(), 128, FAST, True),
-    "gat paper": (GAT(schedule="paper"), 128, FAST, True),
-    "gat alternating": (GAT(schedule="alternating"), 128, FAST, True),
-    "gat simultaneous": (SIMULTANEOUS, 128, FAST, True),
-    "gat simultaneous uncompiled": (SIMULTANEOUS, 128, FAST, False),
-    "gat simultaneous every 4th": (replace(SIMULTANEOUS, generator_interval=4), 128, FAST, True),
-    "gat simultaneous batch 32": (SIMULTANEOUS, 32, FAST, True),
-    "gat simultaneous float32 channels first": (SIMULTANEOUS, 128, PrecisionConfig(), True),
+    "gat through Delta": (GAT(), 128, FAST, True),
+    "gat paper": (replace(FIXED, schedule="paper"), 128, FAST, True),
+    "gat alternating": (replace(FIXED, schedule="alternating"), 128, FAST, True),
+    "gat simultaneous": (FIXED, 128, FAST, True),
+    "gat simultaneous uncompiled": (FIXED, 128, FAST, False),
+    "gat simultaneous every 4th": (replace(FIXED, generator_interval=4), 128, FAST, True),
+    "gat simultaneous batch 32": (FIXED, 32, FAST, True),
+    "gat simultaneous float32 channels first": (FIXED, 128, PrecisionConfig(), True),
 }
 
 

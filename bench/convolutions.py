@@ -70,13 +70,14 @@ Times = dict[str, list[float]]
 )
 @click.option("--json", "output", type=Path)
 def main(batch_size: int, rounds: int, names: tuple[str, ...], output: Path | None) -> None:
-    """Time a captured step of GAT in every way, and name the best; exits with 1 if one was refused.
+    """Time a captured step of GAT with Delta fixed in every way, and name the best; exits with 1 if one was refused.
 
     What is known so far lies in --json after each way and each round.
     """
     if not torch.cuda.is_available():
         raise click.ClickException("there is no GPU here")
-    config = TrainConfig(method=GAT(), batch_size=batch_size, precision=PrecisionConfig(amp=True, channels_last=True))
+    precision = PrecisionConfig(amp=True, channels_last=True)
+    config = TrainConfig(method=GAT(delta="fixed"), batch_size=batch_size, precision=precision)
     machine = environment()
 
     def write(times: Times, refused: Mapping[str, str]) -> None:

@@ -40,14 +40,14 @@ class Part(NamedTuple):
 
 
 STEPS = [
-    ("simultaneous", 128, "dali"),
-    ("simultaneous", 1024, "dali"),
-    ("simultaneous", 128, "resident"),
-    ("simultaneous", 1024, "resident"),
-    ("alternating", 128, "resident"),
-    ("paper", 128, "resident"),
+    ("fixed", "simultaneous", 128, "dali"),
+    ("through", "simultaneous", 128, "resident"),
+    ("fixed", "simultaneous", 1024, "dali"),
+    ("fixed", "simultaneous", 128, "resident"),
+    ("fixed", "simultaneous", 1024, "resident"),
+    ("fixed", "alternating", 128, "resident"),
 ]
-"""Schedule, batch size and loader, most valuable first: what does not fit into the time is left out."""
+"""Delta, schedule, batch size and loader, most valuable first: what does not fit into the time is left out."""
 LEAST = 120
 """Seconds that each part has, where they are left."""
 COLD, WARM = 60, 35
@@ -79,12 +79,13 @@ def parts(folder: Path, tests: bool) -> Iterator[Part]:
         options = ("--benchmark-disable", "--import-mode=importlib", "-W", "default")
         yield Part("tests", ("-m", "pytest", "tests", "-m", "gpu", "-q", *workers, *options), 115)
     compiled = set()
-    for schedule, batch_size, loader in STEPS:
-        chosen = ("--schedule", schedule, "--batch-size", str(batch_size), "--loader", loader)
-        seconds = WARM if (schedule, batch_size) in compiled else COLD
-        yield Part(f"{schedule} {batch_size} {loader}", (*PROFILE, *chosen), seconds, prints=True)
+    for delta, schedule, batch_size, loader in STEPS:
+        step = "--delta", delta, "--schedule", schedule, "--batch-size", str(batch_size)
+        seconds = WARM if step in compiled else COLD
+        name = f"{delta} {schedule} {batch_size} {loader}"
+        yield Part(name, (*PROFILE, *step, "--loader", loader), seconds, prints=True)
         if loader != "dali" or not dali.missing():
-            compiled.add((schedule, batch_size))
+            compiled.add(step)
     for name, files in KERNELS.items():
         output = f"--benchmark-json={folder / file_name(name)}"
         yield Part(name, ("-m", "pytest", *files, "--benchmark-only", "-q", output, "--import-mode=importlib"), 40)

@@ -30,7 +30,7 @@ from fastgat.profiling.worker import Worker, prepare, steps
 from fastgat.reporting.environment import environment
 
 METHODS = {
-    "GAT, Delta fixed": GAT(),
+    "GAT, Delta fixed": GAT(delta="fixed"),
     "GAT, through Delta": GAT(delta="through"),
     "gradient penalty": GradientPenalty(),
     "fast gradient L2": FastGradientL2(),

@@ -43,8 +43,8 @@ EARLIER_DEFAULTS = {"method.delta": "fixed"}
 class Cell:
     """One training run and the name of its folder.
 
-    Two cells have the same name if and only if they compute the same thing: settings at their (first) defaults, and those
-    that decide only how fast a run is, do not enter it.
+    Two cells have the same name if and only if they compute the same thing: settings at their (first) defaults, and
+    those that decide only how fast a run is, do not enter it.
     """
 
     config: TrainConfig

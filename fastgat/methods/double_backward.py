@@ -68,7 +68,8 @@ def check_second_derivatives(gradient: Tensor) -> None:
 
     Of one that is marked so autograd would leave the part out without a word, asked for gradients by some tensors.
     """
-    waiting, seen = [gradient.grad_fn], set()
+    waiting: list[Any] = [gradient.grad_fn]
+    seen = set()
     while waiting:
         node = waiting.pop()
         if node is None or node in seen:
@@ -78,8 +79,8 @@ def check_second_derivatives(gradient: Tensor) -> None:
                 node(gradient)
             except RuntimeError as error:
                 raise ConfigError(
-                    "a layer of the classifier has no second derivative, which this method needs, but gat with delta fixed "
-                    f"does not: {first_line(error)}"
+                    "a layer of the classifier has no second derivative, which this method needs, but gat with delta "
+                    f"fixed does not: {first_line(error)}"
                 ) from None
         seen.add(node)
         waiting += (before for before, _ in node.next_functions)

@@ -17,7 +17,7 @@ Delta depends on F's parameters theta, so the derivative of (10) has, with u = d
 
     sum over samples of d(u . Delta)/dtheta
 
-It takes a double backward pass (`fastgat.methods.double_backward`). `delta` says "through", with it, or "fixed", without.
+It takes a double backward pass (`fastgat.methods.double_backward`). `delta` is "through" with it, "fixed" without it.
 """
 
 from __future__ import annotations
@@ -129,8 +129,8 @@ class GAT(Method):
 
     delta: str = option(
         "through",
-        "how (10) is differentiated by the classifier's parameters: through, also through Delta, which depends on them; "
-        "fixed, with Delta held constant, in 0.7 of the time",
+        "how (10) is differentiated by the classifier's parameters: through, also through Delta, which depends on "
+        "them; fixed, with Delta held constant, in 0.7 of the time",
         choices=("through", "fixed"),
     )
     clamp: bool = clamp_option()
