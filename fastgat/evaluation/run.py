@@ -96,6 +96,8 @@ class RunData:
                 f"{loaded.path}: was trained on loaders of one's own: evaluate its classifier in Python, by "
                 "fastgat.evaluation.evaluate"
             )
+        if self.name == "digits" and settings.data_dir is not None:
+            raise ConfigError("data_dir has no effect: digits are part of fastgat")
         if users_images(self.name) is not None:
             folder = None
             if settings.data_dir:

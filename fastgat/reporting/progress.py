@@ -78,7 +78,8 @@ class ConsoleProgress(Callback):
         if event.collapse is not None:
             self._print(f"{'overfits':11} {_collapsed(event.collapse)}")
         if event.skipped.count > self.skipped:
-            self._print(f"{'skipped':11} {event.skipped.count} samples so far; the first: {event.skipped.first}")
+            samples = "1 sample" if event.skipped.count == 1 else f"{event.skipped.count:,} samples"
+            self._print(f"{'skipped':11} {samples} so far; the first: {event.skipped.first}")
         self.skipped = event.skipped.count
 
     def on_end(self, event: End) -> None:

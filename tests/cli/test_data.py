@@ -86,7 +86,7 @@ def test_a_skipped_image_is_told(run: Run, tmp_path: Path) -> None:
     assert f"{bad}: is empty; --on-bad-sample skip goes on without it" in failed.err
     result = run("train", "--dataset", "folder:images", *SMALL, "--output", "out2", "--on-bad-sample", "skip")
     assert result.code == 0, result.err
-    assert f"skipped     1 samples so far; the first: {bad}: is empty" in result.out
+    assert f"skipped     1 sample so far; the first: {bad}: is empty" in result.out
 
 
 def test_other_classes_than_in_training_are_noticed(run: Run, tmp_path: Path) -> None:
