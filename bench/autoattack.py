@@ -38,7 +38,7 @@ from fastgat.reporting.environment import environment
 
 NETWORKS: dict[str, tuple[str, dict[str, Any], dict[str, float]]] = {
     "undefended": ("baseline", {}, {"linf": 0.02, "l2": 0.7}),
-    "GAT": ("gat", {"cg": 0.02}, {"linf": 0.07, "l2": 2.3}),
+    "GAT": ("gat", {"cg": 0.02, "delta": "fixed"}, {"linf": 0.07, "l2": 2.3}),
     "PGD": ("pgd", {"epsilon": 0.1, "step_size": 0.025}, {"linf": 0.14, "l2": 2.5}),
 }
 """By name: the method, its options, and the epsilons of the attacks, at which about half of the images are left."""

@@ -158,7 +158,8 @@ def bench_jpeg(benchmark: BenchmarkFixture, photographs: Callable[[int], Encoded
 def bench_fed_step(benchmark: BenchmarkFixture, loader: str) -> None:
     """A GAT step with its loader over the step on a preloaded batch, in turns; a round is ten steps of each."""
     precision = PrecisionConfig(amp=True, channels_last=True)
-    config = TrainConfig(method=GAT(), batch_size=BATCH, data=DataConfig(loader=loader), precision=precision)
+    method, data = GAT(delta="fixed"), DataConfig(loader=loader)
+    config = TrainConfig(method=method, batch_size=BATCH, data=data, precision=precision)
     with Worker(Spec("fastgat", config)) as worker:
         worker.ask(prepare)
         rounds: list[Fed] = []

@@ -29,7 +29,7 @@ def bench_loop(benchmark: BenchmarkFixture, tmp_path: Path) -> None:
     """An epoch of training and the same number of bare steps on one batch take turns."""
     epochs = 6
     config = TrainConfig(
-        method=GAT(schedule="simultaneous"),
+        method=GAT(schedule="simultaneous", delta="fixed"),
         epochs=epochs,
         output=tmp_path / "run",
         data=DataConfig(dataset="digits"),

@@ -14,7 +14,7 @@ from fastgat.profiling.worker import Worker, peak_memory, prepare
 
 FAST = Spec(
     "fastgat",
-    TrainConfig(method=GAT(schedule="simultaneous"), precision=PrecisionConfig(amp=True, channels_last=True)),
+    TrainConfig(method=GAT(delta="fixed"), precision=PrecisionConfig(amp=True, channels_last=True)),
 )
 SIDES = {
     "fastgat": FAST,

@@ -47,17 +47,19 @@ def taken_as_given() -> Iterator[None]:
 
 @click.command()
 @click.option("--method", type=click.Choice(sorted(METHODS)), default="gat", show_default=True)
+@click.option("--delta", type=click.Choice(["through", "fixed"]), default="through", show_default=True, help="of GAT")
 @click.option("--batch-size", type=int, default=128, show_default=True)
 @click.option("--amp/--no-amp", default=True, help="bfloat16", show_default=True)
 @click.option("--channels-last/--no-channels-last", default=True, show_default=True)
 @click.option("--convolutions", "ways", type=click.Choice(CONVOLUTIONS), default="cudnn", show_default=True)
-def main(method: str, batch_size: int, amp: bool, channels_last: bool, ways: str) -> None:
+def main(method: str, delta: str, batch_size: int, amp: bool, channels_last: bool, ways: str) -> None:
     """Count the launches of one step by kind."""
     if not torch.cuda.is_available():
         raise click.ClickException("there is no GPU here: python -m bench.null_gpu bench/launches.py")
     precision = PrecisionConfig(amp=amp, channels_last=channels_last)
     run = RunConfig(device="cuda", cuda_graph=False, convolutions=ways)
-    config = TrainConfig(method=create_method(method), batch_size=batch_size, precision=precision, run=run)
+    options = {"delta": delta} if "delta" in METHODS[method].__dataclass_fields__ else {}
+    config = TrainConfig(method=create_method(method, **options), batch_size=batch_size, precision=precision, run=run)
     with taken_as_given():
         _, codes = run_and_get_code(build, Spec("fastgat", config))
     counts: collections.Counter[str] = collections.Counter()

@@ -98,7 +98,7 @@ def compared(
 def trained(path: Path, device: torch.device) -> tuple[GAT, Players, DataConfig]:
     """The method, both networks as they were trained, without averages, and what they were trained on."""
     tensors, header = load_checkpoint(path)
-    config = TrainConfig.from_dict(header["config"], str(path))
+    config = TrainConfig.from_run(header["config"], str(path))
     if not isinstance(config.method, GAT):
         raise click.ClickException(f"{path}: trained by {header['config']['method']['name']}, which has no generator")
     if header["model"]["classifier"] != "table1":

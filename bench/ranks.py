@@ -104,7 +104,7 @@ class Job:
 def stepper(job: Job, ranks: Ranks, device: torch.device) -> tuple[Stepper, list[Batch], Method]:
     """A step ready to be taken, and this rank's minibatches."""
     torch.manual_seed(0)
-    method = METHODS[job.method]()
+    method = METHODS[job.method](**({"delta": "fixed"} if "gat" in job.method else {}))
     classifier = job.classifier().to(device)
     size = ranks.share_of(job.batch_size)
     batch = Batch(torch.rand(size, 3, 32, 32, device=device), torch.randint(10, (size,), device=device))

@@ -1,6 +1,6 @@
 """timm's ResNet-18 for images of 32 x 32: a 3 x 3 first convolution, no pooling behind it. For `fastgat profile`:
 
-fastgat profile --classifier bench.resnet18:create --batch-size 128 --channels-last
+fastgat profile --delta fixed --classifier bench.resnet18:create --batch-size 128 --channels-last
 """
 
 from __future__ import annotations

@@ -215,7 +215,9 @@ def main(
 ) -> None:
     """Compare the ways to train several seeds, in images a second over all of them."""
     precision = PrecisionConfig(amp=amp, channels_last=True)
-    spec = Spec("fastgat", TrainConfig(method=create_method(method), batch_size=batch_size, precision=precision))
+    options = {"delta": "fixed"} if method == "gat" else {}
+    config = TrainConfig(method=create_method(method, **options), batch_size=batch_size, precision=precision)
+    spec = Spec("fastgat", config)
     device = pick_device("auto")
     on_gpu, cores = device.type == "cuda", sorted(os.sched_getaffinity(0))
     # Under vmap the joints would hand stacked tensors to their Triton kernels, which take plain ones.

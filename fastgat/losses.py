@@ -21,7 +21,7 @@ from fastgat.errors import ConfigError
 from fastgat.functional import call, parametrizations_uncached
 from fastgat.kernels.backend import accumulation_dtype
 from fastgat.methods import GAT
-from fastgat.methods.double_backward import twice_differentiable
+from fastgat.methods.double_backward import check_second_derivatives, twice_differentiable
 from fastgat.randomness import RandomState, random_state, replayed
 
 
@@ -61,7 +61,8 @@ def gat_loss(
 
     Raises ConfigError where images or labels are not as described, which waits for the device, where the classifier
     returns no logits or changes its input in place, where the generator's output has not the images' shape, where both
-    would train the same tensor, for another `delta`, and where gradients are switched off.
+    would train the same tensor, for another `delta`, where gradients are switched off, and through Delta where a layer
+    of the classifier has no second derivative.
     """
     images, labels = checked_batch(images, labels)
     if not len(images):
@@ -87,6 +88,8 @@ def _losses(method: GAT, classifier: nn.Module, generator: nn.Module, images: Te
         (input_gradient,) = torch.autograd.grad(
             probability, x, retain_graph=True, create_graph=through, materialize_grads=True
         )
+        if through:
+            check_second_derivatives(input_gradient)
     before = _state(generator, device) if through else None
     with network_errors_in_one_line(images):
         p = generator(input_gradient.detach())

@@ -1,8 +1,8 @@
 // Convolutions of 3 x 3, stride 1, by Winograd's F(4 x 4, 3 x 3). The formulas are in winograd.py.
 //
-// Tensors are of float32 or bfloat16, which is T; all is computed in float32. They are channels last. C is the number of input channels, K of filters; both are multiples of `lanes`. A tile is 4 x 4
-// pixels of the output, or the 6 x 6 of the input that they depend on. Each thread takes blocks of tiles through all three
-// stages, so that transformed tiles stay in its second-level cache:
+// Tensors are of type T, float32 or bfloat16, and channels last; all is computed in float32. C is the number of input channels,
+// K of filters; both are multiples of `lanes`. A tile is 4 x 4 pixels of the output, or the 6 x 6 of the input that they depend
+// on. Each thread takes blocks of tiles through all three stages, so that transformed tiles stay in its second-level cache:
 //
 //     inputs[tile][point][C]  * weights[point][C][K]  ->  products[tile][point][K]         for each of 36 points
 

@@ -127,7 +127,7 @@ def _convolution(
     y = x.new_empty((batch, out_h, out_w, filters)).permute(0, 3, 1, 2)
     bias = bias if bias is None else bias.contiguous()
     threads = torch.get_num_threads()
-    scratch = torch.empty(library().fastgat_convolution_scratch(channels, filters, threads))
+    scratch = _floats(library().fastgat_convolution_scratch(channels, filters, threads))
     addresses = x.data_ptr(), weight, _array(strides), bias if bias is None else bias.data_ptr(), y.data_ptr()
     sizes = batch, height, width, channels, out_h, out_w, filters, padding, threads
     library().fastgat_convolution(*addresses, scratch.data_ptr(), *sizes, x.dtype == torch.bfloat16)
@@ -145,11 +145,16 @@ def parameter_gradients(grad_output: Tensor, x: Tensor, weight: Tensor, padding:
     batch, channels, height, width = x.shape
     filters, out_h, out_w = grad_output.shape[1:]
     d_weight, d_bias = torch.empty_like(weight), weight.new_empty(filters)
-    scratch = torch.empty(gradients_scratch(weight))
+    scratch = _floats(gradients_scratch(weight))
     addresses = grad_output.data_ptr(), x.data_ptr(), d_weight.data_ptr(), _array(d_weight.stride()), d_bias.data_ptr()
     sizes = batch, height, width, channels, out_h, out_w, filters, padding, torch.get_num_threads()
     library().fastgat_parameter_gradients(*addresses, scratch.data_ptr(), *sizes, x.dtype == torch.bfloat16)
     return d_weight, d_bias
+
+
+def _floats(count: int) -> Tensor:
+    """Memory, whatever torch's defaults are."""
+    return torch.empty(count, dtype=torch.float32, device="cpu")
 
 
 def _array(strides: Sequence[int]) -> Any:

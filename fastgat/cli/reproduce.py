@@ -112,7 +112,7 @@ def reproduce(
     experiments = [EXPERIMENTS[name] for name in _names(what)]
     plan = plan_from(quick, grids, given)
     if "readings" in what and plan.gat_options()["delta"] == "fixed":
-        raise ConfigError("readings compares Delta fixed with through: leave --delta out")
+        raise ConfigError("readings compares Delta fixed (gat-fixed) with through (gat): leave --delta out")
     folder = out or Path("runs") / f"reproduce-{plan.dataset}"
     store, console, page = RunStore(folder), Console(), page or folder / "results.md"
     check_page(page)

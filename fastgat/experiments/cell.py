@@ -36,7 +36,7 @@ SHOWN = (
 )
 """Options of a method that a cell's name spells out where they are not the default."""
 EARLIER_DEFAULTS = {"method.delta": "fixed"}
-"""Settings whose default has changed since cells are kept, and the value that their names leave out."""
+"""Settings whose default has changed, with the first one, which names leave out."""
 
 
 @dataclass(frozen=True)

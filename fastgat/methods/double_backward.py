@@ -66,7 +66,7 @@ def loss_and_gradient(
 def check_second_derivatives(gradient: Tensor) -> None:
     """Raises ConfigError where a gradient comes from a function that autograd differentiates once only.
 
-    Of one that is marked so autograd would leave the part out without a word, asked for gradients by some tensors.
+    Asked for the gradients by some tensors only, autograd leaves out such a function's part and says nothing.
     """
     waiting: list[Any] = [gradient.grad_fn]
     seen = set()
@@ -76,7 +76,7 @@ def check_second_derivatives(gradient: Tensor) -> None:
             continue
         if node.name() in ("torch::autograd::Error", "torch::autograd::NotImplemented"):
             try:
-                node(gradient)
+                node(*(gradient for _ in node._input_metadata))  # it says why
             except RuntimeError as error:
                 raise ConfigError(
                     "a layer of the classifier has no second derivative, which this method needs, but gat with delta "

@@ -130,7 +130,7 @@ class GAT(Method):
     delta: str = option(
         "through",
         "how (10) is differentiated by the classifier's parameters: through, also through Delta, which depends on "
-        "them; fixed, with Delta held constant, in 0.7 of the time",
+        "them; fixed, with Delta held constant, in 0.7 of the time (two CPU cores)",
         choices=("through", "fixed"),
     )
     clamp: bool = clamp_option()

@@ -74,7 +74,7 @@ def classifier_step(
 ) -> Tensor:
     """One step of F on L_F = alpha J(x) + (1 - alpha) J(x + G(Delta)) (10), the mean over samples; returns it.
 
-    Delta depends on F's parameters too. (10) is differentiated by them there as well, or without `through_delta` Delta
+    Delta depends on F's parameters too, and (10) is differentiated by them there as well. Without `through_delta` Delta
     counts as a constant.
     """
     x, y = minibatch

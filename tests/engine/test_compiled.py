@@ -81,10 +81,12 @@ def run_both(method: Method, classifier: nn.Module, generator: nn.Module, steps:
 @pytest.mark.parametrize(
     "method",
     [
-        pytest.param(DropoutGAT(cg=0.3, dropout=0.4, schedule="paper"), marks=pytest.mark.long),
-        pytest.param(GAT(cg=0.3, alpha=0.7, schedule="alternating", generator_steps=2), marks=pytest.mark.long),
-        pytest.param(GAT(cg=0.3, schedule="simultaneous", generator_interval=2), marks=pytest.mark.long),
-        GAT(cg=0.3, schedule="simultaneous"),
+        pytest.param(DropoutGAT(cg=0.3, dropout=0.4, schedule="paper", delta="fixed"), marks=pytest.mark.long),
+        pytest.param(
+            GAT(cg=0.3, alpha=0.7, schedule="alternating", generator_steps=2, delta="fixed"), marks=pytest.mark.long
+        ),
+        pytest.param(GAT(cg=0.3, schedule="simultaneous", generator_interval=2, delta="fixed"), marks=pytest.mark.long),
+        GAT(cg=0.3, schedule="simultaneous", delta="fixed"),
         pytest.param(GAT(cg=0.3, delta="through"), marks=pytest.mark.long),
         pytest.param(FastGradientL2(epsilon=0.9), marks=pytest.mark.long),
     ],
@@ -105,7 +107,7 @@ def test_compiled_by_inductor_it_is_the_step_as_written(method: Method) -> None:
 @pytest.mark.slow
 @pytest.mark.long
 def test_compiled_by_inductor_the_paper_s_networks_too() -> None:
-    compiled, written = run_both(GAT(cg=0.3), Classifier().double(), Generator().double(), steps=2)
+    compiled, written = run_both(GAT(cg=0.3, delta="fixed"), Classifier().double(), Generator().double(), steps=2)
     for player in ("classifier", "generator"):
         assert largest_difference(compiled.state.get_submodule(player), written.state.get_submodule(player)) < EXACT
 
@@ -115,10 +117,11 @@ def test_compiled_by_inductor_the_paper_s_networks_too() -> None:
 def test_compiled_bfloat16_is_as_near_to_float64_as_pytorch_s() -> None:
     """Both players' gradients, the paper's networks: its error is at most twice that of the step as written."""
     networks, batch = (Classifier(), Generator()), minibatch(dtype=torch.float32)
-    exact = Engine(GAT(cg=0.3), *(copy.deepcopy(network).double() for network in networks))
+    exact = Engine(GAT(cg=0.3, delta="fixed"), *(copy.deepcopy(network).double() for network in networks))
     exact.step([Batch(batch.images.double(), batch.labels)])
     compiled, written = (
-        Engine(GAT(cg=0.3), *networks, autocast=torch.bfloat16, compiled=compiled) for compiled in (True, False)
+        Engine(GAT(cg=0.3, delta="fixed"), *networks, autocast=torch.bfloat16, compiled=compiled)
+        for compiled in (True, False)
     )
     for engine in (compiled, written):
         engine.step([batch])
@@ -170,13 +173,13 @@ ALL: list[Method] = [
     RandomPerturbation(),
     FastGradientLinf(),
     FastGradientL2(),
-    GAT(schedule="paper"),
-    GAT(schedule="paper", generator_steps=2),
-    GAT(schedule="alternating", generator_steps=2),
-    GAT(schedule="simultaneous"),
+    GAT(schedule="paper", delta="fixed"),
+    GAT(schedule="paper", generator_steps=2, delta="fixed"),
+    GAT(schedule="alternating", generator_steps=2, delta="fixed"),
+    GAT(schedule="simultaneous", delta="fixed"),
     GAT(schedule="simultaneous", generator_interval=3),
     GAT(delta="through"),
-    DropoutGAT(schedule="simultaneous"),
+    DropoutGAT(schedule="simultaneous", delta="fixed"),
 ]
 CASES = [(method, False) for method in ALL] + [(FastGradientL2(), True), (GAT(schedule="simultaneous"), True)]
 

@@ -14,9 +14,9 @@ from fastgat.methods import GAT, FastGradientL2, Free, GradientPenalty, Method
 from tests.support import BatchNormNet, Engine, minibatch, players
 
 METHODS = [
-    GAT(cg=0.3, schedule="paper"),
-    GAT(cg=0.3, schedule="alternating"),
-    GAT(cg=0.3, schedule="simultaneous"),
+    GAT(cg=0.3, schedule="paper", delta="fixed"),
+    GAT(cg=0.3, schedule="alternating", delta="fixed"),
+    GAT(cg=0.3, schedule="simultaneous", delta="fixed"),
     GAT(cg=0.3, delta="through"),
     GradientPenalty(),
     FastGradientL2(),

@@ -189,6 +189,17 @@ def test_what_does_not_fit_is_torch_s_error() -> None:
             winograd.parameter_gradients(dy, x, weight)
 
 
+def test_torch_s_default_dtype_does_not_matter() -> None:
+    (x, weight, bias, dy), padding = drawn((2, 48, 48, 8, 8, 1))
+    expected = winograd.convolution(x, weight, bias, padding), *winograd.parameter_gradients(dy, x, weight, padding)
+    torch.set_default_dtype(torch.bfloat16)
+    try:
+        ours = winograd.convolution(x, weight, bias, padding), *winograd.parameter_gradients(dy, x, weight, padding)
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert all(one.equal(other) for one, other in zip(ours, expected, strict=True))
+
+
 def test_no_channels() -> None:
     for channels, filters in ((0, 0), (0, 16), (16, 0)):
         assert not winograd.takes(torch.randn(4, channels, 8, 8), torch.randn(filters, channels, 3, 3), 1)

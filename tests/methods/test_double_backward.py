@@ -131,8 +131,28 @@ class Square(torch.autograd.Function):
         return 2 * x * gradient
 
 
+class Product(torch.autograd.Function):
+    """The same of two tensors."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, y: Tensor) -> Tensor:
+        ctx.save_for_backward(x, y)
+        return x * y
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor]:
+        x, y = ctx.saved_tensors
+        return gradient * y, gradient * x
+
+
 @pytest.mark.parametrize(
-    ("layer", "name"), [(nn.Hardsigmoid(), "hardsigmoid_backward"), (Function(Square.apply), "once_differentiable")]
+    ("layer", "name"),
+    [
+        (nn.Hardsigmoid(), "hardsigmoid_backward"),
+        (Function(Square.apply), "once_differentiable"),
+        (Function(lambda x: Product.apply(x, x.exp())), "once_differentiable"),
+    ],
 )
 @pytest.mark.parametrize("method", [GradientPenalty(), GAT()], ids=lambda method: method.name)
 def test_a_layer_without_second_derivatives_is_refused(method: Method, layer: nn.Module, name: str) -> None:
@@ -140,6 +160,9 @@ def test_a_layer_without_second_derivatives_is_refused(method: Method, layer: nn
     with pytest.raises(ConfigError, match=f"gat with delta fixed does not: .*{name}"):
         assemble(TrainConfig(method=method), network_with(layer), generator, minibatch())
     assemble(TrainConfig(method=GAT(delta="fixed")), network_with(layer), SmallGenerator().double(), minibatch())
+    with pytest.raises(ConfigError, match=name):
+        gat_loss(network_with(layer), SmallGenerator().double(), *minibatch())
+    gat_loss(network_with(layer), SmallGenerator().double(), *minibatch(), delta="fixed").classifier.backward()
 
 
 def test_gat_loss_goes_through_attention() -> None:

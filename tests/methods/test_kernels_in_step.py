@@ -22,8 +22,8 @@ from fastgat.methods.players import Draws
 from tests.support import Engine, minibatch, players
 
 METHODS: Sequence[Method] = [
-    GAT(cg=0.3, schedule="paper"),
-    GAT(cg=0.3, schedule="simultaneous"),
+    GAT(cg=0.3, schedule="paper", delta="fixed"),
+    GAT(cg=0.3, schedule="simultaneous", delta="fixed"),
     GAT(cg=0.3, delta="through"),
     GradientPenalty(),
     GAT(cg=0.3, schedule="simultaneous", clamp=True),
