@@ -74,21 +74,26 @@ class _Sum(torch.autograd.Function):
     """y = sum of x over ranks, on every rank; so dL/dx is the sum over ranks of their dL/dy."""
 
     @staticmethod
-    def forward(x: Tensor, ranks: Ranks) -> Tensor:
-        return finish_sum(start_sum(x, ranks))
+    def forward(x: Tensor, group: str) -> Tensor:
+        return finish_sum(torch.ops._c10d_functional.all_reduce(x.contiguous(), "sum", group))
 
     @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Tensor, Ranks], output: Tensor) -> None:
-        ctx.ranks = inputs[1]
+    def setup_context(ctx: Any, inputs: tuple[Tensor, str], output: Tensor) -> None:
+        ctx.group = inputs[1]
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
-        return _Sum.apply(gradients[0], ctx.ranks), None  # which can be differentiated again
+        return _Sum.apply(gradients[0], ctx.group), None  # which can be differentiated again
+
+
+@torch.compiler.allow_in_graph  # looking into it, Dynamo would drop the second derivative without a word
+def _sum_over_group(x: Tensor, group: str) -> Tensor:
+    return _Sum.apply(x, group)
 
 
 def differentiable_sum(x: Tensor, ranks: Ranks) -> Tensor:
     """The sum of `x` over ranks, through which gradients flow back to all of them."""
-    return x if ranks.alone else _Sum.apply(x, ranks)
+    return x if ranks.alone else _sum_over_group(x, ranks.group)
 
 
 def true_on_all_ranks(condition: Tensor, ranks: Ranks) -> Tensor:

@@ -19,6 +19,7 @@ from fastgat.config import RunConfig
 from fastgat.engine.device import fastest_convolutions
 from fastgat.engine.ranks import ALONE, Ranks, is_of_connection
 from fastgat.engine.state import TrainState, unchanged
+from fastgat.engine.trial import check_second_derivatives_compile
 from fastgat.errors import CaptureError, CompileError, FastgatError, is_out_of_memory
 from fastgat.methods.base import Method
 from fastgat.methods.players import Draws
@@ -86,6 +87,8 @@ class Stepper:
         if not self.compiled:
             return
         with unchanged(self.state):
+            if self.method.differentiates_twice:
+                check_second_derivatives_compile(self.state.classifier, batches[-1].images)
             # Not torch's own, which is on the device of the process's first capture; one for all that share the pool.
             stream, pool = torch.cuda.Stream(self.state.device) if self.captured else None, None
             for kind in self.method.kinds:

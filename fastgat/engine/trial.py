@@ -12,9 +12,10 @@ from fastgat.contract import network_errors_in_one_line
 from fastgat.engine.checks import overlaps
 from fastgat.engine.random import step_draws
 from fastgat.engine.state import TrainState, has_batch_norm, unchanged
-from fastgat.errors import ConfigError
+from fastgat.errors import CompileError, ConfigError
 from fastgat.functional import call
 from fastgat.methods.base import Method
+from fastgat.methods.double_backward import autograd_nodes, twice_differentiable
 from fastgat.methods.players import Network, Players
 from fastgat.randomness import seed_torch
 
@@ -88,6 +89,23 @@ def try_step(state: TrainState, method: Method, batch: Batch) -> bool:
     if batch.images.is_cuda:
         torch.cuda.empty_cache()
     return changes
+
+
+@torch.enable_grad()
+def check_second_derivatives_compile(classifier: nn.Module, images: Tensor) -> None:
+    """Raises CompileError where a forward pass of the classifier contains a torch.autograd.Function.
+
+    torch.compile leaves its second derivative out, without a word. It changes buffers and torch's random state.
+    """
+    with twice_differentiable():
+        logits = classifier(images)
+    for node in autograd_nodes(logits):
+        function = getattr(type(node), "_forward_cls", None)
+        if function is not None and not function.__module__.startswith("fastgat."):
+            raise CompileError(
+                f"the step cannot be compiled: {function.__name__} is a torch.autograd.Function, whose second "
+                "derivative torch.compile leaves out and this method needs; gat with delta fixed does not"
+            )
 
 
 def _changes_buffers(before: Network, after: Network) -> bool:

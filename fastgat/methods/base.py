@@ -45,6 +45,11 @@ class Method(Options):
         check_unit("epsilon", getattr(self, "epsilon", 0), self.norm)
 
     @property
+    def differentiates_twice(self) -> bool:
+        """Whether F's gradient by its images is differentiated by its parameters."""
+        return False
+
+    @property
     def period(self) -> int:
         """The kinds of step repeat every `period` steps."""
         return 1

@@ -6,7 +6,7 @@ pass that gave Delta: a double backward pass. No Hessian is formed.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from typing import Any
 
@@ -68,12 +68,7 @@ def check_second_derivatives(gradient: Tensor) -> None:
 
     Asked for the gradients by some tensors only, autograd leaves out such a function's part and says nothing.
     """
-    waiting: list[Any] = [gradient.grad_fn]
-    seen = set()
-    while waiting:
-        node = waiting.pop()
-        if node is None or node in seen:
-            continue
+    for node in autograd_nodes(gradient):
         if node.name() in ("torch::autograd::Error", "torch::autograd::NotImplemented"):
             try:
                 node(*(gradient for _ in node._input_metadata))  # it says why
@@ -82,8 +77,18 @@ def check_second_derivatives(gradient: Tensor) -> None:
                     "a layer of the classifier has no second derivative, which this method needs, but gat with delta "
                     f"fixed does not: {first_line(error)}"
                 ) from None
-        seen.add(node)
-        waiting += (before for before, _ in node.next_functions)
+
+
+def autograd_nodes(tensor: Tensor) -> Iterator[Any]:
+    """The nodes of the graph by which autograd would differentiate `tensor`."""
+    waiting: list[Any] = [tensor.grad_fn]
+    seen = {None}
+    while waiting:
+        node = waiting.pop()
+        if node not in seen:
+            seen.add(node)
+            waiting += (before for before, _ in node.next_functions)
+            yield node
 
 
 def twice_differentiable() -> AbstractContextManager[None]:

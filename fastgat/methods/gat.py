@@ -218,7 +218,7 @@ class GAT(Method):
     def clean_pass(self, players: Players, minibatch: Batch, draws: Draws) -> tuple[CleanPass, Players]:
         """J(x), F's gradients of it, and Delta, from one forward and one shared backward pass."""
         classifier = players.classifier
-        if self.through:
+        if self.differentiates_twice:
             (_, delta), vjp, (z, buffers) = loss_and_gradient(classifier, minibatch, draws.clean, probability=True)
             clean = CleanPass(sample_loss(z, minibatch.labels), delta, share_of_zeros(delta), {}, vjp)
             return clean, players.after_classifier("clean", buffers)
@@ -265,7 +265,7 @@ class GAT(Method):
             generator = generator._replace(autocast=None, scale=None)
         tanh = getattr(generator.module, "ends_in_tanh", False) and not has_hooks(generator.module)
         feed = self.generator_feed(delta, images)
-        primals = (generator.parameters, feed) if self.through else (generator.parameters,)
+        primals = (generator.parameters, feed) if self.differentiates_twice else (generator.parameters,)
         z, vjp, buffers = value_and_vjp(
             generator, lambda g, fed=feed: generator(g, fed, *([False] if tanh else [])), *primals
         )
@@ -280,7 +280,7 @@ class GAT(Method):
         return x_perturbed, power, generator_vjp, players
 
     @property
-    def through(self) -> bool:
+    def differentiates_twice(self) -> bool:
         """Whether (10) is differentiated through Delta."""
         return self.delta == "through"
 

@@ -25,6 +25,10 @@ class GradientPenalty(OnePlayer):
 
     penalty: float = option(0.1, "lambda, the weight of ||dJ/dx||_2^2", at_least=0)
 
+    @property
+    def differentiates_twice(self) -> bool:
+        return True
+
     def gradients(self, classifier: Network, minibatch: Batch, draws: Draws) -> tuple[Tensors, Metrics, Tensors]:
         (_, v), vjp, (z, buffers) = loss_and_gradient(classifier, minibatch, draws.clean)
         clean = sample_loss(z, minibatch.labels)

@@ -21,7 +21,7 @@ from fastgat.engine.ranks import ALONE, Ranks, connected
 from fastgat.engine.reduction import synchronised_batch_norm
 from fastgat.engine.state import TrainState
 from fastgat.engine.step import Stepper
-from fastgat.methods import GAT, METHODS, DropoutGAT, Method
+from fastgat.methods import GAT, METHODS, DropoutGAT, GradientPenalty, Method
 from tests.support import DOUBLE, BatchNormNet, SmallGenerator, compiled_by, minibatch, players
 
 STEPS, BATCH = 5, 4
@@ -62,6 +62,7 @@ CASES = [
     *(Case(GAT(cg=0.3, schedule=schedule, delta="fixed"), "both") for schedule in SCHEDULES),
     *(Case(GAT(cg=0.3), statistics) for statistics in ("clean", "perturbed", "frozen")),
     Case(GAT(cg=0.3), "both", SmallGenerator, compiled=True, backend="aot_eager"),
+    Case(GradientPenalty(penalty=1.0), "both", compiled=True, backend="aot_eager"),
 ]
 COMPILED = Case(GAT(cg=0.3), "both", partial(SmallGenerator, layers=4), compiled=True)
 

@@ -16,7 +16,7 @@ from fastgat import textbook
 from fastgat.config import OptimizerConfig, TrainConfig
 from fastgat.engine.assemble import assemble
 from fastgat.engine.state import TrainState
-from fastgat.errors import ConfigError
+from fastgat.errors import CompileError, ConfigError
 from fastgat.losses import gat_loss
 from fastgat.methods import GAT, GradientPenalty, Method
 from fastgat.methods.double_backward import loss_and_gradient, twice_differentiable
@@ -163,6 +163,39 @@ def test_a_layer_without_second_derivatives_is_refused(method: Method, layer: nn
     with pytest.raises(ConfigError, match=name):
         gat_loss(network_with(layer), SmallGenerator().double(), *minibatch())
     gat_loss(network_with(layer), SmallGenerator().double(), *minibatch(), delta="fixed").classifier.backward()
+
+
+class Cube(torch.autograd.Function):
+    """As extensions write them, with second derivatives."""
+
+    @staticmethod
+    def forward(x: Tensor) -> Tensor:
+        return x**3
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor], output: Tensor) -> None:
+        ctx.save_for_backward(*inputs)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        (x,) = ctx.saved_tensors
+        return 3 * x * x * gradient
+
+
+@pytest.mark.parametrize("method", [GradientPenalty(), GAT()], ids=lambda method: method.name)
+def test_second_derivatives_that_compiling_would_leave_out(method: Method) -> None:
+    """torch.compile is refused; uncompiled the step is right."""
+    generator = SmallGenerator().double() if method.needs_generator else None
+    network, batch = network_with(Function(Cube.apply)), minibatch()
+    plain = network_with(Function(lambda x: x**3))
+    plain.load_state_dict(network.state_dict())
+    engines = [Engine(method, each, copy.deepcopy(generator)) for each in (network, plain)]
+    for engine in engines:
+        engine.step([batch])
+    ours, right = (engine.state.classifier for engine in engines)
+    assert largest_difference(ours, right) < EXACT
+    with pytest.raises(CompileError, match=r"Cube is a torch\.autograd\.Function, whose second derivative"):
+        Engine(method, network, generator, compiled=True).step([batch])
 
 
 def test_gat_loss_goes_through_attention() -> None:
