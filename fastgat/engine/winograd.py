@@ -107,7 +107,7 @@ def _pays(x: Any, weight: Any, window: Any) -> bool:
     if images.dtype == torch.bfloat16:
         if multiplies_matrices() or min(channels) < CHANNELS:
             return False
-        enough = 2.0 * max(channels)
+        enough = 8.0 * max(channels)
     else:
         enough = max(channels) / 2
     down, across = (-(-(size + 2 * padding[0] - 2) // 4) for size in images.shape[2:])

@@ -126,7 +126,7 @@ def test_the_library_keeps_the_rest(other: str) -> None:
 def test_bfloat16(other: str, found: dict[str, int], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("fastgat.engine.winograd.multiplies_matrices", lambda: other == "matrix units")
     batch, channels = 23 if other == "few tiles" else 24, 32 if other == "few channels" else 48
-    images, weight = last(batch, channels, 8, 8).bfloat16(), last(48, channels, 3, 3).bfloat16()
+    images, weight = last(batch, channels, 16, 16).bfloat16(), last(48, channels, 3, 3).bfloat16()
     traced, ours, expected = traced_and_expected(images, weight, padding=1)
     assert counted(traced) == found
     for one, theirs in zip(ours, expected, strict=True):
