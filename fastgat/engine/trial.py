@@ -13,7 +13,7 @@ from fastgat.engine.checks import overlaps
 from fastgat.engine.random import step_draws
 from fastgat.engine.state import TrainState, has_batch_norm, unchanged
 from fastgat.errors import CompileError, ConfigError
-from fastgat.functional import call
+from fastgat.functional import buffers_kept, call
 from fastgat.methods.base import Method
 from fastgat.methods.double_backward import autograd_nodes, twice_differentiable
 from fastgat.methods.players import Network, Players
@@ -95,10 +95,10 @@ def try_step(state: TrainState, method: Method, batch: Batch) -> bool:
 def check_second_derivatives_compile(classifier: nn.Module, images: Tensor) -> None:
     """Raises CompileError where a forward pass of the classifier contains a torch.autograd.Function.
 
-    torch.compile leaves its second derivative out, without a word. It changes buffers and torch's random state.
+    torch.compile leaves its second derivative out, without a word. It changes torch's random state.
     """
-    with twice_differentiable():
-        logits = classifier(images)
+    with twice_differentiable(), buffers_kept(classifier):
+        logits = classifier(images.clone())
     for node in autograd_nodes(logits):
         function = getattr(type(node), "_forward_cls", None)
         if function is not None and not function.__module__.startswith("fastgat."):
