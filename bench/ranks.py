@@ -119,7 +119,7 @@ def counted(job: Job, ranks: Ranks, device: torch.device) -> dict[str, int]:
     """The collectives of one step, and what they carry."""
     counts = {"collectives": 0, "bytes": 0}
 
-    def start_sum(x: Tensor, group: Ranks, start: Any = reduction.start_sum) -> Tensor:
+    def start_sum(x: Tensor, group: str, start: Any = reduction.start_sum) -> Tensor:
         counts["collectives"] += 1
         counts["bytes"] += x.nbytes
         return start(x, group)

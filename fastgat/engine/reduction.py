@@ -49,7 +49,8 @@ class GradientMean:
             return lambda: gradients
         laid_out = {name: gradient.permute(self.orders[name]) for name, gradient in gradients.items()}
         under_way = [
-            start_sum(torch.cat([laid_out[name].flatten() for name in names]), self.ranks) for names in self.buckets
+            start_sum(torch.cat([laid_out[name].flatten() for name in names]), self.ranks.group)
+            for names in self.buckets
         ]
 
         def finish() -> Tensors:
@@ -75,7 +76,7 @@ class _Sum(torch.autograd.Function):
 
     @staticmethod
     def forward(x: Tensor, group: str) -> Tensor:
-        return finish_sum(torch.ops._c10d_functional.all_reduce(x.contiguous(), "sum", group))
+        return finish_sum(start_sum(x, group))
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Tensor, str], output: Tensor) -> None:
@@ -98,12 +99,12 @@ def differentiable_sum(x: Tensor, ranks: Ranks) -> Tensor:
 
 def true_on_all_ranks(condition: Tensor, ranks: Ranks) -> Tensor:
     """Whether `condition` (0-d, bool) holds on every rank."""
-    return condition if ranks.alone else finish_sum(start_sum((~condition).float(), ranks)) == 0
+    return condition if ranks.alone else finish_sum(start_sum((~condition).float(), ranks.group)) == 0
 
 
-def start_sum(x: Tensor, ranks: Ranks) -> Tensor:
-    """Begin to sum `x` over ranks, into a new tensor that is not to be used before `finish_sum`."""
-    return torch.ops._c10d_functional.all_reduce(x.contiguous(), "sum", ranks.group)
+def start_sum(x: Tensor, group: str) -> Tensor:
+    """Begin to sum `x` over the ranks of a group, into a new tensor that is not to be used before `finish_sum`."""
+    return torch.ops._c10d_functional.all_reduce(x.contiguous(), "sum", group)
 
 
 def finish_sum(under_way: Tensor) -> Tensor:
