@@ -45,15 +45,16 @@ def train(file: Path | None, recipe: str | None, print_config: bool, dry_run: bo
         click.echo(config.to_toml(), nl=False)
         return
     name = config.model.classifier
-    if is_factory(name) and given["classifier"] != name:
+    trusted = f"--classifier {shlex.quote(name)}" if is_factory(name) else ""
+    if trusted and given["classifier"] != name:
         where = _naming(name, file, checkpoint)
         raise ConfigError(
-            f"{where}: asks to import and call {name!r}, which may run any code; if you trust it, say so: "
-            f"--classifier {shlex.quote(name)}"
+            f"{where}: asks to import and call {name!r}, which may run any code; if you trust it, say so: {trusted}"
         )
     keep_freed_memory()
     console = Console(quiet=not is_first())
-    with contextlib.closing(TransferBar(console)) as transfer, contextlib.closing(ConsoleProgress(console)) as display:
+    display = ConsoleProgress(console, again=trusted)
+    with contextlib.closing(TransferBar(console)) as transfer, contextlib.closing(display):
         trainer = Trainer(config, callbacks=[display], progress=transfer, checkpoint=checkpoint)
         if dry_run:
             loop = trainer.prepare()

@@ -136,7 +136,12 @@ class Loop:
     def _run(self) -> dict[str, Any] | None:
         at = self.position
         with Interrupts() as interrupts:
-            self.checkpoints.initialise_folder(at)
+            best_epoch = at.best_epoch
+            self.checkpoints.initialise_folder(at, finished=len(at.epochs) >= self.config.passes)
+            if best_epoch != at.best_epoch:
+                self.facts["best epoch"] = (
+                    f"was {best_epoch}, but {BEST} no longer holds it: the best of the epochs to come takes its place"
+                )
             if self.config.rule == "robust":
                 self.facts["selection"] = self.validator.sample_images()
             self._notify(lambda callback: callback.on_start(self._start()))

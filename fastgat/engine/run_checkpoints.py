@@ -265,8 +265,11 @@ class RunCheckpoints:
         self.state.load_state_dict(self.state.local_state_dict(state_tensors))
         return position
 
-    def initialise_folder(self, at: Position) -> None:
-        """Make the folder hold a checkpoint of this moment, and the best one only if it is this run's."""
+    def initialise_folder(self, at: Position, *, finished: bool = False) -> None:
+        """Make the folder hold a checkpoint of this moment, and the best one only if it is this run's.
+
+        Raises CheckpointError where a `finished` run has lost its best one: no epoch could take its place.
+        """
         if self.state.ranks.first:
             stale = [*self.folder.glob(".*.safetensors.*")]  # a kill within a write left them
             if not at.step:
@@ -277,6 +280,11 @@ class RunCheckpoints:
         # A run that goes on from another folder may find none.
         holds = self.state.ranks.from_first(lambda: {name: self._holds(name, at) for name in (BEST, *at.kept)})
         if not holds[BEST]:
+            if finished and at.best_epoch is not None:
+                raise CheckpointError(
+                    f"{self.folder}: {BEST} of epoch {at.best_epoch} is lost, and all epochs are done: ask for more "
+                    "--epochs, or evaluate the run with --checkpoint accuracy, loss or last"
+                )
             at.best_epoch, at.best_accuracy = None, -1.0
         at.kept = {name: epoch for name, epoch in at.kept.items() if holds[name]}
         if self.state.ranks.first:

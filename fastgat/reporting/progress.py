@@ -1,5 +1,6 @@
 """Training on the terminal: what runs on what, a progress bar, a line an epoch, the result."""
 
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -19,10 +20,13 @@ NAMES = {
 
 
 class ConsoleProgress(Callback):
-    """A live bar on a terminal; elsewhere (a log file) a line an epoch."""
+    """A live bar on a terminal; elsewhere (a log file) a line an epoch.
 
-    def __init__(self, console: Console) -> None:
-        self.console = console
+    `again`: options without which an interrupted run cannot be continued, beside where it is.
+    """
+
+    def __init__(self, console: Console, again: str = "") -> None:
+        self.console, self.again = console, again
         self.output = Path()
         self.bar = Progress(
             TextColumn("epoch {task.fields[epoch]}"),
@@ -85,17 +89,17 @@ class ConsoleProgress(Callback):
     def on_end(self, event: End) -> None:
         self.close()
         if event.summary is None:
-            self._print(f"{event.reason} after step {event.step}; continue with: --output {self.output} --resume auto")
+            again = f"--output {shlex.quote(str(self.output))} --resume auto {self.again}".rstrip()
+            self._print(f"{event.reason} after step {event.step}; continue with: {again}")
             return
         summary = event.summary
         self._print(f"{event.reason}: {summary['epochs']} epochs, {summary['images_per_second']:,.0f} images/s")
-        if summary["best_epoch"] is not None:
-            test, robust = summary["test_accuracy"], summary.get("validation_robust_accuracy")
-            self._print(
-                f"best epoch {summary['best_epoch']}: validation accuracy {summary['validation_accuracy']:.2%}"
-                + (f", robust {robust:.2%}" if robust is not None else "")
-                + (f", test accuracy {test:.2%}" if test is not None else "")
-            )
+        test, robust = summary["test_accuracy"], summary.get("validation_robust_accuracy")
+        self._print(
+            f"best epoch {summary['best_epoch']}: validation accuracy {summary['validation_accuracy']:.2%}"
+            + (f", robust {robust:.2%}" if robust is not None else "")
+            + (f", test accuracy {test:.2%}" if test is not None else "")
+        )
         if summary.get("test_accuracies"):
             by_rule = (f"{rule} {value:.2%}" for rule, value in summary["test_accuracies"].items() if value is not None)
             self._print(f"test accuracy by the rule that picks the epoch: {', '.join(by_rule)}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import random
 import signal
@@ -299,6 +300,8 @@ def test_a_damaged_best_checkpoint_may_be_deleted(tmp_path: Path) -> None:
         trainer(config(tmp_path / "run", resume="auto", epochs=2)).fit()
     best.unlink()
     assert trainer(config(tmp_path / "run", resume="auto", epochs=2)).fit().summary is not None
+    facts = json.loads((tmp_path / "run" / "environment.json").read_text())
+    assert "was 1, but best.safetensors no longer holds it" in str(facts)
 
 
 def test_an_epoch_that_a_kill_kept_from_metrics_is_written_later(tmp_path: Path) -> None:

@@ -29,9 +29,9 @@ EPOCH = EpochEnd(10, 1, METRICS, VALIDATION, 1, 2345.6, 12.34, 0.0123, stop)
 SUMMARY = {"epochs": 3, "images_per_second": 1000.0, "best_epoch": 2, "validation_accuracy": 0.7, "test_accuracy": 0.68}
 
 
-def shown(terminal: bool, *events: object) -> str:
+def shown(terminal: bool, *events: object, again: str = "") -> str:
     out = io.StringIO()
-    progress = ConsoleProgress(Console(file=out, force_terminal=terminal, width=200))
+    progress = ConsoleProgress(Console(file=out, force_terminal=terminal, width=200), again)
     listeners: dict[type, Any] = {
         Start: progress.on_start,
         Interval: progress.on_interval,
@@ -81,9 +81,9 @@ def test_a_terminal_gets_a_bar_with_the_metrics() -> None:
 
 
 def test_an_interrupted_run_says_how_to_go_on() -> None:
-    text = shown(False, start(4), End(7, "interrupted by SIGTERM", None))
+    text = shown(False, start(4), End(7, "interrupted by SIGTERM", None), again="--classifier a:b")
     assert "continues   after step 4 (epoch 0 of 3)" in text
-    assert "interrupted by SIGTERM after step 7; continue with: --output out --resume auto" in text
+    assert "interrupted by SIGTERM after step 7; continue with: --output out --resume auto --classifier a:b" in text
 
 
 def test_a_download_of_unknown_size_has_one_bar() -> None:
