@@ -90,7 +90,7 @@ def train_textbook(side: str, data: DataSet[Images], seed: int, epochs: int, tra
         torch.manual_seed(seed)
         classifier, generator = Classifier(len(data.classes)), Generator()
     optimizers = torch.optim.Adam(classifier.parameters(), 1e-3), torch.optim.Adam(generator.parameters(), 1e-6)
-    loader = create_loader("resident", data.train.first(train_images), BATCH, seed=seed)
+    loader = create_loader("resident", data.train.take(slice(train_images)), BATCH, seed=seed)
     streams = loader.stream(1), loader.stream(0)
     for _step in range(epochs * loader.batches_per_epoch):
         batches = [next(stream) for stream in streams]

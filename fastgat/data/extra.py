@@ -16,7 +16,7 @@ import torch
 
 from fastgat.data.download import Progress
 from fastgat.data.loaders import check_fits
-from fastgat.data.sets import ImageSet, check_classes
+from fastgat.data.sets import ImageSet
 from fastgat.errors import DataError
 
 CHUNK = 2**24  # bytes that are read at a time
@@ -59,7 +59,9 @@ def _extended(images: ImageSet, archive: zipfile.ZipFile, num_classes: int, prog
         pixels[:count] = images.images
         _fill(pixels[count:].data.cast("B"), file, digest, progress)
         _fill(labels.view(np.uint8).data, label_file, digest, progress)
-    check_classes(labels, num_classes)
+    outside = np.flatnonzero((labels < 0) | (labels >= num_classes))
+    if len(outside):
+        raise DataError(f"label {labels[outside[0]]} of image {outside[0]} is outside 0..{num_classes - 1}")
     return ImageSet(pixels, np.concatenate([images.labels, labels.astype(np.int64)])), digest.hexdigest()
 
 

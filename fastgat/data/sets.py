@@ -4,7 +4,7 @@ import hashlib
 import unicodedata
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Generic, NamedTuple, Protocol, Self, TypeVar
+from typing import Generic, NamedTuple, Protocol, Self, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -36,10 +36,6 @@ class ImageSet:
 
     def take(self, indices: NDArray[np.int64] | slice) -> Self:
         return replace(self, images=self.images[indices], labels=self.labels[indices])
-
-    def first(self, count: int | None) -> Self:
-        """The first `count` images, or all of them."""
-        return self.take(slice(count))
 
     def decoded(self, row: int) -> NDArray[np.uint8]:
         """(H, W, C), as it is."""
@@ -85,10 +81,6 @@ class EncodedSet:
 
     def take(self, indices: NDArray[np.int64] | slice) -> Self:
         return replace(self, numbers=self.numbers[indices], labels=self.labels[indices])
-
-    def first(self, count: int | None) -> Self:
-        """The first `count` images, or all of them."""
-        return self.take(slice(count))
 
     def keys(self) -> list[str]:
         return [self.files.key(number) for number in self.numbers.tolist()]
@@ -136,14 +128,6 @@ class DataSet(NamedTuple, Generic[Set]):
         return f"{sizes} images of {height} x {width} to {splits}"
 
 
-def check_classes(labels: NDArray[np.integer[Any]], num_classes: int, where: str = "") -> None:
-    """Raises DataError, which begins with `where`, unless every label is a class, from 0 to `num_classes` - 1."""
-    outside = np.flatnonzero((labels < 0) | (labels >= num_classes))
-    if len(outside):
-        first = outside[0]
-        raise DataError(f"{where}label {labels[first]} of image {first} is outside 0..{num_classes - 1}")
-
-
 def split(images: ImageSet, held_out: int, seed: int) -> tuple[ImageSet, ImageSet]:
     """All but `held_out` images, and those: a seeded choice, each part in the order of `images`."""
     order = np.random.default_rng(seed).permutation(len(images))
@@ -186,7 +170,7 @@ def assemble(
     "position". Raises DataError where there are too few.
     """
     train = parts["train"]
-    test = parts.get("test", train.first(0))
+    test = parts.get("test", train.take(slice(0)))
     if "val" in parts:
         order = np.random.default_rng(seed).permutation(len(train))  # so that the first of them are of all classes
         train, validation = train.take(order), parts["val"]

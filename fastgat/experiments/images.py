@@ -16,7 +16,7 @@ def load_images(plan: Plan, progress: Progress = silent) -> DataSet[Images]:
     """The splits that the plan's runs are trained, validated and tested on; fetched, where they are not there yet."""
     data = plan.base.data
     images = load_dataset(data.dataset, data.data_dir, data.split_seed, progress, data.image_size)
-    return images._replace(train=images.train.first(data.train_images))
+    return images._replace(train=images.train.take(slice(data.train_images)))
 
 
 def loader(images: Images, device: torch.device, batch_size: int = BLOCK, seed: int = 0) -> Loader:

@@ -78,7 +78,7 @@ def dataset_feed(
     )
     identity = Identity.of(images, rule)
     choice = choose(data.loader, images.train, device)
-    images = images._replace(train=images.train.first(data.train_images))
+    images = images._replace(train=images.train.take(slice(data.train_images)))
     description, extra, own = f"{images.name}: {images.contents()}; from {images.source}", None, len(images.train)
     if data.extra_data is not None:
         both, extra = _with_extra(config, images, data.extra_data, progress)

@@ -41,7 +41,7 @@ def test_splits_that_have_folders_are_taken(tmp_path: Path) -> None:
     assert (len(data.train), len(data.validation), len(data.test)) == (18, 6, 9)
     assert "val" in data.validation.name(0)
     # In random order, so that the first images are of all classes.
-    assert len(set(data.train.first(9).labels)) == 3
+    assert len(set(data.train.take(slice(9)).labels)) == 3
 
 
 def test_labels_are_the_folders_of_the_images(tmp_path: Path) -> None:

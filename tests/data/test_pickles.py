@@ -75,35 +75,3 @@ def test_other_arrays_are_refused(array: np.ndarray) -> None:
 def test_what_is_not_a_pickled_dictionary_is_refused(raw: bytes) -> None:
     with pytest.raises(DataError, match="file: not a file of this data set"):
         read_pickle(raw, "file")
-
-
-def deep_tuple() -> bytes:
-    """A key nested so deeply that hashing it overflows the stack of the interpreter itself."""
-    return b"\x80\x02}(" + b")" + b"\x85" * 300_000 + b"K\x01u."
-
-
-def memo_bomb() -> bytes:
-    """Entry 2,000,000,000 of the memo, for which the unpickler would make room."""
-    return b"\x80\x02}r" + (2_000_000_000).to_bytes(4, "little") + b"."
-
-
-def doubled_lists() -> bytes:
-    """Each list holds the one before it twice: numpy would walk through 2 ** 200 of them."""
-    lists = b"".join(b"](h%c" % (i % 256) + b"h%ceq%c" % (i % 256, (i + 1) % 256) for i in range(200))
-    return b"\x80\x02}(U\x06labels]q\x00" + lists + b"u."
-
-
-@pytest.mark.parametrize(
-    ("raw", "message"),
-    [
-        (deep_tuple(), "more than 100 containers"),
-        (memo_bomb(), "a memo of 2000000000 entries"),
-        (doubled_lists(), "more than 100 containers"),
-        (b"\x80\x02\x8e" + (2**40).to_bytes(8, "little") + b"x.", "file: not a file of this data set"),
-        (b"I" + b"9" * 5000 + b"\n.", "file: not a file of this data set"),
-    ],
-    ids=["deep tuple", "memo bomb", "doubled lists", "a terabyte", "5,000 digits"],
-)
-def test_what_would_take_the_stack_or_the_memory_is_refused(raw: bytes, message: str) -> None:
-    with pytest.raises(DataError, match=message):
-        read_pickle(raw, "file")
