@@ -55,7 +55,7 @@ def train(file: Path | None, recipe: str | None, print_config: bool, dry_run: bo
     console = Console(quiet=not is_first())
     display = ConsoleProgress(console, again=trusted)
     with contextlib.closing(TransferBar(console)) as transfer, contextlib.closing(display):
-        trainer = Trainer(config, callbacks=[display], progress=transfer, checkpoint=checkpoint)
+        trainer = Trainer(config, callbacks=[display], progress=transfer)
         if dry_run:
             loop = trainer.prepare()
             display.describe(loop.facts, loop.folder)

@@ -16,13 +16,7 @@ from torch import Tensor
 
 from fastgat.config import TrainConfig
 from fastgat.deciding import deciding_settings
-from fastgat.engine.checkpoint import (
-    FORMAT,
-    classifier_alone,
-    classifier_tensors,
-    load_checkpoint,
-    save_checkpoint,
-)
+from fastgat.engine.checkpoint import FORMAT, classifier_alone, classifier_tensors, load_checkpoint, save_checkpoint
 from fastgat.engine.position import Position
 from fastgat.engine.state import TrainState
 from fastgat.errors import CheckpointError, ConfigError, DataError, NonFiniteError
@@ -36,21 +30,27 @@ SUMMARY = "summary.json"  # the file that a run which has ended leaves beside th
 SLIM = f"holds a finished run, of which only the classifier was kept ({BEST})"
 
 
-Stamp = tuple[tuple[int, int] | None, ...]
-"""The times and sizes of a checkpoint and of the last one beside it; None where there is none."""
-
-
 class Checkpoint(NamedTuple):
-    """A checkpoint that has been read: where from, its tensors and its header, and how old its run's files were."""
+    """A checkpoint that has been read: where from, its tensors and its header."""
 
     path: Path
     tensors: dict[str, Tensor]
     header: dict[str, Any]
-    stamp: Stamp | None = None
 
 
-def find_checkpoint(resume: str | None, output: Path | None, known: Checkpoint | None = None) -> Checkpoint | None:
-    """The checkpoint to continue from, or None to start afresh. One that is `known` is read again if it has changed.
+def run_folder(resume: str | None, output: Path | None) -> Path | None:
+    """The folder of the run that is asked for; None for a new run without a name."""
+    return output if output is not None or not resume or resume == "auto" else _file(resume).parent
+
+
+def _file(resume: str) -> Path:
+    """The checkpoint that `resume` names by itself or by its run folder."""
+    path = home_path("resume", resume)
+    return path / LAST if path.is_dir() else path
+
+
+def find_checkpoint(resume: str | None, output: Path | None) -> Checkpoint | None:
+    """The checkpoint to continue from, or None to start afresh.
 
     Raises ConfigError where a fresh start would write over a run, CheckpointError where there is nothing to continue.
     """
@@ -72,14 +72,10 @@ def find_checkpoint(resume: str | None, output: Path | None, known: Checkpoint |
     else:
         if not resume:
             raise ConfigError("resume must be auto, a run folder or a checkpoint, got ''")
-        path = home_path("resume", resume)
-        path = path / LAST if path.is_dir() else path
+        path = _file(resume)
         elsewhere = output is not None and output.resolve() != path.parent.resolve()
         if output is not None and elsewhere and (_exists(output / LAST) or _is_slim(output)):
             raise ConfigError(f"{output} holds another run already: choose another --output")
-    stamp = _stamp(path)
-    if known is not None and stamp[0] is not None and (known.path, known.stamp) == (path, stamp):
-        return known
     tensors, header = load_checkpoint(path)
     if "random" not in header:
         raise CheckpointError(f"{path}: holds a classifier alone: it can be evaluated, but not continued; {LAST} can")
@@ -87,7 +83,7 @@ def find_checkpoint(resume: str | None, output: Path | None, known: Checkpoint |
         raise CheckpointError(
             f"{path}: made by an earlier fastgat (format {header['format']}): it can be evaluated, but not continued"
         )
-    checkpoint = Checkpoint(path, tensors, header, stamp)
+    checkpoint = Checkpoint(path, tensors, header)
     if path.name != LAST and (output is None or not elsewhere):
         _check_latest(checkpoint)
     return checkpoint
@@ -106,15 +102,6 @@ def _check_latest(checkpoint: Checkpoint) -> None:
             f"{checkpoint.path} is of step {step}, and {LAST} beside it of step {later}, which would be lost: name "
             "another --output"
         )
-
-
-def check_unchanged(folder: Path, checkpoint: Checkpoint | None) -> None:
-    """Raises ConfigError where a run has been written into `folder` since `checkpoint`, if any, was read."""
-    if checkpoint is not None and folder.resolve() == checkpoint.path.parent.resolve():
-        if _stamp(checkpoint.path) != checkpoint.stamp:
-            raise ConfigError(f"{folder}: the run has changed since it was read: another process went on with it")
-    else:
-        find_checkpoint(None, folder)
 
 
 def step_of(checkpoint: Checkpoint) -> int:
@@ -182,18 +169,6 @@ def adopt_best(checkpoint: Checkpoint, output: Path) -> None:
 def _is_slim(folder: Path) -> bool:
     """Whether the folder holds a finished run that cannot be continued; one without a summary was killed early."""
     return _exists(folder / BEST) and _exists(folder / SUMMARY) and not _exists(folder / LAST)
-
-
-def _stamp(path: Path) -> Stamp:
-    return _time_and_size(path), _time_and_size(path.parent / LAST)
-
-
-def _time_and_size(path: Path) -> tuple[int, int] | None:
-    try:
-        status = path.stat()
-    except OSError:
-        return None
-    return status.st_mtime_ns, status.st_size
 
 
 def _exists(path: Path) -> bool:

@@ -7,7 +7,6 @@ from fastgat.config import TrainConfig
 from fastgat.data.sets import some_of
 from fastgat.engine.device import device_name, has_fast_bfloat16
 from fastgat.engine.state import TrainState
-from fastgat.methods import Method
 from fastgat.trainer.feed import Feed
 
 SECOND_BACKWARD = {True: "a second backward pass through it keeps Delta exact", False: "its gradients are the batch's"}
@@ -15,14 +14,7 @@ SECOND_BACKWARD = {True: "a second backward pass through it keeps Delta exact", 
 
 
 def run_facts(
-    config: TrainConfig,
-    method: Method,
-    feed: Feed,
-    state: TrainState,
-    *,
-    own: bool,
-    weights: str | None,
-    uncompiled: str | None,
+    config: TrainConfig, feed: Feed, state: TrainState, *, own: bool, weights: str | None, uncompiled: str | None
 ) -> dict[str, str]:
     """What a run says of itself at its start, a line each by topic.
 
@@ -34,8 +26,8 @@ def run_facts(
         "chosen": feed.reason,
         "classes": some_of(feed.classes),
         "loader": feed.loader + _augmentation(config),
-        "method": _method(config, method, own),
-        "networks": _networks(config, method, state, own),
+        "method": _method(config, own),
+        "networks": _networks(config, state, own),
         "device": _device(config, state),
     }
     late = [m for m in config.optimizer.milestones_of(config.passes) if m >= config.passes]
@@ -54,15 +46,15 @@ def run_facts(
     return facts
 
 
-def _method(config: TrainConfig, method: Method, own: bool) -> str:
-    hidden = {"name", "dropout"} if own else {"name"}
+def _method(config: TrainConfig, own: bool) -> str:
+    method, hidden = config.chosen_method, {"name", "dropout"} if own else {"name"}
     settings = [f"{key} {value}" for key, value in config.to_dict()["method"].items() if key not in hidden]
     if own and method.classifier_dropout:
         settings.append("dropout as your classifier has it")
     return ", ".join([method.name, *settings])
 
 
-def _networks(config: TrainConfig, method: Method, state: TrainState, own: bool) -> str:
+def _networks(config: TrainConfig, state: TrainState, own: bool) -> str:
     name = type(state.classifier).__name__ if own else config.model.classifier
     networks = f"classifier {name} with {_size(state.classifier)} parameters"
     if state.generator is not None:
@@ -75,7 +67,7 @@ def _networks(config: TrainConfig, method: Method, state: TrainState, own: bool)
     if config.model.batch_norm != "both" and not state.has_statistics:
         networks += f"; --batch-norm {config.model.batch_norm} has no effect: the classifier has no running statistics"
     if state.interacts:
-        networks += f"; samples interact in the classifier: {SECOND_BACKWARD[method.needs_generator]}"
+        networks += f"; samples interact in the classifier: {SECOND_BACKWARD[config.chosen_method.needs_generator]}"
     return networks
 
 

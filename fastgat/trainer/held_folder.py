@@ -3,30 +3,17 @@
 from collections.abc import Iterable
 from contextlib import ExitStack, suppress
 from pathlib import Path
-from typing import Self
 
 from fastgat.data.identity import Identity
-from fastgat.engine.run_checkpoints import Checkpoint, adopt_best, check_unchanged
+from fastgat.engine.run_checkpoints import Checkpoint, adopt_best, find_checkpoint
 from fastgat.errors import OutputError
 from fastgat.files import locked, make_folder
 
 
-class HeldFolder:
+class HeldFolder(ExitStack):
     """A context that keeps other processes out of the run folder which is claimed, locked or opened in it."""
 
-    def __init__(self) -> None:
-        self._locks = ExitStack()
-        self._locked: Path | None = None
-        self._claimed: Path | None = None
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self._locks.close()
-        if self._claimed is not None:
-            with suppress(OSError):  # unless something was written there
-                self._claimed.rmdir()
+    _locked: Path | None = None
 
     def claim(self, folders: Iterable[Path]) -> Path:
         """Make the first of `folders` that no other process has made; it goes if nothing is written there.
@@ -41,14 +28,14 @@ class HeldFolder:
                 continue
             except OSError as error:
                 raise OutputError(f"{folder}: {error.strerror}") from None
-            self._claimed = folder
+            self.callback(_remove_if_empty, folder)
             return folder
         raise OutputError("no name is left for a run folder: choose an --output")
 
     def lock(self, folder: Path | None) -> None:
         """Lock a folder, if it is there; raises OutputError where another process has it."""
         if folder is not None and folder.is_dir() and folder != self._locked:
-            if not self._locks.enter_context(locked(folder / ".lock")):
+            if not self.enter_context(locked(folder / ".lock")):
                 raise OutputError(f"{folder}: another process is training there (it holds .lock)")
             self._locked = folder
 
@@ -60,8 +47,13 @@ class HeldFolder:
         make_folder(folder)
         if folder != self._locked:  # others could begin and end a run there while this one was prepared
             self.lock(folder)
-            check_unchanged(folder, checkpoint)
+            find_checkpoint(None, folder)
         if checkpoint is not None:
             adopt_best(checkpoint, folder)
         if images is not None:
             images.save(folder)
+
+
+def _remove_if_empty(folder: Path) -> None:
+    with suppress(OSError):
+        folder.rmdir()

@@ -1,4 +1,4 @@
-"""A run's networks: the user's, or new ones by name, tried on images of its data set."""
+"""A run's networks: the user's, or new ones by name."""
 
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -8,8 +8,6 @@ from torch import nn
 
 from fastgat.config import ModelConfig
 from fastgat.data.registry import CUSTOM
-from fastgat.engine.checks import check_networks
-from fastgat.engine.ranks import Ranks
 from fastgat.engine.weights import load_weights
 from fastgat.errors import ConfigError
 from fastgat.functional import has_lazy_layers, size_lazy_layers
@@ -64,14 +62,6 @@ def make_networks(
     if generator is not None:
         generator.to(device)
     return Networks(classifier, generator, weights)
-
-
-def try_networks(networks: Networks, method: Method, feed: Feed, ranks: Ranks) -> None:
-    """Raises ConfigError where the networks do not take the images of the validation set, if this rank has any."""
-    batch = next(feed.validation.once(), None)
-    if batch is not None or ranks.alone:
-        images = batch.images if batch is not None else None
-        check_networks(networks.classifier, networks.generator, images, method, feed.num_classes)
 
 
 def model_header(

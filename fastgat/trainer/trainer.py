@@ -11,13 +11,13 @@ from typing import Any
 import torch
 from torch import nn
 
-from fastgat.batch import Batch
 from fastgat.config import TrainConfig
 from fastgat.data.download import Progress
 from fastgat.data.identity import Identity, split_rule
 from fastgat.data.registry import silent
 from fastgat.deciding import deciding_settings, flatten, idle_beside_own
 from fastgat.engine.assemble import assemble
+from fastgat.engine.checks import check_networks
 from fastgat.engine.device import pick_device, tf32
 from fastgat.engine.events import Callback
 from fastgat.engine.loop import Loop
@@ -29,10 +29,10 @@ from fastgat.engine.run_checkpoints import (
     check_same_classes,
     check_same_run,
     find_checkpoint,
+    run_folder,
     settings_of,
     step_of,
 )
-from fastgat.engine.state import TrainState
 from fastgat.engine.step import Stepper, missing_compiler
 from fastgat.errors import CompileError, ConfigError, DataError, DeviceError
 from fastgat.functional import mixed_precision, parametrizations_uncached
@@ -44,7 +44,7 @@ from fastgat.reporting.tensorboard import TensorBoard
 from fastgat.trainer.facts import run_facts
 from fastgat.trainer.feed import Feed, dataset_feed, own_feed
 from fastgat.trainer.held_folder import HeldFolder
-from fastgat.trainer.networks import Networks, make_networks, model_header, try_networks
+from fastgat.trainer.networks import Networks, make_networks, model_header
 
 
 @dataclass(frozen=True)
@@ -75,7 +75,6 @@ class Trainer:
             classifier of your own, whose output tells the number of classes.
         callbacks: listeners to the run's events, beside the run folder's.
         progress: told how far the reading of data has come.
-        checkpoint: the one that `config.resume` names, where it has been read already.
     """
 
     def __init__(
@@ -88,7 +87,6 @@ class Trainer:
         validation_loader: Iterable[Any] | None = None,
         callbacks: Sequence[Callback] = (),
         progress: Progress = silent,
-        checkpoint: Checkpoint | None = None,
     ) -> None:
         if (train_loader is None) != (validation_loader is None):
             raise ConfigError("give both train_loader and validation_loader, or neither")
@@ -105,7 +103,7 @@ class Trainer:
         self.classifier, self.generator = classifier, generator
         self.train_loader, self.validation_loader = train_loader, validation_loader
         self.callbacks, self.progress = tuple(callbacks), progress
-        self._checkpoint = checkpoint
+        self._checkpoint: Checkpoint | None = None
 
     def fit(self) -> History:
         """Train to the end, or until a signal, and write the run folder; as one of several ranks under torchrun.
@@ -123,7 +121,8 @@ class Trainer:
             connected(device) as ranks,
             HeldFolder() as held,
         ):
-            ranks.from_first(lambda: held.lock(config.output))  # before its checkpoint is read
+            # Before its checkpoint is read: from here on nobody else changes it.
+            ranks.from_first(lambda: held.lock(run_folder(config.resume, config.output)))
             loop, images = self._prepare(device, ranks, held.claim)
             ranks.from_first(lambda: held.open(loop.folder, self._checkpoint, images))
             summary = loop.run()
@@ -153,7 +152,8 @@ class Trainer:
         sample, batches = ranks.agree(lambda: feed.training_batches(start))
         ranks.check_same({"the shape of their batches": tuple(sample.images.shape)})
         networks = ranks.agree(lambda: self._networks(feed, device, ranks))
-        state = self._state(networks, feed, sample, ranks)
+        players = networks.classifier, networks.generator
+        state = assemble(self.config, *players, sample, num_classes=feed.num_classes, ranks=ranks)
         config = self._resolved_config(feed, ranks, choose_folder)
         assert config.output is not None
         compiled, why_not = self._all_ranks_compile(device, ranks)
@@ -173,7 +173,7 @@ class Trainer:
                 "data": feed.identity.record() if feed.identity else None,
                 "extra_data": feed.extra,
             },
-            facts=run_facts(config, self.method, feed, state, own=own, weights=networks.weights, uncompiled=why_not),
+            facts=run_facts(config, feed, state, own=own, weights=networks.weights, uncompiled=why_not),
             callbacks=[RunFolder(config.output, config), *self._optional_callbacks(config.output), *self.callbacks],
         )
         if checkpoint is not None:
@@ -194,7 +194,7 @@ class Trainer:
         """The one to go on from, as rank 0 finds it."""
         resume, folder = self.config.resume, self.config.output
         again = any(ranks.gather(restarted()))
-        return ranks.from_first(lambda: find_checkpoint(after_restart(resume, folder, again), folder, self._checkpoint))
+        return ranks.from_first(lambda: find_checkpoint(after_restart(resume, folder, again), folder))
 
     def _agreed_feed(self, device: torch.device, ranks: Ranks) -> Feed:
         """The data, the same on every rank, with at least one full batch."""
@@ -209,13 +209,11 @@ class Trainer:
         """The players, on their device, tried on images of the validation set."""
         own, fresh = (self.classifier, self.generator), self._checkpoint is None
         networks = make_networks(self.config.model, self.method, feed, device, own, fresh=fresh)
-        try_networks(networks, self.method, feed, ranks)
+        batch = next(feed.validation.once(), None)
+        if batch is not None or ranks.alone:  # if this rank has any
+            images = batch.images if batch is not None else None
+            check_networks(networks.classifier, networks.generator, images, self.method, feed.num_classes)
         return networks
-
-    def _state(self, networks: Networks, feed: Feed, sample: Batch, ranks: Ranks) -> TrainState:
-        """The networks with all that a step changes, tried on a training batch."""
-        players = networks.classifier, networks.generator
-        return assemble(self.config, *players, sample, num_classes=feed.num_classes, ranks=ranks)
 
     def _resolved_config(
         self, feed: Feed, ranks: Ranks, choose_folder: Callable[[Iterable[Path]], Path]
