@@ -13,16 +13,7 @@ from fastgat.errors import ConfigError, FastgatError, first_line, is_out_of_memo
 
 ROUNDING = 1e-5
 """How far outside [0, 1] rounding may leave a pixel, such as one that was normalised and denormalised in float32."""
-INTEGER_DTYPES = (
-    torch.int8,
-    torch.int16,
-    torch.int32,
-    torch.int64,
-    torch.uint8,
-    torch.uint16,
-    torch.uint32,
-    torch.uint64,
-)
+INTEGER_DTYPES = tuple(getattr(torch, f"{sign}int{bits}") for sign in ("", "u") for bits in (8, 16, 32, 64))
 
 
 def checked_batch(

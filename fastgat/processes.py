@@ -1,6 +1,11 @@
-"""The environment in which torchrun, or a launcher like it, starts several processes that train together."""
+"""This process: the launcher that may have started it as one of several, its machine, its signals."""
 
+import contextlib
 import os
+import signal
+import threading
+from collections.abc import Iterator
+from pathlib import Path
 
 from fastgat.errors import ConfigError
 
@@ -14,19 +19,14 @@ def number(variable: str, default: int) -> int:
         raise ConfigError(f"the environment has {variable}={text!r}, which must be a whole number") from None
 
 
-def world_size() -> int:
-    """How many processes train together; 1 where a launcher has started none."""
-    return number("WORLD_SIZE", 1)
-
-
 def local_world_size() -> int:
-    """How many of them run on this machine."""
+    """How many of the processes that train together run on this machine."""
     return number("LOCAL_WORLD_SIZE", 1)
 
 
 def launched() -> bool:
     """Whether a launcher has started this process as one of several."""
-    return world_size() > 1
+    return number("WORLD_SIZE", 1) > 1
 
 
 def is_first() -> bool:
@@ -48,3 +48,25 @@ def cores() -> int:
     """The cores that this process may use: of several ranks on a machine, its share."""
     count = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return max(1, count // local_world_size())
+
+
+@contextlib.contextmanager
+def ctrl_c(handler: signal.Handlers) -> Iterator[None]:
+    """What Ctrl-C does inside, also to processes that are started there; outside of the main thread nothing changes."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGINT, handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def kernel_figure(file: str, name: str) -> int | None:
+    """The bytes that Linux tells under `name` in a file of /proc; None where it does not."""
+    with contextlib.suppress(OSError):
+        for line in Path("/proc", file).read_text().splitlines():
+            if line.startswith(name):
+                return int(line.split()[1]) * 1024
+    return None

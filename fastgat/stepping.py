@@ -1,8 +1,8 @@
 """fastgat's step in a training loop of one's own."""
 
 import math
-from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -132,7 +132,14 @@ class TrainingStep:
             raise ConfigError(f"this step takes {owed} generator_batches, got {len(generator_batches)}")
         kind_of_batch = self._batch_spec or (images.shape, images.dtype)
         batches = [self._batch(*each, *kind_of_batch) for each in (*generator_batches, (images, labels))]
-        with self._surroundings(images.device):
+        device, on_gpu = images.device, images.is_cuda
+        with (
+            torch.random.fork_rng([device] if on_gpu else []),
+            tf32(self._config.precision.tf32),
+            mixed_precision(device, None),  # the loop's; the step has its own
+            parametrizations_uncached(),
+            torch.cuda.device(device) if on_gpu else nullcontext(),
+        ):
             stepper = self._stepper or self._build(batches)
             stepper.state.check_trainable()
             stepper.state.set_learning_rates(self._lr_scale)
@@ -242,19 +249,6 @@ class TrainingStep:
 
     def _draws(self, batches: Sequence[Batch]) -> list[Draws]:
         return step_draws(self.method, self.classifier, batches, self._config.seed, self.steps, current())
-
-    @contextmanager
-    def _surroundings(self, device: torch.device) -> Iterator[None]:
-        """The step's own random state, TF32 setting, mixed precision and current device."""
-        on_gpu = device.type == "cuda"
-        with (
-            torch.random.fork_rng([device] if on_gpu else []),
-            tf32(self._config.precision.tf32),
-            mixed_precision(device, None),  # the loop's; the step has its own
-            parametrizations_uncached(),
-            torch.cuda.device(device) if on_gpu else nullcontext(),
-        ):
-            yield
 
 
 compile_step = TrainingStep

@@ -4,12 +4,12 @@ import contextlib
 import multiprocessing
 import os
 import signal
-import threading
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any, Self
 
 from fastgat.errors import FastgatError, is_out_of_memory
+from fastgat.processes import ctrl_c
 
 
 class WorkerProcess:
@@ -23,7 +23,7 @@ class WorkerProcess:
         context = multiprocessing.get_context("spawn")
         self.pipe, theirs = context.Pipe()
         self.process = context.Process(target=_serve, args=(target, theirs, arguments, advice))
-        with _ctrl_c_ignored():
+        with ctrl_c(signal.SIG_IGN):
             self.process.start()
         theirs.close()
 
@@ -65,19 +65,6 @@ class WorkerProcess:
             self.stop()
             self.process.join()
         self.close()
-
-
-@contextlib.contextmanager
-def _ctrl_c_ignored() -> Iterator[None]:
-    """Processes that are started inside ignore Ctrl-C, from their first moment on."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, before)
 
 
 def _serve(target: Callable[..., None], pipe: Any, arguments: tuple[Any, ...], advice: str) -> None:

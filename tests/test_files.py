@@ -10,7 +10,7 @@ import pytest
 
 from fastgat.errors import ConfigError, OutputError
 from fastgat.files import locked, write_atomically
-from fastgat.processes import launched, local_rank, world_size
+from fastgat.processes import launched, local_rank
 
 ELSEWHERE = """
 import sys
@@ -51,10 +51,10 @@ def test_an_unwritable_file_is_one_line_and_what_was_there_stays(tmp_path: Path)
 
 
 def test_the_environment_of_a_launcher(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert (world_size(), launched(), local_rank()) == (1, False, None)
+    assert (launched(), local_rank()) == (False, None)
     monkeypatch.setenv("WORLD_SIZE", "2")
     monkeypatch.setenv("LOCAL_RANK", "1")
-    assert (world_size(), launched(), local_rank()) == (2, True, 1)
+    assert (launched(), local_rank()) == (True, 1)
     monkeypatch.setenv("WORLD_SIZE", "two")
     with pytest.raises(ConfigError, match="WORLD_SIZE='two'"):
         launched()

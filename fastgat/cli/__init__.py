@@ -7,15 +7,13 @@ import io
 import os
 import signal
 import sys
-import threading
-from collections.abc import Iterator
 from typing import Any
 
 import click
 
 from fastgat.errors import ConfigError, FastgatError, RankError, is_out_of_memory
 from fastgat.options import suggestion
-from fastgat.processes import launched
+from fastgat.processes import ctrl_c, launched
 
 COMMANDS = {
     "train": "Train a classifier.",
@@ -41,7 +39,9 @@ class LazyGroup(click.Group):
     def get_command(self, ctx: click.Context, name: str) -> click.Command | None:
         if name not in COMMANDS:
             return None
-        with _ended_by_ctrl_c():
+        # Ctrl-C ends the process at once: within an import, the exception that it raises comes out as any other.
+        at_once = signal.getsignal(signal.SIGINT) is signal.default_int_handler
+        with ctrl_c(signal.SIG_DFL) if at_once else contextlib.nullcontext():
             return getattr(importlib.import_module(f"fastgat.cli.{name}"), name)
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
@@ -52,20 +52,6 @@ class LazyGroup(click.Group):
         if args and args[0] not in COMMANDS and not args[0].startswith("-"):
             raise click.UsageError(f"no such command {args[0]!r}{suggestion(args[0], COMMANDS)}")
         return super().resolve_command(ctx, args)
-
-
-@contextlib.contextmanager
-def _ended_by_ctrl_c() -> Iterator[None]:
-    """Let Ctrl-C end the process at once: within an import, the exception that it raises comes out as any other."""
-    before = signal.getsignal(signal.SIGINT)
-    changes = before is signal.default_int_handler and threading.current_thread() is threading.main_thread()
-    if changes:
-        signal.signal(signal.SIGINT, signal.SIG_DFL)
-    try:
-        yield
-    finally:
-        if changes:
-            signal.signal(signal.SIGINT, before)
 
 
 @click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})

@@ -1,15 +1,15 @@
-"""What feeds a run with batches: the protocol of every loader, and the base of fastgat's own."""
+"""What feeds a run with batches: the base of fastgat's loaders, and the type of any."""
 
 import sys
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
-from typing import Protocol
 
 import torch
 
 from fastgat.batch import Batch
 from fastgat.data.augmentation import Uniforms
 from fastgat.data.bad_samples import BadSamples, Rows
+from fastgat.data.iterable import IterableLoader
 from fastgat.data.sampler import Sampler
 from fastgat.data.sets import Images
 from fastgat.errors import DataError
@@ -20,34 +20,10 @@ Readable = Callable[[Rows], Rows]
 """From the samples of a batch to the positions of those that can be read, as far as is known."""
 
 
-class Loader(Protocol):
-    """A source of batches whose position is a number: a stream can start at any of its batches.
-
-    Where the images are in order, batch `i` depends on nothing that was read before; an `IterableLoader` reads on.
-    """
-
-    @property
-    def batches_per_epoch(self) -> int:
-        """Full batches in one pass; the rest of a pass is dropped in training."""
-        ...
-
-    @property
-    def skipped(self) -> BadSamples:
-        """The samples that could not be read so far, and are done without."""
-        ...
-
-    def stream(self, player: int, start: int = 0) -> Iterator[Batch]:
-        """Endless training batches from number `start` on. Each player (0: classifier, 1: generator) has
-        permutations of its own; epoch `e` of a stream is its batches `e * batches_per_epoch` onwards."""
-        ...
-
-    def once(self) -> Iterator[Batch]:
-        """Every sample once, in order, the last batch smaller where need be."""
-        ...
-
-
 class SampledLoader(ABC):
     """Base of the loaders: images, the order in which they are shown, and where batches go.
+
+    The position of a stream is a number: batch `i` depends on nothing that was read before.
 
     Args:
         images: in memory, or in files.
@@ -64,15 +40,20 @@ class SampledLoader(ABC):
 
     @property
     def batches_per_epoch(self) -> int:
+        """Full batches in one pass; the rest of a pass is dropped in training."""
         return self.sampler.batches_per_epoch
 
     def stream(self, player: int, start: int = 0) -> Iterator[Batch]:
+        """Endless training batches from number `start` on. Each player (0: classifier, 1: generator) has
+        permutations of its own; epoch `e` of a stream is its batches `e * batches_per_epoch` onwards."""
+
         def request(number: int) -> Request:
             return self.sampler.rows(player, number), self.sampler.uniforms(player, number)
 
         return self._batches(request, range(start, sys.maxsize), self.skipped.substitutes)
 
     def once(self) -> Iterator[Batch]:
+        """Every sample once, in order, the last batch smaller where need be."""
         parts, any_left, bad = list(self.sampler.in_order()), False, self.skipped
         for batch in self._batches(lambda number: (parts[number], None), range(len(parts)), bad.good_places):
             if len(batch.labels):
@@ -85,3 +66,6 @@ class SampledLoader(ABC):
     @abstractmethod
     def _batches(self, request: Requests, numbers: range, readable: Readable) -> Iterator[Batch]:
         """The batch of each number, of the samples whose positions `readable` returns alone."""
+
+
+Loader = SampledLoader | IterableLoader

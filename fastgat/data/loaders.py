@@ -3,7 +3,6 @@
 import math
 from collections.abc import Callable
 from contextlib import closing
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -22,7 +21,7 @@ from fastgat.data.resident import ResidentLoader
 from fastgat.data.sampler import Sampler
 from fastgat.data.sets import EncodedSet, Images, ImageSet
 from fastgat.errors import ConfigError, DataError
-from fastgat.processes import cores, local_world_size
+from fastgat.processes import cores, kernel_figure, local_world_size
 
 LOADERS = ("auto", "dali", "resident", "torch")
 PLAIN = Augmentation()
@@ -106,7 +105,7 @@ def create_loader(
 def check_fits(what: str, needed: int, advice: str, device: torch.device) -> None:
     """Raises DataError if `needed` bytes, for each rank on this machine, are more than half of the memory that is free
     here or on the device."""
-    needed, free = needed * local_world_size(), {"this machine": host_memory()}
+    needed, free = needed * local_world_size(), {"this machine": kernel_figure("meminfo", "MemAvailable:")}
     if device.type == "cuda":
         free[str(device)] = torch.cuda.mem_get_info(device)[0]
     for where, amount in free.items():
@@ -115,15 +114,6 @@ def check_fits(what: str, needed: int, advice: str, device: torch.device) -> Non
                 f"{what} take {needed / 2**30:.1f} GiB as bytes, more than half of the {amount / 2**30:.1f} GiB that "
                 f"are free on {where}: {advice}"
             )
-
-
-def host_memory() -> int | None:
-    """Bytes that can be had without swapping; None where the system does not tell."""
-    try:
-        lines = Path("/proc/meminfo").read_text().splitlines()
-        return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:"))
-    except (OSError, StopIteration):
-        return None
 
 
 def decode_all(images: EncodedSet, bad: BadSamples, progress: Progress) -> ImageSet:

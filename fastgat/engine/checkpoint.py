@@ -30,14 +30,6 @@ HEADER, CHECKSUM, BLANK = "fastgat", "checksum", "00000000"
 CLASSIFIER, EMA, TRANSIENT = "classifier.", "ema.shadow.", "transient.classifier/"
 
 
-class Entry(TypedDict):
-    """The entry of a tensor in a safetensors header."""
-
-    dtype: str
-    shape: list[int]
-    data_offsets: list[int]
-
-
 class ModelHeader(TypedDict):
     """The facts that build the classifier again; its name is None where it was not built by name.
 
@@ -92,8 +84,10 @@ def load_checkpoint(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     Raises CheckpointError if the file is missing, damaged, not fastgat's, or of another format version.
     """
     try:
-        raw, metadata = _read(path)
-        tensors = dict(sorted(safetensors.torch.load(raw).items()))  # safetensors has no fixed order
+        if int.from_bytes(read_file(path, length=8), "little") > MAX_TEXT_BYTES:  # before the rest is read
+            raise ValueError("its header is too long")
+        raw = read_file(path)
+        tensors, metadata = parse_safetensors(raw)
         header = parse_json(metadata.get(HEADER, "null"))
         if header is not None:
             check_type(header, dict, "its header")
@@ -123,21 +117,10 @@ def load_checkpoint(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     return tensors, header
 
 
-def _read(path: Path) -> tuple[bytes, dict[str, str]]:
-    """The content of a safetensors file and its metadata. Raises OSError, or ValueError before the rest is read where
-    its header is not right."""
-    length = int.from_bytes(read_file(path, length=8), "little")
-    if length > MAX_TEXT_BYTES:
-        raise ValueError("its header is too long")
-    entries = parse_json(read_file(path, offset=8, length=length))
-    check_type(entries, dict, "its header")
-    metadata = entries.pop("__metadata__", {})
-    check_type(metadata, dict[str, str], "its metadata")
-    check_type(entries, dict[str, Entry], "its header")
-    ends = (offset for entry in entries.values() for offset in entry["data_offsets"])
-    if path.stat().st_size != 8 + length + max(ends, default=0):
-        raise ValueError("its length is not the one in its header")
-    return read_file(path), metadata
+def parse_safetensors(raw: bytes) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """The tensors of a safetensors file, by name, and its metadata."""
+    tensors = dict(sorted(safetensors.torch.load(raw).items()))  # safetensors has no fixed order
+    return tensors, parse_json(raw[8 : 8 + int.from_bytes(raw[:8], "little")]).get("__metadata__") or {}
 
 
 def classifier_tensors(tensors: dict[str, Tensor], module: nn.Module) -> dict[str, Tensor]:

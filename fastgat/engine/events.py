@@ -93,10 +93,6 @@ class EpochEnd:
     def validation_accuracy(self) -> float:
         return self.validation["validation_accuracy"]
 
-    @property
-    def validation_loss(self) -> float:
-        return self.validation["validation_loss"]
-
     def row(self) -> dict[str, Any]:
         """The epoch as one flat dictionary of plain values."""
         return {

@@ -237,8 +237,7 @@ def _missing_channels(images: Any, weight: Any, conv_args: Sequence[Any]) -> tup
 def fake_tensor(node: Any) -> Tensor:
     """The tensor, without its data, that a node stands for."""
     assert isinstance(node, Node)
-    value: Tensor = node.meta["val"]
-    return value
+    return node.meta["val"]
 
 
 def add_node(graph: Graph, target: Any, *arguments: Any, **options: Any) -> Node:

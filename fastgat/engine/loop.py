@@ -34,7 +34,6 @@ from fastgat.errors import CaptureError, CompileError, DataError, NonFiniteError
 from fastgat.functional import modes_kept
 from fastgat.methods.base import Method
 from fastgat.methods.players import Draws
-from fastgat.phases import phase
 
 GRACE_SECONDS = 5.0  # how long to wait for torch to report a dead worker, once its connection was seen to close
 
@@ -232,11 +231,11 @@ class Loop:
     def _end_interval(self, epoch: int) -> None:
         """Add the steps since the last report to the epoch, and report them where there are any."""
         at = self.position
-        metrics = at.add(*self.state.metrics.read())
+        sums, steps = self.state.metrics.read()
         self.state.check_loss_scale()
         pace, self._pace = self._pace, Pace()
         seconds = self._pace.began - pace.began
-        at.add_time(seconds, pace.waited, pace.images)
+        metrics = at.add(sums, steps, seconds, pace.waited, pace.images)
         if pace.images:
             event = Interval(at.step, epoch, metrics, pace.images / seconds, pace.waited / seconds)
             self._notify(lambda callback: callback.on_interval(event))
@@ -248,9 +247,8 @@ class Loop:
         state.set_learning_rates(learning_rate_factor(config.optimizer, at.step, config.passes, self.steps_per_epoch))
         kind = self.method.kind(at.step)
         began = time.perf_counter()
-        with phase("data"):
-            minibatches = [next(generator_batches) for _ in range(self.method.minibatches(kind) - 1)]
-            minibatches.append(next(self.batches))
+        minibatches = [next(generator_batches) for _ in range(self.method.minibatches(kind) - 1)]
+        minibatches.append(next(self.batches))
         self._pace.waited += time.perf_counter() - began
         draws = self.draws(minibatches)
         self.stepper(minibatches, draws, kind)

@@ -81,21 +81,19 @@ class Position:
         """The row of an epoch, counted from 1."""
         return self.epochs[epoch - 1] if epoch is not None else None
 
-    def add(self, sums: dict[str, float], steps: int) -> dict[str, float]:
-        """Add an interval's sums of metrics over `steps` steps to the epoch's; returns the interval's means.
-
-        There are none where each of its steps was skipped, as float16 skips those that overflow.
+    def add(
+        self, sums: dict[str, float], steps: int, seconds: float = 0.0, waited: float = 0.0, images: int = 0
+    ) -> dict[str, float]:
+        """Add an interval to the epoch: sums of metrics over `steps` steps, seconds, those of them spent waiting for
+        data, and images. Returns the interval's means; none where float16 skipped each of its steps.
         """
+        self.epoch_seconds += seconds
+        self.epoch_waited += waited
+        self.epoch_images += images
         self.epoch_steps += steps
         for name, value in sums.items():
             self.epoch_sums[name] = self.epoch_sums.get(name, 0.0) + value
         return {name: value / steps for name, value in sums.items()} if steps else {}
-
-    def add_time(self, seconds: float, waited: float, images: int) -> None:
-        """Add an interval's seconds, those of them spent waiting for data, and its images to the epoch's."""
-        self.epoch_seconds += seconds
-        self.epoch_waited += waited
-        self.epoch_images += images
 
     def epoch_means(self) -> dict[str, float]:
         """The metrics of the epoch that is going on; none where each of its steps was skipped."""

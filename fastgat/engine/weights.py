@@ -17,16 +17,14 @@ from pathlib import Path
 from typing import Any, Self
 
 import safetensors
-import safetensors.torch
 import torch
 from torch import Tensor, nn
 
-from fastgat.engine.checkpoint import CLASSIFIER, HEADER, classifier_tensors, load_checkpoint
+from fastgat.engine.checkpoint import CLASSIFIER, HEADER, classifier_tensors, load_checkpoint, parse_safetensors
 from fastgat.engine.load import checkpoint_path
 from fastgat.errors import CheckpointError, ConfigError
 from fastgat.files import read_file
 from fastgat.functional import has_lazy_layers
-from fastgat.typed import parse_json
 
 LARGEST = 2**33  # bytes of a file of weights, at most
 NESTED = ("state_dict", "model_state_dict", "model", "net", "network", "ema", "ema_state_dict", "state_dict_ema")
@@ -85,11 +83,10 @@ def _read(path: Path) -> tuple[dict[str, Tensor] | None, list[str]]:
         raise CheckpointError(f"{path}: {error.strerror}") from None
     if path.suffix == ".safetensors" or raw[8:10] == b'{"':  # other codes give it any name
         try:
-            tensors = dict(sorted(safetensors.torch.load(raw).items()))  # safetensors has no fixed order
-            metadata = parse_json(raw[8 : 8 + int.from_bytes(raw[:8], "little")]).get("__metadata__")
+            tensors, metadata = parse_safetensors(raw)
         except (safetensors.SafetensorError, ValueError, KeyError, RuntimeError, TypeError) as error:
             raise CheckpointError(f"{path}: damaged or not a safetensors file ({error})") from None
-        return (None if HEADER in (metadata or {}) else tensors), []
+        return (None if HEADER in metadata else tensors), []
     try:
         _check_stored(raw)
         with warnings.catch_warnings():

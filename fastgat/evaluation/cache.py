@@ -9,6 +9,8 @@ import safetensors
 import safetensors.torch
 from torch import nn
 
+from fastgat.engine.checkpoint import parse_safetensors
+from fastgat.files import read_file
 from fastgat.store import Key, Store, key_digest, key_text
 
 FORMAT = 8  # part of every key: bump it to invalidate stored results, when what is stored or how it is computed changes
@@ -30,12 +32,10 @@ class Cache(Store):
         filename, text = f"{key_digest(key)}.safetensors", key_text(key)
         if self.folder is not None and self.usable(filename):
             with contextlib.suppress(OSError, ValueError, KeyError, RuntimeError, safetensors.SafetensorError):
-                path = self.folder / filename
-                with safetensors.safe_open(path, "pt") as file:
-                    metadata = file.metadata()
+                tensors, metadata = parse_safetensors(read_file(self.folder / filename))
                 if metadata["key"] == text:
                     module = build()
-                    module.load_state_dict(safetensors.torch.load_file(path))
+                    module.load_state_dict(tensors)
                     return module.eval(), json.loads(metadata["facts"])
         module, facts = compute()
         tensors = {name: tensor.cpu().contiguous() for name, tensor in module.state_dict().items()}

@@ -55,27 +55,13 @@ CLOSE, SIMILAR, GONE, DEAD = Limit(0.01, 0.03), Limit(0.05, 0.15), Limit(0.01, 0
 Named = tuple[str, Outcomes]
 
 
-def stronger(name: str, strong: Named, weak: Named, meaning: str) -> Check:
-    """The check that `strong` leaves no more accuracy than `weak`."""
-    return _compare(name, strong, weak, CLOSE, f"excess of {strong[0]} over {weak[0]}", meaning)
-
-
-def converged(name: str, less: Named, more: Named, meaning: str) -> Check:
-    """The check that `more` effort gains little over `less`."""
-    return _compare(name, less, more, CLOSE, f"what {more[0]} gains", meaning)
-
-
-def losses_agree(cross_entropy: Named, other: Named) -> Check:
-    """The check that attacks on the cross entropy leave no more accuracy than attacks on another loss."""
-    name = "Attacks on the cross entropy find what attacks on the logits' differences find"
-    meaning = "the cross entropy saturates (large logits), so that its gradient says nothing"
-    return _compare(name, cross_entropy, other, SIMILAR, f"what {other[0]} finds more", meaning)
-
-
-def _compare(name: str, one: Named, other: Named, limit: Limit, difference: str, meaning: str) -> Check:
+def no_more(
+    name: str, one: Named, other: Named, meaning: str, limit: Limit = CLOSE, words: str = "excess of {0} over {1}"
+) -> Check:
+    """The check that `one` leaves no more accuracy than `other`; `words` say what a difference is."""
     accuracies = {key: float(outcomes.mean()) for key, outcomes in (one, other)}
     verdict = limit.judge(accuracies[one[0]] - accuracies[other[0]], len(one[1]))
-    return Check(name, verdict, accuracies, f"{difference}: {limit}", meaning)
+    return Check(name, verdict, accuracies, f"{words.format(one[0], other[0])}: {limit}", meaning)
 
 
 def falls(epsilons: Sequence[float], accuracies: Sequence[float], samples: int) -> Check:

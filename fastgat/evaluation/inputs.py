@@ -139,8 +139,7 @@ class Subject(Isolated):
     def logits(self, images: Tensor) -> Tensor:
         """The network's logits (B, K) in eval mode."""
         with frozen(self), torch.no_grad():
-            logits: Tensor = self(images)
-        return logits
+            return self(images)
 
 
 def as_subjects(networks: Mapping[str, nn.Module] | None, probe: Batch) -> list[Subject]:

@@ -34,7 +34,7 @@ def outcomes(
     *,
     among: Outcomes | None = None,
     made_on: Subject | None = None,
-    progress: Callable[[int], None] = lambda samples: None,
+    progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> Outcomes:
     """Which samples the network gets right both as they are and under the attack.
 
@@ -43,7 +43,7 @@ def outcomes(
 
     Args:
         made_on: the network that the attack works on (transfer); by default the subject itself.
-        progress: told the number of samples of each batch that is done.
+        progress: told how many samples are done, and how many there are.
 
     Raises NonFiniteError where the network returns NaN or +inf.
     """
@@ -56,13 +56,14 @@ def outcomes(
         **{name: model_fingerprint(value) for name, value in networks.items() if isinstance(value, nn.Module)},
     }
     results = []
+    progress(0, batches.samples)
     for batch in batches.numbered():
         wanted = _clean(subject, batch, cache)
         if among is not None:
             wanted = wanted & among[batch.first : batch.first + len(wanted)]
         samples = {"batch": batch.digest, "first": batch.first, "among": "".join(map(str, wanted.astype(int)))}
         results.append(cache.numbers({**common, **samples}, partial(_attacked, subject, attack, batch, wanted)))
-        progress(len(wanted))
+        progress(batch.first + len(wanted), batches.samples)
     return np.concatenate(results).astype(bool)
 
 
@@ -71,8 +72,7 @@ def _clean(subject: Subject, batch: NumberedBatch, cache: Cache) -> Outcomes:
         logits = subject.logits(batch.images)
         if not meaningful(logits).all():
             raise NonFiniteError(f"{subject.name} returns logits that are NaN or infinite")
-        right: list[int] = correct(logits, batch.labels).int().tolist()
-        return right
+        return correct(logits, batch.labels).int().tolist()
 
     key = {"what": "clean", "network": subject.digest, "batch": batch.digest}
     return np.array(cache.numbers(key, compute), bool)
@@ -91,8 +91,7 @@ def _attacked(subject: Subject, attack: Attack, batch: NumberedBatch, wanted: Ou
                 f"epsilon {attack.epsilon:g}"
             )
         right[rows] = correct(logits, labels).cpu().numpy()
-    values: list[int] = right.tolist()
-    return values
+    return right.tolist()
 
 
 class PerturbedImage(NamedTuple):

@@ -52,8 +52,7 @@ def _compare(subject: Subject, cg: float, generator: nn.Module, batches: Batches
 def _norms(subject: Subject, generator: nn.Module, batch: NumberedBatch) -> list[float]:
     with frozen(subject, generator):
         p = generated(subject, generator, batch.images, batch.labels)
-    norms: list[float] = p.double().flatten(1).norm(dim=1).tolist()
-    return norms
+    return p.double().flatten(1).norm(dim=1).tolist()
 
 
 def _count_correct(subject: Subject, generator: nn.Module, batch: NumberedBatch, mean_norm: float) -> list[int]:

@@ -1,8 +1,9 @@
 """The whole evaluation of a network: curves, attacks at one epsilon, a fresh generator, the report card."""
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
+from functools import partial
 from itertools import islice
 from typing import Any, NamedTuple
 
@@ -146,18 +147,6 @@ class _Evaluator:
         s = settings
         self.common: dict[str, Any] = {"norm": s.norm, "epsilon": s.bound, "seed": s.seed, "batch_size": s.batch_size}
 
-    def counting(self, what: str, total: int) -> Callable[[int], None]:
-        """A function that adds up samples and reports them as progress."""
-        done = 0
-
-        def advance(samples: int) -> None:
-            nonlocal done
-            done += samples
-            self.progress(what, done, total)
-
-        advance(0)
-        return advance
-
     def generator(
         self, training: GeneratorTraining, train: Loader | None, validation: Iterable[Batch]
     ) -> tuple[nn.Module, dict[str, Any]]:
@@ -195,7 +184,7 @@ class _Evaluator:
         attacked, curves = {network.name: network for network in networks}, []
         for norm, epsilons in CURVES.items():
             for origins in (None, {source.name: source for source in sources}) if sources else (None,):
-                advance = self.counting(f"fast gradient over epsilon, {norm}", batches.samples)
+                advance = partial(self.progress, f"fast gradient over epsilon, {norm}")
                 swept = fast_gradient_sweep(
                     attacked, batches, epsilons, norm, sources=origins, cache=self.cache, progress=advance
                 )
@@ -215,7 +204,7 @@ class _Evaluator:
         among: Outcomes | None = None,
     ) -> Outcomes:
         """The outcomes of one attack, which are noted under its name."""
-        advance = self.counting(name, self.batches.samples)
+        advance = partial(self.progress, name)
         right = outcomes(self.subject, attack, self.batches, self.cache, among=among, made_on=made_on, progress=advance)
         self.runs[name] = AttackRun(attack, right, kind)
         return right
@@ -261,7 +250,7 @@ class _Evaluator:
             if name in self.runs and self.runs[name].attack.settings() == part.settings():
                 right = right & self.runs[name].right
             else:
-                advance = self.counting(f"AutoAttack, {name}", self.batches.samples)
+                advance = partial(self.progress, f"AutoAttack, {name}")
                 right = outcomes(self.subject, part, self.batches, self.cache, among=right, progress=advance)
         self.runs["AutoAttack"] = AttackRun(whole, right)
         return before
@@ -290,7 +279,7 @@ class _Evaluator:
             epsilons,
             lambda model, epsilon: replace(pgd, epsilon=epsilon),
             cache=self.cache,
-            progress=self.counting(f"{name} over epsilon", self.batches.samples * len(epsilons)),
+            progress=partial(self.progress, f"{name} over epsilon"),
         ).items()
         settings = {key: value for key, value in pgd.settings().items() if key != "epsilon"}
         return Curve(name, self.settings.norm, self.subject.name, None, epsilons, accuracies, settings)
@@ -298,7 +287,7 @@ class _Evaluator:
     def square_finds_little_more(self, before: Outcomes) -> card.Check:
         """The line of the report card that holds AutoAttack's Square to the outcomes of its other parts."""
         others, every = ("APGD-CE, APGD-T, FAB-T", before), ("with Square", self.runs["AutoAttack"].right)
-        return card.stronger(AS_STRONG + SQUARE, others, every, MASKED)
+        return card.no_more(AS_STRONG + SQUARE, others, every, MASKED)
 
     def comparisons(self, ladder: Curve) -> Iterator[card.Check]:
         """The lines of the report card that compare attacks."""
@@ -308,7 +297,7 @@ class _Evaluator:
 
         steps, restarts, samples = self.settings.steps, self.settings.restarts, self.batches.samples
         most = named(f"PGD-{steps} x {restarts}")
-        yield card.stronger(
+        yield card.no_more(
             "Iterative attacks are at least as strong as a single step",
             most,
             named("fast gradient"),
@@ -317,25 +306,34 @@ class _Evaluator:
         for kind, (rival, absent) in RIVALS.items():
             if names := [name for name, run in self.runs.items() if run.kind == kind]:
                 best = named(min(names, key=lambda name: self.runs[name].right.mean()))
-                yield card.stronger(AS_STRONG + rival, most, best, MASKED)
+                yield card.no_more(AS_STRONG + rival, most, best, MASKED)
             else:
                 yield card.not_checked(AS_STRONG + rival, absent)
         yield card.falls(ladder.epsilons, ladder.accuracies, samples)
         left = dict(zip(ladder.epsilons, ladder.accuracies, strict=True))[self.large_epsilon]
         yield card.vanishes(self.large_epsilon, left, samples)
-        yield card.converged(
+        yield card.no_more(
             "Twice the steps find little more",
             named(f"PGD-{steps}"),
             named(f"PGD-{2 * steps}"),
             "the attack has not converged: give it more --steps",
+            words="what {1} gains",
         )
-        yield card.converged(
+        yield card.no_more(
             "Twice the restarts find little more",
             named(f"PGD-{steps} x {restarts // 2}"),
             most,
             "the attack depends on luck: the loss is rugged, or it needs more --restarts",
+            words="what {1} gains",
         )
-        yield card.losses_agree(("PGD", most[1]), named("APGD-T"))
+        yield card.no_more(
+            "Attacks on the cross entropy find what attacks on the logits' differences find",
+            ("PGD", most[1]),
+            named("APGD-T"),
+            "the cross entropy saturates (large logits), so that its gradient says nothing",
+            card.SIMILAR,
+            "what {1} finds more",
+        )
 
     def checks(self) -> Iterator[card.Check]:
         """The lines of the report card about the network by itself."""

@@ -64,5 +64,4 @@ def _rows(examples: list[Example], classes: list[str] | None) -> list[tuple[str,
 
 
 def _pixels(image: Tensor) -> np.ndarray:
-    array: np.ndarray = image.float().permute(1, 2, 0).numpy()
-    return array
+    return image.float().permute(1, 2, 0).numpy()

@@ -32,7 +32,7 @@ def fast_gradient_sweep(
     *,
     sources: Mapping[str, nn.Module] | None = None,
     cache: Cache = NO_CACHE,
-    progress: Callable[[int], None] = lambda samples: None,
+    progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> Curves:
     """The accuracy of each network on x + eps d, d the fast gradient (1) or (3) of each source, for every eps.
 
@@ -45,7 +45,7 @@ def fast_gradient_sweep(
         epsilons: sizes in pixel units; 0 gives the clean accuracy.
         norm: "l2" or "linf".
         sources: by name; by default each network is its own, and its only, source.
-        progress: told the number of samples of each batch that is done.
+        progress: told how many samples are done, and how many there are, for every epsilon of an attack.
 
     Raises ConfigError for another norm, an epsilon that makes no sense in it, and networks or images that do not fit;
     NonFiniteError for logits that are NaN or infinite.
@@ -56,13 +56,14 @@ def fast_gradient_sweep(
         check_unit("epsilon", epsilon, norm)
     images, pairs = _checked(networks, sources, batches)
     counts = [np.zeros(len(epsilons), np.int64) for _ in pairs]
+    progress(0, images.samples)
     for batch in images.numbered():
         direction = functools.cache(partial(_direction, batch, norm))
         common = {"what": "fast gradient", "norm": norm, "epsilons": epsilons, "batch": batch.digest}
         for count, (network, source) in zip(counts, pairs, strict=True):
             key = {**common, "network": network.digest, "source": source.digest}
             count += cache.numbers(key, partial(_count_correct, network, batch, epsilons, partial(direction, source)))
-        progress(len(batch.labels))
+        progress(batch.first + len(batch.labels), images.samples)
     accuracies = [(count / images.samples).tolist() for count in counts]
     return {(network.name, source.name): curve for (network, source), curve in zip(pairs, accuracies, strict=True)}
 
@@ -75,7 +76,7 @@ def attack_sweep(
     *,
     sources: Mapping[str, nn.Module] | None = None,
     cache: Cache = NO_CACHE,
-    progress: Callable[[int], None] = lambda samples: None,
+    progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> Curves:
     """The accuracy of each network under `attack(source, epsilon)`, for every source and eps.
 
@@ -85,8 +86,12 @@ def attack_sweep(
     images, pairs = _checked(networks, sources, batches)
 
     def accuracy(network: Subject, source: Subject, epsilon: float) -> float:
-        made = attack(source, epsilon)
-        return float(outcomes(network, made, images, cache, made_on=source, progress=progress).mean())
+        made, before = attack(source, epsilon), epsilons.index(epsilon) * images.samples
+
+        def told(done: int, total: int) -> None:
+            progress(before + done, len(epsilons) * total)
+
+        return float(outcomes(network, made, images, cache, made_on=source, progress=told).mean())
 
     return {(n.name, s.name): [accuracy(n, s, epsilon) for epsilon in epsilons] for n, s in pairs}
 

@@ -70,10 +70,7 @@ class GeneratorVariants(search.Searching):
         return {"variants": found} if found else None
 
     def remarks(self, plan: Plan) -> list[str]:
-        return [
-            f"Every generator of `{self.name}` has the c_g that was chosen for the paper's.",
-            remark(plan),
-        ]
+        return [f"Every generator of `{self.name}` has the c_g that was chosen for the paper's.", remark(plan)]
 
     def plots(self, figures: dict[str, Any]) -> dict[str, Any]:
         from fastgat.experiments.plots import plot_front

@@ -99,13 +99,9 @@ def _compute(plan: Plan, cells: dict[str, Cell], store: RunStore, advance: Advan
     device = pick_device(plan.base.run.device)
     networks = {name: store.classifier(cell, device) for name, cell in cells.items()}
     source = networks.pop(SOURCE, None)
-    images, done = load_images(plan), 0
-
-    def progress(samples: int) -> None:
-        nonlocal done
-        done += samples
-        advance(done / min(plan.samples or len(images.test), len(images.test)))
-
+    images = load_images(plan)
     batches, sources = test_batches(plan, images, device), None if source is None else {SOURCE: source}
-    curves = fast_gradient_sweep(networks, batches, EPSILONS, NORM, sources=sources, progress=progress)
+    curves = fast_gradient_sweep(
+        networks, batches, EPSILONS, NORM, sources=sources, progress=lambda done, total: advance(done / total)
+    )
     return {"accuracies": {network: accuracies for (network, _), accuracies in curves.items()}}

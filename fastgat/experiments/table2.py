@@ -108,6 +108,7 @@ class Readings(Table2):
     title = "Delta fixed or through, and a gradient penalty"
     chosen = ("baseline", "dropout", "fg-l2", "gat-fixed", "gat", "gradient-penalty")
     attacked = "gat-fixed", "gat", "gradient-penalty"
+    attacks = staticmethod(remark)
 
     def measurements(self, plan: Plan, store: RunStore) -> list[Measurement]:
         """Attacks on them, where the weights were kept or it is known what attacks leave."""
@@ -122,10 +123,6 @@ class Readings(Table2):
             return None
         left = {name: self._left(plan, store, name) for name in self.attacked}
         return found | {"attacked": {name: each for name, each in left.items() if each}}
-
-    def attacks(self, plan: Plan) -> str:
-        """What the attacks are."""
-        return remark(plan)
 
     def gaps(self, left: dict[str, dict[str, BySeed]]) -> dict[str, dict[str, list[float]]]:
         """How much more attacks leave of each method than of those before it, by measure, for the seeds of both."""

@@ -27,19 +27,16 @@ class Clock:
 
     @contextlib.contextmanager
     def span(self, name: str) -> Iterator[None]:
-        self._turn()
+        self.turn()
         self._open.append(name)
         with torch.profiler.record_function(name):
             try:
                 yield
             finally:
-                self._turn()
+                self.turn()
                 self._open.pop()
 
-    def stop(self) -> None:
-        self._turn()
-
-    def _turn(self) -> None:
+    def turn(self) -> None:
         now = self._now()
         self.totals[self._open[-1]] += now - self._since
         self._since = now
@@ -72,5 +69,5 @@ def _run(side: Fastgat, steps: int) -> dict[str, float]:
     with listening(clock.span):
         for _ in range(steps):
             train_step(side.state, side.method, "full", side.feeder.minibatches(len(draws)), draws)
-    clock.stop()
+    clock.turn()
     return clock.totals

@@ -5,6 +5,7 @@ from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from functools import partial
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from fastgat.options import Options, option
 from fastgat.profiling.phases import phase_times, trace
 from fastgat.profiling.roofline import ceilings, launches, work
 from fastgat.profiling.sides import InFloat64, Spec, in_float64
-from fastgat.profiling.worker import Fed, Worker, fed_steps, loader, peak_memory, prepare, steps
+from fastgat.profiling.worker import Fed, Worker, fed_steps, peak_memory, prepare, steps
 from fastgat.reporting.environment import environment
 
 SIDES = ("textbook", "fastgat")
@@ -89,7 +90,7 @@ def profile(settings: Settings, announce: Callable[[str], None] = lambda line: N
         announce("what limits it")
         sides = {name: _side(workers[name], times[name], first[name], settings.config.batch_size) for name in SIDES}
         if settings.details:
-            sides["fastgat"]["loader"] = {"name": worker.ask(loader), **feeding(fed)}
+            sides["fastgat"]["loader"] = {"name": worker.ask(attrgetter("feeder.name")), **feeding(fed)}
             phases = {"phases_ms": worker.ask(phase_times)}
         if settings.trace is not None:
             worker.ask(trace, settings.trace)

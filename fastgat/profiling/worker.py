@@ -11,6 +11,7 @@ from typing import Any, NamedTuple, TypeVar, TypeVarTuple
 import torch
 
 from fastgat.engine.device import give_back_freed_memory
+from fastgat.processes import kernel_figure
 from fastgat.profiling.sides import Fastgat, Side, Spec, build, synchronize
 from fastgat.worker import WorkerProcess
 
@@ -28,8 +29,7 @@ class Worker(WorkerProcess):
     def ask(self, question: Callable[[Any, *Arguments], Answer], *arguments: *Arguments) -> Answer:
         """What `question` returns, there; raises what it raised."""
         self.send((question, arguments))
-        answer: Answer = self.receive()
-        return answer
+        return self.receive()
 
 
 def prepare(side: Side) -> dict[str, Any]:
@@ -68,11 +68,6 @@ def fed_steps(side: Fastgat, count: int) -> Fed:
     return Fed(bare, 1e3 * fed, side.feeder.waited * 1e3 / count)
 
 
-def loader(side: Fastgat) -> str:
-    """The name of the loader that feeds `side`."""
-    return side.feeder.name
-
-
 def peak_memory(side: Side) -> int | None:
     """The most memory that steps take, in bytes: on a GPU what its allocator holds, weights and all; on a CPU what the
     process grows by, from rest to the peak. None where the system does not tell."""
@@ -89,14 +84,10 @@ def peak_memory(side: Side) -> int | None:
         Path("/proc/self/clear_refs").write_text("5")  # the peak is counted afresh
     except OSError:
         return None
-    at_rest = _resident("VmRSS")
+    at_rest = kernel_figure("self/status", "VmRSS:")
     steps(side, 2)
-    return _resident("VmHWM") - at_rest
-
-
-def _resident(figure: str) -> int:
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(figure))
+    peak = kernel_figure("self/status", "VmHWM:")
+    return peak - at_rest if peak is not None and at_rest is not None else None
 
 
 def serve(pipe: Connection, spec: Spec) -> None:

@@ -179,7 +179,7 @@ def test_a_file_that_is_not_right_is_one_line(kind: str, tmp_path: Path) -> None
 
 
 def test_more_than_fits_is_refused_before_it_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("fastgat.data.loaders.host_memory", lambda: 4000)
+    monkeypatch.setattr("fastgat.data.loaders.kernel_figure", lambda *name: 4000)
     with pytest.raises(DataError, match=r"its images take 0\.0 GiB as bytes, more than half of the 0\.0 GiB"):
         extended(noise(), saved(tmp_path / "e.npz", image=IMAGES, label=LABELS), 4, silent)
 

@@ -359,7 +359,7 @@ def test_auto_takes_what_suits_and_says_why(tmp_path: Path, monkeypatch: pytest.
 
 def test_resident_refuses_what_does_not_fit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     images = folder(make_folder(tmp_path, each=2))
-    monkeypatch.setattr("fastgat.data.loaders.host_memory", lambda: 6 * 16 * 16 * 3)
+    monkeypatch.setattr("fastgat.data.loaders.kernel_figure", lambda *name: 6 * 16 * 16 * 3)
     with pytest.raises(DataError, match="use --loader dali"):
         create_loader("resident", images, 2)
 

@@ -113,7 +113,7 @@ def test_the_step_is_compiled_for_full_batches_though_the_first_sample_is_bad(
 ) -> None:
     images = images_of(tmp_path)
     trainer = in_files(images, tmp_path / "run", on_bad_sample="skip")
-    first = trainer.prepare().train_loader.images.name(0)  # type: ignore[attr-defined]  # of a set in files
+    first = trainer.prepare().train_loader.images.name(0)  # type: ignore[union-attr]  # of a set in files
     Path(first).write_bytes(b"")
     sizes = []
     monkeypatch.setattr(Stepper, "prepare", lambda self, batches, draws: sizes.append(len(batches[0].labels)))

@@ -72,12 +72,12 @@ def outcome(right: int, of: int = 1000) -> np.ndarray:
     ("strong", "verdict"), [(500, "PASS"), (510, "PASS"), (511, "WARN"), (530, "WARN"), (531, "FAIL")]
 )
 def test_limits(strong: int, verdict: str) -> None:
-    assert card.stronger("", ("a", outcome(strong)), ("b", outcome(500)), "").verdict == verdict
-    assert card.converged("", ("a", outcome(strong)), ("b", outcome(500)), "").verdict == verdict
+    assert card.no_more("", ("a", outcome(strong)), ("b", outcome(500)), "").verdict == verdict
+    assert card.no_more("", ("a", outcome(strong)), ("b", outcome(500)), "").verdict == verdict
 
 
 def test_few_samples_do_not_fail_by_one() -> None:
-    one, three, four = (card.stronger("", ("a", outcome(5 + n, 20)), ("b", outcome(5, 20)), "") for n in (1, 3, 4))
+    one, three, four = (card.no_more("", ("a", outcome(5 + n, 20)), ("b", outcome(5, 20)), "") for n in (1, 3, 4))
     assert (one.verdict, three.verdict, four.verdict) == ("PASS", "WARN", "FAIL")
 
 
