@@ -7,7 +7,7 @@ import click
 from rich.console import Console
 from rich.table import Column, Table
 
-from fastgat.cli.options import SectionedCommand, given_to, overrides, run_options, settings_options
+from fastgat.cli.options import SectionedCommand, check_effective, given_to, overrides, run_options, settings_options
 from fastgat.config import TrainConfig
 from fastgat.profiling import Settings
 from fastgat.profiling import profile as measure
@@ -34,7 +34,9 @@ def profile(as_json: bool, **given: Any) -> None:
     """
     measured = given_to(Settings, given)
     run = {name: value for name, value in given.items() if name not in measured}
-    settings = Settings(TrainConfig.from_dict(overrides(run)), **measured)
+    config = TrainConfig.from_dict(overrides(run))
+    check_effective([config], given)
+    settings = Settings(config, **measured)
     with Console(stderr=True).status("starting") as status:
         result = measure(settings, lambda line: status.update(line))
     if as_json:

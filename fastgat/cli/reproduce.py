@@ -17,6 +17,7 @@ from fastgat.config import TrainConfig, merge
 from fastgat.engine.device import keep_freed_memory
 from fastgat.errors import ConfigError, FastgatError
 from fastgat.experiments import EXPERIMENTS, PAPER, Experiment, Plan, RunStore
+from fastgat.experiments.archive import RESULTS
 from fastgat.experiments.cell import DATASETS
 from fastgat.experiments.images import load_images
 from fastgat.experiments.page import check_page, collect, sections, usable_figures, write_page
@@ -111,11 +112,10 @@ def reproduce(
         raise click.UsageError("each run is trained in one process: start this by itself, with --jobs, not by torchrun")
     experiments = [EXPERIMENTS[name] for name in _names(what)]
     plan = plan_from(quick, grids, given)
-    if "readings" in what and plan.gat_options()["delta"] == "fixed":
-        raise ConfigError("readings compares Delta fixed (gat-fixed) with through (gat): leave --delta out")
+    check_used(experiments, plan, grids, given)
     folder = out or Path("runs") / f"reproduce-{plan.dataset}"
     store, console, page = RunStore(folder), Console(), page or folder / "results.md"
-    check_page(page)
+    check_page(page, folder)
     failure, complete = None, True
     if not collect_only:
         try:
@@ -130,6 +130,8 @@ def reproduce(
                 console.print(Markdown(f"## {title}\n\n{section}"))
             store.write_archive()
             written = write_page(page, experiments, plan, results, _command(sys.argv[1:]))
+            if known := len(store.archived):
+                click.echo(f"{known} of these runs and measurements are known from {folder / RESULTS} alone")
             click.echo(f"{written[0]}")
     if failure is not None:
         raise failure
@@ -137,6 +139,20 @@ def reproduce(
         click.echo(f"interrupted; the same command goes on from here ({folder})")
     elif not results["figures"]:
         raise ConfigError(f"{folder} holds no figures of {', '.join(what)} with these settings")
+
+
+def check_used(experiments: Sequence[Experiment], plan: Plan, grids: Sequence[str], given: dict[str, Any]) -> None:
+    """Raises ConfigError for what was given and plays no part in any of the experiments, or must not in one."""
+    names = ", ".join(each.name for each in experiments)
+    extent = {option for each in experiments for option in each.extent}
+    ignored = set.intersection(*({*each.ignored} for each in experiments))
+    for name in [*(given_to(Plan, given).keys() - extent), *(name for name in ignored if given[name] is not None)]:
+        raise ConfigError(f"--{name.replace('_', '-')} has no effect on {names}")
+    for method in (_grid(text)[0] for text in grids):
+        if not any(method in each.chosen for each in experiments):
+            raise ConfigError(f"--grid {method} has no effect on {names}")
+    for each in experiments:
+        each.check(plan, given)
 
 
 def check_factory(experiments: Sequence[Experiment], plan: Plan) -> None:

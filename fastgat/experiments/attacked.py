@@ -41,7 +41,7 @@ def attack_job(plan: Plan, cell: Cell) -> Measurement:
     """The job that attacks a trained cell."""
     images = {"samples": plan.samples, "of seed": plan.base.seed, "worst case of": WORST_CASE_IMAGES}
     key = {"cell": cell.name, **THREAT, "steps": STEPS, "queries": QUERIES, **images}
-    return Measurement("attacked", key, partial(_compute, plan, cell), AccuracyUnderAttack)
+    return Measurement("attacked", key, partial(_compute, plan, cell), AccuracyUnderAttack, plan.base.run.device)
 
 
 @tf32(False)

@@ -5,6 +5,7 @@ of its section, `NAME.md.jinja`.
 """
 
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from typing import Any, ClassVar
 
 from fastgat.experiments import paper
@@ -21,7 +22,8 @@ class Experiment(ABC):
     """An experiment of `fastgat reproduce`, called `name` there.
 
     Its section has a `title` and a `template` (by default that of its name). A search chooses the hyperparameter of the
-    methods in `chosen`; `images` says whether it needs the data set.
+    methods in `chosen`; `images` says whether it needs the data set. `extent` names the options of the plan that it
+    heeds, `ignored` those of a run that it sets by itself.
     """
 
     name: ClassVar[str]
@@ -29,6 +31,11 @@ class Experiment(ABC):
     template: ClassVar[str] = ""
     chosen: ClassVar[tuple[str, ...]] = ()
     images: ClassVar[bool] = True
+    extent: ClassVar[tuple[str, ...]] = ("seeds",)
+    ignored: ClassVar[tuple[str, ...]] = ()
+
+    def check(self, plan: Plan, given: Mapping[str, Any]) -> None:  # noqa: B027  # most have nothing to check
+        """Raises ConfigError where the plan, or an option that was given for it, makes no sense here."""
 
     def plan(self, plan: Plan) -> Plan:
         """The plan with this experiment's own changes."""

@@ -38,6 +38,7 @@ class _Row(TypedDict):
 class Figure2(Experiment):
     name = "figure2"
     title = "Figure 2: a generator against fast gradient at equal power"
+    extent = ("samples", "generator_images", "generator_epochs")
     sides = SIDES
 
     def cells(self, plan: Plan, store: RunStore) -> list[Cell]:
@@ -73,8 +74,9 @@ def _baseline(plan: Plan) -> Cell:
 
 def _measurements(plan: Plan) -> list[Measurement]:
     extent = {"images": plan.generator_images, "epochs": plan.generator_epochs, "samples": plan.samples}
+    device = plan.base.run.device
     key = {"cell": _baseline(plan).name, "width": plan.base.model.generator_width, **extent}
-    return [Measurement("figure2", {**key, "cg": cg}, partial(_compute, plan, cg), _Row) for cg in CGS]
+    return [Measurement("figure2", {**key, "cg": cg}, partial(_compute, plan, cg), _Row, device) for cg in CGS]
 
 
 @tf32(False)

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
+from fastgat.engine.device import device_name, pick_device
 from fastgat.engine.events import Callback, EpochEnd, Interval, Start
 from fastgat.errors import DataError, NonFiniteError
 from fastgat.experiments.archive import Measured
@@ -105,6 +106,7 @@ class Measurement(Job):
         key: what decides the figures, plain values; another key is another measurement.
         compute: the figures, from the store and a listener to the share that is done.
         shape: the type of the figures, a TypedDict.
+        device: where it is computed, as `--device` takes it.
         alone: whether nothing else should run on this machine meanwhile, as for a timing.
     """
 
@@ -112,6 +114,7 @@ class Measurement(Job):
     key: Mapping[str, Any]
     compute: Callable[[RunStore, Advance], dict[str, Any]]
     shape: Any
+    device: str
     alone: bool = False
 
     @property
@@ -141,6 +144,7 @@ class Measurement(Job):
             return None
         seconds = time.perf_counter() - began
         made = {key: value for key, value in environment().items() if key != "command"}
+        made["device"] = device_name(pick_device(self.device))
         content = {"key": self.key, "figures": figures, "diverged": reason, "seconds": seconds, "environment": made}
         store.keep(self.name, content)
         return f"diverged: {reason}" if reason else f"{seconds:,.0f} s"

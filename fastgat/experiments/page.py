@@ -15,7 +15,7 @@ from fastgat.experiments.base import Experiment, rendered
 from fastgat.experiments.cell import Cell
 from fastgat.experiments.jobs import Training
 from fastgat.experiments.plan import Plan
-from fastgat.experiments.store import RunStore
+from fastgat.experiments.store import FOLDERS, RunStore
 from fastgat.files import make_folder, write_atomically
 from fastgat.methods import GAT
 from fastgat.reporting.plots import saved
@@ -29,11 +29,13 @@ RUN_BY_RUN = (
 """What results.json tells of each run."""
 
 
-def check_page(path: Path) -> None:
-    """Raises ConfigError unless the page and its folder of plots can have their names."""
-    if not path.suffix or path.is_dir():
+def check_page(path: Path, runs: Path) -> None:
+    """Raises ConfigError unless the page and its folder of plots can have their names, beside the folder of `runs`."""
+    if path.suffix != ".md" or path.is_dir():
         raise ConfigError(f"--page names a Markdown file, such as results.md; got {str(path)!r}")
     folder = path.with_suffix("")
+    if folder.resolve() in (runs.resolve(), *(runs.resolve() / name for name in FOLDERS)):
+        raise ConfigError(f"--page {path} keeps its plots and figures in {folder}, where the runs are")
     if folder.exists() and not folder.is_dir():
         raise ConfigError(f"--page {path} keeps its plots in a folder {folder}, and a file has that name")
 

@@ -98,7 +98,14 @@ class Plan(Options):
         """Whether accuracies can be held against Table 2: its data, all of them, and its settings where it has any; in
         whatever number format."""
         settings = {key for key in self.deviating() if not key.startswith("precision.")}
-        return self.dataset in paper.TABLE2 and self.train_images == paper.TRAIN_IMAGES and not settings
+        options = self.gat_options()
+        updates = options.get("generator_steps", 1), options.get("generator_interval", 1)
+        return (
+            self.dataset in paper.TABLE2
+            and self.train_images == paper.TRAIN_IMAGES
+            and updates == (1, 1)
+            and not settings
+        )
 
     def gat_options(self) -> dict[str, Any]:
         """The options of the base's method that every GAT of the experiments shares."""

@@ -34,6 +34,7 @@ class Robustness(search.Searching):
     template = "robustness"
     shown = SHOWN
     chosen = NETWORKS
+    extent = (*search.Searching.extent, "samples")
     indirect: ClassVar[bool]
 
     def source(self, plan: Plan) -> Cell:
@@ -79,7 +80,8 @@ class Robustness(search.Searching):
         names = {name: cell.name for name, cell in cells.items()}
         images = {"samples": plan.samples, "of seed": plan.base.seed if plan.samples is not None else None}
         key = {"cells": names, "norm": NORM, "epsilons": list(EPSILONS), **images}
-        return Measurement(f"{self.name}-seed{seed}", key, partial(_compute, plan, cells), _Curves)
+        compute = partial(_compute, plan, cells)
+        return Measurement(f"{self.name}-seed{seed}", key, compute, _Curves, plan.base.run.device)
 
 
 class Figure3(Robustness):

@@ -7,7 +7,7 @@ settings.
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from statistics import mean
-from typing import Any, NamedTuple, NotRequired, TypedDict
+from typing import Any, ClassVar, NamedTuple, NotRequired, TypedDict
 
 from fastgat.config import TrainConfig
 from fastgat.errors import ConfigError
@@ -56,6 +56,8 @@ class Choice(NamedTuple):
 
 class Searching(Experiment):
     """Base of experiments whose methods are `chosen` by a search."""
+
+    extent: ClassVar[tuple[str, ...]] = ("seeds", "search_epochs", "search_seeds")
 
     def jobs(self, plan: Plan, store: RunStore) -> list[Job]:
         return [*map(Training, cells(self.plan(plan), store, self.chosen)), *super().jobs(plan, store)]

@@ -28,14 +28,21 @@ from fastgat.reporting.run_folder import read_metrics
 from fastgat.store import Store, key_text, read_object
 from fastgat.typed import check_type
 
+FOLDERS = CELLS, MEASURED, LOCKS = "cells", "measured", "locks"
+
 
 class RunStore:
-    """The folder of an experiment; making one writes nothing."""
+    """The folder of an experiment; making one writes nothing.
+
+    Attributes:
+        archived: the names of what has been asked for and is known from results.json alone.
+    """
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
+        self.archived: set[str] = set()
         self.archive = Archive.read(folder)
-        self._measured = Store(folder / "measured")
+        self._measured = Store(folder / MEASURED)
         self._runs: dict[str, KeptRun] = {}
 
     @contextlib.contextmanager
@@ -44,7 +51,7 @@ class RunStore:
 
         With `alone`, also False while anything else is worked on from this machine, and nothing else is begun on it.
         """
-        locks = self.folder / "locks"
+        locks = self.folder / LOCKS
         make_folder(locks)
         machine = locks / f"machine-{platform.node() or 'unnamed'}"
         with contextlib.ExitStack() as stack:
@@ -52,7 +59,7 @@ class RunStore:
             yield quiet and stack.enter_context(locked(locks / name))
 
     def run_folder(self, cell: Cell) -> Path:
-        return self.folder / "cells" / cell.name
+        return self.folder / CELLS / cell.name
 
     def run(self, cell: Cell) -> KeptRun | None:
         """A cell that has been trained to its end, or has diverged; None until then.
@@ -73,8 +80,10 @@ class RunStore:
     def _kept(self, cell: Cell) -> KeptRun | None:
         """A finished cell as its folder has it, and the archive; code that its settings name is not imported."""
         run, archived, code = self._read(cell), self.archive.cells.get(cell.name), self._code(cell)
-        if run is None and archived is None:
-            return None
+        if run is None:
+            if archived is None:
+                return None
+            self.archived.add(cell.name)
         merged: Any = {"environment": {}, **(archived or {}), **(run or {}), **({"code": code} if code else {})}
         if key_text(merged["settings"]) != key_text(deciding(cell.config)):
             raise DataError(f"{self.run_folder(cell)}: holds another run than its name says; move it away")
@@ -175,7 +184,10 @@ class RunStore:
     def measured(self, name: str) -> Measured | None:
         """The measurement that was kept under `name`."""
         content: Measured | None = self._measured.load(name, Measured)
-        return content or self.archive.measured.get(name)
+        if content is None and name in self.archive.measured:
+            self.archived.add(name)
+            return self.archive.measured[name]
+        return content
 
     def all_measured(self, prefix: str) -> dict[str, Measured]:
         """The kept measurements whose names begin with `prefix`, by name."""
@@ -188,14 +200,13 @@ class RunStore:
     def write_archive(self) -> None:
         """Write results.json: what it held, every finished cell of this folder, and all that was measured."""
         cells, measured, epochs = dict(self.archive.cells), self.all_measured(""), dict(self.archive.epochs)
-        for path in sorted((self.folder / "cells").glob("*/config.toml")):
-            with contextlib.suppress(ConfigError):  # a damaged cell stops the experiments that need it
+        for path in sorted((self.folder / CELLS).glob("*/config.toml")):
+            with contextlib.suppress(ConfigError, DataError):  # a damaged cell stops the experiments that need it
                 cell = Cell(TrainConfig.from_run(load_toml(path), str(path)))
                 if cell.name == path.parent.name and (run := self._kept(cell)) is not None:
                     environment: Any = {k: value for k, value in run.get("environment", {}).items() if k != "command"}
-                    cells[cell.name] = run | {"environment": environment}
-                    rows = ({key: row[key] for key in row if key != "event"} for row in self.epochs(cell))
-                    epochs[cell.name] = list(rows)
+                    rows = [{key: row[key] for key in row if key != "event"} for row in self.epochs(cell)]
+                    cells[cell.name], epochs[cell.name] = run | {"environment": environment}, rows
         if (archive := Archive(cells, measured, epochs)) != self.archive:
             archive.write(self.folder)
             self.archive = archive

@@ -1,13 +1,16 @@
 """Table 2: test accuracy of every method, and the margins of GAT; by each rule that picks an epoch."""
 
 import itertools
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any, TypedDict
 
 from fastgat.config import ModelConfig
+from fastgat.errors import ConfigError
 from fastgat.experiments import paper, search
 from fastgat.experiments.attacked import attack_job, remark
 from fastgat.experiments.cell import Cell
+from fastgat.experiments.images import samples_remark
 from fastgat.experiments.jobs import Measurement
 from fastgat.experiments.plan import Plan
 from fastgat.experiments.plots import plot_searches
@@ -109,6 +112,14 @@ class Readings(Table2):
     chosen = ("baseline", "dropout", "fg-l2", "gat-fixed", "gat", "gradient-penalty")
     attacked = "gat-fixed", "gat", "gradient-penalty"
     attacks = staticmethod(remark)
+    extent = (*Table2.extent, "samples")
+
+    def check(self, plan: Plan, given: Mapping[str, Any]) -> None:
+        if plan.gat_options()["delta"] == "fixed":
+            raise ConfigError("readings compares Delta fixed (gat-fixed) with through (gat): leave --delta out")
+
+    def remarks(self, plan: Plan) -> list[str]:
+        return [*super().remarks(plan), *samples_remark(plan)]
 
     def measurements(self, plan: Plan, store: RunStore) -> list[Measurement]:
         """Attacks on them, where the weights were kept or it is known what attacks leave."""
@@ -153,6 +164,10 @@ class Larger(Table2):
     name = "larger"
     title = "A larger network"
     chosen = ("baseline", "fg-l2", "gat")
+
+    def check(self, plan: Plan, given: Mapping[str, Any]) -> None:
+        if given["classifier"] == ModelConfig().classifier:
+            raise ConfigError(f"larger needs a --classifier larger than the paper's; without one it takes {LARGER}")
 
     def plan(self, plan: Plan) -> Plan:
         asked = plan.base.model.classifier
@@ -211,7 +226,7 @@ def _margins(plan: Plan, rows: list[Row], theirs: dict[str, paper.Accuracy]) -> 
         unsearched = [value for seed, value in differences.items() if seed not in searched] if searched else None
         expected = None
         if theirs:
-            rivals = ("baseline",) if over == "baseline" else paper.FAST_GRADIENT
+            rivals = [name for name in paper.FAST_GRADIENT if name in done] if over != "baseline" else [over]
             expected = theirs["gat"].mean - max(theirs[name].mean for name in rivals)
         margin = {"over": label, "differences": list(differences.values())}
         margins.append({**margin, "unsearched": unsearched, "paper": expected})

@@ -60,6 +60,7 @@ class Time(Experiment):
     name = "time"
     title = "Training time"
     images = False
+    extent = ("rounds", "timed")
 
     def measurements(self, plan: Plan, store: RunStore) -> list[Measurement]:
         return [timing(plan, config) for config in _configs(plan).values()]
@@ -82,14 +83,14 @@ def timing(plan: Plan, config: TrainConfig) -> Measurement:
     """The job that times a step of `config` on this machine."""
     config = _bare(config)
     key = {"settings": _settings(config), **_here(config), "rounds": plan.rounds}
-    return Measurement("time", key, partial(_compute, plan, config), _Times, alone=True)
+    return Measurement("time", key, partial(_compute, plan, config), _Times, config.run.device, alone=True)
 
 
 def costing(plan: Plan, configs: Sequence[TrainConfig]) -> Measurement:
     """The job that times a step of each of `configs` against one of fast gradient L2, in turns within one run."""
     configs = [_bare(config) for config in configs]
     key = {"settings": [_settings(config) for config in configs], **_here(configs[0]), "rounds": plan.rounds}
-    return Measurement("cost", key, partial(_compare, plan, configs), _Costs, alone=True)
+    return Measurement("cost", key, partial(_compare, plan, configs), _Costs, configs[0].run.device, alone=True)
 
 
 def timings(store: RunStore, config: TrainConfig) -> dict[str, dict[str, Any]]:
@@ -100,10 +101,13 @@ def timings(store: RunStore, config: TrainConfig) -> dict[str, dict[str, Any]]:
     return {device: {**times, "device": device} for device, times in figures.items() if times is not None}
 
 
-def costs(store: RunStore, config: TrainConfig) -> dict[str, Cost]:
-    """What this version of fastgat was timed to take for `config` over fast gradient L2, likewise."""
-    found, wanted = {}, _settings(_bare(config))
-    for device, content in _by_machine(kept(store, "cost", [config])).items():
+def costs(store: RunStore, config: TrainConfig, jobs: Iterable[Measurement]) -> dict[str, Cost]:
+    """What this version of fastgat was timed to take for `config` over fast gradient L2, likewise.
+
+    A timing of one of these `jobs` goes before one in which other configurations took turns.
+    """
+    found, wanted, together = {}, _settings(_bare(config)), [job.key["settings"] for job in jobs]
+    for device, content in _by_machine(kept(store, "cost", [config]), together).items():
         figures = checked_figures(store, content, _Costs)
         assert figures is not None
         found[device] = figures["costs"][_timed(content).index(wanted)]
@@ -130,10 +134,14 @@ def _timed(content: Measured) -> list[Any]:
     return settings if isinstance(settings, list) else [settings]
 
 
-def _by_machine(contents: dict[str, Measured]) -> dict[str, Measured]:
-    """Of several timings on one machine, that of the most rounds."""
-    by_rounds = sorted(contents.values(), key=lambda content: content["key"].get("rounds", 0))
-    return {f"{content['key']['device']}, torch {content['key']['torch']}": content for content in by_rounds}
+def _by_machine(contents: dict[str, Measured], together: Sequence[Any] = ()) -> dict[str, Measured]:
+    """Of several timings on one machine, that of the most rounds; one of what is timed `together` before others."""
+
+    def rank(content: Measured) -> tuple[bool, int]:
+        return content["key"].get("settings") in together, content["key"].get("rounds", 0)
+
+    best_last = sorted(contents.values(), key=rank)
+    return {f"{content['key']['device']}, torch {content['key']['torch']}": content for content in best_last}
 
 
 def _here(config: TrainConfig) -> dict[str, str | None]:

@@ -117,11 +117,18 @@ def test_the_page(tmp_path: Path) -> None:
 def test_a_file_in_the_place_of_the_plots(tmp_path: Path) -> None:
     (tmp_path / "results").touch()
     with pytest.raises(ConfigError, match="keeps its plots in a folder"):
-        check_page(tmp_path / "results.md")
+        check_page(tmp_path / "results.md", tmp_path / "runs")
+
+
+@pytest.mark.parametrize("runs", ["page", "", "page/../page"])
+def test_a_page_whose_figures_would_lie_among_the_runs(tmp_path: Path, runs: str) -> None:
+    page = tmp_path / ("page.md" if runs else "measured.md")
+    with pytest.raises(ConfigError, match="where the runs are"):
+        check_page(page, tmp_path / runs)
 
 
 def test_a_page_that_could_not_be_written(tmp_path: Path) -> None:
-    check_page(tmp_path / "page.md")
-    for path in (tmp_path / "page", tmp_path):
+    check_page(tmp_path / "page.md", tmp_path / "runs")
+    for path in (tmp_path / "page", tmp_path, tmp_path / "results.json"):
         with pytest.raises(ConfigError, match="names a Markdown file"):
-            check_page(path)
+            check_page(path, tmp_path / "runs")

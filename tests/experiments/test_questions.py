@@ -69,6 +69,15 @@ def test_inputs(tmp_path: Path) -> None:
     assert experiment.plots(found)["inputs"].axes
 
 
+def test_c_g_is_chosen_for_the_papers_generator(tmp_path: Path) -> None:
+    asked = plan(seeds=1, grids={"gat": (1.0, 2.0)}, points="8/2")
+    model = ModelConfig(generator_width=8)
+    asked = replace(asked, base=replace(asked.base, method=GAT(generator_interval=4), model=model))
+    cells = [job.cell for job in Capacity().jobs(asked, RunStore(tmp_path)) if isinstance(job, Training)]
+    assert [cell.config.model.generator_width for cell in cells] == [48, 48]
+    assert [cell.config.method.period for cell in cells if isinstance(cell.config.method, GAT)] == [1, 1]
+
+
 def test_readings(tmp_path: Path) -> None:
     """The two readings are searched and shown apart, on equally many values."""
     grids = dict.fromkeys(("gat-fixed", "gat"), (0.3, 1.0))

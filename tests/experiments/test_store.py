@@ -145,6 +145,9 @@ def test_a_damaged_file(tmp_path: Path) -> None:
     (store.run_folder(cell()) / "summary.json").write_text('{"validation')
     with pytest.raises(DataError, match="damaged; remove it"):
         store.summary(cell())
+    (store.run_folder(cell()) / "config.toml").write_text(cell().config.to_toml())
+    store.write_archive()  # of whatever else is there
+    assert not RunStore(tmp_path).archive.cells
 
 
 def test_a_summary_of_something_else(tmp_path: Path) -> None:
@@ -184,8 +187,10 @@ def test_results_json_stands_in_for_runs_that_were_not_kept(tmp_path: Path) -> N
     for folder in ("cells", "measured"):
         shutil.rmtree(tmp_path / folder)
     store = RunStore(tmp_path)
+    assert not store.archived
     after = [store.run(cell()), store.run(gone), store.all_measured("figure2")]
     assert after == before
+    assert store.archived == {cell().name, gone.name, "figure2-abc"}
     assert [(row["epoch"], row["validation_loss"]) for row in store.epochs(cell())] == [(1, 1.5), (2, 1.5)]
     assert store.finished(cell())
     assert store.finished(gone)

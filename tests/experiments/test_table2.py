@@ -12,6 +12,7 @@ import pytest
 from fastgat.config import OptimizerConfig
 from fastgat.experiments import Plan, RunStore, paper
 from fastgat.experiments.table2 import Table2
+from fastgat.methods import GAT
 from tests.experiments.made_up import check_tables, finish, plan
 
 VALUES = {"dropout": 0.2, "random": 0.5, "fg-linf": 0.03, "fg-l2": 0.5, "gat": 1.0, "dropout-gat": 1.0}
@@ -52,7 +53,7 @@ def test_rows_and_verdicts(tmp_path: Path) -> None:
     assert "cg 1" in rows["gat"]
     assert "0 of 2" in rows["fg-l2"]
     assert "| baseline | no average | 2 | 77.60 ± 1.27 | - | - | - |" in by_rule
-    assert "| gat over the baseline | no average | +3.50 ± 0.00 | - | - | - |" in by_rule
+    assert "| gat over the baseline | no average | 2 | +3.50 ± 0.00 | - | - | - |" in by_rule
 
 
 def test_every_rule_with_and_without_the_average(tmp_path: Path) -> None:
@@ -89,7 +90,7 @@ def test_every_rule_with_and_without_the_average(tmp_path: Path) -> None:
     assert "| dropout | average | 1 | 75.00 | - | - | 7.50 |" in text
     assert "| random | average | 1 | 75.00 | - | - | - |" in text
     over = "+2.00 ± 12.71"
-    assert f"| gat over the baseline | no average | {over} | +1.00 (n = 1) | {over} | {over} |" in text
+    assert f"| gat over the baseline | no average | 2 | {over} | +1.00 (n = 1) | {over} | {over} |" in text
 
 
 def test_a_run_that_is_best_at_its_end_is_told(tmp_path: Path) -> None:
@@ -111,6 +112,23 @@ def test_no_verdict_on_runs_that_are_not_the_papers(tmp_path: Path) -> None:
     text = TABLE.section(asked, figures)
     assert "No verdict" in text
     assert "agrees" not in text
+
+
+def test_no_verdict_on_another_algorithm() -> None:
+    asked = fixed(seeds=1)
+    assert asked.comparable
+    for method in (GAT(schedule="alternating", generator_steps=2), GAT(generator_interval=2)):
+        assert not replace(asked, base=replace(asked.base, method=method)).comparable
+
+
+def test_the_papers_margin_is_over_the_fast_gradient_that_ran(tmp_path: Path) -> None:
+    store, asked = RunStore(tmp_path), fixed(seeds=1)
+    for name in ("gat", "fg-l2"):
+        run(store, asked, name, 0, 0.5, 0.6)
+    figures = TABLE.collect(asked, store)
+    assert figures is not None
+    assert figures["margins"][0]["paper"] == pytest.approx(0.8033 - 0.7799)
+    assert "better one of the two" not in TABLE.section(asked, figures)
 
 
 def test_margins_are_paired_and_over_the_better_fast_gradient_on_validation(tmp_path: Path) -> None:

@@ -98,8 +98,21 @@ def test_the_cost_of_a_step_over_fast_gradient(tmp_path: Path) -> None:
     base = replace(asked.base, batch_size=32, run=run, model=model)
     configs = [replace(base, method=GAT(generator_interval=every)) for every in (1, 4)]
     assert costing(asked, configs).run(store, lambda news: None, lambda: False) is not None
-    (often,), (seldom,) = (list(costs(store, config).values()) for config in configs)
+    (often,), (seldom,) = (list(costs(store, config, []).values()) for config in configs)
     assert 1 < seldom["ratio"] < often["ratio"]
     for cost in (often, seldom):
         assert 0 < cost["ratio_p20"] <= cost["ratio"] <= cost["ratio_p80"]
-    assert costs(store, replace(configs[0], batch_size=64)) == {}
+    assert costs(store, replace(configs[0], batch_size=64), []) == {}
+
+
+def test_what_took_turns_stands_in_one_table(tmp_path: Path) -> None:
+    """A timing of more rounds, in which other configurations took turns, does not mix with it."""
+    store, asked = RunStore(tmp_path), plan(rounds=3)
+    one, two, other = (replace(asked.base, method=GAT(generator_interval=every)) for every in (1, 2, 4))
+    for rounds, configs, ratio in ((3, [one, two], 2.0), (9, [one, other], 7.0)):
+        job = costing(replace(asked, rounds=rounds), configs)
+        made = dict.fromkeys(("step_ms", "ratio", "ratio_p20", "ratio_p80"), ratio)
+        store.keep(job.name, {"key": job.key, "figures": {"costs": [made, made], "rounds": rounds, "batch_size": 128}})
+    together = [costing(asked, [one, two])]
+    assert [cost["ratio"] for config in (one, two) for cost in costs(store, config, together).values()] == [2.0, 2.0]
+    assert [cost["ratio"] for cost in costs(store, one, []).values()] == [7.0], "of the most rounds"

@@ -20,11 +20,12 @@ from fastgat.profiling.phases import Clock
 from fastgat.profiling.profile import check_parity, fed_count, turns_at_once
 from fastgat.profiling.sides import Fastgat, Spec, build, in_float64
 
-SMALL = ("--batch-size", "8", "--generator-width", "4", "--image-size", "16", "--rounds", "2", "--no-compile")
+SMALL = ("--batch-size", "8", "--image-size", "16", "--rounds", "2", "--no-compile")
 
 
 def profile(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
-    monkeypatch.setattr("sys.argv", ["fastgat", "profile", *SMALL, "--device", "cpu", *arguments])
+    narrow = () if "--method" in arguments else ("--generator-width", "4")
+    monkeypatch.setattr("sys.argv", ["fastgat", "profile", *SMALL, *narrow, "--device", "cpu", *arguments])
     with pytest.raises(SystemExit) as stopped:
         main()
     return int(stopped.value.code or 0)
