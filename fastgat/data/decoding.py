@@ -37,10 +37,9 @@ class Header(NamedTuple):
     Attributes:
         size: height and width of the upright image.
         orientation: which way it is stored, 1 to 8 as EXIF counts.
-        plain: whether every decoder takes its pixels for the same: not in CMYK, which may lack the marker that
-            tells its meaning, nor in a JPEG with other bytes between its segments, a PNG of 16 bits a colour, which
-            decoders round or cut off, and a WebP with EXIF, of which DALI 2.4 does not skip the byte that fills a chunk
-            up.
+        plain: whether all decoders give the same pixels. They differ for CMYK, which may lack the marker that tells its
+            meaning; a JPEG with other bytes between its segments; a PNG of 16 bits a colour, which decoders round or
+            cut off; and a WebP with EXIF, of which DALI 2.4 does not skip the byte that fills a chunk up.
     """
 
     size: tuple[int, int]

@@ -241,7 +241,7 @@ class RunCheckpoints:
         return position
 
     def initialise_folder(self, at: Position, *, finished: bool = False) -> None:
-        """Make the folder hold a checkpoint of this moment, and the best one only if it is this run's.
+        """Write a checkpoint of this moment, and forget a best file that is not of this run.
 
         Raises CheckpointError where a `finished` run has lost its best one: no epoch could take its place.
         """

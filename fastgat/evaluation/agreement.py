@@ -15,7 +15,7 @@ from fastgat.functional import mixed_precision
 
 ROUNDING = 1e-4  # by how much of the largest logit rounding may change a logit from one pass to the next, on a GPU
 REGROUPED = 1e-2
-"""And where other images share the pass, which may then be computed otherwise, in a network's own bfloat16 too."""
+"""The same where other images share the pass: other kernels may then be used, also in a network's own bfloat16."""
 DIGITS = 16  # how many of a format's last places rounding may change, where that is more
 REPETITIONS = 2
 """How often the first pass is repeated as it was. Two more passes group the images otherwise, so there are five in all,

@@ -213,7 +213,7 @@ def _row(plan: Plan, store: RunStore, name: str) -> Row | None:
 
 def _margins(plan: Plan, rows: list[Row], theirs: dict[str, paper.Accuracy]) -> list[dict[str, Any]]:
     """GAT over the baseline and over the better fast gradient (on validation), seed by seed; the paper's, where the
-    classifier is the paper's. The runs that chose a value are in its favour: `unsearched` is without their seeds."""
+    classifier is the paper's. Seeds that chose a value favour it: `unsearched` leaves them out."""
     done = {row["method"]: row for row in rows if row["accuracy"]}
     if "gat" not in done:
         return []
