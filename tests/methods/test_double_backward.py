@@ -16,6 +16,7 @@ from fastgat import textbook
 from fastgat.config import OptimizerConfig, TrainConfig
 from fastgat.engine.assemble import assemble
 from fastgat.engine.state import TrainState
+from fastgat.engine.trial import check_second_derivatives_compile
 from fastgat.errors import CompileError, ConfigError
 from fastgat.losses import gat_loss
 from fastgat.methods import GAT, GradientPenalty, Method
@@ -196,6 +197,29 @@ def test_second_derivatives_that_compiling_would_leave_out(method: Method) -> No
     assert largest_difference(ours, right) < EXACT
     with pytest.raises(CompileError, match=r"Cube is a torch\.autograd\.Function, whose second derivative"):
         Engine(method, network, generator, compiled=True).step([batch])
+
+
+class Counter(nn.Module):
+    """Its forward pass changes one buffer in place, and replaces another."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("passes", torch.zeros(()))
+        self.register_buffer("images", torch.zeros(()))
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.passes += 1
+        self.images = self.images + len(x)
+        return x
+
+
+def test_the_check_before_compiling_leaves_buffers_alone() -> None:
+    network = network_with(Counter())
+    before = dict(network.named_buffers())
+    check_second_derivatives_compile(network, minibatch().images)
+    after = dict(network.named_buffers())
+    assert before
+    assert all(after[name] is buffer and not buffer.any() for name, buffer in before.items())
 
 
 def test_gat_loss_goes_through_attention() -> None:
