@@ -25,7 +25,8 @@ STOPPING = 45
 """Seconds in which a command that was told to stop writes its checkpoints; then it is killed."""
 SHARED = {"seeds": "images-45000"}
 """The parts that go on in another's folder, so that its runs are not trained again."""
-SEARCH = ["search", *COMMON, "--dataset", "cifar10", "--epochs", "100"]
+FEW, LONG = ["--train-images", "10000"], ["--epochs", "100"]
+SEARCH = ["search", *COMMON, "--dataset", "cifar10", *LONG]
 
 
 def parts(cg: float, cg_fixed: float, penalty: float) -> dict[str, list[list[str]]]:
@@ -35,11 +36,11 @@ def parts(cg: float, cg_fixed: float, penalty: float) -> dict[str, list[list[str
     tried = ["gat-fixed=0.3,1,3", "gat=0.3,1,3", "gradient-penalty=0.03,0.1,0.3"]
     searched = [*READINGS, *(word for value in tried for word in ("--grid", value))]
     return {
-        "images-10000": [[*searched, "--train-images", "10000", "--epochs", "200", "--seeds", "3"]],
-        "images-45000": [[*one, "--epochs", "100", "--seeds", "1"]],
-        "cifar100": [[*one, "--dataset", "cifar100", "--epochs", "100", "--seeds", "1"]],
-        "seeds": [[*one, "--epochs", "100", "--seeds", "3"]],
-        "front": [["reproduce", "capacity", "inputs", *one[2:], "--train-images", "10000", "--epochs", "100"]],
+        "images-10000": [[*searched, *FEW, "--epochs", "200", "--seeds", "3"]],
+        "images-45000": [[*one, *LONG, "--seeds", "1"]],
+        "cifar100": [[*one, "--dataset", "cifar100", *LONG, "--seeds", "1"]],
+        "seeds": [[*one, *LONG, "--seeds", "3"]],
+        "front": [["reproduce", "capacity", "inputs", *COMMON, "--grid", f"gat={cg}", *FEW, *LONG]],
         "other-readings": [
             [*SEARCH, "--method", "gat", "--cg", str(cg), "--over", "schedule=paper,simultaneous"],
             [*SEARCH, "--method", "gat", "--cg", str(cg), "--over", "alpha=0.3,0.5,0.7"],

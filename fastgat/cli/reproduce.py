@@ -128,9 +128,10 @@ def reproduce(
         if complete and results["figures"]:
             for title, section in sections(experiments, plan, results).items():
                 console.print(Markdown(f"## {title}\n\n{section}"))
+            known = len(store.archived)
             store.write_archive()
             written = write_page(page, experiments, plan, results, _command(sys.argv[1:]))
-            if known := len(store.archived):
+            if known:
                 click.echo(f"{known} of these runs and measurements are known from {folder / RESULTS} alone")
             click.echo(f"{written[0]}")
     if failure is not None:

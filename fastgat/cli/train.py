@@ -51,6 +51,7 @@ def train(file: Path | None, recipe: str | None, print_config: bool, dry_run: bo
         raise ConfigError(
             f"{where}: asks to import and call {name!r}, which may run any code; if you trust it, say so: {trusted}"
         )
+    del checkpoint  # the trainer reads it again, once nobody else can change it
     keep_freed_memory()
     console = Console(quiet=not is_first())
     display = ConsoleProgress(console, again=trusted)

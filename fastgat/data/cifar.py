@@ -9,7 +9,7 @@ import numpy as np
 from fastgat.data.download import Progress, data_folder, download, extract, verify
 from fastgat.data.pickles import read_pickle
 from fastgat.data.sets import DataSet, ImageSet, split
-from fastgat.errors import DataError
+from fastgat.errors import DataError, first_line
 
 VALIDATION = 5_000
 
@@ -71,10 +71,15 @@ class Cifar:
     def load(self, data_dir: Path | None, split_seed: int, progress: Progress) -> DataSet[ImageSet]:
         """45,000 / 5,000 / 10,000 images, the validation images chosen by `split_seed`."""
         folder = self.fetch(data_dir, progress)
-        train, validation = split(self._read(folder, self.train), VALIDATION, split_seed)
-        (meta,) = (folder / name for name in self.meta)
-        classes = tuple(name.decode() for name in read_pickle(meta.read_bytes(), str(meta))[self.names_key])
-        return DataSet(self.name, train, validation, self._read(folder, self.test), classes, str(folder))
+        try:
+            train, validation = split(self._read(folder, self.train), VALIDATION, split_seed)
+            (meta,) = (folder / name for name in self.meta)
+            classes = tuple(name.decode() for name in read_pickle(meta.read_bytes(), str(meta))[self.names_key])
+            return DataSet(self.name, train, validation, self._read(folder, self.test), classes, str(folder))
+        except DataError:
+            raise
+        except (AttributeError, LookupError, TypeError, ValueError) as error:  # altered since the sums were compared
+            raise DataError(f"{folder}: holds other files than those published ({first_line(error)})") from None
 
     def _read(self, folder: Path, names: Iterable[str]) -> ImageSet:
         parts = [read_pickle((folder / name).read_bytes(), str(folder / name)) for name in names]

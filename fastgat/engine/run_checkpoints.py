@@ -39,8 +39,11 @@ class Checkpoint(NamedTuple):
 
 
 def run_folder(resume: str | None, output: Path | None) -> Path | None:
-    """The folder of the run that is asked for; None for a new run without a name."""
-    return output if output is not None or not resume or resume == "auto" else _file(resume).parent
+    """The folder of the run that is asked for; None for a new run without a name, or where there is no checkpoint."""
+    if output is not None or not resume or resume == "auto":
+        return output
+    path = _file(resume)
+    return path.parent if _exists(path) else None
 
 
 def _file(resume: str) -> Path:
@@ -255,10 +258,10 @@ class RunCheckpoints:
         # A run that goes on from another folder may find none.
         holds = self.state.ranks.from_first(lambda: {name: self._holds(name, at) for name in (BEST, *at.kept)})
         if not holds[BEST]:
-            if finished and at.best_epoch is not None:
+            if finished and at.epochs:
                 raise CheckpointError(
-                    f"{self.folder}: {BEST} of epoch {at.best_epoch} is lost, and all epochs are done: ask for more "
-                    "--epochs, or evaluate the run with --checkpoint accuracy, loss or last"
+                    f"{self.folder}: {BEST} is lost, and all epochs are done: ask for more --epochs, or evaluate the "
+                    "run with another --checkpoint, such as last"
                 )
             at.best_epoch, at.best_accuracy = None, -1.0
         at.kept = {name: epoch for name, epoch in at.kept.items() if holds[name]}

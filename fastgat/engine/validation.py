@@ -84,7 +84,7 @@ class Validator:
         return {
             "select": self.config.rule,
             "best_epoch": at.best_epoch,
-            "validation_accuracy": at.best_accuracy,
+            "validation_accuracy": at.best_accuracy if at.best_epoch is not None else None,
             **robust,
             "test_accuracy": tests[True][self.config.rule] if tests else None,
             **{"test_accuracies" + suffix(each): tests.get(each) for each in self.averaged},
@@ -102,8 +102,9 @@ class Validator:
             best = best_row(candidate, at.epochs)
             epoch = best["epoch"] if best is not None else None
             tensors: dict[str, Tensor] | None = None
-            if averaged and rule == self.config.rule:  # the run's own choice, after an earlier one's file was lost too
-                epoch, tensors = at.best_epoch, checkpoints.classifier_in(BEST)
+            if averaged and rule == self.config.rule:  # the run's own choice; an earlier one's file may have been lost
+                epoch = at.best_epoch
+                tensors = checkpoints.classifier_in(BEST) if epoch is not None else None
             elif rule == "last":
                 tensors = self._tensors(averaged)
             elif epoch is not None and at.kept.get(candidate.file) == epoch:

@@ -94,12 +94,13 @@ class ConsoleProgress(Callback):
             return
         summary = event.summary
         self._print(f"{event.reason}: {summary['epochs']} epochs, {summary['images_per_second']:,.0f} images/s")
-        test, robust = summary["test_accuracy"], summary.get("validation_robust_accuracy")
-        self._print(
-            f"best epoch {summary['best_epoch']}: validation accuracy {summary['validation_accuracy']:.2%}"
-            + (f", robust {robust:.2%}" if robust is not None else "")
-            + (f", test accuracy {test:.2%}" if test is not None else "")
-        )
+        if summary["best_epoch"] is not None:  # of a run that was stopped before its first epoch was done
+            test, robust = summary["test_accuracy"], summary.get("validation_robust_accuracy")
+            self._print(
+                f"best epoch {summary['best_epoch']}: validation accuracy {summary['validation_accuracy']:.2%}"
+                + (f", robust {robust:.2%}" if robust is not None else "")
+                + (f", test accuracy {test:.2%}" if test is not None else "")
+            )
         if summary.get("test_accuracies"):
             by_rule = (f"{rule} {value:.2%}" for rule, value in summary["test_accuracies"].items() if value is not None)
             self._print(f"test accuracy by the rule that picks the epoch: {', '.join(by_rule)}")

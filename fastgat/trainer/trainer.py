@@ -121,7 +121,7 @@ class Trainer:
             connected(device) as ranks,
             HeldFolder() as held,
         ):
-            # Before its checkpoint is read: from here on nobody else changes it.
+            # Before its checkpoint is read: from here on nobody else writes in its folder.
             ranks.from_first(lambda: held.lock(run_folder(config.resume, config.output)))
             loop, images = self._prepare(device, ranks, held.claim)
             ranks.from_first(lambda: held.open(loop.folder, self._checkpoint, images))

@@ -21,6 +21,7 @@ from fastgat.data.loaders import create_loader
 from fastgat.data.registry import silent
 from fastgat.engine.accuracy import score
 from fastgat.engine.checkpoint import load_checkpoint, save_checkpoint
+from fastgat.engine.events import Callback, Start
 from fastgat.engine.load import checkpoint_path
 from fastgat.engine.selection import Candidate, mean_of_last
 from fastgat.errors import CheckpointError, ConfigError
@@ -87,9 +88,25 @@ def test_test_images_are_judged_by_every_rule(tmp_path: Path) -> None:
 
     # Where the best epoch's file is lost and none is left to train, what is known of it stays.
     (run / "best.safetensors").unlink()
-    with pytest.raises(CheckpointError, match=rf"best\.safetensors of epoch {summary['best_epoch']} is lost"):
+    with pytest.raises(CheckpointError, match=r"best\.safetensors is lost, and all epochs are done"):
         Trainer(replace(settings, resume="auto"), classifier=network).fit()
     assert json.loads((run / "summary.json").read_text()) == summary
+    tensors, header = load_checkpoint(run / "last.safetensors")
+    header["position"] |= {"best_epoch": None, "kept": {}}  # as a run that goes on has it until its next epoch ends
+    save_checkpoint(run / "last.safetensors", tensors, header)
+    with pytest.raises(CheckpointError, match="is lost, and all epochs are done"):
+        Trainer(replace(settings, resume="auto"), classifier=network).fit()
+    assert json.loads((run / "summary.json").read_text()) == summary
+
+
+def test_a_run_that_is_stopped_before_its_first_epoch_claims_nothing(tmp_path: Path) -> None:
+    class Stop(Callback):
+        def on_start(self, event: Start) -> None:
+            event.stop("enough")
+
+    summary = trainer(config(tmp_path / "run"), callbacks=(Stop(),)).fit().summary
+    assert summary is not None
+    assert (summary["epochs"], summary["best_epoch"], summary["validation_accuracy"]) == (0, None, None)
 
 
 def test_a_run_that_stops_and_goes_on_keeps_the_same(tmp_path: Path) -> None:

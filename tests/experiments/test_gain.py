@@ -7,8 +7,9 @@ from pathlib import Path
 import pytest
 
 from bench.gain import SHARED, parts
-from fastgat.cli.reproduce import plan_from, reproduce
+from fastgat.cli.reproduce import check_used, plan_from, reproduce
 from fastgat.cli.search import search
+from fastgat.experiments import EXPERIMENTS
 
 COMMANDS = {"reproduce": reproduce, "search": search}
 PARTS = parts(1.0, 1.0, 0.1)
@@ -20,10 +21,13 @@ def test_its_commands_are_understood(name: str, tmp_path: Path) -> None:
         where = ["--out", str(tmp_path), "--jobs", "4", "--data-dir", str(tmp_path)]
         given = dict(COMMANDS[what].make_context(what, [*arguments, *where]).params)
         if what == "reproduce":
-            for other in ("what", "out", "jobs", "page", "collect_only"):
+            experiments = [EXPERIMENTS[each] for each in given.pop("what")]
+            for other in ("out", "jobs", "page", "collect_only"):
                 given.pop(other)
-            plan = plan_from(given.pop("quick"), given.pop("grids"), given)
-            assert {"gat", "gat-fixed", "gradient-penalty"} <= plan.grids.keys()
+            grids = given.pop("grids")
+            plan = plan_from(given.pop("quick"), grids, given)
+            check_used(experiments, plan, grids, given)
+            assert "gat" in plan.grids
 
 
 def test_parts_that_share_a_folder_differ_in_their_seeds_alone() -> None:
