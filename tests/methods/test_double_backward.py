@@ -202,6 +202,9 @@ def test_second_derivatives_that_compiling_would_leave_out(method: Method) -> No
 class Counter(nn.Module):
     """Its forward pass changes one buffer in place, and replaces another."""
 
+    passes: Tensor
+    images: Tensor
+
     def __init__(self) -> None:
         super().__init__()
         self.register_buffer("passes", torch.zeros(()))
