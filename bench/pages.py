@@ -39,6 +39,7 @@ EARLIER = {
 PAGES = EARLIER | {
     "cifar10-2500-images-readings": "reproduce-readings-cifar10-2500x40",
     "cifar10-10000-images-readings": "reproduce-readings-cifar10-10000x40",
+    "cifar10-45000-images-readings": "reproduce-readings-cifar10-45000x25",
     "cifar10-2500-images-capacity": "reproduce-capacity-cifar10-2500x40",
     "cifar100-2500-images": "reproduce-cifar100-2500x40",
 }
