@@ -94,7 +94,7 @@ class ConsoleProgress(Callback):
             return
         summary = event.summary
         self._print(f"{event.reason}: {summary['epochs']} epochs, {summary['images_per_second']:,.0f} images/s")
-        if summary["best_epoch"] is not None:  # of a run that was stopped before its first epoch was done
+        if summary["best_epoch"] is not None:  # it is None where a run was stopped before its first epoch was done
             test, robust = summary["test_accuracy"], summary.get("validation_robust_accuracy")
             self._print(
                 f"best epoch {summary['best_epoch']}: validation accuracy {summary['validation_accuracy']:.2%}"
