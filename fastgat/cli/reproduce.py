@@ -88,6 +88,9 @@ QUICK_GRIDS = {
 @click.option("--out", type=Path, metavar="PATH", help="folder of the runs  [default: runs/reproduce-DATASET]")
 @click.option("--jobs", type=click.IntRange(1), default=1, show_default=True, help="processes that train side by side")
 @click.option("--page", type=Path, metavar="FILE", help="the result page  [default: results.md in --out]")
+@click.option(
+    "--keep-whole", is_flag=True, help="keep whole checkpoints: the same runs with more --epochs then go on from them"
+)
 @click.option("--collect-only", is_flag=True, help="train nothing: write the page from what is there")
 def reproduce(
     what: tuple[str, ...],
@@ -96,6 +99,7 @@ def reproduce(
     out: Path | None,
     jobs: int,
     page: Path | None,
+    keep_whole: bool,
     collect_only: bool,
     **given: Any,
 ) -> None:
@@ -114,7 +118,7 @@ def reproduce(
     plan = plan_from(quick, grids, given)
     check_used(experiments, plan, grids, given)
     folder = out or Path("runs") / f"reproduce-{plan.dataset}"
-    store, console, page = RunStore(folder), Console(), page or folder / "results.md"
+    store, console, page = RunStore(folder, whole=keep_whole), Console(), page or folder / "results.md"
     check_page(page, folder)
     failure, complete = None, True
     if not collect_only:
@@ -207,7 +211,7 @@ def _grid(text: str) -> tuple[str, tuple[float, ...]]:
     return method, tuple(convert(f"a value for {method}", value, float) for value in values.split(","))
 
 
-UNTOLD = {"--out": 1, "--jobs": 1, "--page": 1, "--collect-only": 0, "--data-dir": 1, "--device": 1}
+UNTOLD = {"--out": 1, "--jobs": 1, "--page": 1, "--keep-whole": 0, "--collect-only": 0, "--data-dir": 1, "--device": 1}
 """Options that decide nothing of the figures, and how many values they take."""
 
 

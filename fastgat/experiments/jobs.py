@@ -11,6 +11,7 @@ from fastgat.engine.events import Callback, EpochEnd, Interval, Start
 from fastgat.errors import DataError, NonFiniteError
 from fastgat.experiments.archive import Measured
 from fastgat.experiments.cell import Cell
+from fastgat.experiments.longer import begin_from_shorter
 from fastgat.experiments.store import RunStore
 from fastgat.reporting.environment import environment
 from fastgat.reporting.jobs import News, Report
@@ -43,7 +44,8 @@ class Job(ABC):
 
 @dataclass(frozen=True)
 class Training(Job):
-    """Train a cell, and keep its classifier, but not the optimisers: a cell is never trained further.
+    """Train a cell, from the end of a shorter run where there is one. Its classifier is kept, its optimisers only where
+    the store keeps cells whole.
 
     One whose loss becomes NaN or infinite counts as done, and as diverged.
     """
@@ -60,6 +62,8 @@ class Training(Job):
     def run(self, store: RunStore, report: Report, stopped: Stopped) -> str | None:
         if not store.finished(self.cell):
             store.note_code(self.cell)
+            if epochs := begin_from_shorter(store, self.cell):
+                report(News("", 0, f"{self.name}: goes on after epoch {epochs} of a shorter run"))
             config = replace(self.cell.config, output=store.run_folder(self.cell), resume="auto")
             try:
                 if Trainer(config, callbacks=[Follower(self.name, report)]).fit().summary is None:

@@ -35,11 +35,12 @@ class RunStore:
     """The folder of an experiment; making one writes nothing.
 
     Attributes:
+        whole: whether finished cells keep their whole checkpoints, so that longer runs can go on from them.
         archived: the names of what has been asked for and is known from results.json alone.
     """
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
+    def __init__(self, folder: Path, *, whole: bool = False) -> None:
+        self.folder, self.whole = folder, whole
         self.archived: set[str] = set()
         self.archive = Archive.read(folder)
         self._measured = Store(folder / MEASURED)
@@ -67,7 +68,7 @@ class RunStore:
         Raises DataError where its folder is damaged or holds another run, or one of other code.
         """
         if cell.name not in self._runs:
-            code = self._code(cell)
+            code = self.code(cell)
             if code is not None and code != cell.code:
                 own = cell.config.model.classifier
                 raise DataError(f"{self.run_folder(cell)}: the code of {own} has changed since; choose another --out")
@@ -79,7 +80,7 @@ class RunStore:
 
     def _kept(self, cell: Cell) -> KeptRun | None:
         """A finished cell as its folder has it, and the archive; code that its settings name is not imported."""
-        run, archived, code = self._read(cell), self.archive.cells.get(cell.name), self._code(cell)
+        run, archived, code = self._read(cell), self.archive.cells.get(cell.name), self.code(cell)
         if run is None:
             if archived is None:
                 return None
@@ -114,7 +115,7 @@ class RunStore:
         if cell.code is not None:
             Store(self.run_folder(cell)).save("code", {"files": cell.code})
 
-    def _code(self, cell: Cell) -> str | None:
+    def code(self, cell: Cell) -> str | None:
         """Which code made the cell's classifier, where that is one's own; None for cells of earlier versions."""
         kept: dict[str, str] = Store(self.run_folder(cell)).load("code", dict[str, str]) or {}
         archived = self.archive.cells.get(cell.name)
@@ -141,11 +142,13 @@ class RunStore:
         Store(self.run_folder(cell)).save("diverged", {"reason": reason})
 
     def slim(self, cell: Cell) -> bool:
-        """Whether a finished cell has been rid of what only going on with it would need."""
-        return not (self.run_folder(cell) / LAST).exists()
+        """Whether a finished cell has been rid of what only going on with it would need, or is to be kept whole."""
+        return self.whole or not (self.run_folder(cell) / LAST).exists()
 
     def make_slim(self, cell: Cell) -> None:
         """Leave of a finished cell's checkpoints the classifier of its best epoch; nothing where it diverged."""
+        if self.whole:
+            return
         folder = self.run_folder(cell)
         try:
             if self.diverged(cell) is not None:
