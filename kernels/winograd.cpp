@@ -9,6 +9,7 @@
 #include <algorithm>
 #include <cstdint>
 #include <omp.h>
+#include <type_traits>
 
 #ifndef LANES
 #if defined(__AVX512F__)
@@ -24,8 +25,9 @@ namespace {
 
 constexpr int lanes = LANES;                  // floats in a vector register
 constexpr int points = 36;                    // entries of a transformed tile
-constexpr int rows = lanes == 8 ? 6 : 12;     // rows x columns accumulators fill the vector registers: 16 with AVX2, else 32
-constexpr int columns = 2;                    // vectors
+constexpr int accumulators = lanes == 8 ? 12 : 24;  // of a product of matrices: with AVX2 there are 16 registers, else 32
+constexpr int64_t block = 24;                 // tiles that a thread takes at once: a multiple of accumulators / 3
+constexpr int64_t gradient_block = lanes == 8 ? 24 : 48;  // the same for gradients by parameters, at most
 
 typedef float Vector __attribute__((vector_size(4 * lanes), aligned(4), may_alias));
 
@@ -179,8 +181,9 @@ template <int R, int N> void product(const float* a, const float* weights, float
 }
 
 template <int N> void product_of_all(const float* a, const float* w, float* out, int64_t tiles, int64_t C, int64_t K) {
+    constexpr int R = accumulators / N;
     int64_t t = 0;
-    for (; t + rows <= tiles; t += rows) product<rows, N>(a + t * points * C, w, out + t * points * K, C, K);
+    for (; t + R <= tiles; t += R) product<R, N>(a + t * points * C, w, out + t * points * K, C, K);
     for (; t < tiles; ++t) product<1, N>(a + t * points * C, w, out + t * points * K, C, K);
 }
 
@@ -200,8 +203,9 @@ template <int R, int N> void outer(const float* a, const float* b, float* out, i
 }
 
 template <int N> void outer_of_all(const float* a, const float* b, float* out, int64_t tiles, int64_t C, int64_t K) {
+    constexpr int R = accumulators / N;
     int64_t c = 0;
-    for (; c + rows <= C; c += rows) outer<rows, N>(a + c, b, out + c * K, tiles, C, K);
+    for (; c + R <= C; c += R) outer<R, N>(a + c, b, out + c * K, tiles, C, K);
     for (; c < C; c += 2) outer<2, N>(a + c, b, out + c * K, tiles, C, K);
 }
 
@@ -223,24 +227,28 @@ template <class T> void transform_weights(const T* weight, const int64_t* stride
             }
 }
 
-// Tiles that one block takes: as many as fit into half a megabyte, but enough to make use of the weights once loaded.
-int64_t block_size(int64_t C, int64_t K) {
-    return std::clamp<int64_t>((1 << 19) / (4 * points * (C + K)) / rows * rows, 24, 48);
-}
+// Floats of scratch memory of one thread: `tiles` of C and of K channels, transformed, and one pixel of each.
+int64_t own_scratch(int64_t tiles, int64_t C, int64_t K) { return (tiles * points + 1) * (C + K); }
 
-// Floats of scratch memory of one thread: a block of tiles of C and of K channels, transformed, and one pixel of each.
-int64_t own_scratch(int64_t C, int64_t K) { return (block_size(C, K) * points + 1) * (C + K); }
+// Calls take(n, k) for every n vectors of K channels, from the k-th on; n is a constant.
+template <class F> void in_columns(int64_t K, F take) {
+    int64_t k = 0;
+    if (K % (3 * lanes) == 0)
+        for (; k < K; k += 3 * lanes) take(std::integral_constant<int, 3>{}, k);
+    for (; k + 2 * lanes <= K; k += 2 * lanes) take(std::integral_constant<int, 2>{}, k);
+    if (k < K) take(std::integral_constant<int, 1>{}, k);
+}
 
 // y (N, out_h, out_w, K) = conv(x (N, height, width, C), weight) + bias; weight by strides, bias may be null.
 template <class T>
 void convolution(const T* x, const T* weight, const int64_t* strides, const T* bias, T* y, float* scratch, int64_t N,
                  int64_t height, int64_t width, int64_t C, int64_t out_h, int64_t out_w, int64_t K, int64_t padding,
                  int64_t threads) {
-    const int64_t down = (out_h + 3) / 4, across = (out_w + 3) / 4, tiles = N * down * across, block = block_size(C, K);
+    const int64_t down = (out_h + 3) / 4, across = (out_w + 3) / 4, tiles = N * down * across;
     float* const weights = scratch;
 #pragma omp parallel num_threads(threads)
     {
-        float* const inputs = weights + points * C * K + omp_get_thread_num() * own_scratch(C, K);
+        float* const inputs = weights + points * C * K + omp_get_thread_num() * own_scratch(block, C, K);
         float* const products = inputs + block * points * C;
         T *const zeros = reinterpret_cast<T*>(products + block * points * K), *const ignored = zeros + C;
         std::fill_n(zeros, C, T{});
@@ -252,11 +260,9 @@ void convolution(const T* x, const T* weight, const int64_t* strides, const T* b
             const int64_t count = std::min(block, tiles - first);
             for (int64_t t = 0; t < count; ++t) read_tile<BT>(from, first + t, padding, &inputs[t * points * C]);
             for (int64_t i = 0; i < points; ++i) {
-                int64_t k = 0;
                 const float *a = &inputs[i * C], *w = &weights[i * C * K];
                 float* out = &products[i * K];
-                for (; k + columns * lanes <= K; k += columns * lanes) product_of_all<columns>(a, w + k, out + k, count, C, K);
-                for (; k < K; k += lanes) product_of_all<1>(a, w + k, out + k, count, C, K);
+                in_columns(K, [=](auto n, int64_t k) { product_of_all<n>(a, w + k, out + k, count, C, K); });
             }
             for (int64_t t = 0; t < count; ++t) write_tile(to, first + t, &products[t * points * K], bias);
         }
@@ -268,13 +274,15 @@ template <class T>
 void parameter_gradients(const T* grad_output, const T* x, T* d_weight, const int64_t* strides, T* d_bias, float* scratch,
                          int64_t N, int64_t height, int64_t width, int64_t C, int64_t out_h, int64_t out_w, int64_t K,
                          int64_t padding, int64_t threads) {
-    const int64_t down = (out_h + 3) / 4, across = (out_w + 3) / 4, tiles = N * down * across, block = block_size(C, K);
+    const int64_t down = (out_h + 3) / 4, across = (out_w + 3) / 4, tiles = N * down * across;
+    const int64_t rounds = (tiles + threads * gradient_block - 1) / (threads * gradient_block);  // blocks of each thread
+    const int64_t block = rounds ? (tiles + threads * rounds - 1) / (threads * rounds) : 1;
     const int64_t size = K + points * C * K;  // sums by biases and by weights, of each thread
     float* const sums = scratch;
     std::fill_n(sums, size * threads, 0.f);
 #pragma omp parallel num_threads(threads)
     {
-        float* const inputs = sums + size * threads + omp_get_thread_num() * own_scratch(C, K);
+        float* const inputs = sums + size * threads + omp_get_thread_num() * own_scratch(gradient_block, C, K);
         float* const outputs = inputs + block * points * C;
         T* const zeros = reinterpret_cast<T*>(outputs + block * points * K);
         std::fill_n(zeros, std::max(C, K), T{});
@@ -291,11 +299,9 @@ void parameter_gradients(const T* grad_output, const T* x, T* d_weight, const in
                 for (int64_t k = 0; k < K; k += lanes) store(own + k, load(own + k) + load(total + k));
             }
             for (int64_t i = 0; i < points; ++i) {
-                int64_t k = 0;
                 const float *a = &inputs[i * C], *b = &outputs[i * K];
                 float* out = own + K + i * C * K;
-                for (; k + columns * lanes <= K; k += columns * lanes) outer_of_all<columns>(a, b + k, out + k, count, C, K);
-                for (; k < K; k += lanes) outer_of_all<1>(a, b + k, out + k, count, C, K);
+                in_columns(K, [=](auto n, int64_t k) { outer_of_all<n>(a, b + k, out + k, count, C, K); });
             }
         }
 #pragma omp single nowait
@@ -328,10 +334,10 @@ extern "C" int fastgat_lanes() { return lanes; }
 
 // Floats of scratch memory that the two functions need.
 extern "C" int64_t fastgat_convolution_scratch(int64_t C, int64_t K, int64_t threads) {
-    return points * C * K + threads * own_scratch(C, K);
+    return points * C * K + threads * own_scratch(block, C, K);
 }
 extern "C" int64_t fastgat_parameter_gradients_scratch(int64_t C, int64_t K, int64_t threads) {
-    return threads * (points * C * K + K + own_scratch(C, K));
+    return threads * (points * C * K + K + own_scratch(gradient_block, C, K));
 }
 
 // The two functions above, for tensors of bfloat16 or float32.
