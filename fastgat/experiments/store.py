@@ -29,13 +29,14 @@ from fastgat.store import Store, key_text, read_object
 from fastgat.typed import check_type
 
 FOLDERS = CELLS, MEASURED, LOCKS = "cells", "measured", "locks"
+WHOLE = ".whole"
 
 
 class RunStore:
     """The folder of an experiment; making one writes nothing.
 
     Attributes:
-        whole: whether finished cells keep their whole checkpoints, so that longer runs can go on from them.
+        whole: whether cells that finish keep their whole checkpoints, for good: longer runs can go on from them.
         archived: the names of what has been asked for and is known from results.json alone.
     """
 
@@ -142,14 +143,16 @@ class RunStore:
         Store(self.run_folder(cell)).save("diverged", {"reason": reason})
 
     def slim(self, cell: Cell) -> bool:
-        """Whether a finished cell has been rid of what only going on with it would need, or is to be kept whole."""
-        return self.whole or not (self.run_folder(cell) / LAST).exists()
+        """Whether a finished cell has been rid of what only going on with it would need, or is kept whole."""
+        folder = self.run_folder(cell)
+        return self.whole or (folder / WHOLE).exists() or not (folder / LAST).exists()
 
     def make_slim(self, cell: Cell) -> None:
         """Leave of a finished cell's checkpoints the classifier of its best epoch; nothing where it diverged."""
-        if self.whole:
-            return
         folder = self.run_folder(cell)
+        if self.whole:
+            Store(folder).save_file(WHOLE, b"")
+            return
         try:
             if self.diverged(cell) is not None:
                 (folder / BEST).unlink(missing_ok=True)

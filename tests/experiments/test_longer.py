@@ -99,6 +99,13 @@ def test_what_is_not_kept_whole_is_none_either(tmp_path: Path) -> None:
     assert {path.name for path in store.run_folder(cell(1)).glob("*.safetensors")} == {"best.safetensors"}
 
 
+def test_what_was_kept_whole_stays_so(tmp_path: Path) -> None:
+    train(RunStore(tmp_path, whole=True), cell(1))
+    later = RunStore(tmp_path)
+    assert Training(cell(1)).done(later)
+    assert begin_from_shorter(later, cell(2)) == 1
+
+
 def test_a_run_that_has_begun_is_left_alone(kept: RunStore) -> None:
     assert begin_from_shorter(kept, cell(2)) == 0
 
