@@ -20,31 +20,32 @@ import click
 COMMON = ["--batch-size", "128", "--ema", "0.999", "--amp", "--channels-last"]
 GIVEN = ["--grid", "dropout=0.5", "--grid", "fg-l2=0.25"]
 """As all-convolutional networks had dropout, and the epsilon that an earlier search chose."""
-READINGS = ["reproduce", "readings", *COMMON, *GIVEN]
+READINGS = ["reproduce", "readings", *COMMON, *GIVEN, "--keep-whole"]
 STOPPING = 45
 """Seconds in which a command that was told to stop writes its checkpoints; then it is killed."""
 SHARED = {"seeds": "images-45000"}
 """The parts that go on in another's folder, so that its runs are not trained again."""
-FEW, LONG = ["--train-images", "10000"], ["--epochs", "100"]
-SEARCH = ["search", *COMMON, "--dataset", "cifar10", *LONG]
+FEW = ["--train-images", "10000"]
 
 
-def parts(cg: float, cg_fixed: float, penalty: float) -> dict[str, list[list[str]]]:
-    """The commands of each part, by its name. The arguments are what the first part has chosen."""
+def parts(cg: float, cg_fixed: float, penalty: float, epochs: int = 100) -> dict[str, list[list[str]]]:
+    """The commands of each part, by its name. All but `epochs` is what the first part has chosen."""
+    long = ["--epochs", str(epochs)]
+    search = ["search", *COMMON, "--dataset", "cifar10", *long]
     chosen = [f"gat-fixed={cg_fixed}", f"gat={cg}", f"gradient-penalty={penalty}"]
     one = [*READINGS, *(word for value in chosen for word in ("--grid", value))]
     tried = ["gat-fixed=0.3,1,3", "gat=0.3,1,3", "gradient-penalty=0.03,0.1,0.3"]
     searched = [*READINGS, *(word for value in tried for word in ("--grid", value))]
     return {
         "images-10000": [[*searched, *FEW, "--epochs", "200", "--seeds", "3"]],
-        "images-45000": [[*one, *LONG, "--seeds", "1"]],
-        "cifar100": [[*one, "--dataset", "cifar100", *LONG, "--seeds", "1"]],
-        "seeds": [[*one, *LONG, "--seeds", "3"]],
-        "front": [["reproduce", "capacity", "inputs", *COMMON, "--grid", f"gat={cg}", *FEW, *LONG]],
+        "images-45000": [[*one, *long, "--seeds", "1"]],
+        "cifar100": [[*one, "--dataset", "cifar100", *long, "--seeds", "1"]],
+        "seeds": [[*one, *long, "--seeds", "3"]],
+        "front": [["reproduce", "capacity", "inputs", *COMMON, "--grid", f"gat={cg}", *FEW, *long]],
         "other-readings": [
-            [*SEARCH, "--method", "gat", "--cg", str(cg), "--over", "schedule=paper,simultaneous"],
-            [*SEARCH, "--method", "gat", "--cg", str(cg), "--over", "alpha=0.3,0.5,0.7"],
-            [*SEARCH, "--method", "gat", "--cg", "0.1", "--over", "delta=fixed,through", "--epochs", "200"],
+            [*search, "--method", "gat", "--cg", str(cg), "--over", "schedule=paper,simultaneous"],
+            [*search, "--method", "gat", "--cg", str(cg), "--over", "alpha=0.3,0.5,0.7"],
+            [*search, "--method", "gat", "--cg", "0.1", "--over", "delta=fixed,through", "--epochs", "200"],
         ],
     }
 
@@ -58,6 +59,9 @@ def parts(cg: float, cg_fixed: float, penalty: float) -> dict[str, list[list[str
 @click.option("--cg", type=float, default=1.0, show_default=True, help="c_g, where it is not searched")
 @click.option("--cg-fixed", type=float, default=1.0, show_default=True, help="the same with Delta fixed")
 @click.option("--penalty", type=float, default=0.1, show_default=True, help="weight of the gradient penalty, likewise")
+@click.option(
+    "--epochs", type=int, default=100, show_default=True, help="but for images-10000; readings of more go on from fewer"
+)
 def main(
     names: tuple[str, ...],
     out: Path,
@@ -67,9 +71,10 @@ def main(
     cg: float,
     cg_fixed: float,
     penalty: float,
+    epochs: int,
 ) -> None:
     """Run PARTs of the study: images-10000, images-45000, cifar100, seeds, front, other-readings; by default all."""
-    known = parts(cg, cg_fixed, penalty)
+    known = parts(cg, cg_fixed, penalty, epochs)
     if unknown := set(names) - set(known):
         raise click.UsageError(f"no part {', '.join(sorted(unknown))}; known: {', '.join(known)}")
     end = time.monotonic() + 60 * minutes

@@ -22,7 +22,7 @@ def test_its_commands_are_understood(name: str, tmp_path: Path) -> None:
         given = dict(COMMANDS[what].make_context(what, [*arguments, *where]).params)
         if what == "reproduce":
             experiments = [EXPERIMENTS[each] for each in given.pop("what")]
-            for other in ("out", "jobs", "page", "collect_only"):
+            for other in ("out", "jobs", "page", "keep_whole", "collect_only"):
                 given.pop(other)
             grids = given.pop("grids")
             plan = plan_from(given.pop("quick"), grids, given)
