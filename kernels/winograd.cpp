@@ -181,7 +181,7 @@ template <int R, int N> void product(const float* a, const float* weights, float
 }
 
 template <int N> void product_of_all(const float* a, const float* w, float* out, int64_t tiles, int64_t C, int64_t K) {
-    constexpr int R = accumulators / N;
+    constexpr int R = accumulators / std::max(N, 2);
     int64_t t = 0;
     for (; t + R <= tiles; t += R) product<R, N>(a + t * points * C, w, out + t * points * K, C, K);
     for (; t < tiles; ++t) product<1, N>(a + t * points * C, w, out + t * points * K, C, K);
@@ -203,7 +203,7 @@ template <int R, int N> void outer(const float* a, const float* b, float* out, i
 }
 
 template <int N> void outer_of_all(const float* a, const float* b, float* out, int64_t tiles, int64_t C, int64_t K) {
-    constexpr int R = accumulators / N;
+    constexpr int R = accumulators / std::max(N, 2);
     int64_t c = 0;
     for (; c + R <= C; c += R) outer<R, N>(a + c, b, out + c * K, tiles, C, K);
     for (; c < C; c += 2) outer<2, N>(a + c, b, out + c * K, tiles, C, K);

@@ -20,6 +20,7 @@ from fastgat.experiments import EXPERIMENTS, PAPER, Experiment, Plan, RunStore
 from fastgat.experiments.archive import RESULTS
 from fastgat.experiments.cell import DATASETS
 from fastgat.experiments.images import load_images
+from fastgat.experiments.longer import check_keeps_whole
 from fastgat.experiments.page import check_page, collect, sections, usable_figures, write_page
 from fastgat.experiments.search import check_grids
 from fastgat.experiments.work import work_together
@@ -117,6 +118,8 @@ def reproduce(
     experiments = [EXPERIMENTS[name] for name in _names(what)]
     plan = plan_from(quick, grids, given)
     check_used(experiments, plan, grids, given)
+    if keep_whole:
+        check_keeps_whole(plan.base)
     folder = out or Path("runs") / f"reproduce-{plan.dataset}"
     store, console, page = RunStore(folder, whole=keep_whole), Console(), page or folder / "results.md"
     check_page(page, folder)

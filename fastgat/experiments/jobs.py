@@ -11,7 +11,7 @@ from fastgat.engine.events import Callback, EpochEnd, Interval, Start
 from fastgat.errors import DataError, NonFiniteError
 from fastgat.experiments.archive import Measured
 from fastgat.experiments.cell import Cell
-from fastgat.experiments.longer import begin_from_shorter
+from fastgat.experiments.longer import shorter_run
 from fastgat.experiments.store import RunStore
 from fastgat.reporting.environment import environment
 from fastgat.reporting.jobs import News, Report
@@ -62,9 +62,11 @@ class Training(Job):
     def run(self, store: RunStore, report: Report, stopped: Stopped) -> str | None:
         if not store.finished(self.cell):
             store.note_code(self.cell)
-            if epochs := begin_from_shorter(store, self.cell):
-                report(News("", 0, f"{self.name}: goes on after epoch {epochs} of a shorter run"))
-            config = replace(self.cell.config, output=store.run_folder(self.cell), resume="auto")
+            shorter, resume = shorter_run(store, self.cell), "auto"
+            if shorter is not None:
+                report(News("", 0, f"{self.name}: goes on after epoch {shorter.config.epochs} of {shorter.name}"))
+                resume = str(store.run_folder(shorter))
+            config = replace(self.cell.config, output=store.run_folder(self.cell), resume=resume)
             try:
                 if Trainer(config, callbacks=[Follower(self.name, report)]).fit().summary is None:
                     return None

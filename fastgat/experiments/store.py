@@ -145,12 +145,12 @@ class RunStore:
     def slim(self, cell: Cell) -> bool:
         """Whether a finished cell has been rid of what only going on with it would need, or is kept whole."""
         folder = self.run_folder(cell)
-        return self.whole or (folder / WHOLE).exists() or not (folder / LAST).exists()
+        return (folder / WHOLE).exists() or not (folder / LAST).exists()
 
     def make_slim(self, cell: Cell) -> None:
         """Leave of a finished cell's checkpoints the classifier of its best epoch; nothing where it diverged."""
         folder = self.run_folder(cell)
-        if self.whole:
+        if self.whole and self.diverged(cell) is None:
             Store(folder).save_file(WHOLE, b"")
             return
         try:
