@@ -36,7 +36,7 @@ UNSEARCHED = ("output", "resume", "seed", "device")  # settings that are no subj
     "--seeds", type=click.IntRange(1), default=1, show_default=True, help="initialisations of each, from --seed on"
 )
 @click.option("--jobs", type=click.IntRange(1), default=1, show_default=True, help="processes that train side by side")
-@click.option("--json", "as_json", is_flag=True, help="the result as one JSON object")
+@click.option("--json", "as_json", is_flag=True, help="the result as one JSON object; `complete` tells whether all ran")
 @click.option("--out", type=Path, metavar="PATH", help="folder of the runs  [default: runs/search-DATASET]")
 def search(over: tuple[str, ...], seeds: int, jobs: int, as_json: bool, out: Path | None, **given: Any) -> None:
     """Train a method with several values of its hyperparameter, or of any options, and compare validation accuracy.
@@ -64,14 +64,14 @@ def search(over: tuple[str, ...], seeds: int, jobs: int, as_json: bool, out: Pat
     plan, sweep = Plan(seeds=seeds, base=base), Search(variants)
     folder = out or Path("runs") / f"search-{plan.dataset}"
     store, console = RunStore(folder), Console(stderr=as_json)
-    if not run_experiments([sweep], plan, store, console, jobs):
+    complete = run_experiments([sweep], plan, store, console, jobs)
+    if not complete:
         console.print(f"interrupted; the same command goes on from here ({folder})", markup=False, soft_wrap=True)
-        return
     figures = sweep.collect(plan, store)
-    assert figures is not None
     if as_json:
-        click.echo(json.dumps(figures, indent=2))
-    else:
+        click.echo(json.dumps({"complete": complete, **(figures or {"rows": []})}, indent=2))
+    elif complete:
+        assert figures is not None
         console.print(Markdown(sweep.section(plan, figures)))
 
 

@@ -90,7 +90,10 @@ class Search(Experiment):
             {"values": values, "config": config.to_dict(), **outcome}
             for (values, config), outcome in zip(self.variants, outcomes, strict=True)
         ]
-        return {"rows": rows, "best": None if number is None or outcomes[number]["diverged"] else number}
+        if number is None or outcomes[number]["diverged"]:
+            return {"rows": rows, "best": None, "as_good": []}
+        equals = [i for i, each in enumerate(outcomes) if i != number and _rank(each) == _rank(outcomes[number])]
+        return {"rows": rows, "best": number, "as_good": equals}
 
     def _cell(self, plan: Plan, config: TrainConfig, seed: int) -> Cell:
         """On the plan's device, which is this process's own where several share the machine."""
@@ -108,9 +111,16 @@ def compare(store: RunStore, tried: Sequence[Cell]) -> Outcome:
 
 
 def best(rows: Sequence[Outcome]) -> int | None:
-    """The index of the best row on validation: fewest diverged runs, then highest mean. None without accuracies."""
+    """The index of the best row on validation: fewest diverged runs, then highest mean; the first of equals.
+
+    None without accuracies.
+    """
     ranked = [i for i, row in enumerate(rows) if row["accuracies"]]
-    return max(ranked, key=lambda i: (-rows[i]["diverged"], mean(rows[i]["accuracies"])), default=None)
+    return max(ranked, key=lambda i: _rank(rows[i]), default=None)
+
+
+def _rank(row: Outcome) -> tuple[int, float]:
+    return -row["diverged"], mean(row["accuracies"]) if row["accuracies"] else 0.0
 
 
 def cells(plan: Plan, store: RunStore, methods: tuple[str, ...]) -> list[Cell]:

@@ -209,3 +209,16 @@ def test_a_search_ranks_by_validation(tmp_path: Path, best: int) -> None:
     text = sweep.section(asked, found)
     check_tables(text)
     assert rows(text)["3"][-1] == "1 diverged |"
+    assert found["as_good"] == []
+
+
+def test_a_search_names_every_value_that_is_as_good_as_the_best(tmp_path: Path) -> None:
+    store, asked = RunStore(tmp_path), plan()
+    sweep = Search(tuple(({"cg": cg}, replace(asked.base, method=GAT(cg=cg))) for cg in (1.0, 2.0, 3.0)))
+    for cg, accuracy in ((1.0, 0.6), (2.0, 0.7), (3.0, 0.7)):
+        finish(store, asked.cell(GAT(cg=cg), 0), accuracy)
+    found = sweep.collect(asked, store)
+    assert found is not None
+    assert (found["best"], found["as_good"]) == (1, [2])
+    text = rows(sweep.section(asked, found))
+    assert [text[name][-1] for name in ("1", "2", "3")] == ["|", "best |", "as good |"]
