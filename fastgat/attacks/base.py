@@ -44,7 +44,7 @@ class Attack(Options, ABC):
     norm: str = option("linf", "linf: of each pixel; l2: of each image", choices=NORMS)
     clamp: bool = option(True, "keep pixels in [0, 1]; the paper's own figures do not")
     batch_size: int | None = option(None, "images at a time  [default: 64 on a CPU, 256 on a GPU]", at_least=1)
-    seed: int = option(0, "of what is drawn", at_least=0)
+    seed: int = option(0, "seed of the random draws", at_least=0)
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -104,30 +104,33 @@ class Attack(Options, ABC):
         return perturbed.clamp_(0, 1) if self.clamp else perturbed
 
     def projection(self, images: Tensor) -> Callable[[Tensor], Tensor]:
-        """A function that takes points, which it overwrites, to the ball of radius epsilon around `images`, clamped."""
+        """An in-place projection onto the ball of radius epsilon around `images`, and onto [0, 1] if it clamps."""
         if self.norm == "linf":
             low, high = images - self.epsilon, images + self.epsilon
             if self.clamp:
                 low, high = low.clamp_(0, 1), high.clamp_(0, 1)
             return lambda x: x.clamp_(low, high)
-        return lambda x: self.add(images, shortened(x.sub_(images), self.epsilon))
+        return lambda x: self.add(images, clip_l2_norm_(x.sub_(images), self.epsilon))
 
     def length(self, perturbation: Tensor) -> Tensor:
-        """The norm of each sample's perturbation, (B,)."""
+        """The norm of each sample's perturbation: (B, C, H, W) to (B,), in pixel units."""
         flat = perturbation.flatten(1)
         return flat.abs().amax(1) if self.norm == "linf" else flat.norm(dim=1)
 
     def random_perturbation(self, images: Tensor, numbers: np.ndarray, start: int = 0) -> Tensor:
-        """A random perturbation of each sample: uniform in the box of norm epsilon, or in the ball."""
+        """A perturbation of each sample, (B, C, H, W), uniform in the box of norm epsilon, or in the ball.
+
+        Sample n draws from (seed, start, n), whatever is beside it in the batch.
+        """
         sources = [np.random.default_rng((self.seed, start, int(number))) for number in numbers]
         draws = [point_in_ball(source, self.norm, self.epsilon, tuple(images.shape[1:])) for source in sources]
         return torch.from_numpy(np.stack(draws)).to(images.device, images.dtype)
 
     def _within_bounds(self, perturbed: Tensor, images: Tensor) -> Tensor:
-        """Perturbed images in the dtype of `images`, pixels rounded towards them; an image where one is NaN."""
+        """Images projected onto the ball, in the dtype of `images`, rounded towards them; the clean one for a NaN."""
         x = images.double()
         p = perturbed.double() - x
-        p = p.clamp_(-self.epsilon, self.epsilon) if self.norm == "linf" else shortened(p, self.epsilon)
+        p = p.clamp_(-self.epsilon, self.epsilon) if self.norm == "linf" else clip_l2_norm_(p, self.epsilon)
         rounded = self.add(x, p).to(images.dtype)
         outward = (rounded.double() - x).abs() > p.abs()
         rounded = torch.where(outward, rounded.nextafter(images), rounded)
@@ -150,8 +153,8 @@ class Isolated(nn.Module):
 def ascent(gradient: Tensor, norm: str, size: float) -> Tensor:
     """A step of this size uphill: size * sign(gradient) (1) for "linf", size * gradient / ||gradient|| (3) for "l2".
 
-    Entries that are NaN go nowhere, infinite ones count as the largest finite ones: where a model's gradient breaks, an
-    attack goes on from the same point.
+    `gradient` is (B, C, H, W), floating point, and so is the step; a zero gradient gives none. NaN counts as 0 and
+    infinity as the largest finite value, so that a broken gradient does not end an attack.
     """
     gradient = gradient.nan_to_num()
     if runs_kernel(gradient):
@@ -168,7 +171,7 @@ def l2_norm(perturbation: Tensor) -> Tensor:
     return per_sample(perturbation.flatten(1).norm(dim=1))
 
 
-def shortened(perturbation: Tensor, norm: float) -> Tensor:
+def clip_l2_norm_(perturbation: Tensor, norm: float) -> Tensor:
     """The perturbation, in place, scaled down to an L2 norm of at most `norm` a sample."""
     return perturbation.mul_((norm / l2_norm(perturbation).clamp_(min=1e-12)).clamp_(max=1))
 
@@ -207,14 +210,14 @@ def frozen(*models: nn.Module) -> Iterator[None]:
 
 
 def loss_gradient(model: nn.Module, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-    """The logits (B, K), and dJ/dx of each sample's cross entropy."""
+    """The logits (B, K), and dJ/dx (B, C, H, W) of each sample's cross entropy; both detached."""
     x = images.detach().requires_grad_()
     logits = model(x)
     return logits.detach(), gradient_of(functional.cross_entropy(logits, labels, reduction="sum"), x)
 
 
 def gradient_of(value: Tensor, x: Tensor) -> Tensor:
-    """d value / dx; zero where the model is piecewise constant and says so by having no derivative."""
+    """d value / dx; zero where autograd finds no path from x, as through a model that is piecewise constant."""
     if not value.requires_grad:
         return torch.zeros_like(x)
     (gradient,) = torch.autograd.grad(value, x, materialize_grads=True)
@@ -223,7 +226,7 @@ def gradient_of(value: Tensor, x: Tensor) -> Tensor:
 
 @torch.no_grad()
 def check_network(model: nn.Module, images: Tensor, labels: Tensor) -> int:
-    """The number of classes that the model, in eval mode, tells apart, found on two images.
+    """Run the model, in eval mode, on at most two images, and return its number of classes.
 
     Raises ConfigError unless it returns logits of classes that hold `labels`, NonFiniteError for NaN or +inf.
     """

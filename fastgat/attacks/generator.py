@@ -1,4 +1,6 @@
-"""The generator attack: a fresh G, trained against a frozen classifier by equation (9), then used as it was trained.
+"""The generator attack: a fresh G, trained against the frozen classifier by equation (9).
+
+The attack scales what G gives to the norm epsilon.
 
 Delta = dF(x)_y / dx                                        below (7)
 (9)     L_G = F(x + G(Delta))_y + c_g ||G(Delta)||_2^2      mean over samples

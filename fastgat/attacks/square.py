@@ -13,6 +13,8 @@ from fastgat.options import option
 
 HALVED_AT = (10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000)
 """After how many of 10,000 queries the share of the image that a window covers is halved."""
+FIRST_SHARE = 0.8  # of the image that the first windows cover
+START = 0  # in a seed, as in those of attacks that start several times
 WINDOWS = 2**32  # in the place of a sample's number in a seed: no sample has it
 
 
@@ -24,35 +26,28 @@ class Square(Attack):
     gets wrong is left alone. Each query has one window and one choice of signs for all samples.
     """
 
-    queries: int = option(5000, "forward passes of each start", at_least=1)
-    restarts: int = option(1, "how often to start", at_least=1)
-    first_share: float = option(0.8, "of the image that the first windows cover", above=0, at_most=1)
+    queries: int = option(5000, "forward passes", at_least=1)
 
     @torch.no_grad()
     def perturb(self, images: Tensor, labels: Tensor, numbers: np.ndarray) -> Tensor:
-        result, (_, standing) = images.clone(), self._judge(images, labels)
-        for restart in range(self.restarts):
-            left = standing.nonzero().flatten()
-            if not len(left):
-                break
-            result[left], standing[left] = self._search(
-                images[left], labels[left], numbers[left.cpu().numpy()], restart
-            )
+        result, (_, right) = images.clone(), self._judge(images, labels)
+        left = right.nonzero().flatten()
+        if len(left):
+            result[left] = self._search(images[left], labels[left], numbers[left.cpu().numpy()])
         return result
 
-    def _search(self, images: Tensor, labels: Tensor, numbers: np.ndarray, restart: int) -> tuple[Tensor, Tensor]:
-        """The best point of each sample, and whether the model still gets it right there."""
-        source = np.random.default_rng((self.seed, restart, WINDOWS))
+    def _search(self, images: Tensor, labels: Tensor, numbers: np.ndarray) -> Tensor:
+        """The best point of each sample that is found."""
+        source = np.random.default_rng((self.seed, START, WINDOWS))
         propose = self._propose_linf if self.norm == "linf" else self._propose_l2
-        best = self.projection(images)(images + self._start(images, numbers, restart))
+        best = self.projection(images)(images + self._start(images, numbers))
         lowest, right = self._judge(best, labels)
         rows, x, y, point = torch.arange(len(images), device=images.device), images, labels, best.clone()
-        standing = right.clone()
         for query in range(self.queries):
             seed = int(source.integers(2**63))
             left = right.nonzero().flatten()
             if len(left) < len(rows):
-                best[rows], standing[rows] = point, right
+                best[rows] = point
                 rows, x, y, point, lowest, right = (each[left] for each in (rows, x, y, point, lowest, right))
             if not len(rows):
                 break
@@ -60,8 +55,8 @@ class Square(Attack):
             margin, still = self._judge(proposal, y)
             better = ((margin < lowest) | ~still).nonzero().flatten()
             point[better], lowest[better], right[better] = proposal[better], margin[better], still[better]
-        best[rows], standing[rows] = point, right
-        return best, standing
+        best[rows] = point
+        return best
 
     def _judge(self, x: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         """The margin z_y - max z_k, k != y, and whether the answer is right; where it is 0, that is up to `argmax`."""
@@ -72,12 +67,12 @@ class Square(Attack):
     def _share(self, query: int) -> float:
         """The share of the image that a window of this query covers."""
         at = query * 10_000 // self.queries
-        return self.first_share / 2 ** sum(at > bound for bound in HALVED_AT)
+        return FIRST_SHARE / 2 ** sum(at > bound for bound in HALVED_AT)
 
-    def _start(self, images: Tensor, numbers: np.ndarray, restart: int) -> Tensor:
+    def _start(self, images: Tensor, numbers: np.ndarray) -> Tensor:
         """The first perturbation. linf: vertical stripes of +-eps; l2: a grid of five by five bumps, of norm eps."""
         channels, height, width = images.shape[1:]
-        sources = [np.random.default_rng((self.seed, restart, int(number))) for number in numbers]
+        sources = [np.random.default_rng((self.seed, START, int(number))) for number in numbers]
         if self.norm == "linf":
             stripes = [_signs(source, (channels, 1, width)) for source in sources]
             return self.epsilon * torch.from_numpy(np.stack(stripes)).to(images.device, images.dtype)

@@ -18,13 +18,13 @@ from fastgat.processes import ctrl_c, launched
 COMMANDS = {
     "train": "Train a classifier.",
     "profile": "Time a training step: the textbook against fastgat.",
-    "evaluate": "Say what a trained classifier is worth.",
-    "export": "Write a trained classifier for other programs.",
+    "evaluate": "Measure a trained classifier: clean accuracy, attacks, a report card.",
+    "export": "Export a trained classifier: safetensors, torch-export or ONNX.",
     "search": "Choose hyperparameters by validation accuracy.",
-    "reproduce": "Run the paper's experiments, its figures beside ours.",
+    "reproduce": "Run the paper's experiments and compare with its figures.",
     "data": "Find, fetch and verify data sets.",
-    "recipes": "List the training recipes of others.",
-    "info": "Say what fastgat finds on this machine.",
+    "recipes": "List published training recipes.",
+    "info": "Show versions, devices, data sets and methods.",
 }
 
 LONGEST = 2000  # characters of an error message

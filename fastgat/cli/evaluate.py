@@ -16,7 +16,7 @@ from fastgat.cli.options import given_to, settings_options
 from fastgat.engine.device import keep_freed_memory
 from fastgat.evaluation import Cache, EvaluationSettings, RunSettings, evaluate_run, write_report
 from fastgat.evaluation.results import Robustness
-from fastgat.evaluation.run import QUICK
+from fastgat.evaluation.run import DEFAULT_SAMPLES
 from fastgat.options import convert
 from fastgat.reporting.transfer import TransferBar
 
@@ -45,10 +45,10 @@ GENERATOR = ("generator_images", "generator_epochs")  # settings of a fresh gene
 @click.option("--full", is_flag=True, help="attack every image of the split")
 @settings_options(RunSettings, EvaluationSettings)
 @click.option(
-    "--source", "sources", type=Path, multiple=True, metavar="RUN", help="another run, to make perturbations on"
+    "--source", "sources", type=Path, multiple=True, metavar="RUN", help="another run, to make transfer attacks on"
 )
 @click.option(
-    "--network", "networks", type=Path, multiple=True, metavar="RUN", help="another run, whose curves are drawn beside"
+    "--network", "networks", type=Path, multiple=True, metavar="RUN", help="another run, to show its curves too"
 )
 @click.option(
     "--classifier",
@@ -65,11 +65,9 @@ GENERATOR = ("generator_images", "generator_epochs")  # settings of a fresh gene
     metavar="X",
     help="c_g of a fresh generator to attack with; may be repeated  [default: 1]",
 )
-@click.option("--no-generator", is_flag=True, help="train no generator: it takes the longest")
-@click.option(
-    "--output", type=Path, metavar="PATH", help="folder for what is found  [default: the run's, or one in runs/]"
-)
-@click.option("--fresh", is_flag=True, help="compute everything anew, whatever an earlier evaluation has left")
+@click.option("--no-generator", is_flag=True, help="leave out the generator attack, which takes the longest")
+@click.option("--output", type=Path, metavar="PATH", help="folder of the report  [default: the run's, or one in runs/]")
+@click.option("--fresh", is_flag=True, help="use no results that an earlier evaluation has kept")
 def evaluate(
     run: Path | None,
     clean: bool,
@@ -151,7 +149,7 @@ def _check_combination(quick: bool, clean: bool, full: bool, only_autoattack: bo
         (clean, "--clean runs no attack", CLEAN_OPTIONS),
         (only_autoattack, "--only-autoattack runs nothing else", AUTOATTACK_OPTIONS),
         (full, "--full attacks every image", given.keys() - {"quick", "samples"}),
-        (quick, f"--quick attacks {QUICK} images", given.keys() - {"samples"}),
+        (quick, f"--quick attacks {DEFAULT_SAMPLES} images", given.keys() - {"samples"}),
         ("no_generator" in given, "--no-generator trains no generator", given.keys() - {"cgs", *GENERATOR}),
     ):
         if asked and (others := [flag for name, flag in given.items() if name not in allowed]):

@@ -15,7 +15,10 @@ def _sides(context: click.Context, parameter: click.Parameter, text: str | None)
     sides = text.lower().split("x") if text is not None else []
     if len(sides) > 2 or not all(side.isdecimal() and len(side) < 10 for side in sides):  # dimensions, digits
         raise click.BadParameter(f"{text!r} is neither N nor HxW")
-    return tuple(map(int, sides * 2))[:2] or None
+    if not sides:
+        return None
+    height, width = sides if len(sides) == 2 else sides * 2
+    return int(height), int(width)
 
 
 @click.command()

@@ -11,6 +11,7 @@ from fastgat.cli.options import SectionedCommand, check_effective, given_to, ove
 from fastgat.config import TrainConfig
 from fastgat.profiling import Settings
 from fastgat.profiling import profile as measure
+from fastgat.profiling.profile import SIDES
 
 SHOWN = {
     *("batch_size", "seed", "classifier", "generator_width", "batch_norm", "device"),
@@ -48,9 +49,9 @@ def profile(as_json: bool, **given: Any) -> None:
 def _show(console: Console, result: dict[str, Any]) -> None:
     config = result["config"]
     console.print(f"{config['method']['name']}, batch {config['batch_size']}, on {result['device']}")
-    columns = (Column(side, justify="right") for side in ("textbook", "fastgat"))
+    columns = (Column(side, justify="right") for side in SIDES)
     table = Table("", *columns, box=None, pad_edge=False)
-    shown = [_column(result[side]) for side in ("textbook", "fastgat")]
+    shown = [_column(result[side]) for side in SIDES]
     for name in shown[0]:
         table.add_row(name, *(column[name] for column in shown))
     console.print(table)

@@ -87,7 +87,7 @@ def _values(text: str) -> tuple[str, list[Any]]:
     plain, _ = value_type(known[name].owner, name)
     converted = [_value(name, value, plain) for value in values.split(",")]
     if len(set(converted)) != len(converted):
-        raise ConfigError(f"--over: a value of {name} stands there twice: {values}")
+        raise ConfigError(f"--over: a value of {name} appears twice: {values}")
     return name, converted
 
 

@@ -24,7 +24,7 @@ class BadSamples:
         return len(self.reasons)
 
     def report(self, row: int, name: str, flaw: object) -> None:
-        """Take note of a bad sample, the file `name`; threads may. Raises DataError where that is the policy."""
+        """Take note of a bad sample, the file `name`, from any thread. Raises DataError where that is the policy."""
         reason = f"{name}: {flaw}"
         if self.policy == "error":
             raise DataError(f"{reason}; --on-bad-sample skip goes on without it")

@@ -109,7 +109,7 @@ class DaliLoader(SampledLoader):
     def _read(self, rows: Rows) -> tuple[Any, NDArray[np.int64]]:
         """Pixels, or the files of `rows`, and (B, 3) their height, width and orientation.
 
-        In place of a bad sample, which is taken note of, there is nothing.
+        A bad sample is reported, and has nothing in its place.
         """
         facts = np.array([[*self.output, 1]]).repeat(len(rows), 0)
         if isinstance(self.images, ImageSet):

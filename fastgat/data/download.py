@@ -139,7 +139,7 @@ class _Bar:
             self.progress(self.what, self.done, self.total)
 
     def close(self) -> None:
-        """Nothing is left to do, for `reset` as well, which comes once more before the end."""
+        """Nothing to do; pooch calls it, and `reset`."""
 
     reset = close
 

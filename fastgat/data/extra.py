@@ -74,7 +74,7 @@ def _opened(archive: zipfile.ZipFile, name: str) -> IO[bytes]:
 
 
 def _header(name: str, file: IO[bytes]) -> tuple[tuple[int, ...], np.dtype[Any]]:
-    """The shape and the dtype of an array, whose first byte is what `file` gives next."""
+    """Read the header of an .npy array from `file`: its shape and dtype."""
     version = np.lib.format.read_magic(file)
     if version not in HEADERS:
         raise ValueError(f"{name} is in version {version} of numpy's format")

@@ -87,8 +87,8 @@ class Folder:
             alone = len(splits) == 1 and len(folders) > 1
             if not (alone and any(_is_image(entry.name) for entry in _scan(self.path / name))):
                 raise DataError(
-                    f"{self.path}: has {name}/ but not both train/ and val/ (or test/); without them, name a folder of "
-                    "class folders"
+                    f"{self.path}: has {name}/ but lacks its partner: train/ goes with val/ or test/. Add it, or "
+                    "name the folder that holds the class folders"
                 )
         words = {name: re.split(r"[\W\d_]", name.lower())[0] for name in folders}
         alike = {part: name for part, names in PARTS.items() for name, word in words.items() if word in names}

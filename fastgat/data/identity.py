@@ -70,8 +70,8 @@ class Identity:
             moved = {name for name in same if (name in validated) != (name in self.validating)} if validated else set()
             if moved:
                 raise DataError(
-                    f"{checkpoint}: {len(moved):,} images that are still there, such as {min(moved)}, would change "
-                    "between training and validation, as those of classes with few images can: it cannot go on"
+                    f"{checkpoint}: {len(moved):,} images that are still there, such as {min(moved)}, would move "
+                    "between training and validation, as happens in classes of few: the run cannot go on with these"
                 )
             return
         advice = "--changed-data goes on, and leaves every image that is still there in its split"

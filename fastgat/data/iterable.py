@@ -81,20 +81,13 @@ class IterableLoader:
             self.passes[player] = {"number": number, "states": generator_states()}
             if generator is not None:
                 self.passes[player]["generator"] = as_text(generator.get_state())
-            count = 0
-            for pair in source:
-                count += 1
+            for pair in _one_pass(source, "training"):
                 if not skip:
                     yield pair
                     continue
                 skip -= 1
                 if not skip:
                     restore_generators(now)
-            if count != len(source):
-                raise DataError(
-                    f"a pass over the loader gave {count} batches, but its length is {len(source)}; it must be "
-                    "iterable again and again"
-                )
 
     def _source_for(self, use: str) -> Any:
         """The source; persistent workers serve one iterator at a time, so with them each use has a copy of its own."""
@@ -106,15 +99,8 @@ class IterableLoader:
         return self._copies[use]
 
     def once(self) -> Iterator[Batch]:
-        count = 0
-        for pair in self._source_for("once"):
-            count += 1
+        for pair in _one_pass(self._source_for("once"), "validation"):
             yield self._checked(pair)
-        if count != len(self.source):
-            raise DataError(
-                f"a pass over the validation loader gave {count} batches, but its length is {len(self.source)}; it "
-                "must be iterable again and again"
-            )
 
     def _checked(self, pair: Any) -> Batch:
         try:
@@ -130,3 +116,16 @@ class IterableLoader:
             raise DataError("a custom loader has yielded a batch without images")
         images = images.to(self.device, torch.float32, non_blocking=True).contiguous(memory_format=self.layout)
         return Batch(images, labels.to(self.device, non_blocking=True))
+
+
+def _one_pass(source: Any, use: str) -> Iterator[Any]:
+    """The pairs of one pass over a loader. Raises DataError where they are not as many as its length says."""
+    count = 0
+    for pair in source:
+        count += 1
+        yield pair
+    if count != len(source):
+        raise DataError(
+            f"a pass over the {use} loader gave {count} batches, but its length is {len(source)}; it must be iterable "
+            "again and again"
+        )

@@ -65,7 +65,7 @@ class SampledLoader(ABC):
 
     @abstractmethod
     def _batches(self, request: Requests, numbers: range, readable: Readable) -> Iterator[Batch]:
-        """The batch of each number, of the samples whose positions `readable` returns alone."""
+        """One batch for each number, of the samples whose positions `readable` returns."""
 
 
 Loader = SampledLoader | IterableLoader

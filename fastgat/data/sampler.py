@@ -21,9 +21,9 @@ class Sampler:
     that ranks share no sample and have equally many batches, and their batches one after the other are the batch of a
     single rank with as many times the batch size.
 
-    Behind the samples lie `extra` more, from which the share `extra_fraction` of each batch of all ranks is drawn,
-    rounded down, with replacement; the rest is the next of the permutation. Batches are shuffled, and an epoch keeps
-    the number of batches that it has without extra ones, as in the code of Wang et al. (2023,
+    The set ends with `extra` additional samples. Each batch of all ranks takes the share `extra_fraction`, rounded
+    down, from these, with replacement; the rest is the next of the permutation. Batches are shuffled, and an epoch
+    keeps the number of batches that it has without extra ones, as in the code of Wang et al. (2023,
     github.com/wzekai99/DM-Improves-AT, core/data/semisup.py): it shows a part of the samples.
 
     Attributes:
@@ -82,5 +82,5 @@ def permutation(seed: int, player: int, epoch: int, count: int) -> Rows:
 
 
 def share_of(count: int, fraction: float) -> int:
-    """So many of `count` samples, rounded down, but for what float64 lacks: 0.58 of 50 are 29."""
+    """floor(count * fraction), but for float64's rounding: 0.58 of 50 is 29."""
     return int(count * fraction + 1e-9)

@@ -202,7 +202,7 @@ def _members(path: Path) -> Iterator[tarfile.TarInfo]:
     if tail[: 2 * BLOCK] != bytes(2 * BLOCK) or size % BLOCK:  # tarfile takes any end for one
         raise DataError(f"{path}: truncated, or never closed: a tar file's end mark is missing")
     if len(tail) > HEADER_BYTES or tail.strip(b"\0"):
-        raise DataError(f"{path}: {size - end:,} bytes stand behind its end mark: it is not one tar file")
+        raise DataError(f"{path}: {size - end:,} bytes follow its end mark: it is not one tar file")
 
 
 def _read_samples(path: Path) -> ShardIndex:
@@ -221,7 +221,7 @@ def _read_samples(path: Path) -> ShardIndex:
         if len(labels) > 1:
             raise DataError(f"{path}: {labels[1][0]} is a second label of its sample")
         if key in keys:
-            raise DataError(f"{path}: sample {key} stands there twice")
+            raise DataError(f"{path}: sample {key} appears twice")
         keys.add(key)
         samples.append((*images[0], _label(path, *labels[0])))
     if not samples:
@@ -252,7 +252,7 @@ def _files(path: Path, passed_over: PassedOver) -> Iterator[tuple[str, int, int]
             yield name, *places[name]
         else:
             raise DataError(
-                f"{path}: {name} is a link to what does not stand before it, or no file: pack the shard with "
+                f"{path}: {name} is neither a file nor a hard link to an earlier one: pack the shard with "
                 "`tar --dereference --hard-dereference`"
             )
 
@@ -260,7 +260,7 @@ def _files(path: Path, passed_over: PassedOver) -> Iterator[tuple[str, int, int]
 def _incomplete(path: Path, key: str, missing: tuple[str, ...]) -> DataError:
     """The error of a sample that lacks its label, or all of the `missing` kinds of images."""
     if any(member.name in [key + extension for extension in missing] for member in _members(path)):
-        apart = f"image and label of sample {key} do not stand side by side: pack the shard with `tar --sort=name`"
+        apart = f"image and label of sample {key} are not side by side: pack the shard with `tar --sort=name`"
         return DataError(f"{path}: {apart}")
     what = f"label ({key}.cls)" if missing == (LABEL,) else ".jpg, .png or .webp"
     return DataError(f"{path}: sample {key} has no {what}")

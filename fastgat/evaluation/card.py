@@ -36,7 +36,7 @@ class Check:
 
 
 class Limit(NamedTuple):
-    """The shares of samples above which a check is a WARN, and a FAIL; one sample is no WARN, and three no FAIL."""
+    """The shares of samples above which a check is a WARN and a FAIL; one sample is no WARN, up to three no FAIL."""
 
     warn: float
     fail: float
@@ -55,7 +55,7 @@ CLOSE, SIMILAR, GONE, DEAD = Limit(0.01, 0.03), Limit(0.05, 0.15), Limit(0.01, 0
 Named = tuple[str, Outcomes]
 
 
-def no_more(
+def at_least_as_strong(
     name: str, one: Named, other: Named, meaning: str, limit: Limit = CLOSE, words: str = "excess of {0} over {1}"
 ) -> Check:
     """The check that `one` leaves no more accuracy than `other`; `words` say what a difference is."""
@@ -64,7 +64,7 @@ def no_more(
     return Check(name, verdict, accuracies, f"{words.format(one[0], other[0])}: {limit}", meaning)
 
 
-def falls(epsilons: Sequence[float], accuracies: Sequence[float], samples: int) -> Check:
+def monotone(epsilons: Sequence[float], accuracies: Sequence[float], samples: int) -> Check:
     """The check that accuracy never rises above the lowest at a smaller epsilon."""
     lowest = itertools.accumulate(accuracies, min)
     rise = max(accuracy - before for accuracy, before in zip(accuracies, lowest, strict=True))
@@ -73,33 +73,33 @@ def falls(epsilons: Sequence[float], accuracies: Sequence[float], samples: int) 
         CLOSE.judge(rise, samples),
         {f"epsilon {epsilon:.4g}": accuracy for epsilon, accuracy in zip(epsilons, accuracies, strict=True)},
         f"largest rise above the lowest accuracy before: {CLOSE}",
-        "the attack loses its way in a larger ball, where there is more to find",
+        "the attack optimises worse in a larger ball, although that holds every perturbation of the smaller one",
     )
 
 
-def vanishes(epsilon: float, left: float, samples: int) -> Check:
+def zero_at_large_epsilon(epsilon: float, left: float, samples: int) -> Check:
     """The check that an attack with a large epsilon leaves nothing."""
     return Check(
         "Accuracy reaches 0 at a large epsilon",
         GONE.judge(left, samples),
         {f"PGD, epsilon {epsilon:.4g}": left},
         f"what is left: {GONE}",
-        "images may change beyond recognition, and still the attack does not succeed: it is the attack that fails",
+        "this epsilon allows almost any image, so an attack that works must succeed: the attack is broken",
     )
 
 
-def gradients(zero: float, non_finite: float, entries: float, samples: int) -> Check:
+def gradients_are_there(zero: float, non_finite: float, entries: float, samples: int) -> Check:
     """The check that input gradients are there, and finite."""
     return Check(
         "The input gradient is there and finite",
         "FAIL" if non_finite else DEAD.judge(zero, samples),
         {"samples with none": zero, "samples with NaN or infinity": non_finite, "entries that are 0": entries},
         f"samples whose gradient is 0: {DEAD}; FAIL for any that is not finite",
-        "attacks by gradient start from nothing: a staircase in the network, saturated logits, or overflow",
+        "attacks by gradient get no signal: the network quantises, its logits saturate, or gradients overflow",
     )
 
 
-def repeats(changed: float, apart: bool, samples: int) -> Check:
+def deterministic(changed: float, apart: bool, samples: int) -> Check:
     """The check that the network answers alike each time; `apart`: logits differ by more than rounding."""
     verdict = CLOSE.judge(changed, samples)
     return Check(
@@ -112,18 +112,18 @@ def repeats(changed: float, apart: bool, samples: int) -> Check:
     )
 
 
-def targets(classes: int, aimed_at: int) -> Check:
+def enough_classes(classes: int, aimed_at: int) -> Check:
     """The check that there are as many wrong classes as AutoAttack aims at."""
     return Check(
         "There are as many wrong classes as AutoAttack aims at",
         "PASS" if classes > aimed_at else "WARN",
         {"wrong classes": classes - 1, "aimed at": aimed_at},
         f"WARN below {aimed_at} wrong classes",
-        "all of them are aimed at, and yet the figure does not compare with published ones",
+        "AutoAttack aims at all of them, but in published figures at nine: they do not compare",
     )
 
 
-def precisions(changed: Mapping[str, float], missing: Mapping[str, str], samples: int) -> Check:
+def same_in_other_precisions(changed: Mapping[str, float], missing: Mapping[str, str], samples: int) -> Check:
     """The check that faster forms answer as eager float32 does; `missing` says which could not be tried, and why."""
     verdict = CLOSE.judge(max(changed.values(), default=0.0), samples)
     return Check(
@@ -131,11 +131,11 @@ def precisions(changed: Mapping[str, float], missing: Mapping[str, str], samples
         "WARN" if missing and verdict == "PASS" else verdict,
         {**{f"answers changed, {name}": share for name, share in changed.items()}, **missing},
         f"answers that differ: {CLOSE}",
-        "figures of one form of the network say nothing about another",
+        "accuracies measured in one precision, or uncompiled, do not carry over to another",
     )
 
 
-def enough(clean: Outcomes) -> Check:
+def enough_samples(clean: Outcomes) -> Check:
     """The check that there are more than a handful of samples."""
     right = int(clean.sum())
     return Check(

@@ -10,17 +10,17 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from fastgat.attacks.base import Isolated, check_network, frozen, loss_gradient
+from fastgat.attacks.base import Isolated, check_network, correct, frozen, loss_gradient, meaningful
 from fastgat.batch import Batch
 from fastgat.contract import checked_batch
 from fastgat.data.sets import Images
-from fastgat.errors import ConfigError, FastgatError
+from fastgat.errors import ConfigError, FastgatError, NonFiniteError
 from fastgat.evaluation.fingerprint import batch_fingerprint, model_fingerprint
 
 PROBES = 16
-"""How many images a network's digest has its answers on: fewer than are attacked, so that it stays when more are."""
+"""Probe images in a network's digest: fewer than are attacked, so that attacking more leaves it unchanged."""
 NOISE = 0.25
-"""The largest noise on a pixel of these images, for networks that treat otherwise what looks attacked."""
+"""The bound of the uniform noise on them, which exposes networks that treat differently what looks attacked."""
 
 
 class NumberedBatch(NamedTuple):
@@ -78,7 +78,7 @@ class Batches:
             yield checked_batch(images, labels)
 
     def sample(self, most: int) -> Batch:
-        """The first images, of the first one's shape, and their labels: `most` or all, whatever the batches' size."""
+        """The first `most` samples (all, if fewer) whose images have the first image's shape, as one batch."""
         alike, count = [], 0
         for batch in self:
             if batch.images.shape[1:] == self.first.images.shape[1:]:
@@ -124,8 +124,8 @@ class Subject(Isolated):
 
     @cached_property
     def digest(self) -> str:
-        """What a result of this network is kept under: what it is made of, and its logits and input gradients on
-        PROBES images, as they are and with noise."""
+        """The cache key of this network: the digest of what it is made of, then those of its logits and input gradients
+        on PROBES images, clean and noisy."""
         made_of = model_fingerprint(self.network)
         if self.probe is None:
             return made_of
@@ -140,6 +140,16 @@ class Subject(Isolated):
         """The network's logits (B, K) in eval mode."""
         with frozen(self), torch.no_grad():
             return self(images)
+
+    def right(self, images: Tensor, labels: Tensor, when: str = "") -> Tensor:
+        """Which samples (B,), bool, the network gets right.
+
+        Raises NonFiniteError, whose text ends in `when`, where logits are NaN or +inf, or all are -inf.
+        """
+        logits = self.logits(images)
+        if not meaningful(logits).all():
+            raise NonFiniteError(f"{self.name} returns logits that are NaN or infinite{when}")
+        return correct(logits, labels)
 
 
 def as_subjects(networks: Mapping[str, nn.Module] | None, probe: Batch) -> list[Subject]:
@@ -157,5 +167,5 @@ def check_classes(subjects: Sequence[Subject], batches: Batches) -> None:
         except FastgatError as error:
             raise type(error)(f"{subject.name}: {error}") from None
         if counts[-1] != counts[0]:
-            both = f"{subject.name} tells {counts[-1]} classes apart, but {subjects[0].name} {counts[0]}"
-            raise ConfigError(f"{both}: they do not compare")
+            both = f"{subject.name} has {counts[-1]} classes, but {subjects[0].name} has {counts[0]}"
+            raise ConfigError(f"{both}: networks that are compared must have the same")

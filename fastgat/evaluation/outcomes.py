@@ -10,9 +10,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from fastgat.attacks.base import Attack, correct, meaningful
+from fastgat.attacks.base import Attack
 from fastgat.batch import Batch
-from fastgat.errors import NonFiniteError
 from fastgat.evaluation.cache import Cache
 from fastgat.evaluation.fingerprint import model_fingerprint
 from fastgat.evaluation.inputs import Batches, NumberedBatch, Subject
@@ -68,14 +67,8 @@ def outcomes(
 
 
 def _clean(subject: Subject, batch: NumberedBatch, cache: Cache) -> Outcomes:
-    def compute() -> list[int]:
-        logits = subject.logits(batch.images)
-        if not meaningful(logits).all():
-            raise NonFiniteError(f"{subject.name} returns logits that are NaN or infinite")
-        return correct(logits, batch.labels).int().tolist()
-
     key = {"what": "clean", "network": subject.digest, "batch": batch.digest}
-    return np.array(cache.numbers(key, compute), bool)
+    return np.array(cache.numbers(key, lambda: subject.right(batch.images, batch.labels).int().tolist()), bool)
 
 
 def _attacked(subject: Subject, attack: Attack, batch: NumberedBatch, wanted: Outcomes) -> list[int]:
@@ -84,13 +77,9 @@ def _attacked(subject: Subject, attack: Attack, batch: NumberedBatch, wanted: Ou
     if len(rows):
         on_device = torch.from_numpy(rows).to(batch.labels.device)
         labels = batch.labels[on_device]
-        logits = subject.logits(attack(batch.images[on_device], labels, batch.first + rows))
-        if not meaningful(logits).all():
-            raise NonFiniteError(
-                f"{subject.name} returns logits that are NaN or infinite under {type(attack).__name__}, "
-                f"epsilon {attack.epsilon:g}"
-            )
-        right[rows] = correct(logits, labels).cpu().numpy()
+        perturbed = attack(batch.images[on_device], labels, batch.first + rows)
+        when = f" under {type(attack).__name__}, epsilon {attack.epsilon:g}"
+        right[rows] = subject.right(perturbed, labels, when).cpu().numpy()
     return right.tolist()
 
 

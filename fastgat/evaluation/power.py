@@ -5,20 +5,18 @@ from collections.abc import Iterable, Mapping
 from functools import partial
 
 import numpy as np
-import torch
-from torch import Tensor, nn
+from torch import nn
 
-from fastgat.attacks.base import Isolated, ascent, correct, frozen, loss_gradient, meaningful
+from fastgat.attacks.base import Isolated, ascent, frozen, loss_gradient
 from fastgat.attacks.generator import generated
 from fastgat.batch import Batch
-from fastgat.errors import NonFiniteError
 from fastgat.evaluation.cache import Cache
 from fastgat.evaluation.fingerprint import model_fingerprint
 from fastgat.evaluation.inputs import Batches, NumberedBatch, Subject
 from fastgat.evaluation.results import EqualPower
 from fastgat.kernels.images import per_sample
 
-SIDES = ("generator", "fg-l2 per sample", "fg-l2 on average", "fg-linf per sample", "fg-linf on average")
+PERTURBATIONS = ("generator", "fg-l2 per sample", "fg-l2 on average", "fg-linf per sample", "fg-linf on average")
 
 
 def equal_power(
@@ -41,11 +39,11 @@ def _compare(subject: Subject, cg: float, generator: nn.Module, batches: Batches
         key = {"what": "generated norms", **networks, "batch": batch.digest}
         norms += cache.numbers(key, partial(_norms, subject, generator, batch))
     power = float(np.square(norms).mean())
-    counts = np.zeros(len(SIDES), np.int64)
+    counts = np.zeros(len(PERTURBATIONS), np.int64)
     for batch in batches.numbered():
         key = {"what": "equal power", **networks, "power": f"{power:.17g}", "batch": batch.digest}
         counts += cache.numbers(key, partial(_count_correct, subject, generator, batch, math.sqrt(power)))
-    accuracy = dict(zip(SIDES, (counts / batches.samples).tolist(), strict=True))
+    accuracy = dict(zip(PERTURBATIONS, (counts / batches.samples).tolist(), strict=True))
     return EqualPower(cg, power, math.sqrt(power / batches.first.images[0].numel()), accuracy)
 
 
@@ -56,21 +54,19 @@ def _norms(subject: Subject, generator: nn.Module, batch: NumberedBatch) -> list
 
 
 def _count_correct(subject: Subject, generator: nn.Module, batch: NumberedBatch, mean_norm: float) -> list[int]:
-    """How many answers are right under each of SIDES; `mean_norm` is the root of the mean power."""
+    """How many answers are right under each of PERTURBATIONS; `mean_norm` is the root of the mean power."""
     images, labels = batch.images, batch.labels
     with frozen(subject, generator):
         p = generated(subject, generator, images, labels)
         gradient = loss_gradient(subject, images, labels)[1]
         norms, root_pixels = p.flatten(1).norm(dim=1), math.sqrt(images[0].numel())
         l2, linf = ascent(gradient, "l2", 1), ascent(gradient, "linf", 1) / root_pixels  # both of L2 norm 1
-        perturbations: list[Tensor] = [
-            p, per_sample(norms) * l2, mean_norm * l2, per_sample(norms) * linf, mean_norm * linf
-        ]  # fmt: skip
-        with torch.no_grad():
-            answers = [subject(images + p) for p in perturbations]
-    if not all(bool(meaningful(logits).all()) for logits in answers):
-        raise NonFiniteError(
-            f"{subject.name} returns logits that are NaN or infinite under perturbations of the generator's power "
-            "(their pixels are not clamped to [0, 1])"
-        )
-    return [int(correct(logits, labels).sum()) for logits in answers]
+    perturbations = {
+        "generator": p,
+        "fg-l2 per sample": per_sample(norms) * l2,
+        "fg-l2 on average": mean_norm * l2,
+        "fg-linf per sample": per_sample(norms) * linf,
+        "fg-linf on average": mean_norm * linf,
+    }
+    when = " under perturbations of the generator's power (their pixels are not clamped to [0, 1])"
+    return [int(subject.right(images + perturbations[name], labels, when).sum()) for name in PERTURBATIONS]

@@ -25,7 +25,7 @@ from fastgat.evaluation.fingerprint import batch_fingerprint
 from fastgat.evaluation.inputs import Batches, Subject, as_subjects, check_classes
 from fastgat.evaluation.outcomes import Example, Outcomes, clean_outcomes, examples, outcomes
 from fastgat.evaluation.power import equal_power
-from fastgat.evaluation.results import CURVES, AttackResult, Curve, Evaluation, EvaluationSettings, Robustness
+from fastgat.evaluation.results import CURVE_EPSILONS, AttackResult, Curve, Evaluation, EvaluationSettings, Robustness
 from fastgat.evaluation.sweep import attack_sweep, fast_gradient_sweep
 from fastgat.models import Generator
 
@@ -40,7 +40,7 @@ RIVALS = {
 }
 """The kinds of attacks that white-box attacks must be as strong as: in words, and why there may be none."""
 AS_STRONG = "White-box attacks are at least as strong as "
-MASKED = "something that sees less finds more: gradients are masked"
+MASKED = "an attack that sees less finds more: gradients are masked"
 
 
 @tf32(False)
@@ -98,7 +98,7 @@ def evaluate(
         curves.append(evaluator.ladder())
         comparisons = list(evaluator.comparisons(curves[-1]))
     clean = clean_outcomes(subject, images, cache)
-    checks = [card.enough(clean), *comparisons, *evaluator.checks()]
+    checks = [card.enough_samples(clean), *comparisons, *evaluator.checks()]
     robustness = Robustness(
         network=name,
         settings=settings,
@@ -182,7 +182,7 @@ class _Evaluator:
     def curves(self, networks: Sequence[Subject], sources: Sequence[Subject], batches: Batches) -> list[Curve]:
         """Fast-gradient curves of every network, direct and from every source."""
         attacked, curves = {network.name: network for network in networks}, []
-        for norm, epsilons in CURVES.items():
+        for norm, epsilons in CURVE_EPSILONS.items():
             for origins in (None, {source.name: source for source in sources}) if sources else (None,):
                 advance = partial(self.progress, f"fast gradient over epsilon, {norm}")
                 swept = fast_gradient_sweep(
@@ -287,7 +287,7 @@ class _Evaluator:
     def square_finds_little_more(self, before: Outcomes) -> card.Check:
         """The line of the report card that holds AutoAttack's Square to the outcomes of its other parts."""
         others, every = ("APGD-CE, APGD-T, FAB-T", before), ("with Square", self.runs["AutoAttack"].right)
-        return card.no_more(AS_STRONG + SQUARE, others, every, MASKED)
+        return card.at_least_as_strong(AS_STRONG + SQUARE, others, every, MASKED)
 
     def comparisons(self, ladder: Curve) -> Iterator[card.Check]:
         """The lines of the report card that compare attacks."""
@@ -297,7 +297,7 @@ class _Evaluator:
 
         steps, restarts, samples = self.settings.steps, self.settings.restarts, self.batches.samples
         most = named(f"PGD-{steps} x {restarts}")
-        yield card.no_more(
+        yield card.at_least_as_strong(
             "Iterative attacks are at least as strong as a single step",
             most,
             named("fast gradient"),
@@ -306,27 +306,27 @@ class _Evaluator:
         for kind, (rival, absent) in RIVALS.items():
             if names := [name for name, run in self.runs.items() if run.kind == kind]:
                 best = named(min(names, key=lambda name: self.runs[name].right.mean()))
-                yield card.no_more(AS_STRONG + rival, most, best, MASKED)
+                yield card.at_least_as_strong(AS_STRONG + rival, most, best, MASKED)
             else:
                 yield card.not_checked(AS_STRONG + rival, absent)
-        yield card.falls(ladder.epsilons, ladder.accuracies, samples)
+        yield card.monotone(ladder.epsilons, ladder.accuracies, samples)
         left = dict(zip(ladder.epsilons, ladder.accuracies, strict=True))[self.large_epsilon]
-        yield card.vanishes(self.large_epsilon, left, samples)
-        yield card.no_more(
+        yield card.zero_at_large_epsilon(self.large_epsilon, left, samples)
+        yield card.at_least_as_strong(
             "Twice the steps find little more",
             named(f"PGD-{steps}"),
             named(f"PGD-{2 * steps}"),
             "the attack has not converged: give it more --steps",
             words="what {1} gains",
         )
-        yield card.no_more(
+        yield card.at_least_as_strong(
             "Twice the restarts find little more",
             named(f"PGD-{steps} x {restarts // 2}"),
             most,
             "the attack depends on luck: the loss is rugged, or it needs more --restarts",
             words="what {1} gains",
         )
-        yield card.no_more(
+        yield card.at_least_as_strong(
             "Attacks on the cross entropy find what attacks on the logits' differences find",
             ("PGD", most[1]),
             named("APGD-T"),
@@ -338,9 +338,9 @@ class _Evaluator:
     def checks(self) -> Iterator[card.Check]:
         """The lines of the report card about the network by itself."""
         some = self.batches.sample(SAMPLES)
-        yield card.gradients(*gradient_shares(self.subject, self.batches))
-        yield card.repeats(*repetition(self.subject, some))
+        yield card.gradients_are_there(*gradient_shares(self.subject, self.batches))
+        yield card.deterministic(*repetition(self.subject, some))
         if "AutoAttack" in self.runs:
             classes = self.subject.logits(self.batches.first.images[:1]).shape[1]
-            yield card.targets(classes, self.runs["AutoAttack"].attack.settings()["targets"])
-        yield card.precisions(*agreement(self.subject, some))
+            yield card.enough_classes(classes, self.runs["AutoAttack"].attack.settings()["targets"])
+        yield card.same_in_other_precisions(*agreement(self.subject, some))

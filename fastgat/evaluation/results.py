@@ -9,7 +9,7 @@ from fastgat.evaluation.outcomes import Example
 from fastgat.options import Options, check_unit, option
 
 EPSILON = {"linf": 8 / 255, "l2": 0.5}
-CURVES = {
+CURVE_EPSILONS = {
     "l2": (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.75, 1.0, 1.25, 1.5, 2.0, 3.0),
     "linf": tuple(step / 255 for step in (0, 1, 2, 3, 4, 6, 8, 10, 12, 16, 24, 32)),
 }

@@ -32,10 +32,10 @@ from fastgat.models import create_classifier, normalization
 from fastgat.options import Options, option
 from fastgat.reporting.environment import environment
 
-QUICK = 100  # samples to attack where all of them would take too long
+DEFAULT_SAMPLES = 100  # samples to attack where all of them would take too long
 BLOCK = 256  # samples that are read, and whose results are kept, together
-CURVES = 1000  # the least number of samples for curves, which cost little
-VALIDATION = 256  # samples that decide when a generator's training stops
+CURVE_SAMPLES = 1000  # the least number of samples for curves, which cost little
+VALIDATION_SAMPLES = 256  # samples that decide when a generator's training stops
 
 
 @dataclass(frozen=True)
@@ -44,17 +44,19 @@ class RunSettings(Options):
 
     checkpoint: str = option(
         "best",
-        "which of the run's checkpoints: best, as its --select has it; accuracy, loss or robust, the epoch of best "
-        "validation accuracy, lowest validation loss or best robust accuracy; last",
+        "checkpoint of the run: best, by its --select; accuracy, loss or robust, of the epoch of the highest "
+        "validation accuracy, the lowest validation loss or the highest robust accuracy; last",
         choices=tuple(CHECKPOINTS),
     )
     split: str = option("test", "which images", choices=("test", "validation"))
     data_dir: Path | None = option(
-        None, "folder of the data set, or the PATH or PATTERN of folder: or webdataset:  [default: as in training]"
+        None,
+        "where the images are now: the data set's folder, or PATH or PATTERN without folder: or webdataset:  "
+        "[default: as in training]",
     )
     device: str = option("auto", "cpu, cuda, cuda:N, or auto")
     on_bad_sample: str = option("error", "what becomes of an image that cannot be read", choices=POLICIES)
-    changed_data: bool = option(False, "evaluate although images have come or gone since training")
+    changed_data: bool = option(False, "evaluate even if images were added or removed since training")
     weights: Path | None = option(
         None,
         "in place of RUN, weights from elsewhere: a .safetensors file, or one that torch.save wrote, with --classifier "
@@ -62,7 +64,7 @@ class RunSettings(Options):
     )
     dataset: str | None = option(None, "data set for --weights, as fastgat train takes it")
     mean: str | None = option(
-        None, "for --weights, mean of each channel, X,X,X, by which the network normalises its input, or dataset"
+        None, "for --weights, mean of each channel in the network's normalisation of its input, X,X,X, or dataset"
     )
     std: str | None = option(None, "for --weights, standard deviation of each channel, X,X,X")
     image_size: int | None = option(
@@ -70,7 +72,7 @@ class RunSettings(Options):
         "for --weights, pixels a side that images of folder: or webdataset: are scaled to  [default: 32]",
         at_least=1,
     )
-    samples: int | None = option(QUICK, "images to attack", at_least=1)
+    samples: int | None = option(DEFAULT_SAMPLES, "images to attack", at_least=1)
     generator_images: int = option(1000, "images to train a fresh generator on, at most", at_least=64)
     generator_epochs: int = option(4, "passes over them, at most", at_least=1)
 
@@ -93,8 +95,8 @@ class RunData:
         self.name, folder = data.dataset, settings.data_dir or data.data_dir
         if self.name == CUSTOM:
             raise ConfigError(
-                f"{loaded.path}: was trained on loaders of one's own: evaluate its classifier in Python, by "
-                "fastgat.evaluation.evaluate"
+                f"{loaded.path}: was trained on loaders of one's own, which no checkpoint has: evaluate its classifier "
+                "in Python, with fastgat.evaluation.evaluate"
             )
         if self.name == "digits" and settings.data_dir is not None:
             raise ConfigError("data_dir has no effect: digits are part of fastgat")
@@ -109,7 +111,7 @@ class RunData:
         self.name = self.images.name if self.name == "auto" else self.name
         self.part = {"test": self.images.test, "validation": self.images.validation}[settings.split]
         if not len(self.part):
-            raise DataError(f"{self.images.name} has no {settings.split} images; --split validation has some")
+            raise DataError(f"{self.images.name} has no {settings.split} images: try --split validation")
         check_same_classes(loaded.path, loaded.header, self.images.classes)
         if settings.weights is None and (identity := Identity.of(self.images, rule)):
             identity.check(loaded.path, loaded.header, changed=settings.changed_data)
@@ -144,7 +146,7 @@ def load_foreign(
         raise ConfigError(f"--weights needs {missing}")
     data = DataConfig(dataset=settings.dataset, image_size=settings.image_size)
     if settings.changed_data:
-        raise ConfigError("changed_data is for a run, whose images are known: --weights has none")
+        raise ConfigError("changed_data is for a run, whose checkpoint lists its images; --weights has no such list")
     if path.is_dir() or settings.checkpoint != "best":
         path = checkpoint_path(path, settings.checkpoint)
     header = {"model": {}, "data": {"split": split_rule(None)}}
@@ -239,9 +241,9 @@ def evaluate_run(
         name=names[0],
         networks=dict(modules[len(origins) :]),
         sources=dict(modules[: len(origins)]),
-        curve_batches=data.subset(data.part, None if count is None else max(count, CURVES), seed),
+        curve_batches=data.subset(data.part, None if count is None else max(count, CURVE_SAMPLES), seed),
         train=data.loader(training, min(64, len(training))),
-        validation=data.subset(data.images.validation, VALIDATION, seed),
+        validation=data.subset(data.images.validation, VALIDATION_SAMPLES, seed),
         generators=generators,
         cache=cache,
         progress=progress,
@@ -256,7 +258,7 @@ def _load(
     if settings.weights is not None:
         return load_foreign(settings, classifiers, batch_size, device)
     if run is None or {settings.dataset, settings.mean, settings.std, settings.image_size} != {None}:
-        raise ConfigError("name a RUN, or --weights, which --dataset, --image-size, --mean and --std belong to")
+        raise ConfigError("give a RUN or --weights; --dataset, --image-size, --mean and --std are for --weights alone")
     loaded = load_run(run, settings.checkpoint, device, classifiers)
     return loaded, RunData(loaded, settings, batch_size, device)
 

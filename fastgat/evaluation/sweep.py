@@ -11,9 +11,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from fastgat.attacks.base import NORMS, Attack, ascent, correct, frozen, loss_gradient, meaningful
+from fastgat.attacks.base import NORMS, Attack, ascent, frozen, loss_gradient
 from fastgat.batch import Batch
-from fastgat.errors import ConfigError, NonFiniteError
+from fastgat.errors import ConfigError
 from fastgat.evaluation.cache import Cache
 from fastgat.evaluation.inputs import Batches, NumberedBatch, Subject, as_subjects, check_classes
 from fastgat.evaluation.outcomes import outcomes
@@ -100,7 +100,7 @@ def _sizes(epsilons: Iterable[float]) -> list[float]:
     """The epsilons as plain numbers. Raises ConfigError where there are none, or one is negative or no number."""
     sizes = [convert("epsilon", epsilon, float) for epsilon in epsilons]
     if not sizes or min(sizes) < 0:
-        raise ConfigError(f"epsilons must be at least 0, and some, got {sizes}")
+        raise ConfigError(f"epsilons must be one or more numbers of at least 0, got {sizes}")
     return sizes
 
 
@@ -127,15 +127,8 @@ def _count_correct(
 ) -> list[int]:
     """How many answers are right at each epsilon. Raises NonFiniteError for logits that are NaN, or infinite."""
     perturbation, counts = direction(), []
-    with frozen(network), torch.no_grad():
-        for epsilon in epsilons:
-            logits = network(torch.add(batch.images, perturbation, alpha=epsilon))
-            counts.append(torch.stack([correct(logits, batch.labels).sum(), (~meaningful(logits)).sum()]))
-    numbers: list[tuple[int, int]] = torch.stack(counts).tolist()
-    for epsilon, (_, meaningless) in zip(epsilons, numbers, strict=True):
-        if meaningless:
-            raise NonFiniteError(
-                f"{network.name} returns logits that are NaN or infinite under fast gradient, epsilon {epsilon:g} "
-                "(its pixels are not clamped to [0, 1])"
-            )
-    return [right for right, _ in numbers]
+    for epsilon in epsilons:
+        perturbed = torch.add(batch.images, perturbation, alpha=epsilon)
+        when = f" under fast gradient, epsilon {epsilon:g} (its pixels are not clamped to [0, 1])"
+        counts.append(int(network.right(perturbed, batch.labels, when).sum()))
+    return counts

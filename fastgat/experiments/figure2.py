@@ -10,7 +10,7 @@ from fastgat.engine.step import missing_compiler
 from fastgat.errors import CompileError
 from fastgat.evaluation.cache import Cache
 from fastgat.evaluation.inputs import Batches, Subject, random_subset
-from fastgat.evaluation.power import SIDES, equal_power
+from fastgat.evaluation.power import PERTURBATIONS, equal_power
 from fastgat.experiments.base import Experiment
 from fastgat.experiments.cell import Cell
 from fastgat.experiments.images import load_images, loader, samples_remark, test_batches
@@ -39,7 +39,7 @@ class Figure2(Experiment):
     name = "figure2"
     title = "Figure 2: a generator against fast gradient at equal power"
     extent = ("samples", "generator_images", "generator_epochs")
-    sides = SIDES
+    sides = PERTURBATIONS
 
     def cells(self, plan: Plan, store: RunStore) -> list[Cell]:
         return [_baseline(plan)]

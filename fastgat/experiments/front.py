@@ -101,7 +101,8 @@ def cheapest(variants: Sequence[Variant], reference: Variant, device: str) -> Va
     as_good = [
         each
         for each in variants
-        if {device} <= each["costs"].keys() & reference["costs"].keys()
+        if device in each["costs"]
+        and device in reference["costs"]
         and each["costs"][device]["ratio"] < reference["costs"][device]["ratio"]
         and told_apart(differences(each, reference, "validation")) in ("no", "better")
     ]

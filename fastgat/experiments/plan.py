@@ -27,7 +27,7 @@ class Plan(Options):
         None, "epochs of the runs that choose hyperparameters  [default: as many as the others]", at_least=1
     )
     search_seeds: int = option(1, "initialisations of the runs that choose hyperparameters", at_least=1)
-    samples: int | None = option(None, "test images of the figures  [default: all]", at_least=1)
+    samples: int | None = option(None, "test images of figures and attacks  [default: all]", at_least=1)
     generator_images: int | None = option(
         None,
         "images to train Figure 2's generators on, and at most as many to validate them  [default: the classifier's]",
@@ -37,11 +37,13 @@ class Plan(Options):
     rounds: int = option(9, "how often the sides of a timing take turns", at_least=1)
     timed: str = option(
         "all",
-        "methods that are timed: all, or gat (and fast gradient L2, which it is held against)",
+        "methods to time: all, or gat (and fast gradient L2, to compare with)",
         choices=("all", "gat"),
     )
     points: str | None = option(
-        None, "generators of capacity, WIDTH/INTERVAL,...  [default: widths 8, 16, 24, 32, 48, 64 x intervals 1, 2, 4]"
+        None,
+        "generators that capacity compares, WIDTH/INTERVAL,...  [default: widths 8, 16, 24, 32, 48, 64 x intervals 1, "
+        "2, 4]",
     )
     base: TrainConfig = field(default_factory=TrainConfig)
     grids: Mapping[str, tuple[float, ...]] = field(default_factory=dict)

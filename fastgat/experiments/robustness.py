@@ -4,7 +4,7 @@ from functools import partial
 from typing import Any, ClassVar, TypedDict
 
 from fastgat.engine.device import pick_device, tf32
-from fastgat.evaluation.results import CURVES
+from fastgat.evaluation.results import CURVE_EPSILONS
 from fastgat.evaluation.sweep import fast_gradient_sweep
 from fastgat.experiments import search
 from fastgat.experiments.cell import Cell
@@ -18,7 +18,7 @@ from fastgat.methods import Baseline
 NETWORKS = ("baseline", "fg-linf", "gat")
 SOURCE = "source"
 NORM = "l2"
-EPSILONS = CURVES[NORM]
+EPSILONS = CURVE_EPSILONS[NORM]
 SHOWN = (0.0, 0.1, 0.3, 0.5, 1.0, 2.0)  # the epsilons of the table; the plot has all
 
 

@@ -166,7 +166,7 @@ def check_grids(grids: dict[str, tuple[float, ...]]) -> None:
         parameter = PARAMETERS[name]
         rule = constraint(METHODS[READINGS.get(name, (name,))[0]].__dataclass_fields__[parameter])
         if len(set(values)) != len(values) or not values:
-            raise ConfigError(f"the values for {name} must be some, each once, got {list(values)}")
+            raise ConfigError(f"the values for {name} must be one or more different numbers, got {list(values)}")
         for value in values:
             rule.check(f"{parameter} of {name}", value)
 

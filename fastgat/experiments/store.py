@@ -20,10 +20,10 @@ from fastgat.engine.checkpoint import keep_classifier
 from fastgat.engine.load import load_classifier
 from fastgat.engine.run_checkpoints import BEST, LAST, SUMMARY
 from fastgat.engine.selection import candidates
-from fastgat.errors import ConfigError, DataError, OutputError
+from fastgat.errors import ConfigError, DataError
 from fastgat.experiments.archive import Archive, Environment, Epoch, KeptRun, Measured, Row, Summary
 from fastgat.experiments.cell import Cell, deciding
-from fastgat.files import locked, make_folder
+from fastgat.files import locked, make_folder, writing
 from fastgat.reporting.run_folder import read_metrics
 from fastgat.store import Store, key_text, read_object
 from fastgat.typed import check_type
@@ -112,12 +112,12 @@ class RunStore:
         return run
 
     def note_code(self, cell: Cell) -> None:
-        """Keep which code makes the cell's classifier, where that is one's own."""
+        """Keep the digest of the code of the cell's classifier, where that is the user's own."""
         if cell.code is not None:
             Store(self.run_folder(cell)).save("code", {"files": cell.code})
 
     def code(self, cell: Cell) -> str | None:
-        """Which code made the cell's classifier, where that is one's own; None for cells of earlier versions."""
+        """The digest of the code that made the cell's classifier; None for built-in ones, and where none was kept."""
         kept: dict[str, str] = Store(self.run_folder(cell)).load("code", dict[str, str]) or {}
         archived = self.archive.cells.get(cell.name)
         return kept.get("files") or (archived.get("code") if archived is not None else None)
@@ -132,7 +132,7 @@ class RunStore:
         return [summary for cell in cells if (summary := self.summary(cell)) is not None]
 
     def diverged(self, cell: Cell) -> str | None:
-        """Why the training of a cell came to nothing: a loss became NaN or infinite, which is a result too."""
+        """Why a cell diverged (a loss became NaN or infinite, which is a result too), else None."""
         run = self.run(cell)
         return run.get("diverged") if run is not None else None
 
@@ -143,7 +143,7 @@ class RunStore:
         Store(self.run_folder(cell)).save("diverged", {"reason": reason})
 
     def slim(self, cell: Cell) -> bool:
-        """Whether a finished cell has been rid of what only going on with it would need, or is kept whole."""
+        """Whether a finished cell needs no trimming: only its classifier is left, or it is kept whole."""
         folder = self.run_folder(cell)
         return (folder / WHOLE).exists() or not (folder / LAST).exists()
 
@@ -153,17 +153,13 @@ class RunStore:
         if self.whole and self.diverged(cell) is None:
             Store(folder).save_file(WHOLE, b"")
             return
-        try:
+        with writing(folder, "trimmed"):
             if self.diverged(cell) is not None:
                 (folder / BEST).unlink(missing_ok=True)
             elif (folder / BEST).exists():
                 keep_classifier(folder / BEST)
             for name in (LAST, *(candidate.file for candidate in candidates(has_average=True, robust=True))):
                 (folder / name).unlink(missing_ok=True)
-        except OutputError:  # a checkpoint cannot be written, and says so
-            raise
-        except OSError as error:
-            raise OutputError(f"{folder}: a checkpoint cannot be removed: {error.strerror}") from None
 
     def epochs(self, cell: Cell) -> list[Row]:
         """A row for each epoch of a cell so far. Raises DataError if one has values of other types."""

@@ -177,9 +177,6 @@ class Larger(Table2):
     def remarks(self, plan: Plan) -> list[str]:
         return [*super().remarks(plan), f"The classifier of `{self.name}` is {self._classifier(plan)}."]
 
-    def section(self, plan: Plan, figures: dict[str, Any]) -> str:
-        return f"Classifier {self._classifier(plan)}.\n\n" + super().section(plan, figures)
-
     def _classifier(self, plan: Plan) -> str:
         return self.plan(plan).base.model.classifier
 

@@ -22,7 +22,7 @@ from fastgat.experiments.front import Cost
 from fastgat.experiments.jobs import Advance, Measurement, checked_figures
 from fastgat.experiments.plan import Plan
 from fastgat.experiments.store import RunStore
-from fastgat.methods import FastGradientL2, Method, create_method
+from fastgat.methods import FastGradientL2, create_method
 from fastgat.profiling import Settings, profile
 from fastgat.profiling.profile import SIDES, turns_at_once
 from fastgat.profiling.sides import Spec
@@ -186,13 +186,13 @@ def _compute(plan: Plan, config: TrainConfig, store: RunStore, advance: Advance)
 def _compare(plan: Plan, configs: Sequence[TrainConfig], store: RunStore, advance: Advance) -> dict[str, Any]:
     """Every side takes as many steps in a round as the longest of them has in a turn."""
     reference = replace(configs[0], method=FastGradientL2())
-    methods, classes = [config.method for config in configs], DATASETS[plan.dataset].classes
+    classes = DATASETS[plan.dataset].classes
     with ExitStack() as stack:
         workers = [stack.enter_context(Worker(Spec("fastgat", c, SIZE, classes))) for c in (reference, *configs)]
         for number, worker in enumerate(workers, 1):
             worker.ask(prepare)
             advance(number / len(workers) / 2)
-        count = math.lcm(*(method.period for method in methods if isinstance(method, Method)))
+        count = math.lcm(*(config.chosen_method.period for config in configs))
         if pick_device(reference.run.device).type == "cuda":
             count *= turns_at_once(count * workers[-1].ask(steps, count))
         rounds = []

@@ -115,9 +115,9 @@ def _textbook(spec: Spec, like_for_like: bool) -> Spec:
 def check_parity(ours: Any, theirs: Any, spec: Spec, recompute: Callable[[], InFloat64] | None = None) -> None:
     """Raises FastgatError unless the sides' first moments are one gradient to the rounding of `spec`'s precision.
 
-    Deep networks, and steps by the sign of a gradient, enlarge what rounding leaves: ResNet-18's gradient after one
-    such step may be another altogether. Where that may be it, both must be one gradient in float64, uncompiled, and
-    ours at most twice as far from that as the textbook's is in `spec`'s precision.
+    Deep networks, and steps by a gradient's sign, amplify rounding. So where the gradients differ by more than is
+    allowed, both sides must agree in float64, uncompiled, and ours may be at most twice as far from that as the
+    textbook's in `spec`'s precision.
     """
     error = _relative_error(ours, theirs)
     allowed = FLOAT32_ERROR
@@ -125,7 +125,7 @@ def check_parity(ours: Any, theirs: Any, spec: Spec, recompute: Callable[[], InF
         allowed = TF32_ERROR
     if spec.config.precision.amp:
         allowed = LOW_PRECISION_ERROR
-    if not error <= allowed and recompute is not None:
+    if not error <= allowed and recompute is not None:  # NaN is not allowed either
         exact = recompute()
         error, allowed = _relative_error(exact.ours, exact.theirs), FLOAT64_ERROR
         if error <= allowed:

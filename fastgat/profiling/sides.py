@@ -1,9 +1,10 @@
 """The two implementations of one method, ready to step: plain eager PyTorch, and fastgat's."""
 
-import contextlib
 import itertools
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, NamedTuple, Self
@@ -51,7 +52,7 @@ class Spec:
         return replace(self, config=replace(self.config, precision=PrecisionConfig()), as_it_comes=True)
 
 
-class Side:
+class Side(ABC):
     """Networks, optimisers and inputs of a side; the same weights and inputs for the same seed on every side."""
 
     def __init__(self, spec: Spec) -> None:
@@ -60,8 +61,10 @@ class Side:
         torch.manual_seed(spec.config.seed)
         precision = spec.config.precision
         self.build_seconds = 0.0
-        self._tf32 = contextlib.nullcontext() if spec.as_it_comes else tf32(precision.tf32)
-        self._tf32.__enter__()  # until `close`: mostly for good, the process being this side's
+        self._settings = ExitStack()  # until `close`: mostly for good, the process being this side's
+        if not spec.as_it_comes:
+            self._settings.enter_context(tf32(precision.tf32))
+        self._draws = torch.Generator(self.device).manual_seed(spec.config.seed)
         self.layout = torch.channels_last if precision.channels_last else torch.contiguous_format
         self.autocast = autocast_dtype(precision.amp_dtype, self.device) if precision.amp else None
         self.classifier = self._placed(
@@ -77,15 +80,15 @@ class Side:
 
     def close(self) -> None:
         """Restore the TF32 setting of the process."""
-        self._tf32.__exit__(None, None, None)
+        self._settings.close()
 
+    @abstractmethod
     def step(self) -> None:
         """One step on the next set of minibatches; nothing waits for the device."""
-        raise NotImplementedError
 
+    @abstractmethod
     def moments(self) -> Tensor:
         """The classifier's first moments, flat: after one step, a tenth of its gradient."""
-        raise NotImplementedError
 
     def double(self) -> None:
         """Go over to float64, before the first step."""
@@ -112,7 +115,7 @@ class Side:
 
     def _minibatches(self) -> tuple[list[Batch], list[Draws]]:
         """Random minibatches and draws for one step of Algorithm 1; schedules on one minibatch take the last."""
-        spec, source = self.spec, torch.Generator().manual_seed(torch.initial_seed() % 2**31)
+        spec = self.spec
         owed = self.method.generator_steps if isinstance(self.method, methods.GAT) else 0
         batches, draws = [], []
         for _ in range(owed + 1):
@@ -120,8 +123,7 @@ class Side:
             images = torch.rand(shape).to(self.device).contiguous(memory_format=self.layout)
             labels = torch.randint(spec.num_classes, shape[:1]).to(self.device)
             batches.append(Batch(images, labels))
-            device_source = source if self.device.type == "cpu" else torch.Generator(self.device).manual_seed(0)
-            draws.append(self.method.draw(self.classifier, images, device_source))
+            draws.append(self.method.draw(self.classifier, images, self._draws))
         return batches, draws
 
 

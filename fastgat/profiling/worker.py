@@ -49,7 +49,7 @@ BUFFERED = 8  # more batches than any loader keeps ready
 
 
 class Fed(NamedTuple):
-    """Milliseconds of a step on preloaded minibatches, of one with its loader, and of these those in which it waits."""
+    """Milliseconds a step: on preloaded minibatches, with its loader, and of these those of waiting for it."""
 
     bare: float
     fed: float

@@ -10,7 +10,7 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemaining
 class News(NamedTuple):
     """Progress of a job: the `share` that is done, and a few words; without a job, a remark.
 
-    `left` counts the jobs that are known and not done; where it is given, this one is.
+    `left`: how many jobs are still to do; given only when this one has just been done.
     """
 
     job: str

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 TITLES = {"l2": "L2 norm of the perturbation", "linf": "L∞ norm of the perturbation, in 1/255"}
-SIDES = {
+PERTURBATION_STYLES = {
     "generator": ("generator", "o-"),
     "fg-l2 per sample": ("fast gradient L2, same power per sample", "s--"),
     "fg-l2 on average": ("fast gradient L2, same mean power", "s:"),
@@ -89,7 +89,7 @@ def plot_power(rows: Sequence[dict[str, Any]]) -> Figure:
     axes = figure.subplots()
     ordered = sorted(rows, key=lambda row: row["power"])
     x = [row["power"] ** 0.5 for row in ordered]
-    for side, (label, style) in SIDES.items():
+    for side, (label, style) in PERTURBATION_STYLES.items():
         axes.plot(x, [100 * row["accuracy"][side] for row in ordered], style, label=label)
     for row in ordered:
         at = row["power"] ** 0.5, 100 * row["accuracy"]["generator"]

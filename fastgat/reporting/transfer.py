@@ -7,7 +7,7 @@ from rich.progress import BarColumn, DownloadColumn, MofNCompleteColumn, Progres
 class TransferBar:
     """Shows a bar for each piece of work; call it with the work's name, how much is done, and how much there is.
 
-    It shows itself from first call to last, and if `transient` leaves nothing behind.
+    A bar lives from the first call with its name until `done` reaches `total`; with `transient` it is then erased.
     """
 
     def __init__(self, console: Console, *, transient: bool = False) -> None:

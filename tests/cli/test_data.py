@@ -68,7 +68,7 @@ def test_train_on_shards_without_test_images(run: Run, tmp_path: Path) -> None:
     failed = run("evaluate", "out", "--clean")
     assert (failed.code, failed.err) == (
         1,
-        f"fastgat: error: webdataset:{tmp_path}/s-{{0..1}}.tar has no test images; --split validation has some\n",
+        f"fastgat: error: webdataset:{tmp_path}/s-{{0..1}}.tar has no test images: try --split validation\n",
     )
     assert "3 images of webdataset:" in run("evaluate", "out", "--clean", "--split", "validation").out
     weights = ("--weights", "out/best.safetensors", "--classifier", "table1", "--dataset", "webdataset:s-{0..1}.tar")

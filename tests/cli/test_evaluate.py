@@ -234,8 +234,8 @@ def test_weights_from_elsewhere(run: Run, runs: Path, foreign: Path) -> None:
     [
         ((), "name a RUN, or --weights FILE with --classifier and --dataset", 2),
         (("RUN", "--weights", "FILE"), "name a RUN, or --weights FILE with --classifier and --dataset", 2),
-        (("RUN", "--dataset", "digits"), "which --dataset, --image-size, --mean and --std belong to", 2),
-        (("RUN", "--image-size", "16"), "which --dataset, --image-size, --mean and --std belong to", 2),
+        (("RUN", "--dataset", "digits"), "--dataset, --image-size, --mean and --std are for --weights alone", 2),
+        (("RUN", "--image-size", "16"), "--dataset, --image-size, --mean and --std are for --weights alone", 2),
         (
             ("--weights", "FILE", *("--classifier", "table1", "--dataset", "digits", "--image-size", "16")),
             "image_size 16: digits has images of 32 x 32 pixels, and no others",

@@ -203,7 +203,7 @@ def test_the_page_of_the_kept_runs_comes_from_what_is_committed() -> None:
         (("search", "--method", "baseline"), "no hyperparameter of its own"),
         (("search", "--over", "c_g=1"), "no option 'c_g'"),
         (("search", "--over", "cg"), "--over takes NAME=X"),
-        (("search", "--over", "cg=1,1"), "stands there twice"),
+        (("search", "--over", "cg=1,1"), "appears twice"),
         (("search", "--over", "cg=1", "--over", "cg=2"), "given twice"),
         (("search", "--over", "deterministic=true,false"), "make a difference"),
         (("search", "--over", "batch-size=a"), "takes whole numbers"),

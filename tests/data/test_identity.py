@@ -40,7 +40,7 @@ def test_an_image_that_would_change_its_split_stops_a_run(tmp_path: Path) -> Non
         for more, held in (([], THREE.names[:1]), (["c"], ["c"]))
     )
     before.save(tmp_path)
-    with pytest.raises(DataError, match=r"1 images that are still there, such as a/0\.png \(class a\), would change"):
+    with pytest.raises(DataError, match=r"1 images that are still there, such as a/0\.png \(class a\), would move"):
         now.check(tmp_path / "last.safetensors", {"data": before.record()}, changed=True)
     same = Identity(now.rule, now.names, before.validating | {"c"})
     same.check(tmp_path / "last.safetensors", {"data": before.record()}, changed=True)

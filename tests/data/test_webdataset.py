@@ -135,11 +135,11 @@ JPEG = encoded(picture(0, 0, 20, 20), "jpg")
         ([("a.jpg", JPEG), ("a.cls", b"1"), ("a.cls", b"2")], "a.cls is a second label of its sample"),
         (
             [(f"{name}{end}", JPEG if end == ".jpg" else b"0") for name in "aba" for end in (".jpg", ".cls")],
-            "sample a stands there twice",
+            "sample a appears twice",
         ),
         ([("a.cls", b"1" + b" " * 9999), ("a.jpg", JPEG)], "a.cls is no label"),
-        ([("a.jpg", JPEG), ("b.jpg", JPEG), ("a.cls", b"1")], "image and label of sample a do not stand side by side"),
-        ([("a.cls", b"1"), ("b.cls", b"1"), ("a.jpg", JPEG)], "image and label of sample a do not stand side by side"),
+        ([("a.jpg", JPEG), ("b.jpg", JPEG), ("a.cls", b"1")], "image and label of sample a are not side by side"),
+        ([("a.cls", b"1"), ("b.cls", b"1"), ("a.jpg", JPEG)], "image and label of sample a are not side by side"),
         ([("a.bmp", JPEG)], r"no image in this shard; it holds 1 \.bmp \(such as a\.bmp\)"),
     ],
 )
@@ -185,7 +185,7 @@ def test_a_shard_cut_within_its_end_mark(tmp_path: Path, lost: int) -> None:
 def test_what_stands_behind_the_end_mark(tmp_path: Path) -> None:
     first, second = (make_shard(tmp_path / name, members(3)).read_bytes() for name in ("a.tar", "b.tar"))
     (tmp_path / "s.tar").write_bytes(first + second)
-    with pytest.raises(DataError, match="bytes stand behind its end mark: it is not one tar file"):
+    with pytest.raises(DataError, match="bytes follow its end mark: it is not one tar file"):
         shard_index(tmp_path / "s.tar")
 
 
@@ -207,7 +207,7 @@ def test_hard_links_are_followed_and_loops_are_not(tmp_path: Path) -> None:
     for name, target, kind in (("x.jpg", "x.jpg", tarfile.LNKTYPE), ("x.jpg", "00001.jpg", tarfile.SYMTYPE)):
         make_shard(path, members(3))
         link(name, target, kind)
-        with pytest.raises(DataError, match=r"x\.jpg is a link to what does not stand before it, or no file"):
+        with pytest.raises(DataError, match=r"x\.jpg is neither a file nor a hard link to an earlier one"):
             shard_index(path)
 
 

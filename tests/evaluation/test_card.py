@@ -72,29 +72,31 @@ def outcome(right: int, of: int = 1000) -> np.ndarray:
     ("strong", "verdict"), [(500, "PASS"), (510, "PASS"), (511, "WARN"), (530, "WARN"), (531, "FAIL")]
 )
 def test_limits(strong: int, verdict: str) -> None:
-    assert card.no_more("", ("a", outcome(strong)), ("b", outcome(500)), "").verdict == verdict
-    assert card.no_more("", ("a", outcome(strong)), ("b", outcome(500)), "").verdict == verdict
+    assert card.at_least_as_strong("", ("a", outcome(strong)), ("b", outcome(500)), "").verdict == verdict
+    assert card.at_least_as_strong("", ("a", outcome(strong)), ("b", outcome(500)), "").verdict == verdict
 
 
 def test_few_samples_do_not_fail_by_one() -> None:
-    one, three, four = (card.no_more("", ("a", outcome(5 + n, 20)), ("b", outcome(5, 20)), "") for n in (1, 3, 4))
+    one, three, four = (
+        card.at_least_as_strong("", ("a", outcome(5 + n, 20)), ("b", outcome(5, 20)), "") for n in (1, 3, 4)
+    )
     assert (one.verdict, three.verdict, four.verdict) == ("PASS", "WARN", "FAIL")
 
 
 def test_gradients_precisions_and_epsilons() -> None:
-    assert card.gradients(0.0, 0.0, 0.3, 1000).verdict == "PASS"
-    assert card.gradients(0.05, 0.0, 0.3, 1000).verdict == "WARN"
-    assert card.gradients(0.2, 0.0, 0.3, 1000).verdict == "FAIL"
-    assert card.gradients(0.0, 0.001, 0.3, 1000).verdict == "FAIL"
-    assert card.precisions({"compiled": 0.0}, {}, 100).verdict == "PASS"
-    assert card.precisions({"compiled": 0.2}, {}, 100).verdict == "FAIL"
-    assert card.precisions({}, {"compiled": "needs a compiler"}, 100).verdict == "WARN"
-    assert card.falls([0, 1, 2], [0.9, 0.5, 0.1], 1000).verdict == "PASS"
-    assert card.falls([0, 1, 2], [0.9, 0.5, 0.6], 1000).verdict == "FAIL"
-    assert card.falls([0, 1, 2, 3, 4], [0.9, 0.5, 0.509, 0.518, 0.527], 1000).verdict == "WARN"
-    assert card.falls([0, 1, 2, 3, 4, 5], [0.9, 0.5, 0.51, 0.52, 0.53, 0.54], 1000).verdict == "FAIL"
-    assert card.vanishes(0.5, 0.0, 1000).verdict == "PASS"
-    assert card.vanishes(0.5, 0.06, 1000).verdict == "FAIL"
+    assert card.gradients_are_there(0.0, 0.0, 0.3, 1000).verdict == "PASS"
+    assert card.gradients_are_there(0.05, 0.0, 0.3, 1000).verdict == "WARN"
+    assert card.gradients_are_there(0.2, 0.0, 0.3, 1000).verdict == "FAIL"
+    assert card.gradients_are_there(0.0, 0.001, 0.3, 1000).verdict == "FAIL"
+    assert card.same_in_other_precisions({"compiled": 0.0}, {}, 100).verdict == "PASS"
+    assert card.same_in_other_precisions({"compiled": 0.2}, {}, 100).verdict == "FAIL"
+    assert card.same_in_other_precisions({}, {"compiled": "needs a compiler"}, 100).verdict == "WARN"
+    assert card.monotone([0, 1, 2], [0.9, 0.5, 0.1], 1000).verdict == "PASS"
+    assert card.monotone([0, 1, 2], [0.9, 0.5, 0.6], 1000).verdict == "FAIL"
+    assert card.monotone([0, 1, 2, 3, 4], [0.9, 0.5, 0.509, 0.518, 0.527], 1000).verdict == "WARN"
+    assert card.monotone([0, 1, 2, 3, 4, 5], [0.9, 0.5, 0.51, 0.52, 0.53, 0.54], 1000).verdict == "FAIL"
+    assert card.zero_at_large_epsilon(0.5, 0.0, 1000).verdict == "PASS"
+    assert card.zero_at_large_epsilon(0.5, 0.06, 1000).verdict == "FAIL"
 
 
 class Noisy(nn.Module):
@@ -128,7 +130,7 @@ def test_a_random_network_is_said_to_be_one(victim: Victim, kind: type[Noisy], s
     with torch.random.fork_rng():
         torch.manual_seed(0)
         batch = Batch(victim.images[:100], victim.labels[:100])
-        check = card.repeats(*repetition(Subject("f", kind(victim.model, size)), batch))
+        check = card.deterministic(*repetition(Subject("f", kind(victim.model, size)), batch))
     assert check.verdict == verdict
 
 
@@ -176,7 +178,7 @@ class ByMean(Noisy):
 @pytest.mark.parametrize("kind", [ByPosition, ByMean])
 def test_answers_that_depend_on_the_images_beside_them(victim: Victim, kind: type[Noisy], count: int) -> None:
     batch = Batch(victim.images[:count], victim.labels[:count])
-    check = card.repeats(*repetition(Subject("f", kind(victim.model, 0.5)), batch))
+    check = card.deterministic(*repetition(Subject("f", kind(victim.model, 0.5)), batch))
     assert check.verdict != "PASS"
     assert check.figures["logits changed"] == "yes"
     assert "images beside it" in check.meaning
@@ -187,17 +189,17 @@ def test_answers_that_depend_on_the_images_beside_them(victim: Victim, kind: typ
 def test_rounding_is_no_dependence(victim: Victim, dtype: torch.dtype, count: int) -> None:
     batch = Batch(victim.images[:count].to(dtype), victim.labels[:count])
     model = copy.deepcopy(victim.model).to(dtype)
-    assert card.repeats(*repetition(Subject("f", model), batch)).verdict == "PASS"
+    assert card.deterministic(*repetition(Subject("f", model), batch)).verdict == "PASS"
 
 
 @pytest.mark.parametrize(("classes", "verdict"), [(3, "WARN"), (9, "WARN"), (10, "PASS")])
 def test_too_few_classes_for_autoattack_are_said_to_be(classes: int, verdict: str) -> None:
-    assert card.targets(classes, 9).verdict == verdict
+    assert card.enough_classes(classes, 9).verdict == verdict
 
 
 def test_too_few_samples_are_said_to_be() -> None:
-    assert card.enough(outcome(20)).verdict == "PASS"
-    assert card.enough(outcome(19)).verdict == "WARN"
+    assert card.enough_samples(outcome(20)).verdict == "PASS"
+    assert card.enough_samples(outcome(19)).verdict == "WARN"
 
 
 def test_the_worst_case_is_per_example() -> None:

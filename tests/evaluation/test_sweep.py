@@ -80,7 +80,7 @@ def test_the_batch_size_does_not_matter(victim: Victim) -> None:
 
 @pytest.mark.parametrize("wrong", [[], [0.1, -0.1]])
 def test_bad_epsilons(victim: Victim, wrong: list[float]) -> None:
-    with pytest.raises(ConfigError, match="epsilons must be at least 0"):
+    with pytest.raises(ConfigError, match="epsilons must be one or more numbers of at least 0"):
         fast_gradient_sweep({"f": victim.model}, batches(victim), wrong)
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from fastgat.evaluation.power import SIDES
+from fastgat.evaluation.power import PERTURBATIONS
 from fastgat.experiments import EXPERIMENTS, RunStore
 from fastgat.experiments.robustness import EPSILONS, NETWORKS
 from fastgat.methods import Baseline
@@ -25,7 +25,7 @@ def test_figure2_waits_for_its_baseline(tmp_path: Path) -> None:
     assert len(measurements) == 5
     accuracies = {"generator": 0.4, "fg-l2 per sample": 0.5, "fg-l2 on average": 0.3}
     for number, job in enumerate(measurements[:3]):
-        accuracy = {**dict.fromkeys(SIDES, 0.6), **accuracies}
+        accuracy = {**dict.fromkeys(PERTURBATIONS, 0.6), **accuracies}
         row = {"cg": job.key["cg"], "power": 0.25, "accuracy": accuracy, "epochs": 5, "best_epoch": number}
         store.keep(job.name, {"key": job.key, "figures": row})
     store.keep(measurements[3].name, {"key": {}, "figures": None, "diverged": "NaN"})

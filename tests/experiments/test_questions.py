@@ -131,7 +131,7 @@ def test_capacity(tmp_path: Path) -> None:
     assert found is not None
     text = experiment.section(asked, found)
     check_tables(text)
-    assert "24/1 is the cheapest that 3 seeds cannot tell from 48/1 to be worse: 1.50 instead of 2.50 times" in text
+    assert "24/1 is the cheapest generator that 3 seeds do not show to be worse than 48/1: 1.50 instead" in text
     assert [rows(text.split("Times are")[1])[name][1] for name in ("24/1", "16/4")] == ["no", "worse"]
     assert "On the front of validation accuracy, by means: 16/4; 24/1." in text
     assert ": 8/1; 16/4; 24/1.\n" in text.split("At most 1.5 times fast gradient L2")[1]
