@@ -139,7 +139,7 @@ def _validation_loss(classifier: nn.Module, generator: nn.Module, batches: Itera
 
 
 def generated(model: nn.Module, generator: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
-    """The perturbation p = G(Delta), (B, C, H, W), Delta = dF(x)_y/dx = -F_y dJ/dx."""
+    """The perturbation p = G(Delta), (B, C, H, W), detached; Delta = dF(x)_y/dx = -F_y dJ/dx. Both must be frozen."""
     with torch.enable_grad():
         logits, gradient = loss_gradient(model, images, labels)
     loss = nn.functional.cross_entropy(logits, labels, reduction="none")

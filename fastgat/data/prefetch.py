@@ -12,7 +12,10 @@ T = TypeVar("T")
 
 
 def prefetch(work: Callable[[int], T], numbers: range, depth: int = 4) -> Generator[T, None, None]:
-    """The results of `work` on each number, `depth` of them being prepared at a time; its errors are raised here."""
+    """The results of `work` on each number, in order, `depth` of them being prepared at a time.
+
+    Errors of `work` are raised here. Closing the generator cancels what has not begun.
+    """
     threads = ThreadPoolExecutor(min(depth, cores()), thread_name_prefix="fastgat-reader")
     left, waiting = iter(numbers), deque[Future[T]]()
     try:

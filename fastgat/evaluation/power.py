@@ -25,7 +25,9 @@ def equal_power(
     """For each generator, by its c_g, the accuracy under it and under fast gradient of the same power, unclamped.
 
     The power of a perturbation p is ||p||_2^2. "Per sample", fast gradient gives each sample the power that the
-    generator gave that sample; "on average", every sample the mean.
+    generator gave that sample; "on average", every sample the mean. Pixels are in units of [0, 1].
+
+    Raises NonFiniteError where the network returns logits that are NaN or infinite.
     """
     images = Batches.of(batches)
     return [_compare(subject, cg, generator, images, cache) for cg, generator in sorted(generators.items())]

@@ -1,7 +1,7 @@
 """Evaluate the classifier of a run folder on the data set that it was trained on."""
 
 import math
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -84,18 +84,30 @@ class LoadedRun(NamedTuple):
     classifier: nn.Module
     header: dict[str, Any]
     data: DataConfig
-    notes: list[str] = []  # noqa: RUF012  # never changed
+    notes: Sequence[str] = ()
 
 
 class RunData:
-    """The images that a run's network is evaluated on."""
+    """The images that a network is evaluated on.
 
-    def __init__(self, loaded: LoadedRun, settings: RunSettings, batch_size: int, device: torch.device) -> None:
-        data, self.settings, self.batch_size, self.device = loaded.data, settings, batch_size, device
+    With the `header` of its checkpoint at `path` they must be those of its run. Raises ConfigError or DataError where
+    they are not, or cannot be had.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        data: DataConfig,
+        settings: RunSettings,
+        batch_size: int,
+        device: torch.device,
+        header: Mapping[str, Any] | None = None,
+    ) -> None:
+        self.settings, self.batch_size, self.device = settings, batch_size, device
         self.name, folder = data.dataset, settings.data_dir or data.data_dir
         if self.name == CUSTOM:
             raise ConfigError(
-                f"{loaded.path}: was trained on loaders of one's own, which no checkpoint has: evaluate its classifier "
+                f"{path}: was trained on loaders of one's own, which no checkpoint has: evaluate its classifier "
                 "in Python, with fastgat.evaluation.evaluate"
             )
         if self.name == "digits" and settings.data_dir is not None:
@@ -104,7 +116,7 @@ class RunData:
             folder = None
             if settings.data_dir:
                 self.name = f"{self.name.partition(':')[0]}:{settings.data_dir}"
-        rule = split_rule(loaded.header)
+        rule = split_rule(header)
         self.images: DataSet[Images] = load_dataset(
             self.name, folder, data.split_seed, image_size=data.image_size, max_pixels=data.max_pixels, rule=rule
         )
@@ -112,15 +124,18 @@ class RunData:
         self.part = {"test": self.images.test, "validation": self.images.validation}[settings.split]
         if not len(self.part):
             raise DataError(f"{self.images.name} has no {settings.split} images: try --split validation")
-        check_same_classes(loaded.path, loaded.header, self.images.classes)
-        if settings.weights is None and (identity := Identity.of(self.images, rule)):
-            identity.check(loaded.path, loaded.header, changed=settings.changed_data)
+        if header is not None:
+            check_same_classes(path, header, self.images.classes)
+            if identity := Identity.of(self.images, rule):
+                identity.check(path, header, changed=settings.changed_data)
 
     def loader(self, images: Images, batch_size: int | None = None) -> Loader:
+        """A loader of `images` on the device."""
         size, policy = batch_size or self.batch_size, self.settings.on_bad_sample
         return create_loader("auto", images, size, device=self.device, on_bad_sample=policy)
 
     def subset(self, images: Images, count: int | None, seed: int) -> Batches:
+        """`count` of `images`, chosen at random by `seed`, or all of them (None)."""
         return Batches(self.loader(random_subset(images, count, seed)).once)
 
 
@@ -149,14 +164,13 @@ def load_foreign(
         raise ConfigError("changed_data is for a run, whose checkpoint lists its images; --weights has no such list")
     if path.is_dir() or settings.checkpoint != "best":
         path = checkpoint_path(path, settings.checkpoint)
-    header = {"model": {}, "data": {"split": split_rule(None)}}
-    images = RunData(LoadedRun(path, nn.Identity(), header, data), settings, batch_size, device)
+    images = RunData(path, data, settings, batch_size, device)
     normalise = normalization(settings.mean, settings.std, images.images.name)
     name, (*image_size, channels) = next(iter(classifiers)), images.images.train.shape
     classifier = create_classifier(name, len(images.images.classes), channels, normalization=normalise)
     size_lazy_layers(classifier, channels, image_size)
     notes = load_weights(classifier, path)
-    return LoadedRun(path, classifier.to(device).eval(), header, data, notes), images
+    return LoadedRun(path, classifier.to(device).eval(), {"model": {}}, data, notes), images
 
 
 def evaluate_clean(loaded: LoadedRun, others: dict[str, LoadedRun], data: RunData, progress: Progress) -> CleanResult:
@@ -260,7 +274,7 @@ def _load(
     if run is None or {settings.dataset, settings.mean, settings.std, settings.image_size} != {None}:
         raise ConfigError("give a RUN or --weights; --dataset, --image-size, --mean and --std are for --weights alone")
     loaded = load_run(run, settings.checkpoint, device, classifiers)
-    return loaded, RunData(loaded, settings, batch_size, device)
+    return loaded, RunData(loaded.path, loaded.data, settings, batch_size, device, loaded.header)
 
 
 def _check_named(classifiers: Collection[str], runs: Sequence[LoadedRun]) -> None:

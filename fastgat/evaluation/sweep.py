@@ -80,7 +80,8 @@ def attack_sweep(
 ) -> Curves:
     """The accuracy of each network under `attack(source, epsilon)`, for every source and eps.
 
-    Samples that a network gets wrong as they are count as wrong. The rest is as in `fast_gradient_sweep`.
+    `attack` makes the attack on a network at an epsilon in pixel units. Samples that a network gets wrong as they are
+    count as wrong. The rest, errors too, is as in `fast_gradient_sweep`.
     """
     epsilons = _sizes(epsilons)
     images, pairs = _checked(networks, sources, batches)

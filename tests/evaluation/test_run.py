@@ -4,11 +4,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from torch import nn
 
 from fastgat.config import DataConfig
 from fastgat.errors import ConfigError
-from fastgat.evaluation.run import LoadedRun, RunData, RunSettings, _names
+from fastgat.evaluation.run import RunData, RunSettings, _names
 
 
 def test_runs_are_named_by_what_tells_them_apart(tmp_path: Path) -> None:
@@ -27,6 +26,5 @@ def test_a_run_is_given_once(tmp_path: Path) -> None:
 
 
 def test_digits_lie_in_no_folder() -> None:
-    loaded = LoadedRun(Path("run"), nn.Identity(), {}, DataConfig(dataset="digits"))
     with pytest.raises(ConfigError, match="data_dir has no effect: digits are part of fastgat"):
-        RunData(loaded, RunSettings(data_dir=Path()), 10, torch.device("cpu"))
+        RunData(Path("run"), DataConfig(dataset="digits"), RunSettings(data_dir=Path()), 10, torch.device("cpu"))
