@@ -33,7 +33,8 @@ SIDE, LARGEST = 32, 8192  # pixels a side where a run does not say, and at most
 BATCHES = (1, 3)  # batch sizes that an exported classifier is tried at
 RUN_FILES = (
     *("best*.safetensors", "last.safetensors", "config.toml", "environment.json", "metrics.jsonl", "summary.json"),
-    *("curves.png", "images.json.gz", "evaluation*.json", "report.html", ".lock"),
+    *("curves.png", "images.json.gz", "evaluation*.json", "evaluation*.png", "evaluation*.svg", "report.html", ".lock"),
+    *("events.out.*", "code.json", "diverged.json", ".whole"),
 )
 """What a run folder holds besides exports."""
 Exported = Callable[[list[Tensor]], list[Tensor]]

@@ -240,6 +240,7 @@ def test_a_full_disk(run_folder: Path, tmp_path: Path, format: str) -> None:
         ({"output": "RUN/last.safetensors"}, "is a file of the run"),
         ({"output": "RUN/best-accuracy.safetensors"}, "is a file of the run"),
         ({"output": "RUN/metrics.jsonl"}, "is a file of the run"),
+        ({"output": "RUN/evaluation-pictures.png"}, "is a file of the run"),
     ],
 )
 def test_what_makes_no_sense(run_folder: Path, arguments: dict[str, Any], message: str) -> None:

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from fastgat.attacks.base import Attack, Isolated, ascent, check_network, frozen, loss_gradient
 from fastgat.batch import Batch
-from fastgat.contract import checked_batch
+from fastgat.contract import checked_batch, shape_of
 from fastgat.data.loader import Loader
 from fastgat.engine.optimizer import Adam, trainable_parameters
 from fastgat.engine.state import unchanged
@@ -81,9 +81,13 @@ def train_generator(
     training = training or GeneratorTraining()
     if not train.batches_per_epoch:
         raise ConfigError("a generator needs at least one full batch to train on")
+    if iter(validation) is validation:
+        raise ConfigError(
+            "validation images are read after every epoch: pass a list of batches, or a class with __iter__"
+        )
     images, labels = checked_batch(*next(train.stream(0)))
     with frozen(model), torch.random.fork_rng([images.device] if images.is_cuda else []):
-        check_network(model, images, labels)
+        classes = check_network(model, images, labels)
         seed_torch(training.seed, images.device)
         generator = Generator(training.width, images.shape[1]).to(images)
         classifier = Isolated(model)
@@ -102,7 +106,8 @@ def train_generator(
             for batch in islice(stream, train.batches_per_epoch):
                 with torch.no_grad():
                     step([batch], [])
-            losses.append(_validation_loss(classifier, generator, validation, training.cg))
+            held_out = (checked_batch(*batch, classes) for batch in validation)
+            losses.append(_validation_loss(classifier, generator, held_out, training.cg))
             if not math.isfinite(losses[-1]):
                 raise NonFiniteError(f"the generator's loss became {losses[-1]} in epoch {epoch + 1}; try a smaller lr")
             progress(epoch + 1, losses[-1])
@@ -145,6 +150,9 @@ def generated(model: nn.Module, generator: nn.Module, images: Tensor, labels: Te
     loss = nn.functional.cross_entropy(logits, labels, reduction="none")
     with torch.no_grad():
         p: Tensor = generator(input_gradient(gradient, "probability", loss=loss).value)
+    if not isinstance(p, Tensor) or p.shape != images.shape:
+        shapes = f"{shape_of(p)} for {shape_of(images)}"
+        raise ConfigError(f"the generator must return perturbations of the images' shape, got {shapes}")
     return p
 
 

@@ -43,7 +43,7 @@ def list_(data_dir: Path | None) -> None:
 def fetch(name: str, data_dir: Path | None) -> None:
     """Bring the data set NAME to this machine: downloaded where need be, extracted and verified."""
     with contextlib.closing(TransferBar(Console())) as transfer:
-        click.echo(f"{name}: {_source(name).fetch(data_dir, transfer)}")
+        click.echo(f"{name}: {_source(name, data_dir).fetch(data_dir, transfer)}")
 
 
 @data.command()
@@ -61,7 +61,7 @@ def verify(names: tuple[str, ...], data_dir: Path | None) -> None:
                 raise ConfigError(f"--data-dir is for published data sets: {name} says where its images are")
             bad += _decode(name, images)
             continue
-        source = _source(name)
+        source = _source(name, data_dir if names else None)
         if source.find(data_dir) is None:
             if names:
                 raise DataError(f"{name} is not on this machine: run `fastgat data fetch {name}`")
@@ -87,9 +87,12 @@ def _decode(name: str, source: Folder | WebDataset) -> int:
     return len(flaws)
 
 
-def _source(name: str) -> Cifar | Digits:
+def _source(name: str, data_dir: Path | None) -> Cifar | Digits:
+    """The published data set; raises ConfigError where there is none of that name, or it lies in no folder."""
     if users_images(name):
         raise ConfigError(f"{name} is a user's own: there is nothing to fetch")
     if name not in DATASETS:
         raise ConfigError(f"unknown data set {name!r}{suggestion(name, DATASETS)}")
+    if name == "digits" and data_dir is not None:
+        raise ConfigError("data_dir has no effect: digits are part of fastgat")
     return DATASETS[name]

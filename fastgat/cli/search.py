@@ -19,12 +19,13 @@ from fastgat.experiments.search import GRIDS, PARAMETERS, Search
 from fastgat.options import convert, suggestion, value_type
 from fastgat.processes import launched
 
-UNSEARCHED = ("output", "resume", "seed", "device")  # settings that are no subject of a search
+LEFT_OUT = ("output", "resume", "dataset", "image_size", "max_pixels", "changed_data", "on_bad_sample")
+UNSEARCHED = (*LEFT_OUT, "seed", "device")  # settings that are no subject of a search
 
 
 @click.command(cls=SectionedCommand)
 @click.option("--dataset", metavar="NAME", help="cifar10, cifar100 or digits  [default: cifar10]")
-@run_options(without=("output", "resume", "dataset", "image_size", "max_pixels", "changed_data", "on_bad_sample"))
+@run_options(without=LEFT_OUT)
 @click.option(
     "--over",
     multiple=True,
@@ -58,7 +59,7 @@ def search(over: tuple[str, ...], seeds: int, jobs: int, as_json: bool, out: Pat
             raise ConfigError(f"{flag} is what the search is over: its values are those of --over {name}=X,...")
     combinations = [dict(zip(choices, values, strict=True)) for values in itertools.product(*choices.values())]
     variants = tuple((values, TrainConfig.from_dict(merge(common, overrides(values)))) for values in combinations)
-    check_effective([config for _, config in variants], given)
+    check_effective([config for _, config in variants], given | {name: values[0] for name, values in choices.items()})
     if len({Cell(config).name for _, config in variants}) < len(variants):
         raise ConfigError(f"not all of {', '.join(choices)} make a difference to the result of a run")
     plan, sweep = Plan(seeds=seeds, base=base), Search(variants)

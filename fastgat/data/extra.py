@@ -7,7 +7,6 @@ Adversarial Training") are published: `image` (N, H, W, C) uint8 and `label` (N,
 import hashlib
 import math
 import zipfile
-import zlib
 from pathlib import Path
 from typing import IO, Any
 
@@ -17,7 +16,7 @@ import torch
 from fastgat.data.download import Progress
 from fastgat.data.loaders import check_fits
 from fastgat.data.sets import ImageSet
-from fastgat.errors import DataError
+from fastgat.errors import DataError, first_line, is_out_of_memory
 
 CHUNK = 2**24  # bytes that are read at a time
 HEADERS = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
@@ -38,9 +37,11 @@ def extended(images: ImageSet, path: Path, num_classes: int, progress: Progress)
     except DataError as error:
         raise DataError(f"{path}: {error}") from None
     except OSError as error:
-        raise DataError(f"{path}: {error.strerror}") from None
-    except (zipfile.BadZipFile, zlib.error, ValueError, EOFError, RuntimeError) as error:
-        raise DataError(f"{path}: damaged, or not written by numpy.savez ({error})") from None
+        raise DataError(f"{path}: {error.strerror or error}") from None
+    except Exception as error:  # a damaged archive, or header, can fail in any way
+        if is_out_of_memory(error):
+            raise
+        raise DataError(f"{path}: damaged, or not written by numpy.savez ({first_line(error)})") from None
 
 
 def _extended(images: ImageSet, archive: zipfile.ZipFile, num_classes: int, progress: Progress) -> tuple[ImageSet, str]:

@@ -11,7 +11,7 @@ import numpy as np
 from fastgat.data.decoding import EXTENSIONS, MAX_BYTES, MAX_PIXELS
 from fastgat.data.download import Progress
 from fastgat.data.sets import PARTS, DataSet, EncodedSet, PassedOver, assemble
-from fastgat.errors import DataError
+from fastgat.errors import DataError, FastgatError
 from fastgat.files import read_file
 
 NO_CLASSES = frozenset({"@eadir", "__macosx", "thumbs", "thumbnails", "lost+found", "$recycle.bin"})
@@ -49,6 +49,14 @@ class Folder:
 
     def load(self, split_seed: int, progress: Progress, rule: str = "place") -> DataSet[EncodedSet]:
         """Raises DataError, naming the folder, for anything that is not as described."""
+        try:
+            return self._load(split_seed, progress, rule)
+        except (OSError, ValueError) as error:  # such as a link to itself, or a path that is too long
+            if isinstance(error, FastgatError):
+                raise
+            raise DataError(f"{self.path}: {getattr(error, 'strerror', None) or error}") from None
+
+    def _load(self, split_seed: int, progress: Progress, rule: str) -> DataSet[EncodedSet]:
         if not self.path.is_dir():
             raise DataError(f"{self.path}: no such folder")
         passed_over = PassedOver()

@@ -19,6 +19,7 @@ from fastgat.data.sets import PARTS, DataSet, EncodedSet, PassedOver, assemble
 from fastgat.errors import DataError
 from fastgat.files import read_file
 
+INDEX = "shards-2"  # the kind of what is kept of a shard: bump where other shards are refused, or read otherwise
 BLOCK = 512
 LABELS = 10**6  # more classes than any classifier has
 LABEL, LABEL_BYTES = ".cls", 64
@@ -166,7 +167,7 @@ def shard_index(path: Path) -> ShardIndex:
 
     Raises DataError if it is not a tar file of images with labels.
     """
-    return ShardIndex(*remembered("shards", path, lambda: _read_samples(path)))
+    return ShardIndex(*remembered(INDEX, path, lambda: _read_samples(path)))
 
 
 class _Headers(io.FileIO):

@@ -7,7 +7,7 @@ other rules choose.
 import itertools
 import re
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -181,7 +181,7 @@ def _exists(path: Path) -> bool:
         raise CheckpointError(f"{path}: {error.strerror}") from None
 
 
-def check_same_classes(path: Path, header: dict[str, Any], classes: Sequence[str]) -> None:
+def check_same_classes(path: Path, header: Mapping[str, Any], classes: Sequence[str]) -> None:
     """Raises DataError if the data now have other classes than those that the checkpoint's classifier has learnt."""
     learnt = header["model"].get("classes")
     if learnt is None:

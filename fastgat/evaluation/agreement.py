@@ -9,7 +9,7 @@ from fastgat.attacks.base import frozen, loss_gradient
 from fastgat.batch import Batch
 from fastgat.engine.device import autocast_dtype
 from fastgat.engine.step import compile_errors_in_one_line, missing_compiler
-from fastgat.errors import CompileError
+from fastgat.errors import CompileError, first_line, is_out_of_memory
 from fastgat.evaluation.inputs import Batches, Subject
 from fastgat.functional import mixed_precision
 
@@ -35,13 +35,20 @@ def agreement(subject: Subject, batch: Batch) -> tuple[dict[str, float], dict[st
     missing: dict[str, str] = {}
     with frozen(subject), torch.no_grad():
         expected = _in_passes(subject, images, PASS)
-        with mixed_precision(device, dtype):
-            found = _in_passes(subject, images, PASS)
-        changed[str(dtype).removeprefix("torch.")] = _share(found.argmax(1) != expected.argmax(1))
+        name = str(dtype).removeprefix("torch.")
+        try:
+            with mixed_precision(device, dtype):
+                found = _in_passes(subject, images, PASS)
+            changed[name] = _share(found.argmax(1) != expected.argmax(1))
+        except Exception as error:  # whatever operations say that do not take its mixture of dtypes
+            if is_out_of_memory(error):
+                raise
+            missing[name] = f"fails: {first_line(error)}"
         if compiler := missing_compiler(device):
             missing["compiled"] = f"needs {compiler}"
         else:
             try:
+                torch._dynamo.reset()  # which otherwise runs a ninth network of this process uncompiled
                 with compile_errors_in_one_line(CompileError, "{}"):
                     found = _in_passes(torch.compile(subject), images, PASS)
                     changed["compiled"] = _share(found.argmax(1) != expected.argmax(1))

@@ -130,9 +130,9 @@ class Subject(Isolated):
         if self.probe is None:
             return made_of
         images, labels = (tensor[:PROBES] for tensor in self.probe)
-        noise = torch.rand(images.shape, generator=torch.Generator().manual_seed(0)).to(images)
-        noisy = (images + NOISE * (2 * noise - 1)).clamp(0, 1)
         with frozen(self), torch.backends.cudnn.flags(benchmark=False, deterministic=True):
+            noise = torch.rand(images.shape, generator=torch.Generator().manual_seed(0)).to(images)
+            noisy = (images + NOISE * (2 * noise - 1)).clamp(0, 1)
             answers = [Batch(*loss_gradient(self, each, labels)) for each in (images, noisy)]
         return made_of + "".join(map(batch_fingerprint, answers))
 

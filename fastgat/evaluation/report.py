@@ -35,7 +35,7 @@ def write_report(folder: Path, evaluation: Evaluation) -> list[Path]:
             plots["pictures"] = draw_sheet(_rows(evaluation.examples, figures.get("classes")))
         files = {f"evaluation-{name}.{kind}": saved(plot, kind) for name, plot in plots.items() for kind in KINDS}
         embedded = {name: files[f"evaluation-{name}.png"] for name in plots}
-        files["report.html"] = render_report(figures, embedded).encode()
+        files["report.html"] = render_report(figures, embedded).encode(errors="backslashreplace")
     name = "evaluation.json" if attacked else "evaluation-clean.json"
     files[name] = (json.dumps(figures, indent=2, default=str) + "\n").encode()
     make_folder(folder)
@@ -64,4 +64,6 @@ def _rows(examples: list[Example], classes: list[str] | None) -> list[tuple[str,
 
 
 def _pixels(image: Tensor) -> np.ndarray:
-    return image.float().permute(1, 2, 0).numpy()
+    """An image (C, H, W) as one to look at, (H, W, 3) or (H, W, 1): of 2 or more than 3 channels their mean."""
+    image = image.float() if len(image) == 3 else image.float().mean(0, keepdim=True)
+    return image.permute(1, 2, 0).numpy()

@@ -170,7 +170,7 @@ def load_foreign(
     classifier = create_classifier(name, len(images.images.classes), channels, normalization=normalise)
     size_lazy_layers(classifier, channels, image_size)
     notes = load_weights(classifier, path)
-    return LoadedRun(path, classifier.to(device).eval(), {"model": {}}, data, notes), images
+    return LoadedRun(path, classifier.to(device).eval(), {"model": {"classifier": name}}, data, notes), images
 
 
 def evaluate_clean(loaded: LoadedRun, others: dict[str, LoadedRun], data: RunData, progress: Progress) -> CleanResult:
@@ -198,7 +198,7 @@ def evaluate_clean(loaded: LoadedRun, others: dict[str, LoadedRun], data: RunDat
         run_settings={k: str(v) if isinstance(v, Path) else v for k, v in asdict(settings).items()},
         classes=list(data.images.classes),
         environment=environment(),
-        weights=loaded.notes,
+        weights=list(loaded.notes),
     )
 
 
@@ -270,6 +270,8 @@ def _load(
 ) -> tuple[LoadedRun, RunData]:
     """The network of a run, or of `settings.weights`, and the images to evaluate it on."""
     if settings.weights is not None:
+        if run is not None:
+            raise ConfigError("name a run, or weights from elsewhere, not both")
         return load_foreign(settings, classifiers, batch_size, device)
     if run is None or {settings.dataset, settings.mean, settings.std, settings.image_size} != {None}:
         raise ConfigError("give a RUN or --weights; --dataset, --image-size, --mean and --std are for --weights alone")

@@ -14,7 +14,7 @@ from typing import Any
 
 from torch import nn
 
-from fastgat.errors import ConfigError
+from fastgat.errors import ConfigError, first_line, is_out_of_memory
 from fastgat.models.normalize import Normalization, Normalize, normalized
 from fastgat.models.preact_resnet import PreActResNet18
 from fastgat.models.table1 import Classifier
@@ -104,8 +104,8 @@ def import_factory(name: str) -> Any:
             factory = getattr(importlib.import_module(place), attribute)
     except ModuleNotFoundError as missing:
         raise ConfigError(f"classifier {name!r}: no module called {missing.name!r}") from None
-    except Exception as error:  # noqa: BLE001  # whatever the module raises when it is imported
-        raise ConfigError(f"classifier {name!r}: {error}") from None
+    except (Exception, SystemExit) as error:  # noqa: BLE001  # whatever the module raises when it is imported
+        raise _failure(name, error) from None
     if not callable(factory):
         raise ConfigError(f"classifier {name!r}: {attribute} cannot be called")
     return factory
@@ -114,7 +114,10 @@ def import_factory(name: str) -> Any:
 def _made(name: str, options: dict[str, Any]) -> nn.Module:
     """What the factory called `package.module:factory` makes."""
     factory = import_factory(name)
-    parameters = inspect.signature(factory).parameters.values()
+    try:
+        parameters = inspect.signature(factory).parameters.values()
+    except (TypeError, ValueError) as error:  # some of those that are written in C
+        raise _failure(name, error) from None
     takes_all = any(parameter.kind == parameter.VAR_KEYWORD for parameter in parameters)
     taken = options if takes_all else {p.name: options[p.name] for p in parameters if p.name in options}
     if options["dropout"] and "dropout" not in taken:
@@ -122,11 +125,22 @@ def _made(name: str, options: dict[str, Any]) -> nn.Module:
     try:
         with _importing_from_here():  # what it imports only now
             module = factory(**taken)
-    except (TypeError, ImportError) as error:
-        raise ConfigError(f"classifier {name!r}: {error}") from None
+    except (Exception, SystemExit) as error:  # noqa: BLE001  # whatever a user's code raises
+        raise _failure(name, error) from None
     if not isinstance(module, nn.Module):
         raise ConfigError(f"classifier {name!r}: made a {type(module).__name__}, not a torch.nn.Module")
     return module
+
+
+def _failure(name: str, error: BaseException) -> BaseException:
+    """What to raise where the code of the factory `name` has raised `error`: one line, unless memory ran out."""
+    if is_out_of_memory(error):
+        return error
+    text = first_line(error)
+    kind = type(error).__name__
+    return ConfigError(
+        f"classifier {name!r}: {text}" if text.startswith(kind) else f"classifier {name!r}: {kind}: {text}"
+    )
 
 
 @contextlib.contextmanager

@@ -150,8 +150,9 @@ def label_axes(axes: Any, x: str, y: str, legend: str = "upper right") -> None:
 
 
 def literal(text: str) -> str:
-    """Text that matplotlib must not take for mathematics."""
-    return text.replace("$", r"\$")
+    """Text that matplotlib must neither take for mathematics, nor hide for its first `_`, nor fail to encode."""
+    text = text.encode(errors="backslashreplace").decode().replace("$", r"\$")
+    return f"\N{ZERO WIDTH SPACE}{text}" if text.startswith("_") else text
 
 
 def saved(figure: Figure, kind: str) -> bytes:

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from fastgat.attacks import GeneratorTraining, train_generator
+from fastgat.attacks import GeneratorAttack, GeneratorTraining, train_generator
 from fastgat.attacks.generator import generated
 from fastgat.batch import Batch
 from fastgat.data import IterableLoader
@@ -128,8 +128,19 @@ def test_what_is_wrong_is_said(victim: Victim, train: IterableLoader, validation
         train_generator(victim.model, train, [], GeneratorTraining(width=4, epochs=1))
     with pytest.raises(ConfigError, match="at least one full batch"):
         train_generator(victim.model, IterableLoader([], 10), validation)
+    with pytest.raises(ConfigError, match="read after every epoch"):
+        train_generator(victim.model, train, iter(validation), GeneratorTraining(width=4, epochs=1))
+    wrong = [Batch(validation[0].images, torch.full_like(validation[0].labels, 10))]
+    with pytest.raises(ConfigError, match=r"labels from 10 to 10, but the classifier has classes 0\.\.9"):
+        train_generator(victim.model, train, wrong, GeneratorTraining(width=4, epochs=1))
+    images, labels = validation[0]
+    for generator in (nn.Conv2d(3, 1, 3, padding=1), nn.Flatten()):
+        with pytest.raises(ConfigError, match="perturbations of the images' shape"):
+            GeneratorAttack(victim.model, epsilon=0.1, generator=generator)(images, labels)
     lost = [Batch(validation[0].images * torch.nan, validation[0].labels)]
-    with pytest.raises(NonFiniteError, match="the generator's loss became nan"):
+    with pytest.raises(ConfigError, match="pixels from nan"):
         train_generator(victim.model, train, lost, GeneratorTraining(width=4))
+    with pytest.raises(NonFiniteError, match="the generator's loss became nan"):
+        train_generator(victim.model, train, validation, GeneratorTraining(width=4, lr=1e38))
     with pytest.raises(ConfigError, match="cg must be at least 0"):
         GeneratorTraining(cg=-1)

@@ -96,6 +96,8 @@ FAILURES: list[tuple[tuple[object, ...], str]] = [
     (("train", "--dataset", "webdataset:nowhere.tar"), "nowhere.tar: No such file or directory"),
     (("train", "--dataset", "webdataset:file"), "file: not a whole, uncompressed tar file"),
     (("data", "verify", "folder:nowhere"), "nowhere: no such folder"),
+    (("data", "verify", "digits", "--data-dir", "."), "digits are part of fastgat"),
+    (("data", "fetch", "digits", "--data-dir", "."), "digits are part of fastgat"),
     (("train", "--resume", "nowhere"), "nowhere: No such file or directory"),
     ((*BASE, "--output", "file/run"), "file/run: cannot be made: Not a directory"),
     (("evaluate", "nowhere"), "nowhere: no such checkpoint"),

@@ -204,6 +204,8 @@ def test_the_page_of_the_kept_runs_comes_from_what_is_committed() -> None:
         (("search", "--over", "c_g=1"), "no option 'c_g'"),
         (("search", "--over", "cg"), "--over takes NAME=X"),
         (("search", "--over", "cg=1,1"), "appears twice"),
+        (("search", "--method", "baseline", "--over", "momentum=0.5"), "--momentum has no effect"),
+        (("search", "--over", "dataset=digits"), "no option 'dataset'"),
         (("search", "--over", "cg=1", "--over", "cg=2"), "given twice"),
         (("search", "--over", "deterministic=true,false"), "make a difference"),
         (("search", "--over", "batch-size=a"), "takes whole numbers"),

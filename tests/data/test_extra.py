@@ -132,6 +132,16 @@ def shorter_than_it_says(path: Path) -> None:
             archive.writestr(name, content[:-10])
 
 
+def with_header(header: bytes) -> Callable[[Path], None]:
+    """A file whose image has this text as its header."""
+
+    def make(path: Path) -> None:
+        with zipfile.ZipFile(saved(path, label=LABELS), "a") as archive:
+            archive.writestr("image.npy", b"\x93NUMPY\x01\x00" + len(header).to_bytes(2, "little") + header)
+
+    return make
+
+
 BAD: dict[str, tuple[Callable[[Path], object], str]] = {
     "absent": (lambda path: None, "no such file"),
     "a folder": (lambda path: path.mkdir(), "no such file"),
@@ -140,6 +150,11 @@ BAD: dict[str, tuple[Callable[[Path], object], str]] = {
     "text": (lambda path: path.write_text("hello"), "damaged, or not written by numpy.savez"),
     "cut short": (cut, "damaged, or not written by numpy.savez"),
     "a byte changed": (flipped, "damaged, or not written by numpy.savez .Bad CRC-32"),
+    "a header cut short": (with_header(b"{'descr': ("), "damaged, or not written by numpy.savez"),
+    "a header without a dtype": (
+        with_header(b"{'descr': (), 'fortran_order': False, 'shape': (1,)}"),
+        "damaged, or not written by numpy.savez",
+    ),
     "less than it says": (shorter_than_it_says, "2,150 bytes of an array of 2,160"),
     "no label": (
         lambda path: saved(path, image=IMAGES),

@@ -250,6 +250,11 @@ def one_class(path: Path) -> None:
     make_folder(path, 2, classes=["ants"])
 
 
+def link_to_itself(path: Path) -> None:
+    make_folder(path, 2)
+    (path / "loop").symlink_to("loop")
+
+
 @pytest.mark.parametrize(
     ("make", "message"),
     [
@@ -265,6 +270,7 @@ def one_class(path: Path) -> None:
         (splits_as_classes, r"train_images/ and test_images/ look like splits, not classes"),
         (no_train, r"has val/ but lacks its partner"),
         (only_train, r"has train/ but lacks its partner"),
+        (link_to_itself, "Too many levels of symbolic links"),
         (other_classes, r"train/ has classes that val/ has not: cats"),
         (unknown_class, r"val/ has classes that train/ has not: dogs"),
     ],

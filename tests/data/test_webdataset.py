@@ -313,7 +313,7 @@ def test_folders_links_and_files_that_are_no_samples_are_passed_over(tmp_path: P
 def test_an_index_that_was_damaged_is_made_again(tmp_path: Path) -> None:
     path = make_shard(tmp_path / "s.tar", members(3))
     shard_index(path)
-    (cached,) = (cache_folder() / "shards").iterdir()
+    (cached,) = (cache_folder() / webdataset.INDEX).iterdir()
     for content in (b"", b"nonsense"):
         cached.write_bytes(content)
         assert len(labels(path)) == 3

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,8 +15,8 @@ from torch import Tensor, nn
 from fastgat.attacks import AutoAttack, GeneratorTraining
 from fastgat.batch import Batch
 from fastgat.data import IterableLoader
-from fastgat.evaluation import EvaluationSettings, card, evaluate
-from fastgat.evaluation.agreement import repetition
+from fastgat.evaluation import EvaluationSettings, card, evaluate, write_report
+from fastgat.evaluation.agreement import agreement, repetition
 from fastgat.evaluation.inputs import Subject
 from tests.attacks.victim import Victim
 from tests.evaluation.masked import Loud, Stairs
@@ -205,3 +206,46 @@ def test_too_few_samples_are_said_to_be() -> None:
 def test_the_worst_case_is_per_example() -> None:
     found = [np.array([True, False, True, True]), np.array([True, True, False, True])]
     assert card.worst_case(found).tolist() == [True, False, False, True]
+
+
+def test_a_form_that_fails_is_told(victim: Victim, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("fastgat.evaluation.agreement.missing_compiler", lambda device: "a compiler")
+
+    class Float32(nn.Module):
+        """It takes no other dtype."""
+
+        def forward(self, images: Tensor) -> Tensor:
+            logits: Tensor = victim.model(images)
+            return torch.zeros(len(logits), logits.shape[1]).index_add(1, torch.arange(logits.shape[1]), logits)
+
+    changed, missing, _ = agreement(Subject("f", Float32()), Batch(victim.images[:4], victim.labels[:4]))
+    assert not changed
+    assert missing["bfloat16"].startswith("fails: index_add_(): ")
+
+
+def test_a_ninth_network_of_a_process_is_compiled_too(victim: Victim) -> None:
+    class Flips(nn.Module):
+        """It answers otherwise where it is compiled."""
+
+        def __init__(self, side: int) -> None:
+            super().__init__()
+            self.linear = nn.Linear(3 * side * side, 10)
+
+        def forward(self, images: Tensor) -> Tensor:
+            logits: Tensor = self.linear(images.flatten(1))
+            return -logits if torch.compiler.is_compiling() else logits
+
+    for side in range(4, 14):
+        batch = Batch(victim.images[:2, :, :side, :side], victim.labels[:2])
+        changed, _, _ = agreement(Subject("f", Flips(side)), batch)
+        assert changed["compiled"] == 1, side
+
+
+@pytest.mark.parametrize("channels", [1, 2, 5])
+def test_images_of_any_number_of_channels_are_shown(channels: int, tmp_path: Path) -> None:
+    images, labels = torch.rand(4, channels, 8, 8), torch.arange(4) % 3
+    model = nn.Sequential(nn.Flatten(), nn.Linear(64 * channels, 3))
+    settings = EvaluationSettings(epsilon=0.1, steps=1, restarts=2, apgd_steps=1, queries=1)
+    with torch.inference_mode():
+        result = evaluate(model, [Batch(images, labels)], settings)
+    assert tmp_path / "evaluation-pictures.png" in write_report(tmp_path, result)

@@ -7,7 +7,7 @@ import torch
 
 from fastgat.config import DataConfig
 from fastgat.errors import ConfigError
-from fastgat.evaluation.run import RunData, RunSettings, _names
+from fastgat.evaluation.run import RunData, RunSettings, _names, evaluate_run
 
 
 def test_runs_are_named_by_what_tells_them_apart(tmp_path: Path) -> None:
@@ -23,6 +23,11 @@ def test_runs_are_named_by_what_tells_them_apart(tmp_path: Path) -> None:
 def test_a_run_is_given_once(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="is given twice, as RUN, --source or --network"):
         _names(tmp_path, [], [tmp_path / "best.safetensors"])
+
+
+def test_a_run_or_weights_from_elsewhere() -> None:
+    with pytest.raises(ConfigError, match="not both"):
+        evaluate_run("run", RunSettings(weights=Path("file"), dataset="digits"), classifiers=["table1"])
 
 
 def test_digits_lie_in_no_folder() -> None:

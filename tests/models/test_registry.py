@@ -94,6 +94,12 @@ def lazy(num_classes):
 def lost(num_classes):
     import my_missing
 
+def bad(num_classes):
+    raise ValueError("no such width")
+
+def leaves(num_classes):
+    raise SystemExit(0)
+
 text = "no function"
 """
 
@@ -129,6 +135,9 @@ def test_a_factory_of_ones_own(own: None) -> None:
         ("my_networks:strict", "missing 1 required positional argument: 'depth'"),
         ("my_networks:none", "made a NoneType, not a torch.nn.Module"),
         ("my_networks:lost", "No module named 'my_missing'"),
+        ("my_networks:bad", "'my_networks:bad': ValueError: no such width"),
+        ("my_networks:leaves", "'my_networks:leaves': SystemExit: 0"),
+        ("builtins:dict", "no signature found"),
         (":small", "Empty module name"),
         ("my_broken:small", "invalid syntax"),
     ],
