@@ -41,6 +41,7 @@ PAGES = EARLIER | {
     "cifar10-10000-images-readings": "reproduce-readings-cifar10-10000x40",
     "cifar10-45000-images-readings": "reproduce-readings-cifar10-45000x25",
     "cifar10-2500-images-capacity": "reproduce-capacity-cifar10-2500x40",
+    "cifar10-10000-images-capacity": "reproduce-capacity-cifar10-10000x40",
     "cifar100-2500-images": "reproduce-cifar100-2500x40",
     "cifar100-10000-images-readings": "reproduce-readings-cifar100-10000x40",
 }

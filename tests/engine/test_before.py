@@ -1,12 +1,11 @@
 """Checkpoints of an earlier fastgat (0.1.0, format 3) go on, to the weights that it went on to itself.
 
 Each folder of `before/` holds a run on digits that was stopped in its second epoch of three, and the classifier that
-the earlier version ended with; a digest of all that was learnt holds for the processor and the torch that made it.
+the earlier version ended with. Not to the last bit: processors that say that they are alike add up in other orders.
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
 import shutil
 from collections.abc import Iterator
@@ -20,7 +19,6 @@ from fastgat import TrainConfig, Trainer
 from fastgat.engine.checkpoint import load_checkpoint
 
 BEFORE = Path(__file__).parent / "before"
-LEARNT = ("classifier", "generator", "ema")
 
 
 class Small(nn.Module):
@@ -47,7 +45,7 @@ def _one_thread() -> Iterator[None]:
 @pytest.mark.parametrize("run", ["gat", "free"])
 def test_a_checkpoint_of_before_ends_with_the_same_weights(tmp_path: Path, run: str) -> None:
     folder = shutil.copytree(BEFORE / run, tmp_path / run)
-    before, header = load_checkpoint(folder / "last.safetensors")
+    _, header = load_checkpoint(folder / "last.safetensors")
     config = TrainConfig.from_run({**header["config"], "output": str(folder), "resume": "auto"})
     assert Trainer(config, classifier=Small()).fit().summary is not None
     tensors = load_checkpoint(folder / "last.safetensors")[0]
@@ -56,18 +54,3 @@ def test_a_checkpoint_of_before_ends_with_the_same_weights(tmp_path: Path, run: 
         torch.testing.assert_close(
             tensors[name].double().flatten(), torch.tensor(values).double(), rtol=1e-4, atol=1e-6
         )
-    made_with = expected["made_with"]
-    if made_with == {"torch": torch.__version__, "processor": processor()}:
-        learnt = (name for name in sorted(before) if name.startswith(LEARNT))
-        content = b"".join(name.encode() + tensors[name].numpy().tobytes() for name in learnt)
-        assert hashlib.sha256(content).hexdigest() == expected["digest"], "bit for bit"
-
-
-def processor() -> str:
-    """A digest of what decides which instructions torch chooses."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text().split("\n\n")[0].splitlines()
-    except OSError:
-        return ""
-    decides = ("vendor_id", "cpu family", "model", "stepping", "flags")
-    return hashlib.sha256("".join(line for line in lines if line.startswith(decides)).encode()).hexdigest()

@@ -110,8 +110,8 @@ def test_every_method_has_the_same_budget() -> None:
     ("grids", "message"),
     [
         ({"baseline": (1.0,)}, "no values can be chosen for 'baseline'"),
-        ({"gat": (1.0, 1.0)}, "each once"),
-        ({"gat": ()}, "must be some"),
+        ({"gat": (1.0, 1.0)}, "one or more different numbers"),
+        ({"gat": ()}, "one or more different numbers"),
         ({"gat": (-1.0,)}, "cg of gat must be at least 0"),
         ({"dropout": (1.0,)}, "dropout of dropout must be below 1"),
     ],
