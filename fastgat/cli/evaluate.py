@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Column, Table
 
-from fastgat.cli.options import given_to, settings_options
+from fastgat.cli.options import check_alone, given_to, settings_options
 from fastgat.engine.device import keep_freed_memory
 from fastgat.evaluation import Cache, EvaluationSettings, RunSettings, evaluate_run, write_report
 from fastgat.evaluation.results import Robustness
@@ -92,6 +92,7 @@ def evaluate(
 
     Exit code 3 where the card has a FAIL.
     """
+    check_alone("an evaluation runs")
     _check_combination(quick, clean, full, given["only_autoattack"])
     weights = given["weights"]
     settings = RunSettings(**((FULL if full else {}) | given_to(RunSettings, given)))

@@ -5,6 +5,7 @@ from typing import Any
 
 import click
 
+from fastgat.cli.options import check_alone
 from fastgat.engine.load import CHECKPOINTS
 from fastgat.export import SUFFIXES
 from fastgat.export import export as write
@@ -41,4 +42,5 @@ def export(
     safetensors holds its weights; torch-export and onnx hold a program that takes images (B, C, H, W) in [0, 1],
     float32, and returns logits. Each is read back and must give the classifier's own logits before it is written.
     """
+    check_alone("an export runs")
     click.echo(write(run, format_, output, checkpoint=checkpoint, image_size=image_size, classifier=classifier))

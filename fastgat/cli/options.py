@@ -15,6 +15,7 @@ from fastgat.deciding import idle
 from fastgat.errors import ConfigError
 from fastgat.methods import GAT, METHODS
 from fastgat.options import constraint, declared, suggestion, value_type
+from fastgat.processes import launched
 
 Decorator = Callable[[Callable[..., Any]], Callable[..., Any]]
 METAVARS = {int: "N", float: "X", str: "NAME", Path: "PATH"}
@@ -115,6 +116,12 @@ def overrides(given: dict[str, Any]) -> dict[str, Any]:
             raise ConfigError(f"--method: unknown method {given['method']!r}{suggestion(given['method'], METHODS)}")
         values.setdefault("method", {})["name"] = given["method"]
     return values
+
+
+def check_alone(what: str) -> None:
+    """Raises UsageError where torchrun has started this process as one of several, each of which would do it all."""
+    if launched():
+        raise click.UsageError(f"{what} in one process: start it by itself, not by torchrun")
 
 
 def check_effective(configs: Iterable[TrainConfig], given: Mapping[str, Any]) -> None:

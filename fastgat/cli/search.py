@@ -9,7 +9,7 @@ import click
 from rich.console import Console
 from rich.markdown import Markdown
 
-from fastgat.cli.options import SectionedCommand, check_effective, overrides, run_options, settings
+from fastgat.cli.options import SectionedCommand, check_alone, check_effective, overrides, run_options, settings
 from fastgat.cli.reproduce import run_experiments
 from fastgat.config import TrainConfig, merge
 from fastgat.errors import ConfigError
@@ -17,7 +17,6 @@ from fastgat.experiments import Plan, RunStore
 from fastgat.experiments.cell import Cell
 from fastgat.experiments.search import GRIDS, PARAMETERS, Search
 from fastgat.options import convert, suggestion, value_type
-from fastgat.processes import launched
 
 LEFT_OUT = ("output", "resume", "dataset", "image_size", "max_pixels", "changed_data", "on_bad_sample")
 UNSEARCHED = (*LEFT_OUT, "seed", "device")  # settings that are no subject of a search
@@ -45,8 +44,7 @@ def search(over: tuple[str, ...], seeds: int, jobs: int, as_json: bool, out: Pat
     Test images play no part. Runs are kept in --out, where `fastgat reproduce` finds them too: a command that was
     stopped goes on, and several at once do nothing twice.
     """
-    if launched():
-        raise click.UsageError("a search trains each run in one process: start it by itself, not by torchrun")
+    check_alone("a search trains each run")
     common = merge({"data": {"dataset": "cifar10"}}, overrides(given))
     base = TrainConfig.from_dict(common)
     given_over = [_values(text) for text in over]

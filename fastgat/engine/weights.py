@@ -254,7 +254,7 @@ def _check_normalization(path: Path, tensors: dict[str, Tensor], expected: Mappi
             options = " ".join(f"--{name} {each}" for name, each in text.items())
             raise CheckpointError(f"{path}: its network normalises its input: give {options}")
         mine = here.flatten().tolist()
-        if len(mine) != len(values) or any(abs(a - b) > 1e-3 for a, b in zip(mine, values, strict=True)):
+        if len(mine) != len(values) or not all(abs(a - b) <= 1e-3 for a, b in zip(mine, values, strict=True)):
             given = ",".join(f"{value:.6g}" for value in mine)
             raise CheckpointError(f"{path}: its network was made with {statistic} {text[statistic]}, not {given}")
 

@@ -60,6 +60,7 @@ def profile(settings: Settings, announce: Callable[[str], None] = lambda line: N
     Raises FastgatError where the sides do not compute the same thing: there is no speed-up of a wrong result.
     """
     device = pick_device(settings.config.run.device)
+    settings.config.augmentation.check(settings.image_size, settings.image_size)
     if settings.trace is not None:
         with writing(settings.trace):  # torch only logs what goes wrong when it writes, minutes from now
             settings.trace.open("ab").close()

@@ -88,6 +88,7 @@ USAGE: list[tuple[tuple[object, ...], str]] = [
     (("train", "--config", "/dev/full"), "/dev/full: not a regular file"),
     (("data", "fetch", "folder:x"), "folder:x is a user's own: there is nothing to fetch"),
     (("data", "fetch", "cifar"), "unknown data set 'cifar'; did you mean"),
+    (("profile", "--cutout", 32), "cutout 32 may leave nothing of images of 32 x 32 pixels"),
     (("data", "verify", "digits", "--data-dir", "."), "digits are part of fastgat"),
     (("data", "fetch", "digits", "--data-dir", "."), "digits are part of fastgat"),
 ]
@@ -133,6 +134,15 @@ def test_usage(run: Run, arguments: tuple[object, ...], message: str) -> None:
 @pytest.mark.parametrize(("arguments", "message"), FAILURES, ids=short)
 def test_failure(run: Run, arguments: tuple[object, ...], message: str) -> None:
     check(run, arguments, message, code=1)
+
+
+@pytest.mark.parametrize("command", ["evaluate nowhere", "export nowhere", "search"])
+def test_what_runs_in_one_process(command: str) -> None:
+    arguments = [sys.executable, "-m", "fastgat", *command.split()]
+    done = subprocess.run(arguments, env={**os.environ, "WORLD_SIZE": "2"}, capture_output=True, text=True)
+    assert done.returncode == 2
+    assert "not by torchrun" in done.stderr
+    assert done.stderr.count("\n") == 1
 
 
 def test_a_gpu_that_is_not_there(run: Run) -> None:
