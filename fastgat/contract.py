@@ -126,6 +126,13 @@ def network_errors_in_one_line(images: Tensor, what: str = "take") -> Iterator[N
         ) from None
 
 
+def check_perturbation(perturbation: Any, images: Tensor) -> None:
+    """Raises ConfigError where what a generator has returned is no tensor of the shape of `images`."""
+    if not isinstance(perturbation, Tensor) or perturbation.shape != images.shape:
+        shapes = f"{shape_of(perturbation)} for {shape_of(images)}"
+        raise ConfigError(f"the generator must return perturbations of the images' shape, got {shapes}")
+
+
 def shape_of(value: Any) -> str:
     """The shape of a tensor, for an error; of anything else its type."""
     return str(tuple(value.shape)) if isinstance(value, Tensor) else type(value).__name__

@@ -31,7 +31,7 @@ class FAB(Attack):
     (d) where the model errs there, goes back towards x: x + beta (x_i+1 - x).
 
     A sample is left alone from the first point within epsilon at which the model errs. One without any such point
-    becomes the nearest at which it errs, clip_l2_norm_ to epsilon. As in AutoAttack there are no random starts, so that
+    becomes the nearest at which it errs, shortened to epsilon. As in AutoAttack there are no random starts, so that
     nothing is drawn, and no final search along the line to x.
     """
 

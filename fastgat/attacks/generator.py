@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from fastgat.attacks.base import Attack, Isolated, ascent, check_network, frozen, loss_gradient
 from fastgat.batch import Batch
-from fastgat.contract import checked_batch, shape_of
+from fastgat.contract import check_perturbation, checked_batch
 from fastgat.data.loader import Loader
 from fastgat.engine.optimizer import Adam, trainable_parameters
 from fastgat.engine.state import unchanged
@@ -150,9 +150,7 @@ def generated(model: nn.Module, generator: nn.Module, images: Tensor, labels: Te
     loss = nn.functional.cross_entropy(logits, labels, reduction="none")
     with torch.no_grad():
         p: Tensor = generator(input_gradient(gradient, "probability", loss=loss).value)
-    if not isinstance(p, Tensor) or p.shape != images.shape:
-        shapes = f"{shape_of(p)} for {shape_of(images)}"
-        raise ConfigError(f"the generator must return perturbations of the images' shape, got {shapes}")
+    check_perturbation(p, images)
     return p
 
 

@@ -51,10 +51,10 @@ class Folder:
         """Raises DataError, naming the folder, for anything that is not as described."""
         try:
             return self._load(split_seed, progress, rule)
-        except (OSError, ValueError) as error:  # such as a link to itself, or a path that is too long
+        except OSError as error:  # such as a link to itself, or a path that is too long
             if isinstance(error, FastgatError):
                 raise
-            raise DataError(f"{self.path}: {getattr(error, 'strerror', None) or error}") from None
+            raise DataError(f"{self.path}: {error.strerror or error}") from None
 
     def _load(self, split_seed: int, progress: Progress, rule: str) -> DataSet[EncodedSet]:
         if not self.path.is_dir():

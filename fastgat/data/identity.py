@@ -71,7 +71,7 @@ class Identity:
             if moved:
                 raise DataError(
                     f"{checkpoint}: {len(moved):,} images that are still there, such as {min(moved)}, would move "
-                    "between training and validation, as happens in classes of few: the run cannot go on with these"
+                    "between training and validation, as happens in classes of few images: the run cannot go on"
                 )
             return
         advice = "--changed-data goes on, and leaves every image that is still there in its split"

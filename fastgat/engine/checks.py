@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.parameter import is_lazy
 
-from fastgat.contract import checked_logits, network_errors_in_one_line, shape_of
+from fastgat.contract import check_perturbation, checked_logits, network_errors_in_one_line
 from fastgat.engine.optimizer import trainable_parameters
 from fastgat.errors import ConfigError
 from fastgat.functional import buffers_kept, in_eval_mode
@@ -53,9 +53,7 @@ def check_networks(
             perturbation = generator(feed) if generator is not None else images
         if not torch.equal(feed, before):
             raise ConfigError("the generator changes its input in place: it must work on a copy")
-    if not isinstance(perturbation, Tensor) or perturbation.shape != images.shape:
-        shapes = f"{shape_of(perturbation)} for {shape_of(images)}"
-        raise ConfigError(f"the generator must return perturbations of the images' shape, got {shapes}")
+    check_perturbation(perturbation, images)
     return logits.shape[1]
 
 

@@ -136,11 +136,7 @@ def _failure(name: str, error: BaseException) -> BaseException:
     """What to raise where the code of the factory `name` has raised `error`: one line, unless memory ran out."""
     if is_out_of_memory(error):
         return error
-    text = first_line(error)
-    kind = type(error).__name__
-    return ConfigError(
-        f"classifier {name!r}: {text}" if text.startswith(kind) else f"classifier {name!r}: {kind}: {text}"
-    )
+    return ConfigError(f"classifier {name!r}: {type(error).__name__}: {first_line(error)}")
 
 
 @contextlib.contextmanager

@@ -126,6 +126,9 @@ def test_with_a_normalization(theirs: nn.Module, tmp_path: Path, wrapped: bool) 
         other = create_classifier("wrn-10-1", 4, normalization=((0.5,) * 3, (0.2, 0.3, 0.4)))
         with pytest.raises(CheckpointError, match=r"made with mean 0.4,0.5,0.6, not 0.5,0.5,0.5"):
             fastgat.load_weights(other, path)
+        lost = write(tmp_path / "lost.pt", {**state, "0.mu": mean * torch.nan})
+        with pytest.raises(CheckpointError, match="made with mean nan,nan,nan"):
+            fastgat.load_weights(other, lost)
         with pytest.raises(CheckpointError, match=r"give --mean 0.4,0.5,0.6 --std 0.2,0.3,0.4"):
             fastgat.load_weights(create_classifier("wrn-10-1", 4), path)
     assert before.keys() == network.state_dict().keys()
